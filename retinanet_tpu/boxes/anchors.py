@@ -1,0 +1,112 @@
+"""The boxes that the network's offsets start from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Anchors:
+    """The fixed boxes that predictions are offsets from, level by level, row by row.
+
+    Level l has a grid of cells 2^l pixels wide; every cell holds `num_per_cell` anchors
+    around its centre, aspect ratio outer, scale inner.
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
+    """
+
+    def __init__(
+        self,
+        *,
+        min_level: int = 3,
+        max_level: int = 7,
+        scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        size: float = 4.0,
+    ):
+        """Makes the shapes; they become boxes once an image size is known.
+
+        Args:
+          min_level: finest pyramid level.
+          max_level: coarsest pyramid level.
+          scales: factors on the base side.
+          aspect_ratios: width / height; the area stays.
+          size: base side in strides; 4 gives 32 px on P3 to 512 px on P7.
+        Raises:
+          ValueError: levels that do not rise, or a shape that is empty or not positive.
+        """
+        if not 0 <= min_level <= max_level:
+            raise ValueError(
+                f"Anchors needs 0 <= min_level <= max_level, got {min_level} and "
+                f"{max_level}."
+            )
+        shapes = (*scales, *aspect_ratios, size)
+        if not (len(scales) and len(aspect_ratios) and min(shapes) > 0):
+            raise ValueError(
+                f"Anchors needs at least one scale ({scales}) and one aspect ratio "
+                f"({aspect_ratios}), all of them and size ({size}) above 0."
+            )
+        self.min_level = min_level
+        self.max_level = max_level
+        self.scales = tuple(scales)
+        self.aspect_ratios = tuple(aspect_ratios)
+        self.size = size
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pyramid levels, finest first."""
+        return tuple(range(self.min_level, self.max_level + 1))
+
+    @property
+    def num_per_cell(self) -> int:
+        """Anchors of one cell."""
+        return len(self.scales) * len(self.aspect_ratios)
+
+    def grid_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Returns (rows, columns) of each level's grid.
+
+        Args:
+          image_size: height and width of the network's input, px.
+        Raises:
+          ValueError: a side that the coarsest level's stride does not divide.
+        """
+        stride = 2**self.max_level
+        if any(side <= 0 or side % stride for side in image_size):
+            nearest = tuple(
+                sorted({max(stride, side // stride * stride), -(-side // stride) * stride})
+                for side in (max(side, 1) for side in image_size)
+            )
+            raise ValueError(
+                f"image_size {tuple(image_size)} must be a multiple of {stride}, the "
+                f"stride of P{self.max_level}, on both sides; set IMAGE_SIZE to a "
+                f"height of {nearest[0]} and a width of {nearest[1]}, or near it."
+            )
+        height, width = image_size
+        return tuple((height >> level, width >> level) for level in self.levels)
+
+    def boxes_cyxhw(self, image_size: tuple[int, int]) -> tuple[np.ndarray, ...]:
+        """Returns the anchors of each level, float32 [rows * columns * per cell, 4].
+
+        Args:
+          image_size: height and width of the network's input, px.
+        Returns:
+          Centres and sizes in px, not cut at the border of the image.
+        Raises:
+          ValueError: a side that the coarsest level's stride does not divide.
+        """
+        sizes = np.array(
+            [
+                (scale / ratio**0.5, scale * ratio**0.5)
+                for ratio in self.aspect_ratios
+                for scale in self.scales
+            ]
+        )
+        boxes = []
+        for level, (rows, columns) in zip(
+            self.levels, self.grid_sizes(image_size), strict=True
+        ):
+            stride = 2**level
+            grid = np.empty((rows, columns, len(sizes), 4), np.float32)
+            grid[..., 0] = ((np.arange(rows) + 0.5) * stride)[:, None, None]
+            grid[..., 1] = ((np.arange(columns) + 0.5) * stride)[:, None]
+            grid[..., 2:] = sizes * self.size * stride
+            boxes.append(grid.reshape(-1, 4))
+        return tuple(boxes)

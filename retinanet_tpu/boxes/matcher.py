@@ -1,0 +1,111 @@
+"""Which box each anchor answers for.
+
+An IoU for every anchor and box of a batch is 245 MB at 640 px (8 images, 100 boxes).
+It must never be written to memory: XLA computes it inside a reduction, if that reduction
+is its only user. So each reduction below builds its own, in an axis order of its own;
+two of the same order would be merged into one matrix that is written and read back.
+"""
+
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import box_ops
+
+# An anchor more than half inside a crowd region would be judged by COCO against the
+# region, so it says nothing about background.
+MAX_CROWD_OVERLAP = 0.5
+
+
+def match(
+    labels: structures.Labels,
+    anchors_yxyx: tf.Tensor,
+    *,
+    positive_at: float = 0.5,
+    negative_below: float = 0.4,
+) -> tf.Tensor:
+    """Gives each anchor the box it overlaps most.
+
+    The best anchor of a box answers for it whatever their IoU, unless that is 0; the
+    first box wins an anchor that is the best of several. Crowd regions and padding are
+    never matched, and background inside a crowd region is ignored.
+
+    Args:
+      labels: the padded boxes of B images, px.
+      anchors_yxyx: float32 [A, 4], px.
+      positive_at: lowest IoU of a positive anchor.
+      negative_below: IoU under which an anchor is background; from here to positive_at
+        it is ignored.
+    Returns:
+      int32 [B, A]: index into the boxes, or BACKGROUND, or IGNORE.
+    Raises:
+      ValueError: thresholds out of 0 < negative_below <= positive_at <= 1.
+    Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors"; the best anchor of a box
+      as in Faster R-CNN, arXiv:1506.01497, section 3.1.2; crowds as in COCO's scoring.
+    """
+    if not 0 < negative_below <= positive_at <= 1:
+        raise ValueError(
+            "match needs 0 < negative_below <= positive_at <= 1, got "
+            f"negative_below={negative_below}, positive_at={positive_at}."
+        )
+    is_real = tf.sequence_mask(labels.num_boxes, labels.boxes_yxyx.shape[1])
+    is_object = is_real & ~labels.is_crowd
+    # Without area a box overlaps nothing, so it can neither win nor tie above 0.
+    objects_yxyx = tf.where(is_object[..., None], labels.boxes_yxyx, 0.0)
+    crowds_yxyx = tf.where(
+        (is_real & labels.is_crowd)[..., None], labels.boxes_yxyx, 0.0
+    )
+
+    best_box = tf.argmax(
+        box_ops.iou(anchors_yxyx, objects_yxyx), axis=-1, output_type=tf.int32
+    )
+    # The best IoU is computed again from the box found: a maximum beside the argmax
+    # would be a second user of the matrix.
+    best_iou = box_ops.paired_iou(anchors_yxyx, take(objects_yxyx, best_box))
+    in_crowd = tf.reduce_any(
+        box_ops.intersection(anchors_yxyx, crowds_yxyx)
+        > MAX_CROWD_OVERLAP * box_ops.area(anchors_yxyx)[:, None],
+        axis=-1,
+    )
+    matches = tf.where(
+        (best_iou >= negative_below) | in_crowd,
+        structures.IGNORE,
+        structures.BACKGROUND,
+    )
+    matches = tf.where(best_iou >= positive_at, best_box, matches)
+    forced = _forced(objects_yxyx, anchors_yxyx)
+    return tf.where(forced >= 0, forced, matches)
+
+
+def take(values: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Returns the rows at `indices`, [B, A, D], exact to the bit.
+
+    A gather of 76,725 rows is slow on a TPU, and a one-hot product would round float32
+    to bfloat16 there. A masked sum has one term that is not 0, so it is exact, and XLA
+    fuses it: the [B, A, N] mask never exists.
+
+    Args:
+      values: [B, N, D], numbers.
+      indices: int32 [B, A]; a negative one takes zeros.
+    """
+    is_taken = indices[..., None] == tf.range(values.shape[1])
+    columns = [
+        tf.reduce_sum(tf.where(is_taken, column[:, None, :], 0), axis=-1)
+        for column in tf.unstack(values, axis=-1)
+    ]
+    return tf.stack(columns, axis=-1)
+
+
+def _forced(objects_yxyx: tf.Tensor, anchors_yxyx: tf.Tensor) -> tf.Tensor:
+    """Returns int32 [B, A], the first box whose best anchor this is, or -1."""
+    num_boxes, num_anchors = objects_yxyx.shape[1], anchors_yxyx.shape[0]
+    best_anchor = tf.argmax(
+        box_ops.iou(objects_yxyx, anchors_yxyx), axis=-1, output_type=tf.int32
+    )
+    best_iou = box_ops.paired_iou(objects_yxyx, tf.gather(anchors_yxyx, best_anchor))
+    best_anchor = tf.where(best_iou > 0, best_anchor, -1)
+    # A comparison and a minimum fuse; a scatter would walk the boxes one by one.
+    is_best = best_anchor[:, None, :] == tf.range(num_anchors)[:, None]
+    first = tf.reduce_min(
+        tf.where(is_best, tf.range(num_boxes), num_boxes), axis=-1
+    )
+    return tf.where(first < num_boxes, first, -1)

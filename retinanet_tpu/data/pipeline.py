@@ -1,0 +1,247 @@
+"""The input pipeline: record files -> batches of uint8 pictures and padded boxes.
+
+Normalising and target assignment are the device's work. Nothing here depends on time,
+on the number of threads or on TensorFlow's global seed: the same arguments give the
+same batches, bit for bit.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.data import categories as categories_lib
+from retinanet_tpu.data import examples, record_files
+
+# Files read at once; 16 hides the latency of remote storage.
+_CYCLE_LENGTH = 16
+_READ_BUFFER_BYTES = 4 << 20
+
+
+class Order(NamedTuple):
+    """Which examples training sees, one after the other."""
+
+    seed: int = 0  # of the shuffle and of the augmentation
+    shard: tuple[int, int] = (0, 1)  # (index of this host, number of hosts)
+    first_example: int = 0  # how many this host has used up before a resume
+    shuffle_buffer: int = 1024  # records; at COCO's 160 kB each, 160 MB of memory
+
+
+DEFAULT_AUGMENTATION = examples.Augmentation()
+DEFAULT_ORDER = Order()
+
+
+def make_train_dataset(
+    data_dir: str,
+    split: str,
+    *,
+    categories: categories_lib.Categories,
+    batch_size: int,
+    image_size: tuple[int, int],
+    max_boxes: int = 100,
+    augmentation: examples.Augmentation = DEFAULT_AUGMENTATION,
+    order: Order = DEFAULT_ORDER,
+) -> tf.data.Dataset:
+    """Returns an endless dataset of training batches.
+
+    The order is a pure function of (seed, epoch) and an example's augmentation of
+    (seed, its place in the order), so a resumed run sees what the straight run saw.
+    Boxes cropped to less than a pixel are dropped; of more than max_boxes the largest
+    stay.
+
+    Args:
+      data_dir: the folder of `<split>-?????-of-?????.tfrecord`.
+      split: "train", for instance.
+      categories: of the folder's categories.json.
+      batch_size: examples in a batch; the epochs run into each other.
+      image_size: height and width of the network's input.
+      max_boxes: N of the padded labels.
+      augmentation: random changes.
+      order: seed, shard and where to go on.
+
+    Returns:
+      Dataset of (structures.Features, structures.Labels) with static shapes.
+
+    Raises:
+      FileNotFoundError: the split has no files.
+      ValueError: fewer files than hosts, or empty or truncated files.
+    """
+    files = record_files.find(data_dir, split)
+    num_hosts = order.shard[1]
+    if len(files) < num_hosts:
+        raise ValueError(
+            f"{len(files)} {split} files cannot be shared out to {num_hosts} hosts; "
+            f"convert again with --num_shards={num_hosts} or a multiple."
+        )
+    files = record_files.share(files, order.shard)
+    record_files.check_not_empty(files)
+    canvas = examples.Canvas(image_size, max_boxes)
+
+    def load(place: tf.Tensor, serialized: tf.Tensor):
+        # Host i of n numbers its examples i, n + i, ...: no two share their draws.
+        seed = tf.stack([order.seed, place * num_hosts + order.shard[0]])
+        draws = tf.random.stateless_uniform([4], seed)
+        return examples.load_example(
+            serialized, categories, canvas, augmentation, draws
+        )
+
+    records = _serialized_for_training(files, order).enumerate(order.first_example)
+    loaded = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return _batched(loaded, batch_size)
+
+
+def make_eval_dataset(
+    data_dir: str,
+    split: str,
+    *,
+    categories: categories_lib.Categories,
+    batch_size: int,
+    image_size: tuple[int, int],
+    max_boxes: int = 100,
+    shard: tuple[int, int] = (0, 1),
+) -> tf.data.Dataset:
+    """Returns one pass over a split, in order, nothing dropped.
+
+    Padding images (id structures.PADDING_IMAGE, no boxes) fill the last batch, and
+    whole batches where another host has more: every host makes the same number.
+
+    Args:
+      data_dir: the folder of `<split>-?????-of-?????.tfrecord`.
+      split: "val", for instance.
+      categories: of the folder's categories.json.
+      batch_size: images in a batch, padding included.
+      image_size: height and width of the network's input.
+      max_boxes: N of the padded labels.
+      shard: (index of this host, number of hosts).
+
+    Returns:
+      Dataset of (structures.Features, structures.Labels) with static shapes.
+
+    Raises:
+      FileNotFoundError: the split has no files.
+      ValueError: a truncated file.
+    """
+    files = record_files.find(data_dir, split)
+    counts = record_files.count_records(files)
+    num_hosts = shard[1]
+    num_batches = max(
+        -(-sum(counts[h::num_hosts]) // batch_size) for h in range(num_hosts)
+    )
+    canvas = examples.Canvas(image_size, max_boxes)
+    records = tf.data.TFRecordDataset(
+        record_files.share(files, shard), buffer_size=_READ_BUFFER_BYTES
+    )
+    loaded = records.map(
+        lambda serialized: examples.load_example(serialized, categories, canvas),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    padding = tf.data.Dataset.from_tensors(examples.padding_example(canvas)).repeat()
+    return _batched(loaded.concatenate(padding), batch_size).take(num_batches)
+
+
+def explain_failure(
+    error: Exception, files: Sequence[str], categories: categories_lib.Categories
+) -> Exception | None:
+    """Finds the record behind an error that reading raised.
+
+    Reads the files again, record by record: minutes on a large data set.
+
+    Args:
+      error: what came out of a step.
+      files: the record files that it read.
+      categories: of the data directory.
+
+    Returns:
+      ValueError that names file, record and image, or None where every record is sound
+      or the error is not of the kind that data cause.
+    """
+    if not isinstance(error, tf.errors.DataLossError | tf.errors.InvalidArgumentError):
+        return None
+    canvas = examples.Canvas((64, 64))
+    load = tf.function(lambda s: examples.load_example(s, categories, canvas))
+    found = (_damage(path, load) for path in files)
+    return next((damage for damage in found if damage is not None), None)
+
+
+def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | None:
+    number, records = 0, iter(tf.data.TFRecordDataset(path))
+    while True:
+        try:
+            serialized = next(records)
+            load_fn(serialized)
+        except StopIteration:
+            return None
+        except tf.errors.DataLossError as cause:
+            return ValueError(
+                f"{path} is damaged at record {number} ({_first_line(cause)}); copy the "
+                "file again, or write it again with tools/create_tfrecords.py."
+            )
+        except tf.errors.InvalidArgumentError as cause:
+            return ValueError(
+                f"Record {number} of {path} (image {_source_id(serialized)}) cannot be "
+                f"used: {_first_line(cause)}. Mend or leave out that image and convert "
+                "again with tools/create_tfrecords.py, which skips broken pictures."
+            )
+        number += 1
+
+
+def _serialized_for_training(files: list[str], order: Order) -> tf.data.Dataset:
+    """Returns the records for ever, from first_example on, not yet parsed."""
+    epoch, used_up = 0, 0
+    if order.first_example:
+        num_records = sum(record_files.count_records(files))
+        epoch, used_up = divmod(order.first_example, num_records)
+        logging.info("records | going on at record %d of epoch %d", used_up, epoch)
+
+    def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        # Negative, because the examples' own seeds are not.
+        shuffle_seed = tf.stack([order.seed, -1 - epoch])
+        paths = tf.random.experimental.stateless_shuffle(files, shuffle_seed)
+        records = tf.data.Dataset.from_tensor_slices(paths).interleave(
+            lambda path: tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER_BYTES),
+            cycle_length=min(_CYCLE_LENGTH, len(files)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return _shuffled(records, order.shuffle_buffer, shuffle_seed)
+
+    epochs = tf.data.Dataset.counter(epoch)
+    return epochs.flat_map(read_epoch).skip(used_up)
+
+
+def _shuffled(
+    records: tf.data.Dataset, buffer_size: int, seed: tf.Tensor
+) -> tf.data.Dataset:
+    """Returns Dataset.shuffle, which would mix TensorFlow's global seed into ours."""
+    shuffled = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(records),
+        buffer_size=tf.constant(buffer_size, tf.int64),
+        seed=seed[0],
+        seed2=seed[1],
+        reshuffle_each_iteration=False,
+        output_types=[tf.string],
+        output_shapes=[[]],
+    )
+    return tf.data.experimental.from_variant(shuffled, records.element_spec)
+
+
+def _batched(loaded: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    options = tf.data.Options()
+    options.deterministic = True
+    # The files are shared out above; TensorFlow must not do it once more.
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    batches = loaded.batch(batch_size, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def _source_id(serialized: tf.Tensor) -> str:
+    example = tf.train.Example.FromString(serialized.numpy())
+    values = example.features.feature["image/source_id"].bytes_list.value
+    return values[0].decode(errors="replace") if values else "without image/source_id"
+
+
+def _first_line(error: tf.errors.OpError) -> str:
+    return error.message.splitlines()[0].rstrip(".")

@@ -1,0 +1,112 @@
+"""The record files of a data directory: finding, sharing out and counting them."""
+
+import concurrent.futures
+import os
+import re
+import struct
+from collections.abc import Sequence
+
+import tensorflow as tf
+from absl import logging
+
+# TFRecord framing: uint64 length, uint32 checksum, the record, uint32 checksum.
+_LENGTH = struct.Struct("<Q")
+_FRAME_BYTES = 16
+# Opening a remote file takes ~50 ms, whatever its size: many at once.
+_NUM_READERS = 16
+
+
+def file_name(split: str, index: int, count: int) -> str:
+    """Returns the name of a shard: train-00000-of-00064.tfrecord."""
+    return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
+
+
+def find(data_dir: str, split: str) -> list[str]:
+    """Returns the record files of a split, sorted, the same list on every host.
+
+    Raises:
+      FileNotFoundError: no file matches, or one of the set is absent.
+      ValueError: the files are of more than one conversion.
+    """
+    pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
+    files = sorted(tf.io.gfile.glob(pattern))
+    if not files:
+        raise FileNotFoundError(
+            f"No file matches {pattern}; write the records with "
+            "tools/create_tfrecords.py or set DATA_DIR."
+        )
+    totals = sorted({int(re.search(r"-of-(\d+)", path[-24:])[1]) for path in files})
+    if len(totals) > 1:
+        raise ValueError(
+            f"{data_dir} holds {split} shards of two conversions (of {totals[0]} and "
+            f"of {totals[1]}); delete one set."
+        )
+    expected = {file_name(split, index, totals[0]) for index in range(totals[0])}
+    absent = sorted(expected - {os.path.basename(path) for path in files})
+    if absent:
+        raise FileNotFoundError(
+            f"{data_dir} lacks {len(absent)} of {totals[0]} {split} shards, first "
+            f"{absent[0]}; copy it there or convert again."
+        )
+    return files
+
+
+def share(files: Sequence[str], shard: tuple[int, int]) -> list[str]:
+    """Returns the files that one host reads; over all hosts each file once.
+
+    Args:
+      files: all files, in the same order on every host.
+      shard: (index of this host, number of hosts).
+
+    Raises:
+      ValueError: the index is not in 0..count-1.
+    """
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"Shard index {index} must be in 0..{count - 1}.")
+    used = list(files[index::count])
+    logging.info(
+        "records | %d files found, %d used by host %d of %d | first %s",
+        len(files),
+        len(used),
+        index,
+        count,
+        used[0] if used else "none",
+    )
+    return used
+
+
+def count_records(files: Sequence[str]) -> list[int]:
+    """Returns how many records each file holds, reading little but their lengths.
+
+    Raises:
+      ValueError: a file ends within a record.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
+        return list(readers.map(_count, files))
+
+
+def check_not_empty(files: Sequence[str]) -> None:
+    """Raises ValueError where no file holds a byte: reading would never end."""
+    if not any(tf.io.gfile.stat(path).length for path in files):
+        raise ValueError(
+            f"The {len(files)} record files of this host are empty (first {files[0]}); "
+            "convert again with a smaller --num_shards."
+        )
+
+
+def _count(path: str) -> int:
+    size, position, count = tf.io.gfile.stat(path).length, 0, 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            head = file.read(_LENGTH.size)
+            if len(head) == _LENGTH.size:
+                position += _FRAME_BYTES + _LENGTH.unpack(head)[0]
+            if len(head) < _LENGTH.size or position > size:
+                raise ValueError(
+                    f"{path} is truncated: it ends within record {count}. Copy the "
+                    "file again, or write it again with tools/create_tfrecords.py."
+                )
+            count += 1
+    return count

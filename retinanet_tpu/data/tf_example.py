@@ -1,0 +1,144 @@
+"""The record on disk: a tf.train.Example with the TF Object Detection API's keys."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from retinanet_tpu.data import annotations
+
+_BOX_KEYS = tuple(
+    f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax")
+)
+_LABEL_KEY = "image/object/class/label"
+_CROWD_KEY = "image/object/is_crowd"
+
+
+class Example(NamedTuple):
+    """What training reads of one record."""
+
+    encoded: tf.Tensor  # string [], the picture's file
+    image_id: tf.Tensor  # int64 []
+    boxes_yxyx_norm: (
+        tf.Tensor
+    )  # float32 [N, 4], in 0..1 of the picture's height and width
+    category_ids: tf.Tensor  # int64 [N], ids of the annotation file
+    is_crowd: tf.Tensor  # bool [N]
+
+
+def encode(
+    image: annotations.AnnotatedImage,
+    encoded: bytes,
+    *,
+    image_format: str,
+    names: dict[int, str],
+) -> bytes:
+    """Serializes an image and its boxes, the same bytes for the same input.
+
+    Args:
+      image: height and width must be those of the picture.
+      encoded: the picture's file.
+      image_format: "jpeg" or "png".
+      names: category id -> name.
+    """
+    objects = image.objects
+    lefts = [o.box_xywh[0] for o in objects]
+    tops = [o.box_xywh[1] for o in objects]
+    rights = [o.box_xywh[0] + o.box_xywh[2] for o in objects]
+    bottoms = [o.box_xywh[1] + o.box_xywh[3] for o in objects]
+    ymin, xmin, ymax, xmax = _BOX_KEYS
+    features = {
+        "image/encoded": _bytes([encoded]),
+        "image/format": _bytes([image_format.encode()]),
+        "image/height": _ints([image.height]),
+        "image/width": _ints([image.width]),
+        "image/filename": _bytes([image.file_name.encode()]),
+        "image/source_id": _bytes([str(image.image_id).encode()]),
+        ymin: _shares(tops, image.height),
+        xmin: _shares(lefts, image.width),
+        ymax: _shares(bottoms, image.height),
+        xmax: _shares(rights, image.width),
+        _LABEL_KEY: _ints([o.category_id for o in objects]),
+        "image/object/class/text": _bytes(
+            [names[o.category_id].encode() for o in objects]
+        ),
+        _CROWD_KEY: _ints([int(o.is_crowd) for o in objects]),
+        "image/object/area": _floats([o.area for o in objects]),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def parse(serialized: tf.Tensor) -> Example:
+    """Reads one serialized tf.train.Example.
+
+    Args:
+      serialized: string [].
+
+    Raises:
+      tf.errors.InvalidArgumentError: when run, a key is missing (named), the lists of
+        the boxes differ in length, or image/source_id is not a decimal number.
+    """
+    text, numbers = tf.io.FixedLenFeature([], tf.string), _list_of(tf.int64)
+    parsed = tf.io.parse_single_example(
+        serialized,
+        {
+            "image/encoded": text,
+            "image/source_id": text,
+            _LABEL_KEY: numbers,
+            _CROWD_KEY: numbers,
+            **{key: _list_of(tf.float32) for key in _BOX_KEYS},
+        },
+    )
+    source_id, labels = parsed["image/source_id"], parsed[_LABEL_KEY]
+    num_boxes = tf.size(labels)
+    # Some writers leave the crowd flags out altogether.
+    crowds = parsed[_CROWD_KEY]
+    crowds = tf.cond(tf.size(crowds) > 0, lambda: crowds, lambda: tf.zeros_like(labels))
+    lists = {_CROWD_KEY: crowds, **{key: parsed[key] for key in _BOX_KEYS}}
+    checks = [
+        tf.debugging.Assert(
+            tf.size(values) == num_boxes,
+            [
+                f"{key} and {_LABEL_KEY} differ in length in the record of image",
+                source_id,
+                tf.size(values),
+                num_boxes,
+            ],
+        )
+        for key, values in lists.items()
+    ]
+    checks.append(
+        tf.debugging.Assert(
+            tf.strings.regex_full_match(source_id, "[0-9]{1,18}"),
+            ["image/source_id must be the image id in decimal digits; got", source_id],
+        )
+    )
+    with tf.control_dependencies(checks):
+        image_id = tf.strings.to_number(source_id, tf.int64)
+    return Example(
+        encoded=parsed["image/encoded"],
+        image_id=image_id,
+        boxes_yxyx_norm=tf.stack([parsed[key] for key in _BOX_KEYS], axis=-1),
+        category_ids=labels,
+        is_crowd=tf.cast(crowds, tf.bool),
+    )
+
+
+def _list_of(dtype: tf.DType) -> tf.io.FixedLenSequenceFeature:
+    return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+
+
+def _bytes(values: list[bytes]) -> tf.train.Feature:
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+
+
+def _ints(values: list[int]) -> tf.train.Feature:
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def _floats(values: list[float]) -> tf.train.Feature:
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def _shares(values: list[float], whole: int) -> tf.train.Feature:
+    return _floats([min(max(value / whole, 0.0), 1.0) for value in values])

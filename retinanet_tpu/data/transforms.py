@@ -1,0 +1,163 @@
+"""From an encoded picture to the network's input: crop, resize, flip, pad.
+
+The geometry is settled first, in whole pixels of the original, so that the host decodes
+only what it keeps and the boxes follow the pixels exactly.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+# ImageNet's mean colour: zero after the device has normalised it.
+MEAN_COLOUR = (124, 116, 104)
+# Below a pixel there is nothing to see, and ln(side) would make a huge box target.
+MIN_SIDE = 1.0
+
+
+class Window(NamedTuple):
+    """The part of a picture to take and the size to give it."""
+
+    start: tf.Tensor  # int32 [2], (y, x), px of the original
+    size: tf.Tensor  # int32 [2], px of the original
+    resized: tf.Tensor  # int32 [2], px of the canvas, at most the canvas
+
+    @property
+    def scales(self) -> tf.Tensor:
+        """Returns float32 [2]: (y, x) resized size / original size."""
+        return tf.cast(self.resized, tf.float32) / tf.cast(self.size, tf.float32)
+
+
+def crop_window(
+    image_size: tf.Tensor,
+    canvas_size: tuple[int, int],
+    *,
+    scale: tf.Tensor | float = 1.0,
+    position: tf.Tensor | tuple[float, float] = (0.0, 0.0),
+) -> Window:
+    """Returns the window that a scale jitter shows; by default the whole picture.
+
+    The picture is thought of as resized, aspect kept, to fit `scale` times the canvas;
+    what exceeds the canvas is cropped.
+
+    Args:
+      image_size: int32 [2], height and width of the original.
+      canvas_size: height and width of the network's input.
+      scale: float32 [], 1 fits the picture into the canvas.
+      position: float32 [2] in [0, 1), where the crop lies between (top, left) and
+        (bottom, right).
+
+    Source: Mask R-CNN's large scale jitter as in Simple Copy-Paste, arXiv:2012.07177,
+      section 3; whole-pixel windows are ours.
+    """
+    canvas = tf.constant(canvas_size, tf.float32)
+    original = tf.cast(image_size, tf.float32)
+    zoom = tf.reduce_min(scale * canvas / original)
+    size = tf.clip_by_value(tf.round(canvas / zoom), 1.0, original)
+    whole = tf.clip_by_value(tf.round(original * zoom), 1.0, canvas)
+    resized = tf.where(size < original, canvas, whole)
+    start = tf.floor(position * (original - size + 1.0))
+    # position * count can round up to count in float32.
+    start = tf.minimum(start, original - size)
+    return Window(*(tf.cast(value, tf.int32) for value in (start, size, resized)))
+
+
+def load_window(
+    encoded: tf.Tensor, window_fn: Callable[[tf.Tensor], Window]
+) -> tuple[tf.Tensor, tf.Tensor, Window]:
+    """Decodes a window of a picture and resizes it.
+
+    Of a JPEG only the window is decoded. Grey, CMYK, palette and transparent pictures
+    come out as RGB.
+
+    Args:
+      encoded: string [], a JPEG, PNG, BMP or GIF file.
+      window_fn: int32 [2] size of the picture -> its Window.
+
+    Returns:
+      uint8 [h, w, 3] of the window's resized size, int32 [2] size of the picture, and
+      the window.
+    """
+
+    def from_jpeg():
+        image_size = tf.image.extract_jpeg_shape(encoded)[:2]
+        window = window_fn(image_size)
+        corner_and_size = tf.concat([window.start, window.size], axis=0)
+        pixels = tf.image.decode_and_crop_jpeg(encoded, corner_and_size, channels=3)
+        return pixels, image_size, window
+
+    def from_other():
+        pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image_size = tf.shape(pixels)[:2]
+        window = window_fn(image_size)
+        return (
+            tf.slice(
+                pixels, [*tf.unstack(window.start), 0], [*tf.unstack(window.size), 3]
+            ),
+            image_size,
+            window,
+        )
+
+    pixels, image_size, window = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
+    resized = tf.image.resize(pixels, window.resized, method="bilinear")
+    return tf.cast(tf.round(resized), tf.uint8), image_size, window
+
+
+def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
+    """Returns the boxes as the window shows them.
+
+    Args:
+      boxes_yxyx: float32 [N, 4], px of the original.
+      window: what was taken.
+
+    Returns:
+      float32 [N, 4], px of the canvas, clipped to the window.
+    """
+    start = tf.tile(tf.cast(window.start, tf.float32), [2])
+    moved = (boxes_yxyx - start) * tf.tile(window.scales, [2])
+    edge = tf.tile(tf.cast(window.resized, tf.float32), [2])
+    return tf.clip_by_value(moved, 0.0, edge)
+
+
+def flip(picture: tf.Tensor, boxes_yxyx: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors a picture and its boxes, left to right.
+
+    Args:
+      picture: uint8 [h, w, 3].
+      boxes_yxyx: float32 [N, 4], px of the picture.
+    """
+    width = tf.cast(tf.shape(picture)[1], tf.float32)
+    top, left, bottom, right = tf.unstack(boxes_yxyx, axis=-1)
+    mirrored = tf.stack([top, width - right, bottom, width - left], axis=-1)
+    return tf.reverse(picture, axis=[1]), mirrored
+
+
+def visible(boxes_yxyx: tf.Tensor) -> tf.Tensor:
+    """Returns bool [N]: whether each float32 [N, 4] box has MIN_SIDE px either way."""
+    sides = boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]
+    return tf.reduce_all(sides >= MIN_SIDE, axis=-1)
+
+
+def largest(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
+    """Returns int32 [<= max_boxes]: which boxes to keep, in their order, largest first
+    to stay.
+
+    Args:
+      boxes_yxyx: float32 [N, 4].
+      max_boxes: how many there is room for.
+    """
+    sides = boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]
+    areas = tf.reduce_prod(sides, axis=-1)
+    count = tf.minimum(max_boxes, tf.size(areas))
+    return tf.sort(tf.math.top_k(areas, k=count).indices)
+
+
+def paste(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
+    """Returns uint8 [H, W, 3]: the picture top left on a canvas of the mean colour."""
+    height, width = canvas_size
+    shape = tf.shape(picture)
+    colour = tf.constant(MEAN_COLOUR, tf.uint8)
+    right = tf.broadcast_to(colour, [shape[0], width - shape[1], 3])
+    below = tf.broadcast_to(colour, [height - shape[0], width, 3])
+    canvas = tf.concat([tf.concat([picture, right], axis=1), below], axis=0)
+    return tf.ensure_shape(canvas, [height, width, 3])

@@ -1,0 +1,183 @@
+"""Run settings, and the reading of gin files."""
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
+
+import gin
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class TPUConfig:
+    """How the step is run.
+
+    Attributes:
+      iterations_per_loop: steps in one tf.function call; logging, saving and evaluation
+        happen between loops, and a loop is cut short where one of them is due.
+      jit_compile: compile the step with XLA on CPU and GPU (a TPU always does).
+    """
+
+    iterations_per_loop: int = 100
+    jit_compile: bool = True
+
+    def __post_init__(self):
+        """Raises ValueError for a loop without steps."""
+        _check_positive("TPUConfig.iterations_per_loop", self.iterations_per_loop)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """When a run saves, and how much it keeps.
+
+    Attributes:
+      save_checkpoints_steps: save each time this many steps were trained.
+      save_checkpoints_secs: or when this much time went by, at the end of a loop. With
+        neither, only the last step is saved.
+      keep_checkpoint_max: how many checkpoints stay; None or 0 for all.
+      tf_random_seed: of weights and data order.
+      tpu_config: how the step is run.
+    """
+
+    save_checkpoints_steps: int | None = None
+    save_checkpoints_secs: int | None = None
+    keep_checkpoint_max: int | None = 5
+    tf_random_seed: int = 0
+    tpu_config: TPUConfig = dataclasses.field(default_factory=TPUConfig)
+
+    def __post_init__(self):
+        """Raises ValueError for intervals that contradict each other or never fire."""
+        if self.save_checkpoints_steps and self.save_checkpoints_secs:
+            raise ValueError(
+                "RunConfig has both save_checkpoints_steps and save_checkpoints_secs; "
+                "set one of them to None."
+            )
+        for name in ("save_checkpoints_steps", "save_checkpoints_secs"):
+            if getattr(self, name) is not None:
+                _check_positive(f"RunConfig.{name}", getattr(self, name))
+
+    def check_save_interval(self, max_steps: int) -> None:
+        """Raises ValueError for a save interval that a run never reaches."""
+        every = self.save_checkpoints_steps
+        if every and every > max_steps:
+            raise ValueError(
+                f"RunConfig.save_checkpoints_steps is {every}, but the run has {max_steps} "
+                "steps, so it never fires; lower it, or set it to None (the last step is "
+                "always saved)."
+            )
+
+    def next_stop(self, step: int, max_steps: int) -> int:
+        """Returns the step at which the next loop ends: where something is due."""
+        stops = [max_steps, step + self.tpu_config.iterations_per_loop]
+        if every := self.save_checkpoints_steps:
+            stops.append((step // every + 1) * every)
+        return min(stops)
+
+    def is_save_due(self, step: int, max_steps: int, secs: float) -> bool:
+        """Tells whether to save at a step, `secs` after the last save."""
+        every, every_secs = self.save_checkpoints_steps, self.save_checkpoints_secs
+        is_due = (every and step % every == 0) or (every_secs and secs >= every_secs)
+        return bool(is_due) or step == max_steps
+
+
+def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
+    """Makes functions and classes settable from gin files; returns them so, by name."""
+    gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
+    return {
+        name: gin.external_configurable(target, name=name)
+        for name, target in configurables.items()
+    }
+
+
+def parse(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str],
+    *,
+    known: Mapping[str, Callable],
+) -> str:
+    """Reads gin files, then single bindings over them; returns the whole configuration.
+
+    The directory of each file is searched for its includes.
+
+    Args:
+      gin_files: paths, later ones override earlier ones.
+      gin_params: bindings such as "MAX_STEPS = 100"; they override the files.
+      known: what was registered, for telling what a misspelt name may have meant.
+    Raises:
+      ValueError: a name that nothing has, or a macro that nothing uses.
+      FileNotFoundError: no such file.
+    """
+    gin.clear_config()
+    for path in gin_files:
+        if not tf.io.gfile.exists(path):
+            raise FileNotFoundError(f"No gin file {path}; look in gin_configs/.")
+        gin.add_config_file_search_path(os.path.dirname(path))
+    try:
+        gin.parse_config_files_and_bindings(
+            list(gin_files), list(gin_params), skip_unknown=False, finalize_config=False
+        )
+        text = gin.config_str()
+        _check_macros(text)
+        gin.finalize()
+    except (ValueError, NameError, SyntaxError, OSError, tokenize.TokenError) as error:
+        message = str(error).split(" in config string:")[
+            0
+        ]  # Not the whole configuration.
+        hint = _suggestion(message, known)
+        raise ValueError(
+            f"The gin configuration is wrong: {message}\n{hint}"
+        ) from error
+    return text
+
+
+def operative_text() -> str:
+    """Returns the settings that were used so far, code defaults included."""
+    return gin.operative_config_str()
+
+
+def differences(before: str, after: str) -> list[str]:
+    """Returns the lines by which two configurations differ, as '- old' and '+ new'."""
+    lines = [[x for x in t.splitlines() if _is_setting(x)] for t in (before, after)]
+    return [x for x in difflib.ndiff(*lines) if x[0] in "+-"]
+
+
+def _check_positive(name, value):
+    if not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} is {value}; expected a whole number of at least 1.")
+
+
+def _is_setting(line):
+    return bool(line.strip()) and not line.startswith("#")
+
+
+def _check_macros(text):
+    """Raises for `NUM_CLASES = 3`: gin takes any name for a new macro."""
+    defined = set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
+    used = set(re.findall(r"%(\w+)", text))
+    for name in sorted(defined - used):
+        raise ValueError(f"{name} is set, but nothing uses it.{_close(name, used)}")
+    for name in sorted(used - defined - {"gin"}):
+        raise ValueError(f"%{name} is used, but never set.{_close(name, defined)}")
+
+
+def _suggestion(message, known):
+    """Returns what the name may have meant that gin's message says it does not know."""
+    if match := re.search(
+        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
+    ):
+        return _close(match[1].split("/")[-1], known)
+    if match := re.search(
+        r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message
+    ):
+        target = known.get(match[1].split("/")[-1])
+        return _close(match[2], inspect.signature(target).parameters if target else ())
+    return ""
+
+
+def _close(name, candidates):
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" Known: {sorted(candidates)}."

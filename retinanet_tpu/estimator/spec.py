@@ -1,0 +1,105 @@
+"""What model_fn and input_fn receive and return, by the names TPUEstimator users know."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class ModeKeys:
+    """What a call of model_fn is for."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+    PREDICT = "infer"
+
+
+class TPUEstimatorSpec(NamedTuple):
+    """What model_fn returns.
+
+    Attributes:
+      mode: the ModeKeys it was called with.
+      predictions: PREDICT: any nest of tensors [B, ...].
+      loss: TRAIN and EVAL: float32 scalar. The loss of the global batch is its mean over
+        replicas.
+      scalars: numbers to log, by name, in the order to log them; logged as the mean over
+        replicas and over the steps of a loop.
+      eval_metrics: EVAL: (metric_fn, tensors). `tensors` is a nest of tensors [B, ...];
+        metric_fn(batches) runs on the host, iterates over that nest as NumPy arrays of
+        the global batch, and returns a dict: floats become scalars, uint8 [n, H, W, 3]
+        pictures, a nested dict goes to eval.jsonl only.
+    """
+
+    mode: str
+    predictions: Any = None
+    loss: tf.Tensor | None = None
+    scalars: Mapping[str, tf.Tensor] = {}
+    eval_metrics: tuple[Callable, Any] | None = None
+
+
+class TPUContext(NamedTuple):
+    """Which part of the input this host feeds: `params["context"]` of an input_fn.
+
+    Attributes:
+      num_replicas: of the whole job; each takes one batch a step.
+      num_hosts: input pipelines that share the data.
+      current_host: which of them this is, from 0.
+      first_step: the global step that the first batch is for; a resumed run starts here.
+    """
+
+    num_replicas: int
+    num_hosts: int
+    current_host: int
+    first_step: int = 0
+
+    @property
+    def num_of_replicas_per_host(self) -> int:
+        """Batches that this host delivers for one step."""
+        return self.num_replicas // self.num_hosts
+
+
+class TrainSpec(NamedTuple):
+    """What to train: `max_steps` is absolute, so a resumed run ends where the first would."""
+
+    input_fn: Callable
+    max_steps: int
+    saving_listeners: tuple[Callable, ...] = ()
+
+
+class EvalSpec(NamedTuple):
+    """What to score, and when.
+
+    Attributes:
+      input_fn: gives one finite pass over the data.
+      steps: batches to score, None for all of them.
+      name: the results go to `eval_<name>/`, without a name to `eval/`.
+      every_steps: score each time this many steps were trained, besides the end; None for
+        the end only. A multiple of save_checkpoints_steps.
+      exporters: called after each evaluation.
+    """
+
+    input_fn: Callable
+    steps: int | None = None
+    name: str | None = None
+    every_steps: int | None = None
+    exporters: tuple = ()
+
+
+def call_by_name(fn: Callable, **available: Any) -> Any:
+    """Calls fn with those of the available arguments that its signature names.
+
+    Raises:
+      ValueError: fn requires an argument that is not available.
+    """
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return fn(**available)
+    required = {p.name for p in parameters if p.default is p.empty}
+    if unknown := required - set(available):
+        name = getattr(fn, "__name__", repr(fn))
+        raise ValueError(
+            f"{name} asks for {sorted(unknown)}; it can have {sorted(available)}. "
+            "Arguments are matched by name: rename them or give them defaults."
+        )
+    return fn(**{p.name: available[p.name] for p in parameters if p.name in available})

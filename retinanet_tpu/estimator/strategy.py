@@ -1,0 +1,50 @@
+"""Where the step runs: one TPU, a pod, one or several GPUs, or CPUs."""
+
+import tensorflow as tf
+from absl import logging
+
+
+def make_strategy(
+    device: str = "cpu", *, tpu: str = "local", num_devices: int | None = None
+):
+    """Returns the tf.distribute strategy for a kind of device.
+
+    Args:
+      device: "tpu", "gpu" or "cpu".
+      tpu: "local" on a TPU VM (pods included), else a TPU's name or grpc:// address.
+      num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU.
+    Raises:
+      ValueError: no such kind, or fewer devices than asked for.
+    """
+    if device == "tpu":
+        return _tpu_strategy(tpu)
+    if device not in ("gpu", "cpu"):
+        raise ValueError(
+            f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
+        )
+    found = tf.config.list_logical_devices(device.upper())
+    wanted = num_devices or (len(found) if device == "gpu" else 1)
+    if not found or wanted > len(found):
+        raise ValueError(
+            f"make_strategy asks for {wanted or 'a'} {device.upper()}, but TensorFlow sees "
+            f"{len(found)}; set make_strategy.num_devices or make_strategy.device."
+        )
+    names = [f"{device}:{i}" for i in range(wanted)]
+    if wanted == 1:
+        return tf.distribute.OneDeviceStrategy(names[0])
+    # CPU stand-ins of several sizes in one process would mix up their collective groups.
+    exchange = tf.distribute.ReductionToOneDevice() if device == "cpu" else None
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=exchange)
+
+
+def _tpu_strategy(tpu):
+    """Connects to a TPU; on a TPU VM ('local') there is nothing to connect to."""
+    is_local = tpu in ("", "local")
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+        "local" if is_local else tpu
+    )
+    if not is_local:
+        tf.config.experimental_connect_to_cluster(resolver)
+    topology = tf.tpu.experimental.initialize_tpu_system(resolver)
+    logging.info("TPU %s: mesh %s", tpu or "local", topology.mesh_shape)
+    return tf.distribute.TPUStrategy(resolver)

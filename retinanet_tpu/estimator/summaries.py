@@ -1,0 +1,118 @@
+"""What a run tells: log lines, TensorBoard events, eval.jsonl."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+
+class Writer:
+    """Writes scalars and pictures to the TensorBoard events of one directory."""
+
+    def __init__(self, directory: str):
+        self._writer = tf.summary.create_file_writer(directory)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes floats as scalars and uint8 [n, H, W, 3] arrays as pictures."""
+        with self._writer.as_default():
+            for name, value in values.items():
+                if is_picture(value):
+                    tf.summary.image(name, value, step, max_outputs=len(value))
+                elif np.ndim(value) == 0 and not isinstance(value, str | Mapping):
+                    tf.summary.scalar(name, value, step)
+        self._writer.flush()
+
+
+class LoopWriter:
+    """Reports a training run, loop by loop: a log line and TensorBoard scalars."""
+
+    def __init__(self, directory: str, max_steps: int, batch_size: int):
+        self._writer = Writer(directory)
+        self._max_steps, self._batch_size = max_steps, batch_size
+
+    def report_loop(
+        self, step: int, num_steps: int, scalars: Mapping[str, float], *, secs: float
+    ) -> None:
+        """Reports one loop.
+
+        Args:
+          step: the global step after it.
+          num_steps: that it had.
+          scalars: by name, in the order to show them; learning-rate comes last.
+          secs: that it took.
+        """
+        shown = {k: v for k, v in scalars.items() if k != "learning-rate"}
+        shown["execution-time"] = secs
+        if "learning-rate" in scalars:
+            shown["learning-rate"] = scalars["learning-rate"]
+        rate = num_steps / max(secs, 1e-9)
+        line = progress_line(
+            step,
+            self._max_steps,
+            examples_per_sec=rate * self._batch_size,
+            batch_size=self._batch_size,
+            scalars=shown,
+        )
+        logging.info(line)
+        rates = {"global_step/sec": rate, "examples/sec": rate * self._batch_size}
+        self._writer.write(step, shown | rates)
+
+
+def write_evaluation(
+    directory: str, checkpoint: str, results: Mapping[str, Any], *, secs: float
+) -> None:
+    """Writes an evaluation's numbers and pictures, and its line of eval.jsonl."""
+    step = results["global_step"]
+    Writer(directory).write(step, results)
+    head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
+    append_json(
+        f"{directory}/eval.jsonl", head | dict(results) | {"secs": round(secs, 1)}
+    )
+
+
+def is_picture(value: Any) -> bool:
+    """Tells whether a metric is a batch of pictures, uint8 [n, H, W, 3]."""
+    return getattr(value, "dtype", None) == np.uint8 and np.ndim(value) == 4
+
+
+def progress_line(
+    step: int,
+    max_steps: int,
+    *,
+    examples_per_sec: float,
+    batch_size: int,
+    scalars: Mapping,
+) -> str:
+    """Returns the log line of a loop, with the time that the rest will take."""
+    secs = (max_steps - step) * batch_size / max(examples_per_sec, 1e-9)
+    numbers = {name: round(float(value), 3) for name, value in scalars.items()}
+    return (
+        f"[global_step {step}/{max_steps}] [ETA: {hours(secs)}] "
+        f"[{examples_per_sec:.2f} imgs/s] {numbers}"
+    )
+
+
+def hours(secs: float) -> str:
+    """Returns a duration as HH:MM:SS."""
+    minutes, secs = divmod(math.ceil(secs), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{secs:02d}"
+
+
+def append_json(path: str, record: Mapping[str, Any]) -> None:
+    """Appends one JSON line; arrays are left out, NaN becomes null."""
+    plain = {k: _plain(v) for k, v in record.items() if not is_picture(v)}
+    with tf.io.gfile.GFile(path, "a") as file:
+        file.write(json.dumps(plain, allow_nan=False) + "\n")
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, str | int | None):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None

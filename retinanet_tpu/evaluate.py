@@ -1,0 +1,32 @@
+r"""Scores a checkpoint of a training run on COCO.
+
+  python -m retinanet_tpu.evaluate --model_dir=gs://bucket/run1 [--checkpoint=…]
+
+Needs no TPU: the run's settings come from MODEL_DIR/config.gin, its device does not.
+"""
+
+from absl import flags
+
+from retinanet_tpu.estimator import strategy
+from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.task import cli, configurables
+
+_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where to evaluate.")
+
+
+def main() -> None:
+    """Runs the command."""
+    cli.parse_model_dir()
+    run = configurables.make_experiment(
+        cli.model_dir(),
+        strategy_fn=lambda: strategy.make_strategy(_DEVICE.value, num_devices=1),
+    )
+    results = run.estimator.evaluate(
+        run.eval_spec.input_fn, checkpoint_path=cli.CHECKPOINT.value
+    )
+    print(coco_metric.table(results))
+    print(coco_metric.per_class_table(results))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,300 @@
+"""COCO's detection numbers, computed by pycocotools itself.
+
+  result = coco_metric.evaluate(batches, coco_metric.ground_truth(path))
+  print(coco_metric.table(result))
+
+pycocotools writes -1 where an area range or a category has no annotated box; so does
+this module.
+"""
+
+import collections
+import contextlib
+import io
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from pycocotools import coco as coco_lib
+from pycocotools import cocoeval
+
+from retinanet_tpu import structures
+
+
+class Metric(NamedTuple):
+    """One of the twelve numbers, with the words pycocotools prints beside it."""
+
+    name: str
+    iou: str
+    area: str
+    max_detections: int
+
+
+# In the order of COCOeval.stats.
+METRICS = (
+    Metric("AP", "0.50:0.95", "all", 100),
+    Metric("AP50", "0.50", "all", 100),
+    Metric("AP75", "0.75", "all", 100),
+    Metric("APs", "0.50:0.95", "small", 100),
+    Metric("APm", "0.50:0.95", "medium", 100),
+    Metric("APl", "0.50:0.95", "large", 100),
+    Metric("AR1", "0.50:0.95", "all", 1),
+    Metric("AR10", "0.50:0.95", "all", 10),
+    Metric("AR100", "0.50:0.95", "all", 100),
+    Metric("ARs", "0.50:0.95", "small", 100),
+    Metric("ARm", "0.50:0.95", "medium", 100),
+    Metric("ARl", "0.50:0.95", "large", 100),
+)
+_NO_CATEGORY = -1  # As data/categories.py has it, which is a sibling.
+_NAMED_IDS = 10  # As many ids as an error message can show on one line.
+
+
+def ground_truth(path: str) -> coco_lib.COCO:
+    """Reads a COCO annotation file.
+
+    Absent `info`, `iscrowd` and `area` (then the box's) are filled in.
+
+    Args:
+      path: a JSON file with `images`, `annotations` and `categories`, local or remote.
+    Returns:
+      pycocotools' index of the file.
+    Raises:
+      ValueError: the file is no JSON, lacks one of the three lists, has no images or
+        no categories, an image id that is no integer >= 0, or an image id, category id
+        or category name twice.
+    """
+    with tf.io.gfile.GFile(path) as file:
+        try:
+            dataset = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    _check_annotation_file(dataset, path)
+    dataset.setdefault("info", {})
+    for number, annotation in enumerate(dataset["annotations"], start=1):
+        # pycocotools reads id 0 as "unmatched" and drops all but one of equal ids.
+        annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    return _coco(dataset)
+
+
+def detection_records(
+    boxes_yxyx: np.ndarray, scores: np.ndarray, classes: np.ndarray, image_id: int
+) -> list[dict]:
+    """Returns the objects found in an image as entries of a COCO results file.
+
+    Args:
+      boxes_yxyx: float [D, 4], pixels of the original image; never rounded.
+      scores: float [D].
+      classes: int [D], category ids of the annotation file.
+      image_id: id of the image in the annotation file.
+    Returns:
+      D dicts with image_id, category_id, bbox (x, y, width, height) and score.
+    """
+    boxes = np.asarray(boxes_yxyx, np.float64)
+    ymin, xmin, ymax, xmax = boxes.T
+    boxes_xywh = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+    rows = zip(
+        boxes_xywh.tolist(), np.asarray(scores, np.float64), classes, strict=True
+    )
+    return [
+        {
+            "image_id": int(image_id),
+            "category_id": int(category),
+            "bbox": box,
+            "score": float(score),
+        }
+        for box, score, category in rows
+    ]
+
+
+def evaluate(
+    batches: Iterable[tuple[structures.Detections, np.ndarray]],
+    ground_truth: coco_lib.COCO,
+    *,
+    is_partial: bool = False,
+) -> dict:
+    """Scores detections against an annotation file.
+
+    Args:
+      batches: pairs of Detections as arrays, with boxes in pixels of the original image
+        and classes as category ids of the file, and int64 [B] image ids. Images whose
+        id is PADDING_IMAGE and detections of NO_CATEGORY (-1, from an output that no
+        category uses) are skipped; images without detections count.
+      ground_truth: what `ground_truth(path)` returned; may be used again.
+      is_partial: scores the images that came, and forgives those that did not.
+    Returns:
+      The twelve numbers in the order of METRICS, `per_class` ({category name: AP}),
+      `num_images` and `num_detections`. 0 where nothing was detected, -1 where nothing
+      is annotated.
+    Raises:
+      ValueError: an image came twice, is not in the file or never came; a category is
+        not in the file; a box or score is not finite.
+    """
+    records, image_ids = _collect(batches, ground_truth)
+    missing = sorted(set(ground_truth.imgs) - image_ids)
+    if missing and not is_partial:
+        raise ValueError(
+            f"{len(missing)} of {len(ground_truth.imgs)} annotated images were never "
+            f"predicted: ids {_few(missing)}. Evaluate the whole set (do not drop the "
+            "last batch), or pass is_partial=True."
+        )
+    if not image_ids:
+        raise ValueError("No image was predicted; check the evaluation files.")
+    evaluator = _run(ground_truth, records, sorted(image_ids))
+    stats = map(float, evaluator.stats)
+    result = {metric.name: value for metric, value in zip(METRICS, stats, strict=True)}
+    result["per_class"] = _per_class(evaluator)
+    result["num_images"] = len(image_ids)
+    result["num_detections"] = len(records)
+    return result
+
+
+def table(result: dict) -> str:
+    """Returns the twelve lines that COCO users know, from a result of `evaluate`."""
+    lines = []
+    for metric in METRICS:
+        kind = f"({metric.name[:2]})"
+        title = "Average Precision" if kind == "(AP)" else "Average Recall"
+        lines.append(
+            f" {title:<18} {kind} @[ IoU={metric.iou:<9} | area={metric.area:>6} "
+            f"| maxDets={metric.max_detections:>3} ] = {result[metric.name]:0.3f}"
+        )
+    return "\n".join(lines)
+
+
+def per_class_table(result: dict, *, columns: int = 3) -> str:
+    """Returns each category's AP, best first, read down each column.
+
+    Args:
+      result: a result of `evaluate`.
+      columns: how many categories share a line.
+    """
+    ranked = sorted(result["per_class"].items(), key=lambda item: -item[1])
+    width = max(len(name) for name, _ in ranked)
+    cells = [f"{name:<{width}} {_number(value)}" for name, value in ranked]
+    rows = -(-len(cells) // columns)
+    return "\n".join(" | ".join(cells[row::rows]) for row in range(rows))
+
+
+def _number(value: float) -> str:
+    return "    -" if value < 0 else f"{value:0.3f}"
+
+
+def _check_annotation_file(dataset: object, path: str) -> None:
+    keys = dataset.keys() if isinstance(dataset, dict) else ()
+    absent = [key for key in ("images", "annotations", "categories") if key not in keys]
+    if absent:
+        raise ValueError(
+            f"{path} lacks {', '.join(absent)}; it has {', '.join(keys) or 'no keys'}. "
+            "Give a file of COCO's object detection format (instances_*.json)."
+        )
+    empty = [key for key in ("images", "categories") if not dataset[key]]
+    if empty:
+        raise ValueError(f"{path} lists no {empty[0]}; give a file that has some.")
+    image_ids = [image["id"] for image in dataset["images"]]
+    wrong = [value for value in image_ids if not isinstance(value, int) or value < 0]
+    if wrong:
+        raise ValueError(
+            f"{path} has image ids that are no integers >= 0: {_few(wrong)}; renumber "
+            "the images here and in the TFRecords."
+        )
+    categories = dataset["categories"]
+    _check_unique("image id", image_ids, path)
+    _check_unique("category id", [category["id"] for category in categories], path)
+    _check_unique("category name", [category["name"] for category in categories], path)
+
+
+def _check_unique(what: str, values: list, path: str) -> None:
+    twice = [value for value, n in collections.Counter(values).items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"{path} has {what} {_few(twice)} more than once; keep one of each."
+        )
+
+
+def _few(values: list) -> str:
+    rest = len(values) - _NAMED_IDS
+    named = ", ".join(map(str, values[:_NAMED_IDS]))
+    return f"{named} and {rest} more" if rest > 0 else named
+
+
+def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]]:
+    """Returns the records of all batches and the ids of the images that came."""
+    records, seen = [], set()
+    for detections, image_ids in batches:
+        for row, image_id in enumerate(np.asarray(image_ids).tolist()):
+            if image_id == structures.PADDING_IMAGE:
+                continue
+            if image_id in seen:
+                raise ValueError(
+                    f"Image {image_id} was predicted twice; the evaluation data must "
+                    "not repeat, and no two hosts may read the same file."
+                )
+            if image_id not in ground_truth.imgs:
+                raise ValueError(
+                    f"Image {image_id} is not in the annotation file (ids "
+                    f"{_few(sorted(ground_truth.imgs))}); the TFRecords and the "
+                    "annotation file must come from the same data set."
+                )
+            seen.add(image_id)
+            records += _image_records(detections, row, image_id)
+    unknown = {record["category_id"] for record in records} - set(ground_truth.cats)
+    if unknown:
+        raise ValueError(
+            f"Detections have category ids {_few(sorted(unknown))}; the annotation "
+            f"file has {_few(sorted(ground_truth.cats))}. Train and evaluate with the "
+            "same categories.json, whose ids are the file's."
+        )
+    return records, seen
+
+
+def _image_records(detections, row: int, image_id: int) -> list[dict]:
+    count = int(detections.num_detections[row])
+    boxes = np.asarray(detections.boxes_yxyx)[row, :count]
+    scores = np.asarray(detections.scores)[row, :count]
+    classes = np.asarray(detections.classes)[row, :count]
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"Image {image_id} has a detection that is not finite; the checkpoint's "
+            "weights have probably diverged, go back to an earlier one."
+        )
+    used = classes != _NO_CATEGORY
+    return detection_records(boxes[used], scores[used], classes[used], image_id)
+
+
+def _coco(dataset: dict) -> coco_lib.COCO:
+    coco = coco_lib.COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _run(ground_truth, records: list[dict], image_ids: list[int]):
+    # COCO.loadRes raises IndexError on an empty list and adds a polygon to each box.
+    for number, record in enumerate(records, start=1):
+        record["id"] = number
+        record["area"] = record["bbox"][2] * record["bbox"][3]
+        record["iscrowd"] = 0
+    dataset = {key: ground_truth.dataset[key] for key in ("images", "categories")}
+    detected = _coco({**dataset, "annotations": records})
+    evaluator = cocoeval.COCOeval(ground_truth, detected, iouType="bbox")
+    evaluator.params.imgIds = image_ids
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def _per_class(evaluator: cocoeval.COCOeval) -> dict[str, float]:
+    # [IoU, recall, category, all areas, 100 detections], -1 where nothing is annotated.
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+    values = {}
+    for index, category in enumerate(evaluator.params.catIds):
+        known = precision[:, :, index][precision[:, :, index] > -1]
+        name = evaluator.cocoGt.cats[category]["name"]
+        values[name] = float(known.mean()) if known.size else -1.0
+    return values

@@ -1,0 +1,85 @@
+"""Keeps float16 gradients between underflow and overflow."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from retinanet_tpu.learning import optimizers
+
+
+class DynamicLossScale:
+    """A factor on the loss that grows until gradients overflow, then steps back.
+
+    Source: Mixed Precision Training, arXiv:1710.03740, section 3.2; the schedule of
+    tf.keras's LossScaleOptimizer.
+    """
+
+    def __init__(
+        self,
+        *,
+        initial: float = 2.0**15,
+        growth_interval: int = 2000,
+        factor: float = 2.0,
+    ):
+        """Makes the variables; once, in the strategy's scope.
+
+        Args:
+          initial: the first scale.
+          growth_interval: finite steps in a row after which the scale grows.
+          factor: by how much it grows and shrinks.
+        Raises:
+          ValueError: settings with which the scale could not move.
+        """
+        if initial < 1 or growth_interval < 1 or factor <= 1:
+            raise ValueError(
+                "DynamicLossScale needs initial >= 1, growth_interval >= 1 and "
+                f"factor > 1; got {initial}, {growth_interval}, {factor}."
+            )
+        self._growth_interval = growth_interval
+        self._factor = factor
+        self._scale = optimizers.make_variable(
+            tf.constant(initial, tf.float32), "loss_scale/scale"
+        )
+        self._num_finite = optimizers.make_variable(
+            tf.constant(0, tf.int32), "loss_scale/num_finite"
+        )
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """The state, by path, for a checkpoint."""
+        return {optimizers.path(v): v for v in (self._scale, self._num_finite)}
+
+    def scale(self, loss: tf.Tensor) -> tf.Tensor:
+        """Returns the loss that is to be differentiated, float32 []."""
+        return tf.cast(loss, tf.float32) * self._scale
+
+    def unscale(
+        self, gradients: Sequence[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the true gradients, float32, and whether all are finite, bool [].
+
+        Args:
+          gradients: of the scaled loss, after their reduction: then every replica
+            comes to the same verdict.
+        """
+        inverse = 1.0 / self._scale
+        gradients = [tf.cast(gradient, tf.float32) * inverse for gradient in gradients]
+        is_finite = [
+            tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients
+        ]
+        return gradients, tf.reduce_all(tf.stack(is_finite))
+
+    def update(self, is_finite: tf.Tensor) -> None:
+        """Moves the scale after a step; a step that was not finite must be skipped.
+
+        Args:
+          is_finite: bool [], what `unscale` said.
+        """
+        is_due = is_finite & (self._num_finite + 1 >= self._growth_interval)
+        larger = self._scale * self._factor
+        larger = tf.where(tf.math.is_finite(larger), larger, self._scale)
+        smaller = tf.maximum(self._scale / self._factor, 1.0)
+        scale = tf.where(is_due, larger, tf.where(is_finite, self._scale, smaller))
+        num_finite = tf.where(is_finite & ~is_due, self._num_finite + 1, 0)
+        self._scale.assign(scale)
+        self._num_finite.assign(num_finite)

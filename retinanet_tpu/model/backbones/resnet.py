@@ -1,0 +1,153 @@
+"""ResNet v1.5, a backbone.
+
+A backbone is a tf.Module named "backbone" with `channels`, a dict from level to the
+channels of its features, and a call from images to a dict from level to features.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from retinanet_tpu.model import layers
+
+# depth: (blocks of stages 2 to 5, whether they are bottlenecks)
+_DEPTHS = {
+    10: ((1, 1, 1, 1), False),
+    14: ((1, 1, 1, 1), True),
+    18: ((2, 2, 2, 2), False),
+    26: ((2, 2, 2, 2), True),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    200: ((3, 24, 36, 3), True),
+}
+
+
+class ResNet(tf.Module):
+    """A residual network: a stem, then stages 2 to 5 of strides 4 to 32.
+
+    The first block of every stage projects its shortcut, also where shapes would allow
+    the identity, and a bottleneck strides in its 3x3 convolution.
+
+    Source: arXiv:1512.03385; the stride as in v1.5 of public implementations.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 50,
+        width: int = 64,
+        norm_fn: Callable = layers.BatchNorm,
+        seed: int = 0,
+    ):
+        """Builds the layers.
+
+        Args:
+          depth: 10, 18, 34 (basic blocks), 14, 26, 50, 101, 152 or 200 (bottlenecks).
+          width: channels of the stem; stage s is 2 ** (s - 2) times as wide.
+          norm_fn: makes a normalisation from (num_channels, name=, initial_gamma=).
+          seed: of the kernels.
+        Raises:
+          ValueError: the depth is none of these.
+        """
+        super().__init__("backbone")
+        if depth not in _DEPTHS:
+            raise ValueError(f"ResNet depth {depth} is not one of {sorted(_DEPTHS)}.")
+        stage_blocks, is_bottleneck = _DEPTHS[depth]
+        make = {"norm_fn": norm_fn, "seed": seed}
+        self.stages = []
+        with self.name_scope:
+            with tf.name_scope("stem"):
+                self.stem_conv = layers.Conv(
+                    3, width, 7, name="conv", stride=2, seed=seed
+                )
+                self.stem_norm = norm_fn(width, name="norm")
+            in_channels = width
+            for stage, num_blocks in enumerate(stage_blocks, start=2):
+                channels = width * 2 ** (stage - 2)
+                with tf.name_scope(f"stage{stage}"):
+                    blocks = []
+                    for i in range(num_blocks):
+                        stride = 2 if i == 0 and stage > 2 else 1
+                        kernels = _kernels(channels, stride, is_bottleneck)
+                        name = f"block{i + 1}"
+                        block = _Block(in_channels, kernels, i == 0, name=name, **make)
+                        blocks.append(block)
+                        in_channels = kernels[-1][0]
+                    self.stages.append(blocks)
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """Channels of the features, by level."""
+        outputs = [blocks[-1].convs[-1].kernel.shape[-1] for blocks in self.stages]
+        return dict(enumerate(outputs, start=2))
+
+    def __call__(self, x: tf.Tensor, *, is_training: bool) -> dict[int, tf.Tensor]:
+        """Returns the features of levels 2 to 5.
+
+        Args:
+          x: float [B, H, W, 3], normalised.
+          is_training: whether to normalise by the batch's moments.
+        Returns:
+          From level l to [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] in x's dtype.
+        """
+        x = tf.nn.relu(self.stem_norm(self.stem_conv(x), is_training=is_training))
+        x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+        features = {}
+        for level, blocks in enumerate(self.stages, start=2):
+            for block in blocks:
+                x = block(x, is_training=is_training)
+            features[level] = x
+        return features
+
+
+def _kernels(channels, stride, is_bottleneck):
+    """Returns (out_channels, kernel_size, stride) of a block's convolutions."""
+    if is_bottleneck:
+        return [(channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)]
+    return [(channels, 3, stride), (channels, 3, 1)]
+
+
+class _Block(tf.Module):
+    """Convolutions beside a shortcut; `kernels` as `_kernels` gives them."""
+
+    def __init__(self, in_channels, kernels, has_projection, *, name, norm_fn, seed):
+        super().__init__(name)
+        self.convs, self.norms, self.shortcut = [], [], None
+        with self.name_scope:
+            if has_projection:
+                channels, _, _ = kernels[-1]
+                self.shortcut = layers.Conv(
+                    in_channels,
+                    channels,
+                    1,
+                    name="shortcut",
+                    stride=max(stride for _, _, stride in kernels),
+                    seed=seed,
+                )
+                self.norm_shortcut = norm_fn(channels, name="norm_shortcut")
+            for i, (channels, size, stride) in enumerate(kernels, start=1):
+                conv = layers.Conv(
+                    in_channels,
+                    channels,
+                    size,
+                    name=f"conv{i}",
+                    stride=stride,
+                    seed=seed,
+                )
+                # Starting as the identity lets large batches warm up: arXiv:1706.02677.
+                gamma = 0.0 if i == len(kernels) else 1.0
+                self.convs.append(conv)
+                self.norms.append(
+                    norm_fn(channels, name=f"norm{i}", initial_gamma=gamma)
+                )
+                in_channels = channels
+
+    def __call__(self, x, *, is_training):
+        shortcut = x
+        if self.shortcut is not None:
+            shortcut = self.norm_shortcut(self.shortcut(x), is_training=is_training)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x if i == 0 else tf.nn.relu(x)), is_training=is_training)
+        return tf.nn.relu(x + shortcut)

@@ -1,0 +1,111 @@
+"""The feature pyramid: strong features at every level."""
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from retinanet_tpu.model import layers
+
+
+class FPN(tf.Module):
+    """A feature pyramid with two coarse levels made by striding.
+
+    P3 to P5 are laterals summed top down, then a 3x3 convolution; P6 is a 3x3
+    convolution of stride 2 on P5 and P7 one on relu(P6), both before normalisation.
+    Every output is normalised last.
+
+    Source: arXiv:1612.03144; P6 and P7 as in RetinaNet, arXiv:1708.02002, section 4,
+    but P6 from P5; normalisation as in the shared TensorFlow recipe.
+    """
+
+    def __init__(
+        self,
+        channels: dict[int, int],
+        *,
+        num_channels: int = 256,
+        min_level: int = 3,
+        max_level: int = 7,
+        norm_fn: Callable = layers.BatchNorm,
+        seed: int = 0,
+    ):
+        """Builds the layers.
+
+        Args:
+          channels: of the backbone's features, by level.
+          num_channels: of every level of the pyramid.
+          min_level: finest level, of stride 2^min_level px.
+          max_level: coarsest level.
+          norm_fn: makes a normalisation from (num_channels, name=).
+          seed: of the kernels.
+        Raises:
+          ValueError: the backbone lacks min_level, or max_level is below it.
+        """
+        super().__init__("fpn")
+        if min_level not in channels or max_level < min_level:
+            raise ValueError(
+                f"FPN levels {min_level}..{max_level} must rise from one of the"
+                f" backbone's levels {sorted(channels)}; set min_level and max_level."
+            )
+        self.levels = tuple(range(min_level, max_level + 1))
+        self.num_channels = num_channels
+        conv = functools.partial(
+            layers.Conv, initial_bias=0.0, init_fn=layers.glorot_uniform, seed=seed
+        )
+        self.laterals, self.outputs, self.norms = [], [], []
+        with self.name_scope:
+            for level in self.levels:
+                stride = 2
+                if level in channels:
+                    stride = 1
+                    lateral = conv(
+                        channels[level], num_channels, 1, name=f"lateral{level}"
+                    )
+                    self.laterals.append(lateral)
+                name = f"output{level}"
+                output = conv(num_channels, num_channels, 3, name=name, stride=stride)
+                self.outputs.append(output)
+                self.norms.append(norm_fn(num_channels, name=f"norm{level}"))
+
+    def __call__(
+        self, features: dict[int, tf.Tensor], *, is_training: bool
+    ) -> tuple[tf.Tensor, ...]:
+        """Returns the pyramid, finest level first.
+
+        Args:
+          features: of the backbone, by level: [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
+          is_training: whether to normalise by the batch's moments.
+        Returns:
+          For each level l [B, ceil(H / 2^l), ceil(W / 2^l), num_channels].
+        """
+        laterals = [
+            lateral(features[level])
+            for level, lateral in zip(self.levels, self.laterals, strict=False)
+        ]
+        for i in reversed(range(len(laterals) - 1)):
+            laterals[i] += upsample(laterals[i + 1], laterals[i].shape[1:3])
+        outputs = [output(x) for output, x in zip(self.outputs, laterals, strict=False)]
+        for i, output in enumerate(self.outputs[len(outputs) :]):
+            outputs.append(output(outputs[-1] if i == 0 else tf.nn.relu(outputs[-1])))
+        return tuple(
+            norm(x, is_training=is_training)
+            for norm, x in zip(self.norms, outputs, strict=True)
+        )
+
+
+def upsample(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Doubles height and width by repeating pixels.
+
+    Not tf.image.resize: its gradient does not compile with XLA on CPU.
+
+    Args:
+      x: [B, H, W, C] of static H, W and C.
+      size: height and width of the result, at most 2 H and 2 W; the rest is cut off.
+    """
+    _, height, width, channels = x.shape
+    batch = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    x = tf.broadcast_to(
+        x[:, :, None, :, None, :], [batch, height, 2, width, 2, channels]
+    )
+    x = tf.reshape(x, [batch, 2 * height, 2 * width, channels])
+    return x[:, : size[0], : size[1]]

@@ -1,0 +1,43 @@
+"""The one place where replicas exchange numbers during a step."""
+
+import tensorflow as tf
+
+
+def mean_over_replicas(values):
+    """Returns the mean of each tensor over all replicas, the same on each of them.
+
+    Differentiable: the gradient of a mean over replicas is the mean of the gradients.
+
+    Args:
+      values: a tensor or a list of tensors; a list travels in one exchange.
+    Returns:
+      The same structure. With one replica, `values` themselves.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+
+def num_replicas() -> int:
+    """Returns how many replicas run the step at once."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def make_variable(initial_value, *, name: str, trainable: bool = False) -> tf.Variable:
+    """Makes a variable that each replica may assign to without asking the others.
+
+    Replicas stay equal because they make the same update of the same reduced numbers.
+
+    Args:
+      initial_value: array of any shape.
+      name: last part of its path; the name scopes around the call are the others.
+      trainable: whether gradients reach it; must be said, ON_READ alone means False.
+    """
+    return tf.Variable(
+        initial_value,
+        name=name,
+        trainable=trainable,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )

@@ -1,0 +1,97 @@
+"""What the commands share: flags, reading the configuration, owning a model_dir."""
+
+import sys
+from collections.abc import Callable
+
+import tensorflow as tf
+from absl import app, flags, logging
+
+from retinanet_tpu.estimator import config
+from retinanet_tpu.task import configurables
+
+CONFIG_FILE = "config.gin"
+
+MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
+GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file; may be repeated.")
+GIN_PARAM = flags.DEFINE_multi_string(
+    "gin_param", [], 'One setting, such as "MAX_STEPS = 100"; may be repeated.'
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Path of a checkpoint, MODEL_DIR/model.ckpt-N; default: latest."
+)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command; what the user can mend ends it with a sentence, not a traceback."""
+
+    def guarded(_):
+        try:
+            main()
+        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+            logging.debug("Where it happened", exc_info=True)
+            sys.exit(f"error: {error}")
+
+    logging.set_verbosity(logging.INFO)
+    app.run(guarded)
+
+
+def parse_files() -> str:
+    """Reads --gin_file and --gin_param; returns the whole configuration.
+
+    Raises:
+      ValueError: no file was named, or a setting is wrong.
+    """
+    if not GIN_FILE.value:
+        raise ValueError(
+            "Name a run: --gin_file=gin_configs/quickstart.gin, or another."
+        )
+    return config.parse(
+        GIN_FILE.value, GIN_PARAM.value, known=configurables.CONFIGURABLES
+    )
+
+
+def parse_model_dir() -> str:
+    """Reads the configuration that the run was started with, and --gin_param.
+
+    Raises:
+      FileNotFoundError: there is no run.
+      ValueError: --model_dir is missing, or a setting is wrong.
+    """
+    path = f"{model_dir()}/{CONFIG_FILE}"
+    if not tf.io.gfile.exists(path):
+        raise FileNotFoundError(f"No {path}; is --model_dir that of a run?")
+    return config.parse(
+        [path, *GIN_FILE.value], GIN_PARAM.value, known=configurables.CONFIGURABLES
+    )
+
+
+def model_dir() -> str:
+    """Returns --model_dir without a slash at its end.
+
+    Raises:
+      ValueError: the flag is missing.
+    """
+    if not MODEL_DIR.value:
+        raise ValueError("--model_dir is missing: the directory of the run.")
+    return MODEL_DIR.value.rstrip("/")
+
+
+def claim_model_dir(text: str, *, accept_changes: bool) -> None:
+    """Writes the configuration to the model_dir, or checks that it is that run's.
+
+    Raises:
+      ValueError: the model_dir was started with another configuration.
+    """
+    path = f"{model_dir()}/{CONFIG_FILE}"
+    if tf.io.gfile.exists(path) and not accept_changes:
+        with tf.io.gfile.GFile(path) as file:
+            changes = config.differences(file.read(), text)
+        if changes:
+            raise ValueError(
+                f"{model_dir()} belongs to another configuration; it differs in\n  "
+                + "\n  ".join(changes)
+                + "\nUse another --model_dir, or --accept_changes to go on with the new."
+            )
+    tf.io.gfile.makedirs(model_dir())
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,83 @@
+"""TFRecords as the estimator's input."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from retinanet_tpu.data import categories as categories_lib
+from retinanet_tpu.data import pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data directory, as tools/create_tfrecords.py writes it.
+
+    Attributes:
+      dir: holds `<split>-*` records, `<split>.json` annotations and categories.json.
+      train_split: to train on.
+      eval_split: to score on.
+      augmentation: of training images.
+    """
+
+    dir: str
+    train_split: str = "train"
+    eval_split: str = "val"
+    augmentation: pipeline.Augmentation = pipeline.Augmentation()
+
+    @property
+    def annotation_file(self) -> str:
+        """COCO JSON of the images to score on."""
+        return f"{self.dir}/{self.eval_split}.json"
+
+    def read_categories(self) -> categories_lib.Categories:
+        """Reads the directory's classes."""
+        return categories_lib.read(f"{self.dir}/{categories_lib.FILE_NAME}")
+
+
+def input_fn(
+    params: Mapping[str, Any], *, data: Data, is_training: bool, seed: int = 0
+) -> tf.data.Dataset:
+    """Returns batches of (Features, Labels) for this host's replicas.
+
+    Args:
+      params: of the estimator: batch_size is per replica; context says which host of how
+        many this is and which step comes first.
+      data: where the records are.
+      is_training: shuffled, augmented and endless, or one pass in which padding images
+        fill up the last batches.
+      seed: of order and augmentation; the same run again sees the same batches.
+    Raises:
+      ValueError: the data's classes are not those of the run.
+    """
+    _check_categories(data, params["categories"])
+    context, batch_size = params["context"], params["batch_size"]
+    shard = (context.current_host, context.num_hosts)
+    # What one step takes from this host.
+    step_size = batch_size * context.num_of_replicas_per_host
+    shapes = {"image_size": params["image_size"], "categories": params["categories"]}
+    if is_training:
+        return pipeline.make_train_dataset(
+            data.dir,
+            data.train_split,
+            batch_size=batch_size,
+            augmentation=data.augmentation,
+            order=pipeline.Order(seed, shard, context.first_step * step_size),
+            **shapes,
+        )
+    # A pass must end at the same step on every replica, so a host pads whole steps.
+    dataset = pipeline.make_eval_dataset(
+        data.dir, data.eval_split, batch_size=step_size, shard=shard, **shapes
+    )
+    is_whole = step_size == batch_size
+    return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
+
+
+def _check_categories(data, expected):
+    found = data.read_categories()
+    if found != expected:
+        raise ValueError(
+            f"The classes of {data.dir}/{categories_lib.FILE_NAME} are not those that "
+            "the model_dir was started with; use the same data or another --model_dir."
+        )

@@ -1,0 +1,71 @@
+r"""Trains RetinaNet, scoring checkpoints on the way and at the end.
+
+  python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_3x.gin \
+      --model_dir=gs://bucket/run1 --gin_param="DATA_DIR = 'gs://bucket/coco'"
+
+Started again with the same --model_dir it goes on from the latest checkpoint.
+--dry_run prints the configuration, counts and shapes; it needs no data and no device.
+"""
+
+import tensorflow as tf
+from absl import flags, logging
+
+from retinanet_tpu.data import pipeline, record_files
+from retinanet_tpu.estimator import config, train_and_evaluate
+from retinanet_tpu.task import cli, configurables
+
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and exit.")
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_changes", False, "Go on in --model_dir with a changed configuration."
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    text = cli.parse_files()
+    if _DRY_RUN.value:
+        print(text)
+        print("\n".join(dry_run_lines()))
+        return
+    cli.claim_model_dir(text, accept_changes=_ACCEPT_CHANGES.value)
+    run = configurables.make_experiment(cli.model_dir())
+    logging.info("Running on %d replicas", run.estimator.num_replicas)
+    try:
+        train_and_evaluate.train_and_evaluate(
+            run.estimator,
+            run.train_spec,
+            run.eval_spec if run.plan.evaluates else None,
+        )
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        raise _explained(error, run) from error
+    logging.info("What was used:\n%s", config.operative_text())
+
+
+def _explained(error, run):
+    """Returns what is wrong with the data, if that is what raised the error."""
+    files = record_files.find(run.data.dir, run.data.train_split)
+    files += record_files.find(run.data.dir, run.data.eval_split)
+    logging.error("A step failed; looking for the record that made it fail")
+    return pipeline.explain_failure(error, files, run.params["categories"]) or error
+
+
+def dry_run_lines() -> list[str]:
+    """Returns the start-up counts and the shapes of a run, a line each."""
+    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    train_and_evaluate.check_intervals(run.estimator, run.train_spec, run.eval_spec)
+    params, size = run.params, run.params["image_size"]
+    anchors = params["anchors"]
+    grids = anchors.grid_sizes(size)
+    count = sum(height * width for height, width in grids) * anchors.num_per_cell
+    depth = anchors.num_per_cell * params["num_classes"]
+    levels = zip(anchors.levels, grids, strict=True)
+    return [
+        *configurables.network_lines(run.network_fn(params), params),
+        f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
+        f"Anchors: {count:,}",
+        *(f"Class logits of P{n}: {h} x {w} x {depth}" for n, (h, w) in levels),
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)

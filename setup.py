@@ -1,0 +1,37 @@
+"""Installs retinanet_tpu; see README.md for which extra to choose."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "retinanet_tpu/__init__.py").read_text()
+)[1]
+
+setuptools.setup(
+    name="retinanet_tpu",
+    version=VERSION,
+    description="RetinaNet on TensorFlow 2, the TPUEstimator way.",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["retinanet_tpu*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "absl-py>=2.0",  # Flags and logging of the commands.
+        "gin-config>=0.5.0",  # Every run is a gin file.
+        "numpy>=1.26",
+        "pycocotools>=2.0.9",  # The only COCO numbers that count are its own.
+        "pillow>=10.1",  # Draws detections; checks pictures before they become records.
+        "tqdm>=4.66",  # Progress bars of the tools.
+    ],
+    # TensorFlow is an extra: as a requirement it would overwrite the build of a TPU VM.
+    extras_require={
+        "cpu": ["tensorflow-cpu~=2.20.0"],
+        "gpu": ["tensorflow[and-cuda]~=2.20.0"],
+        # 2.20 is the newest TensorFlow that has a TPU build. The client looks up TPUs by
+        # name; a TPU VM itself does without.
+        "tpu": ["tensorflow-tpu~=2.20.0", "cloud-tpu-client>=0.10"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
+    },
+)

@@ -1,0 +1,184 @@
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import anchors, box_ops, matcher
+
+B, I = structures.BACKGROUND, structures.IGNORE  # noqa: E741
+
+
+def make_labels(images, num_padded=6):
+    """Pads lists of (ymin, xmin, ymax, xmax, is_crowd); padding holds a real box."""
+    boxes = np.tile(np.float32([0, 0, 64, 64]), (len(images), num_padded, 1))
+    is_crowd = np.zeros((len(images), num_padded), bool)
+    for i, image in enumerate(images):
+        for j, (*box, crowd) in enumerate(image):
+            boxes[i, j], is_crowd[i, j] = box, crowd
+    return structures.Labels(
+        tf.constant(boxes),
+        tf.zeros(is_crowd.shape, tf.int32),
+        tf.constant(is_crowd),
+        tf.constant([len(image) for image in images], tf.int32),
+    )
+
+
+def plain_iou(a, b):
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = np.prod(np.maximum(sides, 0))
+    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared
+    return shared / union, shared
+
+
+def plain_match(image, anchors_yxyx, positive_at, negative_below):
+    """The rules of the docstring, one anchor and one box at a time, in float64."""
+    objects = [i for i, box in enumerate(image) if not box[4]]
+    boxes = [np.float64(box[:4]) for box in image]
+    matches = []
+    for anchor in np.float64(anchors_yxyx):
+        overlaps = [(plain_iou(anchor, boxes[i])[0], -i) for i in objects]
+        best_iou, best = max(overlaps, default=(0, 0))
+        area = np.prod(anchor[2:] - anchor[:2])
+        crowded = any(
+            plain_iou(anchor, boxes[i])[1] > 0.5 * area
+            for i in range(len(image))
+            if image[i][4]
+        )
+        if best_iou >= positive_at:
+            matches.append(-best)
+        else:
+            matches.append(I if best_iou >= negative_below or crowded else B)
+    for i in reversed(objects):
+        ious = [plain_iou(np.float64(a), boxes[i])[0] for a in anchors_yxyx]
+        if max(ious) > 0:
+            matches[int(np.argmax(ious))] = i
+    return matches
+
+
+def random_image(rng, num_boxes):
+    corners = rng.uniform(0, 90, (num_boxes, 2))
+    sizes = rng.uniform(8, 80, (num_boxes, 2))
+    is_crowd = rng.random(num_boxes) < 0.3
+    return [(*c, *(c + s), k) for c, s, k in zip(corners, sizes, is_crowd, strict=True)]
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.5, 0.5), (0.7, 0.3)])
+def test_matches_agree_with_a_plain_loop(thresholds):
+    rng = np.random.default_rng(0)
+    made = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
+    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(made, 0))
+    images = [random_image(rng, n) for n in (6, 0, 1, 4)]
+    images[3][1:3] = [images[3][0]] * 2
+    actual = tf.function(matcher.match, jit_compile=True)(
+        make_labels(images),
+        anchors_yxyx,
+        positive_at=thresholds[0],
+        negative_below=thresholds[1],
+    )
+    expected = [plain_match(image, anchors_yxyx.numpy(), *thresholds) for image in images]
+    np.testing.assert_array_equal(actual, expected)
+    assert {B, 0, 3} <= set(np.ravel(expected))
+
+
+def test_compiled_and_eager_matches_agree():
+    rng = np.random.default_rng(1)
+    made = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
+    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(made, 0))
+    labels = make_labels([random_image(rng, 5), random_image(rng, 3)])
+    compiled = tf.function(matcher.match, jit_compile=True)(labels, anchors_yxyx)
+    np.testing.assert_array_equal(compiled, matcher.match(labels, anchors_yxyx))
+
+
+def test_thresholds_worked_out_by_hand():
+    anchors_yxyx = tf.constant([[0, 0, 10, w] for w in (10, 5, 4, 3.5, 9)], tf.float32)
+    labels = make_labels([[(0, 0, 10, 10, False)]])
+    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[0, 0, I, B, 0]]
+    equal = matcher.match(labels, anchors_yxyx, negative_below=0.5)
+    assert equal.numpy().tolist() == [[0, 0, B, B, 0]]
+
+
+def test_best_anchor_of_a_box_is_positive_whatever_its_overlap():
+    anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60], [0, 30, 10, 40.0]])
+    labels = make_labels([[(30, 30, 35, 35, False)]])
+    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, 0, B]]
+
+
+def test_box_that_no_anchor_touches_matches_nothing():
+    anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60.0]])
+    labels = make_labels([[(70, 70, 80, 80, False), (5, 5, 5, 5, False)]])
+    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, B]]
+
+
+def test_first_of_boxes_that_share_a_best_anchor_wins():
+    anchors_yxyx = tf.constant([[0, 0, 40, 40], [60, 60, 90, 90.0]])
+    boxes = [(70, 70, 75, 75, False), (2, 2, 8, 8, False), (0, 0, 40, 38, False)]
+    labels = make_labels([boxes])
+    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[1, 0]]
+
+
+def test_padding_matches_nothing():
+    anchors_yxyx = tf.constant([[0, 0, 64, 64.0]])
+    assert matcher.match(make_labels([[]]), anchors_yxyx).numpy().tolist() == [[B]]
+
+
+def test_crowds_turn_background_into_ignored_but_match_nothing():
+    anchors_yxyx = tf.constant(
+        [[0, 0, 10, 10], [0, 5, 10, 15], [0, 4, 10, 14], [0, 40, 10, 50.0]]
+    )
+    labels = make_labels([[(0, 0, 64, 10, True), (0, 0, 10, 9, False)]])
+    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[1, B, I, B]]
+
+
+@pytest.mark.parametrize("thresholds", [(0.4, 0.5), (0.5, 0.0), (1.1, 0.5)])
+def test_thresholds_out_of_order_are_refused(thresholds):
+    with pytest.raises(ValueError, match="negative_below <= positive_at"):
+        matcher.match(
+            make_labels([[]]),
+            tf.zeros([1, 4]),
+            positive_at=thresholds[0],
+            negative_below=thresholds[1],
+        )
+
+
+def test_taken_rows_are_exact_and_nothing_is_zero():
+    values = np.float32(np.random.default_rng(2).uniform(0, 1e4, (2, 5, 3)))
+    taken = matcher.take(tf.constant(values), tf.constant([[4, 0, B], [I, 2, 2]]))
+    np.testing.assert_array_equal(taken[0], [values[0, 4], values[0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(taken[1], [[0, 0, 0], values[1, 2], values[1, 2]])
+
+
+def test_overlaps_of_all_anchors_with_all_boxes_are_never_written():
+    """A buffer is the result of an instruction that is not inside a fusion."""
+    num_boxes = 13
+    boxes_cyxhw = anchors.Anchors(min_level=3, max_level=5).boxes_cyxhw((128, 128))
+    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(boxes_cyxhw, 0)).numpy()
+    num_anchors = len(anchors_yxyx)
+
+    @tf.function(jit_compile=True)
+    def match(boxes, classes, is_crowd, num):
+        return matcher.match(
+            structures.Labels(boxes, classes, is_crowd, num), anchors_yxyx
+        )
+
+    hlo = match.experimental_get_compiler_ir(
+        tf.TensorSpec([2, num_boxes, 4]),
+        tf.TensorSpec([2, num_boxes], tf.int32),
+        tf.TensorSpec([2, num_boxes], tf.bool),
+        tf.TensorSpec([2], tf.int32),
+    )(stage="optimized_hlo")
+    written = [
+        line
+        for block in hlo.split("\n\n")
+        if not block.lstrip().startswith("%fused") and "ENTRY" in block
+        for line in block.splitlines()
+    ]
+    assert len(written) > 5
+    dimensions = [
+        sorted(int(d) for d in shape.split(","))
+        for line in written
+        for shape in re.findall(r"= \(?\w+\[([\d,]+)\]", line)
+    ]
+    assert sorted([2, num_boxes]) in dimensions
+    assert sorted([2, num_boxes, num_anchors]) not in dimensions

@@ -1,0 +1,140 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.data import annotations, categories, examples, tf_example, transforms
+
+CATEGORIES = categories.from_coco([{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}])
+NAMES = {3: "cat", 9: "dog", 4: "cow"}
+CANVAS = examples.Canvas((96, 128), max_boxes=4)
+TARGET = (60, 30, 50, 40)  # x, y, width, height of the bright rectangle
+
+
+def record(boxes=(TARGET,), *, category_id=9, image_format="PNG", crowds=()):
+    pixels = np.full([120, 200, 3], 40, np.uint8)
+    x, y, width, height = TARGET
+    pixels[y : y + height, x : x + width] = 240
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, image_format, quality=95)
+    objects = tuple(
+        annotations.AnnotatedObject(
+            i + 1, category_id, tuple(map(float, box)), 1.0, i in crowds
+        )
+        for i, box in enumerate(boxes)
+    )
+    image = annotations.AnnotatedImage(7, "a", 120, 200, objects)
+    return tf.constant(
+        tf_example.encode(
+            image, stream.getvalue(), image_format=image_format.lower(), names=NAMES
+        )
+    )
+
+
+@tf.function
+def load(serialized, draws, *, jitter=(0.5, 2.0), flip=True):
+    augmentation = examples.Augmentation(jitter, flip)
+    return examples.load_example(serialized, CATEGORIES, CANVAS, augmentation, draws)
+
+
+def bright_box(image, resized):
+    """Returns where the picture is brighter than half way, as a yxyx box."""
+    height, width = resized
+    bright = image[:height, :width, 0] > 140
+    rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]
+    return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_box_frames_its_object_after_jitter_crop_and_flip(image_format):
+    serialized, rng = record(image_format=image_format), np.random.default_rng(1)
+    num_seen = num_cut = 0
+    for _ in range(40):
+        features, labels = load(serialized, tf.constant(rng.random(4), tf.float32))
+        size = np.array([120, 200]) * features.scales.numpy()
+        resized = np.minimum(np.round(size).astype(int), CANVAS.image_size)
+        if labels.num_boxes == 0:
+            continue
+        box = labels.boxes_yxyx[0].numpy()
+        num_seen += 1
+        num_cut += bool((box[2:] - box[:2] < [39, 49] * features.scales.numpy()).any())
+        sides = box[2:] - box[:2]
+        if (sides > 3).all():  # bilinear edges blur what is narrower
+            seen = bright_box(features.images.numpy(), resized)
+            np.testing.assert_allclose(seen, box, atol=1.01)
+    assert num_seen > 25 and num_cut > 2
+
+
+def test_flip_does_not_hang_on_the_scale():
+    serialized = record()
+    scales = []
+    for flip in (0.1, 0.9):
+        features, labels = load(serialized, tf.constant([0.1, 0.5, 0.5, flip]))
+        scales.append(features.scales.numpy())
+        left = labels.boxes_yxyx[0, 1].numpy()
+        width = 200 * scales[-1][1]
+        wanted = width - (60 + 50) * scales[-1][1] if flip < 0.5 else 60 * scales[-1][1]
+        np.testing.assert_allclose(left, wanted, atol=0.5)
+    np.testing.assert_array_equal(*scales)
+
+
+def test_evaluation_shows_the_whole_picture_and_says_how_it_was_resized():
+    features, labels = examples.load_example(record(), CATEGORIES, CANVAS)
+    np.testing.assert_array_equal(features.image_sizes, [120, 200])
+    assert features.image_ids.numpy() == 7
+    np.testing.assert_allclose(features.scales, [77 / 120, 128 / 200])
+    np.testing.assert_allclose(
+        labels.boxes_yxyx[0], [30 * 77 / 120, 38.4, 70 * 77 / 120, 70.4], rtol=1e-5
+    )
+    assert (features.images[77:].numpy() == transforms.MEAN_COLOUR).all()
+
+
+def test_labels_are_padded_and_category_ids_become_indexes():
+    boxes = [TARGET, (0, 0, 20, 20), (5, 5, 0.5, 40)]
+    _, labels = examples.load_example(record(boxes, crowds=[1]), CATEGORIES, CANVAS)
+    assert labels.num_boxes.numpy() == 2  # the third is under a pixel wide
+    np.testing.assert_array_equal(labels.classes, [1, 1, 0, 0])
+    np.testing.assert_array_equal(labels.is_crowd, [False, True, False, False])
+    np.testing.assert_array_equal(labels.boxes_yxyx[2:], np.zeros([2, 4]))
+
+
+def test_of_too_many_boxes_the_largest_stay():
+    boxes = [(0, 0, side, side) for side in (10, 60, 20, 50, 40, 30)]
+    _, labels = examples.load_example(record(boxes), CATEGORIES, CANVAS)
+    assert labels.num_boxes.numpy() == 4
+    widths = labels.boxes_yxyx[:, 3].numpy() / 0.64
+    np.testing.assert_allclose(widths, [60, 50, 40, 30], rtol=1e-5)
+
+
+def test_picture_without_boxes_is_an_example():
+    features, labels = load(record(()), tf.constant([0.9, 0.1, 0.1, 0.1]))
+    assert features.images.shape == (96, 128, 3)
+    assert labels.num_boxes.numpy() == 0
+    assert not labels.boxes_yxyx.numpy().any()
+
+
+def test_unknown_category_is_named_with_its_image_and_the_file():
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match=r"(?s)not in categories\.json.*4.*of image.*7",
+    ):
+        examples.load_example(record(category_id=4), CATEGORIES, CANVAS)
+
+
+def test_every_category_finds_its_index():
+    many = [{"id": i, "name": str(i)} for i in (40, 2, 17, 90)]
+    sparse = categories.from_coco(many, index_by_id=True)
+    for category in sparse.categories:
+        serialized = tf_example.encode(
+            annotations.AnnotatedImage(
+                1, "a", 120, 200,
+                (annotations.AnnotatedObject(1, category.id, (0, 0, 9, 9), 1, False),),
+            ),
+            tf_example.parse(record()).encoded.numpy(),
+            image_format="png",
+            names={category.id: category.name},
+        )  # fmt: skip
+        _, labels = examples.load_example(tf.constant(serialized), sparse, CANVAS)
+        assert labels.classes[0].numpy() == category.id

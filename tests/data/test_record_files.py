@@ -1,0 +1,76 @@
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.data import record_files
+
+
+def write(path, sizes):
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for size in sizes:
+            writer.write(b"x" * size)
+
+
+def test_files_of_a_split_are_found_in_order(tmp_path):
+    names = [record_files.file_name("train", index, 3) for index in range(3)]
+    for name in [*reversed(names), "val-00000-of-00001.tfrecord", "train.json"]:
+        write(tmp_path / name, [1])
+    found = record_files.find(str(tmp_path), "train")
+    assert found == [str(tmp_path / name) for name in names]
+
+
+def test_no_match_names_the_pattern(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train-\?\?\?\?\?-of-"):
+        record_files.find(str(tmp_path), "train")
+
+
+def test_missing_shard_is_named(tmp_path):
+    for index in (0, 2):
+        write(tmp_path / record_files.file_name("train", index, 3), [1])
+    with pytest.raises(FileNotFoundError, match="train-00001-of-00003"):
+        record_files.find(str(tmp_path), "train")
+
+
+def test_shards_of_two_conversions_are_refused(tmp_path):
+    write(tmp_path / record_files.file_name("train", 0, 1), [1])
+    for index in range(2):
+        write(tmp_path / record_files.file_name("train", index, 2), [1])
+    with pytest.raises(ValueError, match="of 1 and of 2"):
+        record_files.find(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 3, 7])
+def test_shares_are_a_partition(num_hosts):
+    files = [f"file{index}" for index in range(7)]
+    shares = [record_files.share(files, (host, num_hosts)) for host in range(num_hosts)]
+    assert sorted(file for share in shares for file in share) == files
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_host_outside_the_count_is_refused():
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        record_files.share(["a", "b"], (2, 2))
+
+
+def test_records_are_counted(tmp_path):
+    contents = [[], [0], [5, 70_000, 0, 3]]
+    paths = [tmp_path / str(index) for index in range(3)]
+    for path, sizes in zip(paths, contents, strict=True):
+        write(path, sizes)
+    assert record_files.count_records([str(path) for path in paths]) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 16, 17, 20])
+def test_truncated_file_is_named_with_its_record(tmp_path, cut):
+    path = tmp_path / "train-00000-of-00001.tfrecord"
+    write(path, [10, 5])
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ValueError, match=r"train-00000.*truncated.*record 1\."):
+        record_files.count_records([str(path)])
+
+
+def test_files_without_a_record_are_refused(tmp_path):
+    write(tmp_path / "empty", [])
+    write(tmp_path / "full", [1])
+    record_files.check_not_empty([str(tmp_path / "empty"), str(tmp_path / "full")])
+    with pytest.raises(ValueError, match="num_shards"):
+        record_files.check_not_empty([str(tmp_path / "empty")])

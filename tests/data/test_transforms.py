@@ -1,0 +1,157 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.data import transforms
+
+CANVAS = (96, 128)
+
+
+def encoded(pixels, image_format, **options):
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+def smooth_picture(height=150, width=220):
+    y, x = np.mgrid[:height, :width]
+    channels = [128 + 90 * np.sin(x / 17), 128 + 90 * np.cos(y / 23), (x + y) / 2]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def window_of(image_size, scale, position, canvas=CANVAS):
+    window = transforms.crop_window(
+        tf.constant(image_size), canvas, scale=scale, position=position
+    )
+    return [value.numpy() for value in window]
+
+
+def test_without_jitter_the_whole_picture_fits_the_canvas():
+    for size in [(480, 640), (640, 480), (31, 977), (1, 1), (96, 128), (4000, 3001)]:
+        start, taken, resized = window_of(size, 1.0, (0.9, 0.9))
+        np.testing.assert_array_equal(start, [0, 0])
+        np.testing.assert_array_equal(taken, size)
+        zoom = min(96 / size[0], 128 / size[1])
+        wanted = np.maximum(np.round(np.multiply(size, zoom)), 1)
+        np.testing.assert_allclose(resized, wanted, atol=1)
+        assert (resized <= CANVAS).all() and (resized == CANVAS).any()
+
+
+def test_windows_lie_inside_the_picture_and_keep_its_aspect():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size = rng.integers(20, 900, 2).astype(np.int32)
+        scale = np.float32(rng.uniform(0.1, 2.5))
+        position = rng.choice([0.0, 0.5, np.nextafter(np.float32(1), 0)], 2)
+        start, taken, resized = window_of(size, scale, position.astype(np.float32))
+        assert (start >= 0).all() and (taken >= 1).all()
+        assert (start + taken <= size).all()
+        assert (resized >= 1).all() and (resized <= CANVAS).all()
+        zoom = np.min(scale * np.array(CANVAS) / size)
+        # Whole pixels on either side of the resize: half a pixel each at most.
+        np.testing.assert_allclose(resized, taken * zoom, atol=0.51 + 0.5 * zoom)
+        cropped = taken < size
+        np.testing.assert_array_equal(resized[cropped], np.array(CANVAS)[cropped])
+
+
+def test_position_reaches_both_ends_of_the_picture():
+    low = window_of((200, 300), 2.0, (0.0, 0.0))
+    high = window_of((200, 300), 2.0, (0.99999, 0.99999))
+    np.testing.assert_array_equal(low[0], [0, 0])
+    np.testing.assert_array_equal(high[0] + high[1], [200, 300])
+
+
+def test_partly_decoded_jpeg_equals_decode_then_crop():
+    file = encoded(smooth_picture(), "JPEG", quality=95)
+    window = transforms.Window(*map(tf.constant, ([31, 57], [80, 101], [80, 101])))
+    picture, size, _ = transforms.load_window(tf.constant(file), lambda _: window)
+    whole = tf.io.decode_jpeg(file, channels=3)[31:111, 57:158].numpy()
+    np.testing.assert_array_equal(size, [150, 220])
+    # Colour is stored at half resolution: its interpolation differs at the cut.
+    np.testing.assert_array_equal(picture[1:-1, 1:-1], whole[1:-1, 1:-1])
+    np.testing.assert_allclose(picture, whole, atol=8)
+
+
+def test_resizing_is_bilinear_about_pixel_centres():
+    pixels = smooth_picture(12, 15)
+    window = transforms.Window(*map(tf.constant, ([0, 0], [12, 15], [24, 30])))
+    file = tf.constant(encoded(pixels, "PNG"))
+    picture, _, _ = transforms.load_window(file, lambda _: window)
+    padded = np.pad(pixels.astype(np.float64), [(1, 1), (1, 1), (0, 0)], mode="edge")
+
+    def sample(y, x):  # at continuous coordinates, pixel (0, 0) centred at (.5, .5)
+        y, x = y + 0.5, x + 0.5
+        i, j = int(y), int(x)
+        rows = padded[i : i + 2, j : j + 2]
+        a, b = y - i, x - j
+        return np.einsum("y,x,yxc->c", [1 - a, a], [1 - b, b], rows)
+
+    wanted = [
+        [sample((i + 0.5) / 2, (j + 0.5) / 2) for j in range(30)] for i in range(24)
+    ]
+    np.testing.assert_allclose(picture, wanted, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format"),
+    [
+        ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "JPEG"), ("L", "PNG"), ("P", "PNG"),
+        ("RGBA", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("RGB", "BMP"), ("L", "BMP"),
+        ("RGB", "GIF"),
+    ],
+)  # fmt: skip
+def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format):
+    colour = PIL.Image.new("RGB", (40, 30), (255, 0, 255)).convert(mode)
+    stream = io.BytesIO()
+    colour.save(stream, image_format)
+    picture, size, _ = transforms.load_window(
+        tf.constant(stream.getvalue()), lambda s: transforms.crop_window(s, (30, 40))
+    )
+    assert picture.dtype == tf.uint8 and picture.shape == (30, 40, 3)
+    np.testing.assert_array_equal(size, [30, 40])
+    wanted = np.asarray(colour.convert("RGB"))
+    np.testing.assert_allclose(picture, wanted, atol=3)
+
+
+def test_boxes_move_with_the_window():
+    window = transforms.Window(*map(tf.constant, ([10, 20], [50, 100], [100, 50])))
+    boxes = tf.constant([[15.0, 40.0, 30.0, 80.0], [0.0, 0.0, 500.0, 500.0]])
+    moved = transforms.move_boxes(boxes, window)
+    np.testing.assert_allclose(moved, [[10, 10, 40, 30], [0, 0, 100, 50]])
+
+
+def test_flip_twice_changes_nothing():
+    picture = tf.constant(smooth_picture(20, 30))
+    boxes = tf.constant([[1.0, 2.0, 9.0, 17.0]])
+    once, moved = transforms.flip(picture, boxes)
+    np.testing.assert_allclose(moved, [[1, 13, 9, 28]])
+    np.testing.assert_array_equal(once[:, 0], picture[:, -1])
+    twice, back = transforms.flip(once, moved)
+    np.testing.assert_array_equal(twice, picture)
+    np.testing.assert_array_equal(back, boxes)
+
+
+def test_slivers_are_not_visible():
+    boxes = tf.constant(
+        [[0.0, 0.0, 9.0, 0.5], [3.0, 3.0, 3.0, 8.0], [0.0, 0.0, 1.0, 1.0]]
+    )
+    np.testing.assert_array_equal(transforms.visible(boxes), [False, False, True])
+
+
+def test_the_largest_boxes_stay_in_their_order():
+    sides = tf.constant([3.0, 9.0, 1.0, 5.0])
+    boxes = tf.stack([tf.zeros(4), tf.zeros(4), sides, sides], axis=-1)
+    np.testing.assert_array_equal(transforms.largest(boxes, 2), [1, 3])
+    np.testing.assert_array_equal(transforms.largest(boxes, 9), [0, 1, 2, 3])
+    assert transforms.largest(tf.zeros([0, 4]), 9).shape == (0,)
+
+
+def test_paste_puts_the_picture_top_left_of_the_mean_colour():
+    picture = tf.constant(smooth_picture(5, 7))
+    canvas = transforms.paste(picture, (8, 9)).numpy()
+    np.testing.assert_array_equal(canvas[:5, :7], picture)
+    canvas[:5, :7] = transforms.MEAN_COLOUR
+    assert (canvas == transforms.MEAN_COLOUR).all()

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.model import heads, layers
+
+
+def _heads(**kwargs):
+    sizes = {"num_classes": 3, "num_anchors": 2, "num_convs": 2, "num_channels": 8}
+    return heads.Heads(4, (3, 4), **{**sizes, **kwargs})
+
+
+def _pyramid(seed=0):
+    return [
+        tf.random.stateless_normal([2, 8, 4, 4], [seed, 3]),
+        tf.random.stateless_normal([2, 4, 2, 4], [seed, 4]),
+    ]
+
+
+def test_predictions_keep_the_grid_of_each_level():
+    predictions = _heads()(_pyramid(), is_training=False)
+    assert [x.shape for x in predictions.class_logits] == [(2, 8, 4, 6), (2, 4, 2, 6)]
+    assert [x.shape for x in predictions.box_deltas] == [(2, 8, 4, 8), (2, 4, 2, 8)]
+
+
+@pytest.mark.parametrize("prior", [0.01, 0.2])
+def test_untrained_heads_give_every_class_the_prior(prior):
+    predictions = _heads(prior=prior)(_pyramid(), is_training=True)
+    for logits in predictions.class_logits:
+        np.testing.assert_allclose(tf.sigmoid(logits), prior, rtol=0.01)
+    for deltas in predictions.box_deltas:
+        np.testing.assert_allclose(deltas, 0, atol=0.01)
+
+
+def test_levels_share_convolutions_but_not_normalisations():
+    paths = {layers.path(v) for v in _heads().trainable_variables}
+    for tower, last in (("class", "logits"), ("box", "deltas")):
+        mine = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}
+        norms = {f"norm{i}_level{level}" for i in (1, 2) for level in (3, 4)}
+        assert mine == {"conv1", "conv2", last} | norms
+
+
+def test_levels_move_their_own_statistics():
+    one, two = _heads(), _heads()
+    fine, coarse = _pyramid()
+    one([fine, coarse], is_training=True)
+    two([fine, 3 * coarse + 1], is_training=True)
+    is_same = [
+        np.array_equal(a.moving_mean, b.moving_mean)
+        for a, b in zip(one.class_tower.norms[0], two.class_tower.norms[0], strict=True)
+    ]
+    assert is_same == [True, False]

@@ -1,0 +1,259 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.model import layers
+
+
+def _conv_oracle(x, kernel, stride):
+    """Slides the window over the image padded alike on all four sides."""
+    size = kernel.shape[0]
+    pad = size // 2
+    x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    rows = range(0, x.shape[1] - size + 1, stride)
+    cols = range(0, x.shape[2] - size + 1, stride)
+    patches = [[x[:, r : r + size, c : c + size] for c in cols] for r in rows]
+    return np.einsum("rcbhwi,hwio->brco", np.array(patches), kernel)
+
+
+def _norm(num_channels=3, **kwargs):
+    norm = layers.BatchNorm(num_channels, name="norm", momentum=0.9, **kwargs)
+    rng = np.random.default_rng(1)
+    for variable in norm.variables:
+        variable.assign(rng.uniform(0.5, 2, variable.shape))
+    return norm
+
+
+def _batch(shape=(4, 5, 6, 3)):
+    return np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 2), (3, 1), (3, 2), (7, 2)])
+def test_conv_pads_alike_on_all_sides(size, kernel_size, stride):
+    conv = layers.Conv(2, 3, kernel_size, name="conv", stride=stride)
+    x = _batch((2, *size, 2))
+    y = conv(x)
+    assert y.shape == (2, -(-size[0] // stride), -(-size[1] // stride), 3)
+    np.testing.assert_allclose(
+        y, _conv_oracle(x, conv.kernel.numpy(), stride), atol=1e-4
+    )
+
+
+def test_conv_adds_its_bias_and_keeps_the_dtype():
+    conv = layers.Conv(2, 3, 1, name="conv", initial_bias=2.0)
+    y = conv(tf.zeros([1, 4, 4, 2], tf.bfloat16))
+    assert y.dtype == tf.bfloat16
+    np.testing.assert_array_equal(tf.cast(y, tf.float32), np.full((1, 4, 4, 3), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("init_fn", "variance"),
+    [
+        (layers.lecun_normal, 1 / (9 * 64)),
+        (layers.glorot_uniform, 2 / (9 * (64 + 128))),
+        (lambda *args: layers.normal(*args, stddev=0.01), 1e-4),
+    ],
+)
+def test_initial_kernels_have_their_variance(init_fn, variance):
+    values = init_fn(np.random.default_rng(0), (3, 3, 64, 128))
+    assert values.dtype == np.float32
+    assert abs(values.mean()) < 0.01 * variance**0.5
+    np.testing.assert_allclose(values.var(), variance, rtol=0.02)
+
+
+def test_lecun_normal_is_cut_at_two_deviations():
+    values = layers.lecun_normal(np.random.default_rng(0), (1, 1, 100, 100))
+    assert np.abs(values).max() <= 2 / (10 * 0.87962566) * (1 + 1e-6)
+
+
+def test_kernels_of_one_shape_differ_and_the_seed_reproduces_them():
+    def draw(name, seed):
+        return layers.Conv(4, 4, 3, name=name, seed=seed).kernel.numpy()
+
+    np.testing.assert_array_equal(draw("a", 0), draw("a", 0))
+    assert not np.any(draw("a", 0) == draw("b", 0))
+    assert not np.any(draw("a", 0) == draw("a", 1))
+
+
+def test_training_normalises_by_the_moments_of_the_batch():
+    norm, x = _norm(), _batch()
+    y = norm(x, is_training=True)
+    x = x.astype(np.float64)
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    expected = (x - mean) / np.sqrt(variance + 1e-4) * norm.gamma + norm.beta
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_training_moves_the_statistics_towards_the_biased_moments():
+    norm, x = _norm(), _batch()
+    before = [norm.moving_mean.numpy(), norm.moving_variance.numpy()]
+    norm(x, is_training=True)
+    x = x.astype(np.float64)
+    expected = 0.9 * before[0] + 0.1 * x.mean((0, 1, 2))
+    np.testing.assert_allclose(norm.moving_mean, expected, rtol=1e-5)
+    expected = 0.9 * before[1] + 0.1 * x.var((0, 1, 2))
+    np.testing.assert_allclose(norm.moving_variance, expected, rtol=1e-5)
+
+
+def test_evaluation_normalises_by_the_moving_statistics_and_keeps_them():
+    norm, x = _norm(), _batch()
+    mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
+    y = norm(x, is_training=False)
+    expected = (x - mean) / np.sqrt(variance + 1e-4) * norm.gamma + norm.beta
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_array_equal(norm.moving_mean, mean)
+    np.testing.assert_array_equal(norm.moving_variance, variance)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_gradient_is_that_of_two_passes(jit_compile):
+    norm, x = _norm(), tf.constant(_batch())
+    weight = _batch()[::-1]
+
+    def two_passes(x):
+        mean, variance = tf.nn.moments(x, [0, 1, 2])
+        return tf.nn.batch_normalization(x, mean, variance, norm.beta, norm.gamma, 1e-4)
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients(normalise):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(tf.square(normalise(x)) * weight)
+        return tape.gradient(loss, [x, norm.gamma, norm.beta])
+
+    expected = gradients(two_passes)
+    got = gradients(lambda x: norm(x, is_training=True))
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-3)
+
+
+def test_constant_channel_stays_finite():
+    norm = _norm()
+    x = tf.fill([2, 4, 4, 3], 100.1)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = norm(x, is_training=True)
+    assert np.isfinite(y).all()
+    assert np.isfinite(tape.gradient(y, x)).all()
+
+
+def test_low_precision_keeps_its_dtype_but_not_its_moments():
+    norm, x = _norm(), tf.cast(_batch([8, 16, 16, 3]), tf.bfloat16)
+    y = norm(x, is_training=True)
+    assert y.dtype == tf.bfloat16
+    x = tf.cast(x, tf.float32).numpy()
+    expected = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2)) * norm.gamma + norm.beta
+    np.testing.assert_allclose(tf.cast(y, tf.float32), expected, rtol=2**-8, atol=1e-3)
+
+
+def _two_replicas():
+    # The default, collectives, numbers its exchanges by process: strategies clash.
+    reduction = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
+
+
+def _on_two_replicas(norm, x):
+    """Returns y, dy/dx of the replicas, joined, and the sum of dy/dgamma."""
+    strategy = tf.distribute.get_strategy()
+    halves = tf.split(x, strategy.num_replicas_in_sync)
+    inputs = strategy.experimental_distribute_values_from_function(
+        lambda context: halves[context.replica_id_in_sync_group]
+    )
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = norm(x, is_training=True)
+            loss = tf.reduce_sum(y**3)
+        return y, *tape.gradient(loss, [x, norm.gamma])
+
+    results = tf.function(lambda x: strategy.run(step, [x]))(inputs)
+    y, dx, dgamma = (strategy.experimental_local_results(r) for r in results)
+    return tf.concat(y, 0), tf.concat(dx, 0), tf.add_n(dgamma)
+
+
+def test_two_replicas_normalise_as_one_with_the_whole_batch():
+    x = _batch()
+    strategy = _two_replicas()
+    single = _norm()
+    expected = _on_two_replicas(single, x)
+    with strategy.scope():
+        double = _norm()
+        got = _on_two_replicas(double, x)
+    for g, e in zip(got, expected, strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
+    for name in ("moving_mean", "moving_variance"):
+        for replica in strategy.experimental_local_results(getattr(double, name)):
+            np.testing.assert_allclose(replica, getattr(single, name), rtol=1e-5)
+
+
+def test_unsynchronised_replicas_normalise_their_own_half():
+    x = _batch()
+    strategy = _two_replicas()
+    expected = [_norm()(half, is_training=True) for half in tf.split(x, 2)]
+    with strategy.scope():
+        y, _, _ = _on_two_replicas(_norm(is_synchronized=False), x)
+    np.testing.assert_allclose(y, tf.concat(expected, 0), atol=1e-5)
+
+
+def _pair(name):
+    with tf.name_scope(name):
+        return [layers.Conv(2, 2, 1, name="conv"), layers.BatchNorm(2, name="norm1")]
+
+
+def _frozen_paths(patterns):
+    with layers.frozen(patterns):
+        modules = _pair("stage2") + _pair("stage20")
+    variables = [v for module in modules for v in module.variables]
+    return {
+        layers.path(v)
+        for v in variables
+        if not v.trainable and "moving" not in layers.path(v)
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [
+        ("stage2", {"stage2/conv/kernel", "stage2/norm1/gamma", "stage2/norm1/beta"}),
+        ("stage2/conv/kernel", {"stage2/conv/kernel"}),
+        ("*/conv", {"stage2/conv/kernel", "stage20/conv/kernel"}),
+        ("stage20/norm*", {"stage20/norm1/gamma", "stage20/norm1/beta"}),
+    ],
+)
+def test_pattern_freezes_what_lies_below_it(pattern, paths):
+    assert _frozen_paths([pattern]) == paths
+
+
+@pytest.mark.parametrize("pattern", ["stage", "stage2/", "onv"])
+def test_pattern_that_matches_nothing_is_an_error(pattern):
+    with pytest.raises(ValueError, match="matches no variable"):
+        _frozen_paths([pattern])
+
+
+def test_misspelt_pattern_is_answered_with_close_paths():
+    with pytest.raises(ValueError, match=r"stage2/conv"):
+        _frozen_paths(["stage2/cnov"])
+
+
+def test_patterns_must_be_a_list():
+    with pytest.raises(ValueError, match="list of patterns"):
+        _frozen_paths("stage2")
+
+
+def test_frozen_norm_keeps_its_statistics_in_training():
+    with layers.frozen(["norm"]):
+        norm = _norm()
+    x = _batch()
+    before = norm.moving_mean.numpy()
+    np.testing.assert_array_equal(norm(x, is_training=True), norm(x, is_training=False))
+    np.testing.assert_array_equal(norm.moving_mean, before)
+
+
+def test_freezing_holds_under_a_strategy():
+    strategy = _two_replicas()
+    with strategy.scope(), layers.frozen(["norm/gamma"]):
+        norm = _norm()
+    assert [layers.path(v) for v in norm.trainable_variables] == ["norm/beta"]
+    assert len(norm.variables) == 4

@@ -1,0 +1,252 @@
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.model import fpn, heads, layers, retinanet
+from retinanet_tpu.model.backbones import resnet
+
+STEM_AND_C2 = ("backbone/stem", "backbone/stage2")
+# depth: (weights, parameters) with 91 classes, from the specification's architecture.
+COUNTS = {
+    10: (165, 14_805_015),
+    14: (177, 18_599_063),
+    18: (189, 21_075_735),
+    26: (213, 24_529_303),
+    34: (237, 31_183_895),
+    50: (285, 34_091_159),
+    101: (438, 53_083_287),
+    152: (591, 68_726_935),
+    200: (735, 73_207_959),
+}
+# depth: blocks of stage 2
+BOTTLENECKS = {14: 1, 26: 2, 50: 3, 101: 3, 152: 3, 200: 3}
+BASIC_BLOCKS = {10: 1, 18: 2, 34: 3}
+
+
+def _full_size(monkeypatch, depth, **kwargs):
+    """Builds a network of full size without drawing its weights."""
+    monkeypatch.setattr(layers, "make_variable", _make_zeros)
+    backbone_fn = functools.partial(resnet.ResNet, depth=depth)
+    return retinanet.RetinaNet(backbone_fn=backbone_fn, **kwargs)
+
+
+def _make_zeros(initial_value, *, name, trainable):
+    return tf.Variable(tf.zeros(initial_value.shape), name=name, trainable=trainable)
+
+
+def _tiny(**kwargs):
+    """Builds a network that takes 128 px, of 2 classes."""
+    parts = {
+        "num_classes": 2,
+        "backbone_fn": functools.partial(resnet.ResNet, depth=10, width=8),
+        "fpn_fn": functools.partial(fpn.FPN, num_channels=16),
+        "heads_fn": functools.partial(heads.Heads, num_convs=1, num_channels=16),
+    }
+    return retinanet.RetinaNet(**{**parts, **kwargs})
+
+
+def _images(size=(128, 128)):
+    return np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+
+
+def _frozen_by_arithmetic(depth):
+    """Returns (weights, parameters) of stem and C2, counted by hand."""
+    if depth in BOTTLENECKS:
+        num_blocks, out = BOTTLENECKS[depth], 256
+        kernels = num_blocks * (9 * 64 * 64 + 64 * 256)
+        kernels += 64 * 64 + (num_blocks - 1) * 256 * 64  # first convolutions
+        channels = num_blocks * (64 + 64 + 256)
+    else:
+        num_blocks, out = BASIC_BLOCKS[depth], 64
+        kernels = num_blocks * 2 * 9 * 64 * 64
+        channels = num_blocks * (64 + 64)
+    kernels += 7 * 7 * 3 * 64 + 64 * out  # stem and projection
+    channels += 64 + out
+    convs = 2 + num_blocks * (3 if depth in BOTTLENECKS else 2)
+    return 3 * convs, kernels + 2 * channels
+
+
+@pytest.mark.parametrize("depth", sorted(COUNTS))
+def test_counts_are_those_of_the_specification(monkeypatch, depth):
+    network = _full_size(monkeypatch, depth, num_classes=91, frozen=STEM_AND_C2)
+    num_weights, num_parameters = COUNTS[depth]
+    assert len(network.weights) == num_weights
+    assert layers.num_parameters(network.weights) == num_parameters
+    frozen_weights, frozen_parameters = _frozen_by_arithmetic(depth)
+    trainable = network.trainable_variables
+    assert len(trainable) == num_weights - frozen_weights
+    assert layers.num_parameters(trainable) == num_parameters - frozen_parameters
+
+
+def test_resnet50_has_the_numbers_of_the_log(monkeypatch):
+    network = _full_size(monkeypatch, 50, num_classes=91, frozen=STEM_AND_C2)
+    assert len(network.trainable_variables) == 252
+    assert layers.num_parameters(network.trainable_variables) == 33_865_815
+    network = _full_size(monkeypatch, 50, num_classes=80, frozen=STEM_AND_C2)
+    assert layers.num_parameters(network.trainable_variables) == 33_637_620
+
+
+def test_initial_l2_of_resnet50_is_that_of_its_initialisers():
+    network = retinanet.RetinaNet(num_classes=91, frozen=STEM_AND_C2)
+    assert len(network.kernels()) == 60
+    l2 = 1e-4 * sum(tf.nn.l2_loss(kernel).numpy() for kernel in network.kernels())
+    assert l2 == pytest.approx(1.402, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (64, 192), (100, 132)])
+def test_predictions_cover_the_grid_of_every_level(size):
+    predictions = _tiny()(_images(size), is_training=False)
+    grids = [[-(-side // 2**level) for side in size] for level in (3, 4, 5, 6, 7)]
+    assert [x.shape for x in predictions.class_logits] == [(2, *g, 18) for g in grids]
+    assert [x.shape for x in predictions.box_deltas] == [(2, *g, 36) for g in grids]
+
+
+def test_untrained_network_gives_every_class_one_percent():
+    for logits in _tiny()(_images(), is_training=True).class_logits:
+        np.testing.assert_allclose(tf.sigmoid(logits), 0.01, rtol=0.02)
+
+
+def test_bytes_and_floats_are_the_same_image():
+    network = _tiny()
+    predictions = [
+        network(images, is_training=False).class_logits[0]
+        for images in (_images(), _images().astype(np.float32))
+    ]
+    np.testing.assert_array_equal(*predictions)
+
+
+def test_normalising_subtracts_the_mean_of_imagenet():
+    pixel = [[0.485 * 255, 0.456 * 255, 0.406 * 255], [0, 0, 0], [255, 255, 255]]
+    expected = [
+        [0, 0, 0],
+        [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225],
+        [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225],
+    ]
+    np.testing.assert_allclose(retinanet.normalize(pixel), expected, atol=1e-6)
+
+
+def test_paths_are_unique_and_say_where_a_variable_is():
+    paths = [layers.path(v) for v in _tiny().variables]
+    assert len(set(paths)) == len(paths)
+    assert {
+        "backbone/stem/conv/kernel",
+        "backbone/stem/norm/moving_mean",
+        "backbone/stage2/block1/conv1/kernel",
+        "backbone/stage5/block1/norm_shortcut/beta",
+        "fpn/lateral3/bias",
+        "fpn/norm7/gamma",
+        "heads/class/norm1_level3/gamma",
+        "heads/class/logits/bias",
+        "heads/box/deltas/kernel",
+    } <= set(paths)
+
+
+def test_second_network_has_the_paths_and_weights_of_the_first():
+    one, two = _tiny(seed=3), _tiny(seed=3)
+    for a, b in zip(one.variables, two.variables, strict=True):
+        assert layers.path(a) == layers.path(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_two_kernels_begin_alike():
+    kernels = [k.numpy().ravel() for k in _tiny().kernels()]
+    heads_ = [tuple(k[:4] / np.abs(k[:4]).max()) for k in kernels]
+    assert len(set(heads_)) == len(kernels)
+
+
+def _gradients(network, images, jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def gradients(images):
+        with tf.GradientTape() as tape:
+            predictions = network(images, is_training=True)
+            loss = tf.add_n(
+                [
+                    tf.reduce_mean(tf.square(tf.cast(x, tf.float32) - 1))
+                    for level in predictions
+                    for x in level
+                ]
+            )
+        return tape.gradient(loss, network.trainable_variables)
+
+    return gradients(tf.constant(images)), gradients
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_training_compiles_with_xla(compute_dtype):
+    network = _tiny(compute_dtype=compute_dtype)
+    gradients, _ = _gradients(network, _images(), jit_compile=True)
+    for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
+        assert gradient.shape == variable.shape
+        assert gradient.dtype == tf.float32
+        assert np.isfinite(gradient).all(), layers.path(variable)
+    assert not np.allclose(network.heads.class_tower.norms[0][0].moving_mean, 0)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16", "float16"])
+def test_predictions_come_in_the_compute_dtype(compute_dtype):
+    network = _tiny(compute_dtype=compute_dtype)
+    step = tf.function(network, jit_compile=True)
+    for level in step(tf.constant(_images((64, 64))), is_training=False):
+        assert all(x.dtype == compute_dtype for x in level)
+
+
+def test_frozen_stages_have_no_backward_pass():
+    network = _tiny(frozen=STEM_AND_C2)
+    before = {layers.path(v): v.numpy() for v in network.variables}
+    _, gradients = _gradients(network, _images(), jit_compile=False)
+    graph = gradients.get_concrete_function(tf.constant(_images())).graph
+    operations = [operation.type for operation in graph.get_operations()]
+    # The heads' kernels have a gradient from each of the five levels.
+    num_kernels = len(network.kernels()) + 4 * 4
+    assert operations.count("Conv2DBackpropFilter") == num_kernels
+    assert "MaxPoolGrad" not in operations
+    for variable in network.variables:
+        is_frozen = layers.path(variable).startswith(STEM_AND_C2)
+        is_same = np.array_equal(variable, before[layers.path(variable)])
+        if is_frozen:
+            assert is_same
+            assert not variable.trainable
+        elif "/moving_" in layers.path(variable):
+            assert not is_same
+
+
+def test_two_replicas_predict_as_one_with_the_whole_batch():
+    images = _images()
+    expected = _tiny()(images, is_training=True)
+    # The default, collectives, numbers its exchanges by process: strategies clash.
+    reduction = tf.distribute.ReductionToOneDevice()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
+    with strategy.scope():
+        network = _tiny()
+    halves = strategy.experimental_distribute_values_from_function(
+        lambda context: images[context.replica_id_in_sync_group][None]
+    )
+    step = tf.function(lambda x: network(x, is_training=True))
+    predictions = strategy.run(step, [halves])
+    for got, want in zip(predictions.box_deltas, expected.box_deltas, strict=True):
+        got = tf.concat(strategy.experimental_local_results(got), 0)
+        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+def test_everything_can_be_frozen_but_the_last_layers():
+    network = _tiny(frozen=["backbone", "fpn", "heads/*conv*", "*/norm*"])
+    assert {layers.path(v) for v in network.trainable_variables} == {
+        f"heads/{name}/{kind}"
+        for name in ("class/logits", "box/deltas")
+        for kind in ("kernel", "bias")
+    }
+
+
+def test_checkpoint_brings_every_variable_back(tmp_path):
+    saved, restored = _tiny(seed=1), _tiny(seed=2)
+    file = tf.train.Checkpoint(network=saved).write(str(tmp_path / "network"))
+    tf.train.Checkpoint(network=restored).read(file).assert_consumed()
+    for a, b in zip(saved.variables, restored.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_unknown_dtype_is_an_error():
+    with pytest.raises(ValueError, match="compute_dtype 'half'"):
+        _tiny(compute_dtype="half")
