@@ -29,7 +29,7 @@ setuptools.setup(
     extras_require={
         "cpu": ["tensorflow-cpu~=2.20.0"],
         "gpu": ["tensorflow[and-cuda]~=2.20.0"],
-        # 2.20 is the newest TensorFlow that has a TPU build. The client looks up TPUs by
+        # 2.20 is the newest TensorFlow with a TPU build. The client looks up TPUs by
         # name; a TPU VM itself does without.
         "tpu": ["tensorflow-tpu~=2.20.0", "cloud-tpu-client>=0.10"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],

@@ -1,4 +1,4 @@
-"""The one place where replicas exchange numbers during a step."""
+"""What replicas share: exchanges of numbers during a step, and variables."""
 
 import tensorflow as tf
 
@@ -41,3 +41,8 @@ def make_variable(initial_value, *, name: str, trainable: bool = False) -> tf.Va
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
+
+
+def path(variable: tf.Variable) -> str:
+    """Returns a variable's place in its network, such as fpn/output3/kernel."""
+    return variable.name.partition(":")[0]

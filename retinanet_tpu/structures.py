@@ -36,7 +36,7 @@ class Labels(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """What the network says, a tensor a pyramid level, in the convolutions' own layout."""
+    """What the network says, a tensor a level, in the convolutions' own layout."""
 
     class_logits: tuple  # per level [B, H_l, W_l, A * K], anchor outer, class inner
     box_deltas: (

@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu.data import pipeline, record_files
-from retinanet_tpu.estimator import config, train_and_evaluate
+from retinanet_tpu.estimator import train_and_evaluate
 from retinanet_tpu.task import cli, configurables
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and exit.")
@@ -38,7 +38,6 @@ def main() -> None:
         )
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         raise _explained(error, run) from error
-    logging.info("What was used:\n%s", config.operative_text())
 
 
 def _explained(error, run):

@@ -65,17 +65,11 @@ def read_annotations(
     )
 
 
-def agree(
+def check_agreement(
     existing: categories.Categories | None, wanted: categories.Categories, path: str
 ) -> None:
-    """Writes categories.json, or checks that this split fits the one that is there.
-
-    Raises:
-      ValueError: the file says something else.
-    """
-    if existing is None:
-        categories.write(wanted, path)
-    elif existing != wanted:
+    """Raises ValueError where an existing categories.json says something else."""
+    if existing is not None and existing != wanted:
         raise ValueError(
             f"{path} has {_listed(existing)}; this split would write "
             f"{_listed(wanted)}. All splits of a directory share one numbering: use "
@@ -122,8 +116,7 @@ def main(argv: list[str]) -> None:
     num_shards = min(_NUM_SHARDS.value, len(annotated.images))
     check_no_other_conversion(output_dir, split, num_shards)
     wanted = categories.from_coco(annotated.categories, index_by_id=_INDEX_BY_ID.value)
-    tf.io.gfile.makedirs(output_dir)
-    agree(existing, wanted, categories_path)
+    check_agreement(existing, wanted, categories_path)
     with tqdm.tqdm(total=len(annotated.images), unit=" images") as progress:
         conversion = converter.write_shards(
             annotated,
@@ -134,6 +127,8 @@ def main(argv: list[str]) -> None:
             num_workers=_NUM_WORKERS.value,
             progress_fn=progress.update,
         )
+    categories.write(wanted, categories_path)
+    # Last, so that it stands for a finished conversion.
     json_path = os.path.join(output_dir, f"{split}.json")
     stored = annotated._replace(images=conversion.images)
     annotations.write_coco(stored, json_path, description=f"{split} split")

@@ -71,7 +71,9 @@ class Anchors:
         stride = 2**self.max_level
         if any(side <= 0 or side % stride for side in image_size):
             nearest = tuple(
-                sorted({max(stride, side // stride * stride), -(-side // stride) * stride})
+                sorted(
+                    {max(stride, side // stride * stride), -(-side // stride) * stride}
+                )
                 for side in (max(side, 1) for side in image_size)
             )
             raise ValueError(

@@ -47,7 +47,7 @@ def paired_iou(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
 
 
 def intersection_over_area(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [..., N, M] in [0, 1], the part of each a that lies inside each b.
+    """Returns float32 [..., N, M] in [0, 1], the part of each a inside each b.
 
     COCO compares a detection with a crowd region in this way: the region may be larger.
 

@@ -120,14 +120,19 @@ def read(path: str) -> Categories:
     return _checked(Categories(num_classes, entries), path)
 
 
-def write(categories: Categories, path: str) -> None:
-    """Writes a categories.json that `read` gives back unchanged."""
+def to_json(categories: Categories) -> str:
+    """Returns the text of a categories.json."""
     content = {
         "num_classes": categories.num_classes,
         "categories": [category._asdict() for category in categories.categories],
     }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write(categories: Categories, path: str) -> None:
+    """Writes a categories.json that `read` gives back unchanged."""
     with tf.io.gfile.GFile(path, "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(to_json(categories))
 
 
 def _checked(categories: Categories, source: str) -> Categories:

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import PIL.Image
@@ -54,6 +54,9 @@ def write_shards(
 
     Returns:
       The images that were stored, in the order given, and what happened.
+
+    Raises:
+      ValueError: no image could be stored; nothing is left behind.
     """
     tf.io.gfile.makedirs(output_dir)
     names = {category["id"]: category["name"] for category in annotated.categories}
@@ -75,13 +78,21 @@ def write_shards(
 
     with concurrent.futures.ThreadPoolExecutor(num_workers) as workers:
         shards = list(workers.map(write_shard, range(num_shards)))
-    for name in names_of_files:
-        tf.io.gfile.rename(name + ".tmp", name, overwrite=True)
-    in_order = [
+    merged = _merged(
         shards[position % num_shards][position // num_shards]
         for position in range(len(annotated.images))
-    ]
-    return _merged(in_order)
+    )
+    for name in names_of_files:
+        if merged.images:
+            tf.io.gfile.rename(name + ".tmp", name, overwrite=True)
+        else:
+            tf.io.gfile.remove(name + ".tmp")
+    if not merged.images:
+        raise ValueError(
+            f"None of the {len(annotated.images)} images could be stored, such as "
+            f"{annotated.images[0].file_name} in {images_dir}; check --images."
+        )
+    return merged
 
 
 def convert_image(
@@ -183,7 +194,7 @@ def _left_out(
     return Conversion([], counts, {reason: [image.file_name]}), None
 
 
-def _merged(conversions: list[Conversion]) -> Conversion:
+def _merged(conversions: Iterable[Conversion]) -> Conversion:
     images, counts = [], collections.Counter()
     affected = collections.defaultdict(list)
     for conversion in conversions:

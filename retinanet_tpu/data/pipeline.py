@@ -174,8 +174,8 @@ def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | N
             return None
         except tf.errors.DataLossError as cause:
             return ValueError(
-                f"{path} is damaged at record {number} ({_first_line(cause)}); copy the "
-                "file again, or write it again with tools/create_tfrecords.py."
+                f"{path} is damaged at record {number} ({_first_line(cause)}); copy "
+                "the file again, or write it again with tools/create_tfrecords.py."
             )
         except tf.errors.InvalidArgumentError as cause:
             return ValueError(

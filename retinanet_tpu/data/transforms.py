@@ -99,8 +99,23 @@ def load_window(
         )
 
     pixels, image_size, window = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
-    resized = tf.image.resize(pixels, window.resized, method="bilinear")
-    return tf.cast(tf.round(resized), tf.uint8), image_size, window
+    return _resized(pixels, window), image_size, window
+
+
+def letterbox(
+    image: tf.Tensor, canvas_size: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Shows a decoded picture as evaluation shows an encoded one.
+
+    Args:
+      image: float32 [H, W, 3], RGB in 0..255.
+      canvas_size: height and width of the network's input.
+
+    Returns:
+      uint8 [*canvas_size, 3], and float32 [2]: (y, x) resized size / original size.
+    """
+    window = crop_window(tf.shape(image)[:2], canvas_size)
+    return paste(_resized(image, window), canvas_size), window.scales
 
 
 def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
@@ -139,8 +154,7 @@ def visible(boxes_yxyx: tf.Tensor) -> tf.Tensor:
 
 
 def largest(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
-    """Returns int32 [<= max_boxes]: which boxes to keep, in their order, largest first
-    to stay.
+    """Returns int32 [<= max_boxes]: the places of the largest boxes, rising.
 
     Args:
       boxes_yxyx: float32 [N, 4].
@@ -161,3 +175,9 @@ def paste(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
     below = tf.broadcast_to(colour, [height - shape[0], width, 3])
     canvas = tf.concat([tf.concat([picture, right], axis=1), below], axis=0)
     return tf.ensure_shape(canvas, [height, width, 3])
+
+
+def _resized(pixels: tf.Tensor, window: Window) -> tf.Tensor:
+    """Returns uint8 [h, w, 3] of the window's resized size."""
+    resized = tf.image.resize(pixels, window.resized, method="bilinear")
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)

@@ -1,4 +1,4 @@
-"""Checkpoints `model.ckpt-N`: plain names, plain tensors, readable by any TensorFlow tool.
+"""Checkpoints `model.ckpt-N`: plain names and tensors, for any TensorFlow tool.
 
 A checkpoint is complete when its index file is there and every data shard it counts:
 TensorFlow writes the index last. The text file `checkpoint` names the newest, for tools
@@ -37,7 +37,7 @@ def read(path: str, group: str = "") -> dict[str, np.ndarray]:
     """
     if not is_complete(path):
         raise FileNotFoundError(
-            f"No complete checkpoint at {path}; expected {path}.index and its data files."
+            f"No complete checkpoint at {path}; expected its .index and .data files."
         )
     # tf.train.load_checkpoint looks for files in a way that ram:// does not answer.
     reader = tf.compat.v1.train.NewCheckpointReader(path)
@@ -115,7 +115,11 @@ def _has_all_shards(prefix, names):
 
 
 def _write_state(model_dir, newest=None):
-    paths = [path_of(model_dir, step) for step in steps(model_dir)[-(newest or 0) :]]
-    tf.compat.v1.train.update_checkpoint_state(
-        model_dir, paths[-1], all_model_checkpoint_paths=paths
-    )
+    """Names the newest checkpoints in the file `checkpoint`, as TensorFlow does."""
+    names = [f'"{_PREFIX}{step}"' for step in steps(model_dir)[-(newest or 0) :]]
+    lines = [f"model_checkpoint_path: {names[-1]}"]
+    lines += [f"all_model_checkpoint_paths: {name}" for name in names]
+    temporary = f"{model_dir}/checkpoint.tmp"
+    with tf.io.gfile.GFile(temporary, "w") as file:
+        file.write("\n".join(lines) + "\n")
+    tf.io.gfile.rename(temporary, f"{model_dir}/checkpoint", overwrite=True)

@@ -1,5 +1,6 @@
 """Run settings, and the reading of gin files."""
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import tensorflow as tf
+from absl import logging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +21,12 @@ class TPUConfig:
     Attributes:
       iterations_per_loop: steps in one tf.function call; logging, saving and evaluation
         happen between loops, and a loop is cut short where one of them is due.
-      jit_compile: compile the step with XLA on CPU and GPU (a TPU always does).
+      jit_compile: compile the step with XLA on a GPU, or on a CPU, where it was seen
+        to take more than twice as long; a TPU always does.
     """
 
     iterations_per_loop: int = 100
-    jit_compile: bool = True
+    jit_compile: bool = False
 
     def __post_init__(self):
         """Raises ValueError for a loop without steps."""
@@ -65,9 +68,9 @@ class RunConfig:
         every = self.save_checkpoints_steps
         if every and every > max_steps:
             raise ValueError(
-                f"RunConfig.save_checkpoints_steps is {every}, but the run has {max_steps} "
-                "steps, so it never fires; lower it, or set it to None (the last step is "
-                "always saved)."
+                f"RunConfig.save_checkpoints_steps is {every}, but the run has "
+                f"{max_steps} steps, so it never fires; lower it, or set None (the "
+                "last step is always saved)."
             )
 
     def next_stop(self, step: int, max_steps: int) -> int:
@@ -117,9 +120,13 @@ def parse(
             raise FileNotFoundError(f"No gin file {path}; look in gin_configs/.")
         gin.add_config_file_search_path(os.path.dirname(path))
     try:
-        gin.parse_config_files_and_bindings(
-            list(gin_files), list(gin_params), skip_unknown=False, finalize_config=False
-        )
+        with _quiet():  # Gin logs each place where an include is not.
+            gin.parse_config_files_and_bindings(
+                list(gin_files),
+                list(gin_params),
+                skip_unknown=False,
+                finalize_config=False,
+            )
         text = gin.config_str()
         _check_macros(text)
         gin.finalize()
@@ -134,11 +141,6 @@ def parse(
     return text
 
 
-def operative_text() -> str:
-    """Returns the settings that were used so far, code defaults included."""
-    return gin.operative_config_str()
-
-
 def differences(before: str, after: str) -> list[str]:
     """Returns the lines by which two configurations differ, as '- old' and '+ new'."""
     lines = [[x for x in t.splitlines() if _is_setting(x)] for t in (before, after)]
@@ -148,6 +150,16 @@ def differences(before: str, after: str) -> list[str]:
 def _check_positive(name, value):
     if not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} is {value}; expected a whole number of at least 1.")
+
+
+@contextlib.contextmanager
+def _quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _is_setting(line):

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import replicas
 from retinanet_tpu.estimator import (
     checkpoints,
     exporters,
@@ -26,8 +27,9 @@ from retinanet_tpu.estimator import (
 class TPUEstimator:
     """Runs one model_fn under a strategy, from and to the checkpoints of one model_dir.
 
-    In TensorFlow 2 variables outlive a trace, so beside model_fn there are two functions
-    that make them, called once inside the strategy's scope: network_fn and update_fn.
+    In TensorFlow 2 variables outlive a trace, so beside model_fn there are two
+    functions that make them, called once in the strategy's scope: network_fn and
+    update_fn.
     """
 
     def __init__(
@@ -82,8 +84,8 @@ class TPUEstimator:
         for mode, size in self._batch_sizes.items():
             if size is not None and size % self.num_replicas:
                 raise ValueError(
-                    f"The {mode} batch of {size} does not divide by {self.num_replicas} "
-                    "replicas; choose a multiple."
+                    f"The {mode} batch of {size} does not divide by "
+                    f"{self.num_replicas} replicas; choose a multiple."
                 )
 
     @property
@@ -97,7 +99,7 @@ class TPUEstimator:
         max_steps: int,
         saving_listeners: Sequence[Callable] = (),
     ) -> str:
-        """Trains until the global step is max_steps, going on from the latest checkpoint.
+        """Trains up to a global step, going on from the latest checkpoint.
 
         Args:
           input_fn: (params) -> endless tf.data.Dataset of (features, labels).
@@ -151,8 +153,8 @@ class TPUEstimator:
     ) -> dict[str, Any]:
         """Scores one checkpoint on all that input_fn gives.
 
-        Writes scalars and pictures under the checkpoint's step to `eval[_name]/` and one
-        line to `eval.jsonl` there.
+        Writes scalars and pictures under the checkpoint's step to `eval[_name]/`, and
+        one line to `eval.jsonl` there.
 
         Args:
           input_fn: (params) -> finite tf.data.Dataset of (features, labels).
@@ -265,7 +267,7 @@ class TPUEstimator:
         return path
 
     def _load(self, network, path):
-        weights = {training.path_of(v): v for v in network.variables}
+        weights = {replicas.path(v): v for v in network.variables}
         training.assign(weights, training.network_weights(path), path)
 
     def _forward_pass(self, mode, path):

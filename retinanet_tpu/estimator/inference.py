@@ -31,7 +31,7 @@ class ForwardPass:
         self._strategy = strategy
         self._is_eval = mode == spec.ModeKeys.EVAL
 
-        @tf.function(jit_compile=jit_compile or None)
+        @tf.function(autograph=False, jit_compile=jit_compile or None)
         def replica_forward(batch):
             result = training.call_model_fn(model_fn, batch, mode, params_fn(), network)
             if not self._is_eval:
@@ -44,7 +44,7 @@ class ForwardPass:
         )
 
     def __call__(self, batch: Any) -> tuple[float, Any]:
-        """Returns the loss, and the nest of eval tensors or predictions, replicas joined."""
+        """Returns the loss, and eval tensors or predictions of all replicas, joined."""
         loss, tensors = self._forward(batch)
         joined = tf.nest.map_structure(
             lambda t: np.concatenate(self._local(t)), tensors

@@ -1,4 +1,4 @@
-"""What model_fn and input_fn receive and return, by the names TPUEstimator users know."""
+"""What model_fn and input_fn receive and return, by TPUEstimator's names."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ class TPUEstimatorSpec(NamedTuple):
     Attributes:
       mode: the ModeKeys it was called with.
       predictions: PREDICT: any nest of tensors [B, ...].
-      loss: TRAIN and EVAL: float32 scalar. The loss of the global batch is its mean over
-        replicas.
-      scalars: numbers to log, by name, in the order to log them; logged as the mean over
-        replicas and over the steps of a loop.
+      loss: TRAIN and EVAL: float32 scalar. The loss of the global batch is its mean
+        over replicas.
+      scalars: numbers to log, by name, in the order to log them; logged as the mean
+        over replicas and over the steps of a loop.
       eval_metrics: EVAL: (metric_fn, tensors). `tensors` is a nest of tensors [B, ...];
         metric_fn(batches) runs on the host, iterates over that nest as NumPy arrays of
         the global batch, and returns a dict: floats become scalars, uint8 [n, H, W, 3]
@@ -45,7 +45,7 @@ class TPUContext(NamedTuple):
       num_replicas: of the whole job; each takes one batch a step.
       num_hosts: input pipelines that share the data.
       current_host: which of them this is, from 0.
-      first_step: the global step that the first batch is for; a resumed run starts here.
+      first_step: steps trained before the first batch; above 0 in a resumed run.
     """
 
     num_replicas: int
@@ -60,7 +60,7 @@ class TPUContext(NamedTuple):
 
 
 class TrainSpec(NamedTuple):
-    """What to train: `max_steps` is absolute, so a resumed run ends where the first would."""
+    """What to train, up to an absolute `max_steps`, earlier runs included."""
 
     input_fn: Callable
     max_steps: int
@@ -74,8 +74,8 @@ class EvalSpec(NamedTuple):
       input_fn: gives one finite pass over the data.
       steps: batches to score, None for all of them.
       name: the results go to `eval_<name>/`, without a name to `eval/`.
-      every_steps: score each time this many steps were trained, besides the end; None for
-        the end only. A multiple of save_checkpoints_steps.
+      every_steps: score each time this many steps were trained, besides the end; None
+        for the end only. A multiple of save_checkpoints_steps.
       exporters: called after each evaluation.
     """
 

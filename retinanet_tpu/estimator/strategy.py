@@ -26,13 +26,13 @@ def make_strategy(
     wanted = num_devices or (len(found) if device == "gpu" else 1)
     if not found or wanted > len(found):
         raise ValueError(
-            f"make_strategy asks for {wanted or 'a'} {device.upper()}, but TensorFlow sees "
-            f"{len(found)}; set make_strategy.num_devices or make_strategy.device."
+            f"make_strategy asks for {wanted or 'a'} {device.upper()}, but TensorFlow "
+            f"sees {len(found)}; set make_strategy.num_devices or make_strategy.device."
         )
     names = [f"{device}:{i}" for i in range(wanted)]
     if wanted == 1:
         return tf.distribute.OneDeviceStrategy(names[0])
-    # CPU stand-ins of several sizes in one process would mix up their collective groups.
+    # CPU stand-ins of several sizes in one process would mix up collective groups.
     exchange = tf.distribute.ReductionToOneDevice() if device == "cpu" else None
     return tf.distribute.MirroredStrategy(names, cross_device_ops=exchange)
 

@@ -72,6 +72,6 @@ def check_intervals(
     if every > train_spec.max_steps or not saves or every % saves:
         raise ValueError(
             f"EVAL_EVERY (EvalSpec.every_steps) is {every}: evaluation would never be "
-            f"due. Make it a multiple of RunConfig.save_checkpoints_steps ({saves}) and "
-            f"at most max_steps ({train_spec.max_steps}), or None to score only the end."
+            f"due. Make it a multiple of save_checkpoints_steps ({saves}), at most "
+            f"max_steps ({train_spec.max_steps}), or None to score only the end."
         )

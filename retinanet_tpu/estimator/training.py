@@ -41,7 +41,7 @@ class TrainState:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Returns all variables by their names in a checkpoint."""
-        weights = {_WEIGHTS + path_of(v): v for v in self.network.variables}
+        weights = {_WEIGHTS + replicas.path(v): v for v in self.network.variables}
         return weights | self.update.variables
 
     def save(self, model_dir: str) -> str:
@@ -80,22 +80,17 @@ def assign(
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if shapes != found:
         wrong = sorted(
-            f"{name} {found.get(name, 'absent')}, expected {shapes.get(name, 'nothing')}"
+            f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'used')}"
             for name in shapes.keys() | found.keys()
             if shapes.get(name) != found.get(name)
         )
         raise ValueError(
             f"Checkpoint {source} belongs to another configuration; {len(wrong)} "
-            f"variables differ, first: {'; '.join(wrong[:4])}. Use another --model_dir, or "
-            "the gin settings that wrote it (config.gin beside it)."
+            f"variables differ, first: {'; '.join(wrong[:4])}. Use another --model_dir "
+            "or the gin settings that wrote it (config.gin beside it)."
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
-
-
-def path_of(variable: tf.Variable) -> str:
-    """Returns a variable's readable path, such as backbone/stem/conv/kernel."""
-    return variable.name.partition(":")[0]
 
 
 def make_train_loop(
@@ -115,7 +110,7 @@ def make_train_loop(
     """
     names = []
 
-    @tf.function(jit_compile=jit_compile or None)
+    @tf.function(autograph=False, jit_compile=jit_compile or None)
     def replica_step(batch, step):
         scalars = step_fn(batch, step)
         names[:] = scalars  # The same at every trace.
@@ -189,7 +184,9 @@ def call_model_fn(
 
 
 def _check_all_used(gradients, weights):
-    unused = [path_of(w) for g, w in zip(gradients, weights, strict=True) if g is None]
+    unused = [
+        replicas.path(w) for g, w in zip(gradients, weights, strict=True) if g is None
+    ]
     if unused:
         raise ValueError(f"The loss does not depend on {unused[:4]}; freeze them.")
 
@@ -199,7 +196,8 @@ def _check_finite(history, names, first_step):
     if len(bad):
         row, column = bad[0]
         raise DivergedError(
-            f"{names[column]} is {history[row, column]} at step {first_step + row + 1}; "
-            "nothing of this loop was saved. Lower the learning rate, lengthen the "
-            "warm-up, or clip gradients, and start again from the last checkpoint."
+            f"{names[column]} is {history[row, column]} at step "
+            f"{first_step + row + 1}; nothing of this loop was saved. Lower the learning "
+            "rate, lengthen the warm-up, or clip gradients, and start again from the "
+            "last checkpoint."
         )

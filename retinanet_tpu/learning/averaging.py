@@ -9,16 +9,15 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu.learning import optimizers
+from retinanet_tpu import replicas
 
 
 def create_averages(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-    """Makes a copy of each variable, "<path>/average"; once, in the strategy's scope."""
+    """Makes a copy of each variable, by its path; once, in the strategy's scope."""
+    paths = [replicas.path(variable) for variable in variables]
     return {
-        f"{optimizers.path(variable)}/average": optimizers.make_variable(
-            tf.convert_to_tensor(variable), f"{optimizers.path(variable)}/average"
-        )
-        for variable in variables
+        path: replicas.make_variable(tf.convert_to_tensor(v), name=f"{path}/average")
+        for path, v in zip(paths, variables, strict=True)
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu.learning import optimizers
+from retinanet_tpu import replicas
 
 
 class DynamicLossScale:
@@ -37,17 +37,17 @@ class DynamicLossScale:
             )
         self._growth_interval = growth_interval
         self._factor = factor
-        self._scale = optimizers.make_variable(
-            tf.constant(initial, tf.float32), "loss_scale/scale"
+        self._scale = replicas.make_variable(
+            tf.constant(initial, tf.float32), name="loss_scale/scale"
         )
-        self._num_finite = optimizers.make_variable(
-            tf.constant(0, tf.int32), "loss_scale/num_finite"
+        self._num_finite = replicas.make_variable(
+            tf.constant(0, tf.int32), name="loss_scale/num_finite"
         )
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by path, for a checkpoint."""
-        return {optimizers.path(v): v for v in (self._scale, self._num_finite)}
+        return {replicas.path(v): v for v in (self._scale, self._num_finite)}
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss that is to be differentiated, float32 []."""

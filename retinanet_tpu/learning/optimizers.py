@@ -2,7 +2,7 @@
 
 Every replica holds its own copy of each variable and applies the same reduced gradient
 to it, so the copies stay equal and an update needs no word between replicas. Variables
-therefore come from `make_variable`, and gradients must be reduced before `apply`.
+therefore come from `replicas.make_variable`; gradients are reduced before `apply`.
 """
 
 import re
@@ -10,31 +10,9 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from retinanet_tpu import replicas
+
 Schedule = Callable[[tf.Tensor], tf.Tensor]
-
-
-def make_variable(
-    initial: tf.Tensor, name: str, *, trainable: bool = False
-) -> tf.Variable:
-    """Makes a variable that each replica reads and assigns by itself.
-
-    Args:
-      initial: its first value.
-      name: its path.
-      trainable: must be said, ON_READ variables are not by default.
-    """
-    return tf.Variable(
-        initial,
-        name=name,
-        trainable=trainable,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-
-def path(variable: tf.Variable) -> str:
-    """Returns the variable's name, such as "fpn/output3/kernel"."""
-    return variable.name.split(":")[0]
 
 
 class SGD:
@@ -75,7 +53,7 @@ class SGD:
         """
         rate = self.learning_rate(step)
         for gradient, variable in zip(gradients, variables, strict=True):
-            slot = slots[f"{path(variable)}/momentum"]
+            slot = slots[f"{replicas.path(variable)}/momentum"]
             push = rate * tf.cast(gradient, tf.float32)
             velocity = self._momentum * slot - push
             slot.assign(velocity)
@@ -120,7 +98,7 @@ class AdamW:
         self._decayed = re.compile(decayed)
 
     def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-        """Makes "<path>/momentum" and "<path>/velocity"; once, in the strategy's scope."""
+        """Makes "<path>/momentum" and ".../velocity"; once, in the strategy's scope."""
         return _make_slots(variables, ["momentum", "velocity"])
 
     def apply(
@@ -143,7 +121,7 @@ class AdamW:
         beta_1, beta_2 = self._betas
         adam_rate = rate * tf.sqrt(1.0 - beta_2**count) / (1.0 - beta_1**count)
         for gradient, variable in zip(gradients, variables, strict=True):
-            name = path(variable)
+            name = replicas.path(variable)
             gradient = tf.cast(gradient, tf.float32)
             momentum, velocity = slots[f"{name}/momentum"], slots[f"{name}/velocity"]
             mean = momentum + (gradient - momentum) * (1.0 - beta_1)
@@ -153,7 +131,9 @@ class AdamW:
             shrunk = tf.convert_to_tensor(variable)
             if self._decayed.search(name):
                 shrunk -= rate * self._weight_decay * shrunk
-            variable.assign(shrunk - adam_rate * mean / (tf.sqrt(square) + self._epsilon))
+            variable.assign(
+                shrunk - adam_rate * mean / (tf.sqrt(square) + self._epsilon)
+            )
 
 
 def clip_by_global_norm(
@@ -181,12 +161,14 @@ def clip_by_global_norm(
 
 def _make_slots(variables, names) -> dict[str, tf.Variable]:
     """Makes zeros for each variable and name."""
-    paths = [path(variable) for variable in variables]
+    paths = [replicas.path(variable) for variable in variables]
     twice = sorted({p for p in paths if paths.count(p) > 1})
     if twice:
         raise ValueError(f"Variables need names of their own, used twice: {twice}.")
     return {
-        f"{p}/{name}": make_variable(tf.zeros(variable.shape), f"{p}/{name}")
+        f"{p}/{name}": replicas.make_variable(
+            tf.zeros(variable.shape), name=f"{p}/{name}"
+        )
         for p, variable in zip(paths, variables, strict=True)
         for name in names
     }

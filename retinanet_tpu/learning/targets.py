@@ -13,7 +13,9 @@ from retinanet_tpu.boxes import box_coder, box_ops, matcher
 class Targets(NamedTuple):
     """The right answers, a tensor a pyramid level, in the predictions' layout."""
 
-    classes: tuple  # per level int32 [B, H_l, W_l, A], class index, BACKGROUND or IGNORE
+    classes: (
+        tuple  # per level int32 [B, H_l, W_l, A], class index, BACKGROUND or IGNORE
+    )
     deltas: tuple  # per level float32 [B, H_l, W_l, A * 4], 0 where not positive
     num_positives: tf.Tensor  # float32 [], matched anchors of the batch
 

@@ -10,7 +10,7 @@ from retinanet_tpu.learning import loss_scale as loss_scale_lib
 
 
 class WeightUpdate:
-    """Scales the loss, clips the gradients, applies the optimizer, averages the weights.
+    """Scales the loss, clips gradients, applies the optimizer, averages the weights.
 
     All of it happens alike on every replica, after the gradients were reduced, so that
     the update does not depend on how many replicas there are.
@@ -34,8 +34,9 @@ class WeightUpdate:
           network: has `variables` and `trainable_variables`.
           optimizer: see learning/optimizers.py.
           max_gradient_norm: bound of the global norm; None does not clip.
-          averaging_decay: of the moving average of all variables, batch norm's included,
-            that is evaluated and exported instead of the weights; None for no average.
+          averaging_decay: of the moving average of all variables, batch norm's
+            included, that is evaluated and exported instead of the weights; None for
+            no average.
           loss_scale: for float16.
         """
         self._optimizer, self._loss_scale = optimizer, loss_scale

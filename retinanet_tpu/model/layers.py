@@ -21,31 +21,9 @@ from retinanet_tpu import replicas
 _TRUNCATED_STDDEV = 0.87962566
 
 
-def path(variable: tf.Variable) -> str:
-    """Returns the place of a variable in its network, parts joined by "/"."""
-    return variable.name.removesuffix(":0")
-
-
 def num_parameters(variables: Iterable[tf.Variable]) -> int:
     """Returns how many numbers the variables hold together."""
     return sum(math.prod(variable.shape) for variable in variables)
-
-
-def make_variable(initial_value, *, name: str, trainable: bool) -> tf.Variable:
-    """Makes a variable that each replica may assign to without asking the others.
-
-    Args:
-      initial_value: array of any shape.
-      name: last part of its path; the name scopes around the call are the others.
-      trainable: whether gradients reach it; must be said, ON_READ alone means False.
-    """
-    return tf.Variable(
-        initial_value,
-        name=name,
-        trainable=trainable,
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
 
 
 @contextlib.contextmanager
@@ -150,13 +128,13 @@ class Conv(tf.Module):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         with self.name_scope:
             rng = np.random.default_rng([seed, *_path_here("kernel").encode()])
-            self.kernel = make_variable(
+            self.kernel = replicas.make_variable(
                 init_fn(rng, shape), name="kernel", trainable=True
             )
             self.bias = None
             if initial_bias is not None:
                 bias = np.full(out_channels, initial_bias, np.float32)
-                self.bias = make_variable(bias, name="bias", trainable=True)
+                self.bias = replicas.make_variable(bias, name="bias", trainable=True)
 
     @tf.Module.with_name_scope
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
@@ -212,7 +190,7 @@ class BatchNorm(tf.Module):
 
         def make(value, name, trainable):
             values = np.full(num_channels, value, np.float32)
-            return make_variable(values, name=name, trainable=trainable)
+            return replicas.make_variable(values, name=name, trainable=trainable)
 
         with self.name_scope:
             self.gamma = make(initial_gamma, "gamma", True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import replicas, structures
 from retinanet_tpu.model import fpn, heads, layers
 from retinanet_tpu.model.backbones import resnet
 
@@ -93,7 +93,7 @@ class RetinaNet(tf.Module):
         return tuple(
             variable
             for variable in self.variables
-            if "/moving_" not in layers.path(variable)
+            if "/moving_" not in replicas.path(variable)
         )
 
     def kernels(self) -> list[tf.Variable]:
@@ -101,7 +101,7 @@ class RetinaNet(tf.Module):
         return [
             variable
             for variable in self.trainable_variables
-            if layers.path(variable).endswith("/kernel")
+            if replicas.path(variable).endswith("/kernel")
         ]
 
     def __call__(

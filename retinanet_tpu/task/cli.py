@@ -22,7 +22,7 @@ CHECKPOINT = flags.DEFINE_string(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command; what the user can mend ends it with a sentence, not a traceback."""
+    """Runs a command; what users can mend ends in a sentence, not a traceback."""
 
     def guarded(_):
         try:
@@ -90,7 +90,7 @@ def claim_model_dir(text: str, *, accept_changes: bool) -> None:
             raise ValueError(
                 f"{model_dir()} belongs to another configuration; it differs in\n  "
                 + "\n  ".join(changes)
-                + "\nUse another --model_dir, or --accept_changes to go on with the new."
+                + "\nUse another --model_dir, or go on with the new: --accept_changes."
             )
     tf.io.gfile.makedirs(model_dir())
     with tf.io.gfile.GFile(path, "w") as file:

@@ -10,7 +10,7 @@ from absl import logging
 
 from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import pipeline
+from retinanet_tpu.data import examples, pipeline
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import config, estimator, spec, strategy
 from retinanet_tpu.learning import (
@@ -232,7 +232,7 @@ def _examples(data, params, categories, plan):
 
 CONFIGURABLES = {
     "Anchors": anchors_lib.Anchors,
-    "Augmentation": pipeline.Augmentation,
+    "Augmentation": examples.Augmentation,
     "Data": input_fn_lib.Data,
     "ResNet": resnet.ResNet,
     "FPN": fpn.FPN,
@@ -252,6 +252,9 @@ CONFIGURABLES = {
     "WeightUpdate": update.WeightUpdate,
     "decode": decode.decode,
     "nms": nms.nms,
+    "hard": nms.hard,
+    "linear": nms.linear,
+    "gaussian": nms.gaussian,
     "Plan": Plan,
     "RunConfig": config.RunConfig,
     "TPUConfig": config.TPUConfig,

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import pipeline
+from retinanet_tpu.data import examples, pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +19,16 @@ class Data:
       train_split: to train on.
       eval_split: to score on.
       augmentation: of training images.
+      max_boxes: rows of the padded labels; of more boxes the largest stay.
     """
 
     dir: str
     train_split: str = "train"
     eval_split: str = "val"
-    augmentation: pipeline.Augmentation = pipeline.Augmentation()
+    augmentation: examples.Augmentation = dataclasses.field(
+        default_factory=examples.Augmentation
+    )
+    max_boxes: int = 100
 
     @property
     def annotation_file(self) -> str:
@@ -42,8 +46,8 @@ def input_fn(
     """Returns batches of (Features, Labels) for this host's replicas.
 
     Args:
-      params: of the estimator: batch_size is per replica; context says which host of how
-        many this is and which step comes first.
+      params: of the estimator: batch_size is per replica; context says which host of
+        how many this is and which step comes first.
       data: where the records are.
       is_training: shuffled, augmented and endless, or one pass in which padding images
         fill up the last batches.
@@ -56,7 +60,11 @@ def input_fn(
     shard = (context.current_host, context.num_hosts)
     # What one step takes from this host.
     step_size = batch_size * context.num_of_replicas_per_host
-    shapes = {"image_size": params["image_size"], "categories": params["categories"]}
+    shapes = {
+        "image_size": params["image_size"],
+        "categories": params["categories"],
+        "max_boxes": data.max_boxes,
+    }
     if is_training:
         return pipeline.make_train_dataset(
             data.dir,

@@ -6,8 +6,12 @@ from retinanet_tpu.boxes import box_coder, box_ops
 
 def random_pair(seed):
     rng = np.random.default_rng(seed)
-    boxes = np.concatenate([rng.uniform(0, 600, (40, 2)), rng.uniform(2, 300, (40, 2))], -1)
-    anchors = np.concatenate([rng.uniform(0, 600, (40, 2)), rng.uniform(16, 600, (40, 2))], -1)
+    boxes = np.concatenate(
+        [rng.uniform(0, 600, (40, 2)), rng.uniform(2, 300, (40, 2))], -1
+    )
+    anchors = np.concatenate(
+        [rng.uniform(0, 600, (40, 2)), rng.uniform(16, 600, (40, 2))], -1
+    )
     return boxes, anchors
 
 

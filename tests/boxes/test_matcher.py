@@ -77,7 +77,9 @@ def test_matches_agree_with_a_plain_loop(thresholds):
         positive_at=thresholds[0],
         negative_below=thresholds[1],
     )
-    expected = [plain_match(image, anchors_yxyx.numpy(), *thresholds) for image in images]
+    expected = [
+        plain_match(image, anchors_yxyx.numpy(), *thresholds) for image in images
+    ]
     np.testing.assert_array_equal(actual, expected)
     assert {B, 0, 3} <= set(np.ravel(expected))
 
@@ -151,7 +153,7 @@ def test_taken_rows_are_exact_and_nothing_is_zero():
 
 def test_overlaps_of_all_anchors_with_all_boxes_are_never_written():
     """A buffer is the result of an instruction that is not inside a fusion."""
-    num_boxes = 13
+    num_boxes = 13  # XLA for CPU, unlike TPU, splits longer reductions and writes.
     boxes_cyxhw = anchors.Anchors(min_level=3, max_level=5).boxes_cyxhw((128, 128))
     anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(boxes_cyxhw, 0)).numpy()
     num_anchors = len(anchors_yxyx)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import linear
+from retinanet_tpu import replicas
 from retinanet_tpu.estimator import checkpoints, spec, train_and_evaluate, training
 
 
@@ -125,7 +126,7 @@ def test_averages_are_evaluated_where_there_are_any(tmp_path):
         def __init__(self, network):
             super().__init__(network)
             for v in network.variables:
-                name = f"averages/{training.path_of(v)}"
+                name = f"averages/{replicas.path(v)}"
                 self.variables[name] = tf.Variable(tf.zeros(v.shape))
 
     runner = linear.make_estimator(tmp_path, update_fn=Averaged)

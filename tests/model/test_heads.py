@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.model import heads, layers
+from retinanet_tpu import replicas
+from retinanet_tpu.model import heads
 
 
 def _heads(**kwargs):
@@ -33,7 +34,7 @@ def test_untrained_heads_give_every_class_the_prior(prior):
 
 
 def test_levels_share_convolutions_but_not_normalisations():
-    paths = {layers.path(v) for v in _heads().trainable_variables}
+    paths = {replicas.path(v) for v in _heads().trainable_variables}
     for tower, last in (("class", "logits"), ("box", "deltas")):
         mine = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}
         norms = {f"norm{i}_level{level}" for i in (1, 2) for level in (3, 4)}

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from retinanet_tpu import replicas
 from retinanet_tpu.model import layers
 
 
@@ -207,9 +208,9 @@ def _frozen_paths(patterns):
         modules = _pair("stage2") + _pair("stage20")
     variables = [v for module in modules for v in module.variables]
     return {
-        layers.path(v)
+        replicas.path(v)
         for v in variables
-        if not v.trainable and "moving" not in layers.path(v)
+        if not v.trainable and "moving" not in replicas.path(v)
     }
 
 
@@ -255,5 +256,5 @@ def test_freezing_holds_under_a_strategy():
     strategy = _two_replicas()
     with strategy.scope(), layers.frozen(["norm/gamma"]):
         norm = _norm()
-    assert [layers.path(v) for v in norm.trainable_variables] == ["norm/beta"]
+    assert [replicas.path(v) for v in norm.trainable_variables] == ["norm/beta"]
     assert len(norm.variables) == 4

@@ -84,6 +84,15 @@ def test_second_split_must_have_the_first_ones_categories(toy, tmp_path):
     assert not list(tmp_path.glob("*.tfrecord*"))
 
 
+def test_wrong_folder_of_images_is_an_error_and_leaves_nothing(toy, tmp_path):
+    options = coco_options(toy, "val")
+    options[1] = f"--images={toy}"
+    done = convert(tmp_path, "val", *options)
+    assert done.returncode != 0
+    assert "None of the 3 images" in done.stderr and "--images" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_shards_of_another_number_are_not_mixed_with_the_new_ones(toy, tmp_path):
     (tmp_path / record_files.file_name("val", 0, 7)).touch()
     done = convert(tmp_path, "val", *coco_options(toy, "val"), "--num_shards=64")

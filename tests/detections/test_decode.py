@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import anchors, box_coder
+from retinanet_tpu.detections import decode
+
+IMAGE_SIZE = 32, 64
+ANCHORS = anchors.Anchors(min_level=3, max_level=5, scales=(1,))
+NUM_CLASSES = 4
+NUM_PAIRS = (32 + 8 + 2) * 3 * NUM_CLASSES
+
+
+def random_predictions(seed, is_tied=False):
+    rng = np.random.default_rng(seed)
+    grids = [(2, *grid) for grid in ANCHORS.grid_sizes(IMAGE_SIZE)]
+    logits = [rng.normal(0, 2, (*grid, 3 * NUM_CLASSES)) for grid in grids]
+    deltas = [rng.normal(0, 0.3, (*grid, 3 * 4)) for grid in grids]
+    if is_tied:
+        logits = [np.round(level) + 0.0 for level in logits]  # No -0.0.
+    return structures.Predictions(
+        tuple(tf.constant(level, tf.float32) for level in logits),
+        tuple(tf.constant(level, tf.float32) for level in deltas),
+    )
+
+
+def plain_decode(predictions, num_candidates):
+    """Sorts all pairs of all anchors and classes."""
+    logits, deltas = (
+        np.concatenate([np.reshape(level, (2, -1, d)) for level in levels], 1)
+        for levels, d in zip(predictions, (NUM_CLASSES, 4), strict=True)
+    )
+    anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
+    boxes = box_coder.decode(deltas, np.tile(anchors_cyxhw, (2, 1, 1))).numpy()
+    boxes = np.clip(boxes, 0, [32, 64, 32, 64])
+    pairs = logits.reshape(2, -1)
+    best = np.argsort(-pairs, axis=-1, kind="stable")[:, :num_candidates]
+    rows = np.arange(2)[:, None]
+    scores = 1 / (1 + np.exp(-pairs[rows, best]))
+    return boxes[rows, best // NUM_CLASSES], scores, best % NUM_CLASSES
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("num_candidates", [1, 7, 100, 10**4])
+def test_candidates_are_those_of_a_full_sort(num_candidates, is_tied):
+    predictions = random_predictions(0, is_tied)
+    actual = tf.function(decode.decode, jit_compile=True)(
+        predictions,
+        ANCHORS,
+        IMAGE_SIZE,
+        num_classes=NUM_CLASSES,
+        num_candidates=num_candidates,
+    )
+    boxes, scores, classes = plain_decode(predictions, num_candidates)
+    assert actual.scores.shape == (2, min(num_candidates, NUM_PAIRS))
+    np.testing.assert_array_equal(actual.classes, classes)
+    np.testing.assert_allclose(actual.scores, scores, rtol=1e-5)
+    np.testing.assert_allclose(actual.boxes_yxyx, boxes, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_predictions_give_single_precision_candidates():
+    half = structures.Predictions(
+        *(
+            tuple(tf.cast(level, tf.bfloat16) for level in levels)
+            for levels in random_predictions(1)
+        )
+    )
+    whole = structures.Predictions(
+        *(tuple(tf.cast(level, tf.float32) for level in levels) for levels in half)
+    )
+    given = dict(num_classes=NUM_CLASSES, num_candidates=50)
+    actual = decode.decode(half, ANCHORS, IMAGE_SIZE, **given)
+    expected = decode.decode(whole, ANCHORS, IMAGE_SIZE, **given)
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_batch_of_unknown_size_can_be_traced():
+    specs = structures.Predictions(
+        *(
+            tuple(tf.TensorSpec([None, *level.shape[1:]]) for level in levels)
+            for levels in random_predictions(2)
+        )
+    )
+
+    @tf.function(input_signature=[specs.class_logits, specs.box_deltas])
+    def run(logits, deltas):
+        return decode.decode(
+            structures.Predictions(logits, deltas),
+            ANCHORS,
+            IMAGE_SIZE,
+            num_classes=NUM_CLASSES,
+            num_candidates=9,
+        )
+
+    predictions = random_predictions(2)
+    np.testing.assert_array_equal(
+        run(*predictions).classes, plain_decode(predictions, 9)[2]
+    )
+
+
+def test_boxes_go_back_to_the_original_and_end_at_its_border():
+    boxes = tf.constant([[[10, 20, 30, 90.0]], [[10, 20, 30, 40.0]]])
+    scales = tf.constant([[0.5, 2], [0, 0.0]])
+    sizes = tf.constant([[50, 40], [0, 0]])
+    original = decode.to_original(boxes, scales, sizes)
+    np.testing.assert_array_equal(original, [[[20, 10, 50, 40]], [[0, 0, 0, 0]]])

@@ -1,0 +1,172 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.detections import decode, nms
+
+RESCORE = {
+    nms.hard: lambda iou, threshold: 0.0 if iou > threshold else 1.0,
+    nms.linear: lambda iou, threshold: 1 - iou if iou > threshold else 1.0,
+    nms.gaussian: lambda iou, threshold: np.exp(-(iou**2) / np.float32(0.5)),
+}
+
+
+def make_candidates(boxes, scores, classes=None):
+    classes = np.zeros(np.shape(scores)) if classes is None else classes
+    return decode.Candidates(
+        tf.constant(boxes, tf.float32),
+        tf.constant(scores, tf.float32),
+        tf.constant(classes, tf.int32),
+    )
+
+
+def random_candidates(seed, num=60):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 40, (2, num, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (2, num, 2))], -1)
+    scores = rng.permuted(np.linspace(0.01, 0.99, 2 * num)).reshape(2, num)
+    return make_candidates(boxes, scores, rng.integers(0, 3, (2, num)))
+
+
+def plain_iou(a, b):
+    shared = np.prod(np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0))
+    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared
+    return shared / union if union > 0 else np.float32(0)
+
+
+def plain_nms(boxes, scores, classes, rescore_fn, is_per_class, iou_threshold=0.5):
+    """One image, one box at a time, in float32 as the device has it."""
+    scores, taken = scores.copy(), []
+    while len(taken) < 20 and scores.max() > 0.05:
+        best = int(scores.argmax())
+        taken.append((best, scores[best]))
+        scores[best] = 0
+        for i in range(len(scores)):
+            if not is_per_class or classes[i] == classes[best]:
+                iou = plain_iou(boxes[best], boxes[i])
+                scores[i] *= np.float32(RESCORE[rescore_fn](iou, iou_threshold))
+    return taken
+
+
+def check(candidates, rescore_fn, is_per_class):
+    arguments = dict(
+        rescore_fn=rescore_fn, is_per_class=is_per_class, max_detections=20
+    )
+    found = tf.function(partial(nms.nms, **arguments), jit_compile=True)(candidates)
+    assert found.boxes_yxyx.shape == (len(candidates.scores), 20, 4)
+    for image, candidate in enumerate(zip(*candidates, strict=True)):
+        boxes, scores, classes = (x.numpy() for x in candidate)
+        taken = plain_nms(boxes, scores, classes, rescore_fn, is_per_class)
+        index, count = [i for i, _ in taken], len(taken)
+        assert found.num_detections[image] == count
+        np.testing.assert_array_equal(found.boxes_yxyx[image, :count], boxes[index])
+        np.testing.assert_array_equal(found.classes[image, :count], classes[index])
+        np.testing.assert_allclose(
+            found.scores[image, :count], [score for _, score in taken], rtol=1e-5
+        )
+        assert not np.any(found.boxes_yxyx[image, count:])
+        assert not np.any(found.scores[image, count:])
+        assert not np.any(found.classes[image, count:])
+    return found
+
+
+@pytest.mark.parametrize("is_per_class", [True, False])
+@pytest.mark.parametrize("rescore_fn", RESCORE)
+def test_random_boxes_agree_with_a_plain_loop(rescore_fn, is_per_class):
+    found = check(random_candidates(0), rescore_fn, is_per_class)
+    assert (np.diff(found.scores, axis=-1) <= 0).all()
+
+
+@pytest.mark.parametrize("is_per_class", [True, False])
+@pytest.mark.parametrize("rescore_fn", RESCORE)
+def test_tied_identical_and_degenerate_boxes_agree_with_a_plain_loop(
+    rescore_fn, is_per_class
+):
+    same, point, line = [0, 0, 8, 8], [3, 3, 3, 3], [0, 0, 8, 0]
+    boxes = [same, same, point, same, point, line, [0, 0, 8, 4], same]
+    scores = [0.5, 0.5, 0.5, 0.9, 0.5, 0.7, 0.7, 0.5]
+    candidates = make_candidates([boxes] * 2, [scores] * 2, [[0, 1] * 4, [0] * 8])
+    check(candidates, rescore_fn, is_per_class)
+
+
+@pytest.mark.parametrize("rescore_fn", RESCORE)
+def test_images_without_candidates_have_no_detections(rescore_fn):
+    boxes, scores, classes = random_candidates(1)
+    scores = tf.stack([tf.zeros_like(scores[0]), scores[1]])
+    found = check(decode.Candidates(boxes, scores, classes), rescore_fn, True)
+    assert found.num_detections[0] == 0 < found.num_detections[1]
+    nothing = decode.Candidates(boxes, tf.zeros_like(scores), classes)
+    assert not np.any(check(nothing, rescore_fn, True).num_detections)
+
+
+@pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.8])
+def test_hard_per_class_is_what_tensorflow_does(iou_threshold):
+    boxes, scores, classes = random_candidates(2, 200)
+    found = nms.nms(
+        decode.Candidates(boxes, scores, classes), iou_threshold=iou_threshold
+    )
+    expected = tf.image.combined_non_max_suppression(
+        boxes[:, :, None],
+        tf.where(tf.one_hot(classes, 3) > 0, scores[..., None], 0.0),
+        max_output_size_per_class=100,
+        max_total_size=100,
+        iou_threshold=iou_threshold,
+        score_threshold=0.05,
+        clip_boxes=False,
+    )
+    np.testing.assert_array_equal(found.num_detections, expected.valid_detections)
+    np.testing.assert_array_equal(found.boxes_yxyx, expected.nmsed_boxes)
+    np.testing.assert_array_equal(found.scores, expected.nmsed_scores)
+    np.testing.assert_array_equal(found.classes, expected.nmsed_classes)
+    assert 10 < found.num_detections.numpy().min() < 200
+
+
+def test_overlap_of_exactly_the_threshold_stays():
+    candidates = make_candidates([[[0, 0, 2, 2], [0, 0, 2, 1]]], [[0.9, 0.8]])
+    assert nms.nms(candidates, iou_threshold=0.5).num_detections.numpy() == 2
+    assert nms.nms(candidates, iou_threshold=0.49).num_detections.numpy() == 1
+
+
+def test_score_of_exactly_the_threshold_goes():
+    candidates = make_candidates([[[0, 0, 1, 1], [5, 5, 6, 6]]], [[0.5, 0.25]])
+    found = nms.nms(candidates, score_threshold=0.25)
+    assert found.num_detections.numpy() == 1
+
+
+def test_soft_scores_worked_out_by_hand():
+    boxes = [[[0, 0, 2, 2], [0, 0, 2, 1.5], [0, 0, 2, 0.5]]]
+    candidates = make_candidates(boxes, [[0.8, 0.6, 0.5]])
+    found = nms.nms(candidates, rescore_fn=nms.linear)
+    np.testing.assert_allclose(found.scores[0, :3], [0.8, 0.5, 0.15], rtol=1e-6)
+    np.testing.assert_array_equal(found.boxes_yxyx[0, 1], boxes[0][2])
+    found = nms.nms(candidates, rescore_fn=partial(nms.gaussian, sigma=1.0))
+    second = 0.5 * np.exp(-(0.25**2))
+    third = 0.6 * np.exp(-(0.75**2)) * np.exp(-((1 / 3) ** 2))
+    np.testing.assert_allclose(found.scores[0, :3], [0.8, second, third], rtol=1e-5)
+
+
+def test_no_more_than_the_most_detections_come_out():
+    candidates = random_candidates(3)
+    few = nms.nms(candidates, max_detections=3)
+    many = nms.nms(candidates, max_detections=50)
+    assert few.num_detections.numpy().tolist() == [3, 3]
+    np.testing.assert_array_equal(few.boxes_yxyx, many.boxes_yxyx[:, :3])
+
+
+def test_batch_of_unknown_size_can_be_traced():
+    specs = decode.Candidates(
+        tf.TensorSpec([None, 60, 4]),
+        tf.TensorSpec([None, 60]),
+        tf.TensorSpec([None, 60], tf.int32),
+    )
+    traced = tf.function(nms.nms, input_signature=[specs])
+    candidates = random_candidates(4)
+    for a, b in zip(traced(candidates), nms.nms(candidates), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_threshold_below_zero_is_refused():
+    with pytest.raises(ValueError, match="0 or more"):
+        nms.nms(random_candidates(5), score_threshold=-0.1)

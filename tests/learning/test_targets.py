@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import anchors, box_coder, box_ops, matcher
+from retinanet_tpu.learning import targets
+
+IMAGE_SIZE = 64, 128
+ANCHORS = anchors.Anchors(min_level=4, max_level=6)
+
+
+def make_labels(seed=0, num_images=3, num_boxes=5):
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 40, (num_images, num_boxes, 2))
+    sizes = rng.uniform(16, 60, (num_images, num_boxes, 2))
+    return structures.Labels(
+        tf.constant(np.concatenate([corners, corners + sizes], -1), tf.float32),
+        tf.constant(rng.integers(0, 90, (num_images, num_boxes)), tf.int32),
+        tf.constant(rng.random((num_images, num_boxes)) < 0.2),
+        tf.constant([num_boxes, 0, 2]),
+    )
+
+
+def flatten(levels, depth):
+    return np.concatenate([np.reshape(level, [3, -1, depth]) for level in levels], 1)
+
+
+def test_targets_say_class_and_box_of_the_match():
+    labels = make_labels()
+    made = tf.function(targets.assign_targets, jit_compile=True)(
+        labels, ANCHORS, IMAGE_SIZE
+    )
+    anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
+    matches = matcher.match(labels, box_ops.cyxhw_to_yxyx(anchors_cyxhw)).numpy()
+    classes, deltas = flatten(made.classes, 1)[..., 0], flatten(made.deltas, 4)
+    decoded = box_coder.decode(deltas, anchors_cyxhw).numpy()
+    for image in range(3):
+        for anchor, match in enumerate(matches[image]):
+            if match < 0:
+                assert classes[image, anchor] == match
+                assert not deltas[image, anchor].any()
+            else:
+                assert classes[image, anchor] == labels.classes[image, match]
+                np.testing.assert_allclose(
+                    decoded[image, anchor], labels.boxes_yxyx[image, match], atol=1e-3
+                )
+    assert made.num_positives.numpy() == (matches >= 0).sum() > 5
+
+
+def test_levels_have_the_shape_of_the_predictions():
+    made = targets.assign_targets(make_labels(), ANCHORS, IMAGE_SIZE)
+    grids = [(4, 8), (2, 4), (1, 2)]
+    assert [level.shape for level in made.classes] == [(3, *g, 9) for g in grids]
+    assert [level.shape for level in made.deltas] == [(3, *g, 36) for g in grids]
+
+
+def test_box_like_one_anchor_is_the_target_of_its_cell():
+    small = anchors.Anchors(
+        min_level=4, max_level=5, scales=(1,), aspect_ratios=(1, 2), size=1.0
+    )
+    labels = structures.Labels(
+        tf.constant([[[32, 64, 64, 96.0]]]),
+        tf.constant([[7]]),
+        tf.constant([[False]]),
+        tf.constant([1]),
+    )
+    made = targets.assign_targets(labels, small, IMAGE_SIZE)
+    found = np.argwhere(made.classes[1].numpy() >= 0).tolist()
+    assert [0, 1, 2, 0] in found
+    assert made.classes[1][0, 1, 2, 0] == 7
+    np.testing.assert_array_equal(made.deltas[1][0, 1, 2, :4], [0, 0, 0, 0])
+
+
+def test_image_that_is_not_real_is_ignored_everywhere():
+    labels = make_labels()
+    is_real = tf.constant([False, True, True])
+    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_real=is_real)
+    whole = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
+    classes, all_classes = flatten(made.classes, 1), flatten(whole.classes, 1)
+    assert (classes[0] == structures.IGNORE).all()
+    np.testing.assert_array_equal(classes[1:], all_classes[1:])
+    assert not flatten(made.deltas, 4)[0].any()
+    assert made.num_positives.numpy() == (all_classes[1:] >= 0).sum()
+
+
+@pytest.mark.parametrize("num_boxes", [0, 3])
+def test_targets_of_any_number_of_boxes_are_finite(num_boxes):
+    labels = make_labels()._replace(num_boxes=tf.fill([3], num_boxes))
+    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
+    assert np.isfinite(flatten(made.deltas, 4)).all()
+    assert (made.num_positives.numpy() > 0) == (num_boxes > 0)

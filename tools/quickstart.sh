@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# From nothing to detections on toy pictures: sets up .venv, draws a data set, converts,
+# trains, evaluates, exports and predicts, all under quickstart/. Safe to run again.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+run=quickstart/run
+
+if [ ! -e quickstart/data/val.json ]; then
+  rm -rf quickstart/toy quickstart/data
+  python tools/create_toy_dataset.py --output_dir=quickstart/toy
+  for split in train val; do
+    python tools/create_tfrecords.py --format=coco --images=quickstart/toy/$split \
+      --annotations=quickstart/toy/$split.json --output_dir=quickstart/data \
+      --split=$split --num_shards=4
+  done
+fi
+
+python -m retinanet_tpu.train --gin_file=gin_configs/quickstart.gin --model_dir=$run
+python -m retinanet_tpu.evaluate --model_dir=$run
+python -m retinanet_tpu.export --model_dir=$run
+python -m retinanet_tpu.predict --saved_model=$run/export/latest \
+  --images='quickstart/toy/val/*' --output_dir=quickstart/detections
+
+cat <<'END'
+
+Look at
+  quickstart/detections/           what was found in each validation picture
+  quickstart/run/eval/eval.jsonl   the scores, a line for each evaluation
+  tensorboard --logdir=quickstart/run
+Then try
+  python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_3x.gin --dry_run
+  source .venv/bin/activate first; the README goes on from there.
+END
