@@ -18,6 +18,7 @@ from retinanet_tpu.estimator import (
     spec,
     summaries,
     training,
+    warm_start,
 )
 from retinanet_tpu.estimator import (
     config as config_lib,
@@ -45,6 +46,7 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
+        warm_start_from: warm_start.WarmStartSettings | None = None,
     ):
         """Takes functions and sizes; makes no variables yet.
 
@@ -59,6 +61,7 @@ class TPUEstimator:
           config: when to save; how to run.
           strategy: where to run; the default strategy if None.
           train_batch_size: images of one step over all replicas; so are the others.
+          warm_start_from: where a run without a checkpoint takes its weights from.
         Raises:
           ValueError: a batch size that the replicas cannot divide, or a reserved param.
         """
@@ -76,6 +79,7 @@ class TPUEstimator:
             spec.ModeKeys.EVAL: eval_batch_size,
             spec.ModeKeys.PREDICT: predict_batch_size,
         }
+        self._warm_start_from = warm_start_from
         self._eval_network, self._forward_passes = None, {}
         if reserved := {"batch_size", "context"} & set(self._params):
             raise ValueError(
@@ -241,15 +245,19 @@ class TPUEstimator:
 
     def _make_state(self):
         """Returns the state of the latest checkpoint, or a new one."""
+        logging.info("Looking for checkpoints in %s", self.model_dir)
+        path = checkpoints.latest(self.model_dir)
         with self.strategy.scope():
             network = self._network_fn(copy.deepcopy(self._params))
+            if not path and self._warm_start_from:
+                warm_start.warm_start(network, self._warm_start_from)
+            # After the warm start: averages begin as copies of the weights.
             state = training.TrainState(network, self._update_fn(network))
-        logging.info("Looking for checkpoints in %s", self.model_dir)
-        if path := checkpoints.latest(self.model_dir):
+        if path:
             state.restore(path)
             logging.info("Going on from %s", path)
-        else:
-            logging.warning("No checkpoint found; starting from initial weights")
+        elif not self._warm_start_from:
+            logging.warning("No checkpoint found; starting from random weights")
         return state
 
     def _save(self, state):

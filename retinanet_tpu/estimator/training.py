@@ -197,7 +197,7 @@ def _check_finite(history, names, first_step):
         row, column = bad[0]
         raise DivergedError(
             f"{names[column]} is {history[row, column]} at step "
-            f"{first_step + row + 1}; nothing of this loop was saved. Lower the learning "
-            "rate, lengthen the warm-up, or clip gradients, and start again from the "
-            "last checkpoint."
+            f"{first_step + row + 1}; nothing of this loop was saved. Lower the "
+            "learning rate, lengthen the warm-up, or clip gradients, and start again "
+            "from the last checkpoint."
         )

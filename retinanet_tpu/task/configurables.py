@@ -12,7 +12,7 @@ from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib
 from retinanet_tpu.data import examples, pipeline
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import config, estimator, spec, strategy
+from retinanet_tpu.estimator import config, estimator, spec, strategy, warm_start
 from retinanet_tpu.learning import (
     loss_scale,
     losses,
@@ -148,6 +148,7 @@ def experiment(
     plan: Plan,
     run_config: config.RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
+    warm_start_from: str | None = None,
 ) -> Experiment:
     """Joins all parts into a run.
 
@@ -160,6 +161,8 @@ def experiment(
       plan: how long.
       run_config: when to save; how to run.
       strategy_fn: makes the strategy, before anything else touches a device.
+      warm_start_from: checkpoint or model_dir whose weights a new run takes, where path
+        and shape agree.
     Raises:
       ValueError: parts that do not fit each other.
     """
@@ -175,12 +178,16 @@ def experiment(
         model_fn_lib.model_fn,
         model_dir or "",
         network_fn=make_network,
-        update_fn=functools.partial(_logged_update, params, update_fn),
+        update_fn=functools.partial(
+            _logged_update, params, update_fn, bool(warm_start_from)
+        ),
         params=params,
         config=run_config,
         strategy=where,
         train_batch_size=plan.batch_size,
         eval_batch_size=plan.eval_batch_size,
+        warm_start_from=warm_start_from
+        and warm_start.WarmStartSettings(warm_start_from),
     )
     eval_spec = spec.EvalSpec(
         functools.partial(inputs, is_training=False), every_steps=plan.eval_every_steps
@@ -191,10 +198,16 @@ def experiment(
     return Experiment(runner, train_spec, eval_spec, params, make_network, data, plan)
 
 
-def _logged_update(params, update_fn, network):
+def _logged_update(params, update_fn, has_weights, network):
     """Returns the update of a network about to be trained, and logs its counts."""
     for line in network_lines(network, params):
         logging.info(line)
+    num_frozen = len(network.weights) - len(network.trainable_variables)
+    if num_frozen and not has_weights:
+        raise ValueError(
+            f"FROZEN keeps {num_frozen} weights at their random first values; set "
+            "WARM_START to a checkpoint that has trained ones, or FROZEN = ()."
+        )
     return update_fn(network)
 
 

@@ -49,7 +49,7 @@ class Server(tf.Module):
         )
         return {
             "image_id": image_id,
-            "boxes": box_ops.yxyx_to_xyxy(found.boxes_yxyx)[0],
+            "boxes": box_ops.swap_xy(found.boxes_yxyx)[0],
             "scores": found.scores[0],
             "class_ids": found.classes[0],
             "valid_detections": found.num_detections[0],

@@ -86,6 +86,7 @@ def make_estimator(
         iterations_per_loop=settings.pop("iterations_per_loop"),
         jit_compile=settings.pop("jit_compile", False),
     )
+    warm_start_from = settings.pop("warm_start_from", None)
     return estimator.TPUEstimator(
         fn,
         str(model_dir),
@@ -96,4 +97,5 @@ def make_estimator(
         train_batch_size=8,
         eval_batch_size=8,
         predict_batch_size=8,
+        warm_start_from=warm_start_from,
     )
