@@ -21,9 +21,10 @@ def main() -> None:
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(_DEVICE.value, num_devices=1),
     )
-    results = run.estimator.evaluate(
-        run.eval_spec.input_fn, checkpoint_path=cli.CHECKPOINT.value
-    )
+    with cli.data_errors_explained(run):
+        results = run.estimator.evaluate(
+            run.eval_spec.input_fn, checkpoint_path=cli.CHECKPOINT.value
+        )
     print(coco_metric.table(results))
     print(coco_metric.per_class_table(results))
 

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
@@ -216,7 +217,7 @@ def predict_files(
         objects = (found.boxes_yxyx, found.scores, found.classes)
         records += coco_metric.detection_records(*objects, image_id)
         drawing = visualize.draw_detections(image, *objects, names=names, min_score=0)
-        _save_image(drawing, os.path.join(output_dir, name))
+        visualize.save(drawing, os.path.join(output_dir, name))
         height, width = image.shape[:2]
         size = {"width": width, "height": height}
         images.append({"id": image_id, "file_name": path, **size})
@@ -248,17 +249,6 @@ def _drawing_names(paths: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _save_image(image: np.ndarray, path: str) -> None:
-    encoded = io.BytesIO()
-    if path.endswith(".png"):
-        Image.fromarray(image).save(encoded, "PNG")
-    else:
-        # Coarser JPEG smears the colours of thin lines.
-        Image.fromarray(image).save(encoded, "JPEG", quality=92, subsampling=0)
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(encoded.getvalue())
-
-
 def _save_json(content: list[dict], path: str) -> None:
     with tf.io.gfile.GFile(path, "w") as file:
         json.dump(content, file)
@@ -276,7 +266,13 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     logging.set_verbosity(logging.INFO)
-    paths = list_images([*FLAGS.images, *argv[1:]])
+    try:
+        return _predict(list_images([*FLAGS.images, *argv[1:]]))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _predict(paths: Sequence[str]) -> int:
     directory = find_saved_model(FLAGS.saved_model)
     logging.info(f"predict | model {directory} | {len(paths)} images")
     model, names = load_model(directory), category_names(directory)

@@ -10,7 +10,6 @@ Started again with the same --model_dir it goes on from the latest checkpoint.
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu.data import pipeline, record_files
 from retinanet_tpu.estimator import train_and_evaluate
 from retinanet_tpu.task import cli, configurables
 
@@ -30,22 +29,9 @@ def main() -> None:
     cli.claim_model_dir(text, accept_changes=_ACCEPT_CHANGES.value)
     run = configurables.make_experiment(cli.model_dir())
     logging.info("Running on %d replicas", run.estimator.num_replicas)
-    try:
-        train_and_evaluate.train_and_evaluate(
-            run.estimator,
-            run.train_spec,
-            run.eval_spec if run.plan.evaluates else None,
-        )
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        raise _explained(error, run) from error
-
-
-def _explained(error, run):
-    """Returns what is wrong with the data, if that is what raised the error."""
-    files = record_files.find(run.data.dir, run.data.train_split)
-    files += record_files.find(run.data.dir, run.data.eval_split)
-    logging.error("A step failed; looking for the record that made it fail")
-    return pipeline.explain_failure(error, files, run.params["categories"]) or error
+    eval_spec = run.eval_spec if run.plan.evaluates else None
+    with cli.data_errors_explained(run):
+        train_and_evaluate.train_and_evaluate(run.estimator, run.train_spec, eval_spec)
 
 
 def dry_run_lines() -> list[str]:

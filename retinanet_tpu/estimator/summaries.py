@@ -26,6 +26,10 @@ class Writer:
                     tf.summary.scalar(name, value, step)
         self._writer.flush()
 
+    def close(self) -> None:
+        """Ends the file; the next Writer begins another."""
+        self._writer.close()
+
 
 class LoopWriter:
     """Reports a training run, loop by loop: a log line and TensorBoard scalars."""
@@ -67,7 +71,9 @@ def write_evaluation(
 ) -> None:
     """Writes an evaluation's numbers and pictures, and its line of eval.jsonl."""
     step = results["global_step"]
-    Writer(directory).write(step, results)
+    writer = Writer(directory)
+    writer.write(step, results)
+    writer.close()
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
     append_json(
         f"{directory}/eval.jsonl", head | dict(results) | {"secs": round(secs, 1)}
@@ -89,7 +95,7 @@ def progress_line(
 ) -> str:
     """Returns the log line of a loop, with the time that the rest will take."""
     secs = (max_steps - step) * batch_size / max(examples_per_sec, 1e-9)
-    numbers = {name: round(float(value), 3) for name, value in scalars.items()}
+    numbers = {name: float(f"{value:.4g}") for name, value in scalars.items()}
     return (
         f"[global_step {step}/{max_steps}] [ETA: {hours(secs)}] "
         f"[{examples_per_sec:.2f} imgs/s] {numbers}"

@@ -1,12 +1,14 @@
 """Draws boxes on pictures, to be read by people: at 100 pixels and at 4000."""
 
 import colorsys
+import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
 # Steps of the golden ratio keep any run of consecutive ids far apart on the wheel.
@@ -119,6 +121,18 @@ def grid(
             canvas.paste(picture, (left, gap + row_index * (height + gap)))
             left += picture.width + gap
     return np.array(canvas)
+
+
+def save(image: np.ndarray, path: str) -> None:
+    """Writes uint8 [H, W, 3] as a PNG or, by any other extension, as a JPEG."""
+    encoded = io.BytesIO()
+    if path.endswith(".png"):
+        Image.fromarray(image).save(encoded, "PNG")
+    else:
+        # Coarser JPEG smears the colours of thin lines.
+        Image.fromarray(image).save(encoded, "JPEG", quality=92, subsampling=0)
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(encoded.getvalue())
 
 
 def _check(image, boxes, scores, classes) -> None:

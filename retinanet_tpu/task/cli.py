@@ -1,11 +1,13 @@
 """What the commands share: flags, reading the configuration, owning a model_dir."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 from absl import app, flags, logging
 
+from retinanet_tpu.data import pipeline, record_files
 from retinanet_tpu.estimator import config
 from retinanet_tpu.task import configurables
 
@@ -95,3 +97,20 @@ def claim_model_dir(text: str, *, accept_changes: bool) -> None:
     tf.io.gfile.makedirs(model_dir())
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(text)
+
+
+@contextlib.contextmanager
+def data_errors_explained(run: configurables.Experiment) -> Iterator[None]:
+    """Turns a step's failure over a damaged record into an error that names it.
+
+    Raises:
+      ValueError: says file, record and image.
+    """
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        logging.error("A step failed; looking for a record that is to blame")
+        splits = (run.data.train_split, run.data.eval_split)
+        files = [f for split in splits for f in record_files.find(run.data.dir, split)]
+        found = pipeline.explain_failure(error, files, run.params["categories"])
+        raise found or error from error
