@@ -11,19 +11,21 @@ from retinanet_tpu.estimator import strategy
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.task import cli, configurables
 
+_CHECKPOINT = cli.checkpoint_flag()
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where to evaluate.")
 
 
 def main() -> None:
     """Runs the command."""
-    cli.parse_model_dir()
+    is_cpu = _DEVICE.value == "cpu"
+    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if is_cpu else []))
     run = configurables.make_experiment(
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(_DEVICE.value, num_devices=1),
     )
     with cli.data_errors_explained(run):
         results = run.estimator.evaluate(
-            run.eval_spec.input_fn, checkpoint_path=cli.CHECKPOINT.value
+            run.eval_spec.input_fn, checkpoint_path=_CHECKPOINT.value
         )
     print(coco_metric.table(results))
     print(coco_metric.per_class_table(results))

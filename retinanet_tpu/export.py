@@ -9,10 +9,12 @@ any size and gives boxes in its pixels.
 from retinanet_tpu.estimator import strategy
 from retinanet_tpu.task import cli, configurables, serving_fn
 
+_CHECKPOINT = cli.checkpoint_flag()
+
 
 def main() -> None:
     """Runs the command."""
-    cli.parse_model_dir()
+    cli.parse_model_dir("COMPUTE_DTYPE = 'float32'")  # Any server can run it.
     run = configurables.make_experiment(
         cli.model_dir(), strategy_fn=strategy.make_strategy
     )
@@ -20,7 +22,7 @@ def main() -> None:
         run.estimator.export_saved_model(
             f"{cli.model_dir()}/export/latest",
             serving_fn.serving_fn,
-            checkpoint_path=cli.CHECKPOINT.value,
+            checkpoint_path=_CHECKPOINT.value,
         )
     )
 

@@ -1,6 +1,6 @@
 r"""Trains RetinaNet, scoring checkpoints on the way and at the end.
 
-  python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_3x.gin \
+  python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_30x.gin \
       --model_dir=gs://bucket/run1 --gin_param="DATA_DIR = 'gs://bucket/coco'"
 
 Started again with the same --model_dir it goes on from the latest checkpoint.
@@ -11,7 +11,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu.estimator import train_and_evaluate
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, experiment
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and exit.")
 _ACCEPT_CHANGES = flags.DEFINE_bool(
@@ -26,10 +26,13 @@ def main() -> None:
         print(text)
         print("\n".join(dry_run_lines()))
         return
-    cli.claim_model_dir(text, accept_changes=_ACCEPT_CHANGES.value)
     run = configurables.make_experiment(cli.model_dir())
-    logging.info("Running on %d replicas", run.estimator.num_replicas)
     eval_spec = run.eval_spec if run.plan.evaluates else None
+    train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
+    if eval_spec:
+        experiment.check_evaluation(run)
+    cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
+    logging.info("Running on %d replicas", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
         train_and_evaluate.train_and_evaluate(run.estimator, run.train_spec, eval_spec)
 
@@ -37,15 +40,20 @@ def main() -> None:
 def dry_run_lines() -> list[str]:
     """Returns the start-up counts and the shapes of a run, a line each."""
     run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
-    train_and_evaluate.check_intervals(run.estimator, run.train_spec, run.eval_spec)
+    eval_spec = run.eval_spec if run.plan.evaluates else None
+    train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     params, size = run.params, run.params["image_size"]
     anchors = params["anchors"]
     grids = anchors.grid_sizes(size)
     count = sum(height * width for height, width in grids) * anchors.num_per_cell
     depth = anchors.num_per_cell * params["num_classes"]
     levels = zip(anchors.levels, grids, strict=True)
+    network = run.network_fn(params)
+    rate = run.update_fn(network).learning_rate
+    steps = [run.plan.max_steps * i // 4 for i in range(5)]
     return [
-        *configurables.network_lines(run.network_fn(params), params),
+        *experiment.network_lines(network, params),
+        "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
         f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
         f"Anchors: {count:,}",
         *(f"Class logits of P{n}: {h} x {w} x {depth}" for n, (h, w) in levels),

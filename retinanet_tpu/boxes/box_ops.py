@@ -46,19 +46,6 @@ def paired_iou(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
     return iou(a_yxyx[..., None, :], b_yxyx[..., None, :])[..., 0, 0]
 
 
-def intersection_over_area(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [..., N, M] in [0, 1], the part of each a inside each b.
-
-    COCO compares a detection with a crowd region in this way: the region may be larger.
-
-    Args:
-      a_yxyx: float32 [..., N, 4].
-      b_yxyx: float32 [..., M, 4], in the unit of `a_yxyx`; leading axes broadcast.
-    """
-    shared = intersection(a_yxyx, b_yxyx)
-    return tf.math.divide_no_nan(shared, area(a_yxyx)[..., :, None])
-
-
 def clip(boxes_yxyx: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
     """Returns the boxes cut to an image that begins at (0, 0).
 
@@ -91,15 +78,3 @@ def swap_xy(boxes: tf.Tensor) -> tf.Tensor:
     """Returns [..., 4] with x and y exchanged: yxyx to xyxy, and back."""
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return tf.stack([x1, y1, x2, y2], axis=-1)
-
-
-def yxyx_to_xywh(boxes_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] COCO boxes: left, top, width, height."""
-    ymin, xmin, ymax, xmax = tf.unstack(boxes_yxyx, axis=-1)
-    return tf.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
-
-
-def xywh_to_yxyx(boxes_xywh: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] corners of COCO boxes (left, top, width, height)."""
-    x, y, width, height = tf.unstack(boxes_xywh, axis=-1)
-    return tf.stack([y, x, y + height, x + width], axis=-1)

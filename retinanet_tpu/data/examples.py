@@ -6,8 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import tf_example, transforms
+from retinanet_tpu.data import categories as categories_lib, tf_example, transforms
 
 
 class Augmentation(NamedTuple):

@@ -11,8 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import examples, record_files
+from retinanet_tpu.data import categories as categories_lib, examples, record_files
 
 # Files read at once; 16 hides the latency of remote storage.
 _CYCLE_LENGTH = 16

@@ -77,7 +77,7 @@ def share(files: Sequence[str], shard: tuple[int, int]) -> list[str]:
 
 
 def count_records(files: Sequence[str]) -> list[int]:
-    """Returns how many records each file holds, reading little but their lengths.
+    """Returns how many records each file holds, by hopping from length to length.
 
     Raises:
       ValueError: a file ends within a record.

@@ -40,9 +40,9 @@ class RunConfig:
     Attributes:
       save_checkpoints_steps: save each time this many steps were trained.
       save_checkpoints_secs: or when this much time went by, at the end of a loop. With
-        neither, only the last step is saved.
+        neither, 600.
       keep_checkpoint_max: how many checkpoints stay; None or 0 for all.
-      tf_random_seed: of weights and data order.
+      tf_random_seed: of what input_fn draws.
       tpu_config: how the step is run.
     """
 
@@ -69,8 +69,8 @@ class RunConfig:
         if every and every > max_steps:
             raise ValueError(
                 f"RunConfig.save_checkpoints_steps is {every}, but the run has "
-                f"{max_steps} steps, so it never fires; lower it, or set None (the "
-                "last step is always saved)."
+                f"{max_steps} steps, so it never fires; lower it (the last step is "
+                "always saved)."
             )
 
     def next_stop(self, step: int, max_steps: int) -> int:
@@ -82,9 +82,9 @@ class RunConfig:
 
     def is_save_due(self, step: int, max_steps: int, secs: float) -> bool:
         """Tells whether to save at a step, `secs` after the last save."""
-        every, every_secs = self.save_checkpoints_steps, self.save_checkpoints_secs
-        is_due = (every and step % every == 0) or (every_secs and secs >= every_secs)
-        return bool(is_due) or step == max_steps
+        if every := self.save_checkpoints_steps:
+            return step % every == 0 or step == max_steps
+        return secs >= (self.save_checkpoints_secs or 600) or step == max_steps
 
 
 def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
@@ -169,7 +169,7 @@ def _is_setting(line):
 def _check_macros(text):
     """Raises for `NUM_CLASES = 3`: gin takes any name for a new macro."""
     defined = set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
-    used = set(re.findall(r"%(\w+)", text))
+    used = set(re.findall(r"%(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)))
     for name in sorted(defined - used):
         raise ValueError(f"{name} is set, but nothing uses it.{_close(name, used)}")
     for name in sorted(used - defined - {"gin"}):

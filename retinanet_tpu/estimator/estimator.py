@@ -13,15 +13,13 @@ from absl import logging
 from retinanet_tpu import replicas
 from retinanet_tpu.estimator import (
     checkpoints,
+    config as config_lib,
     exporters,
     inference,
     spec,
     summaries,
     training,
     warm_start,
-)
-from retinanet_tpu.estimator import (
-    config as config_lib,
 )
 
 
@@ -46,7 +44,7 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
-        warm_start_from: warm_start.WarmStartSettings | None = None,
+        warm_start_from: warm_start.WarmStartSettings | str | None = None,
     ):
         """Takes functions and sizes; makes no variables yet.
 
@@ -61,7 +59,8 @@ class TPUEstimator:
           config: when to save; how to run.
           strategy: where to run; the default strategy if None.
           train_batch_size: images of one step over all replicas; so are the others.
-          warm_start_from: where a run without a checkpoint takes its weights from.
+          warm_start_from: where a run without a checkpoint takes its weights from;
+            settings, or just a path.
         Raises:
           ValueError: a batch size that the replicas cannot divide, or a reserved param.
         """
@@ -79,7 +78,10 @@ class TPUEstimator:
             spec.ModeKeys.EVAL: eval_batch_size,
             spec.ModeKeys.PREDICT: predict_batch_size,
         }
-        self._warm_start_from = warm_start_from
+        if isinstance(warm_start_from, str):
+            warm_start_from = warm_start.WarmStartSettings(warm_start_from)
+        has_source = warm_start_from and warm_start_from.checkpoint
+        self._warm_start_from = warm_start_from if has_source else None
         self._eval_network, self._forward_passes = None, {}
         if reserved := {"batch_size", "context"} & set(self._params):
             raise ValueError(

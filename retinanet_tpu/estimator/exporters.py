@@ -16,7 +16,7 @@ def export_saved_model(
     """Saves a module under `base_dir/<10-digit time>`, committed by a rename.
 
     TensorFlow Serving loads directories whose names are numbers, so the work goes on in
-    `temp-<time>`, which it does not see.
+    `temp-<time>`, which it does not see. On gs:// a rename copies, file by file.
 
     Args:
       module: holds all variables that the signatures use.
@@ -37,11 +37,3 @@ def export_saved_model(
             file.write(text)
     tf.io.gfile.rename(temporary, f"{base_dir}/{version}")
     return f"{base_dir}/{version}"
-
-
-def versions(base_dir: str) -> list[str]:
-    """Returns the committed exports of a directory, oldest first."""
-    if not tf.io.gfile.isdir(base_dir):
-        return []
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(base_dir)]
-    return [f"{base_dir}/{n}" for n in sorted(names) if n.isdigit() and len(n) == 10]

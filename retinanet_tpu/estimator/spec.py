@@ -76,14 +76,12 @@ class EvalSpec(NamedTuple):
       name: the results go to `eval_<name>/`, without a name to `eval/`.
       every_steps: score each time this many steps were trained, besides the end; None
         for the end only. A multiple of save_checkpoints_steps.
-      exporters: called after each evaluation.
     """
 
     input_fn: Callable
     steps: int | None = None
     name: str | None = None
     every_steps: int | None = None
-    exporters: tuple = ()
 
 
 def call_by_name(fn: Callable, **available: Any) -> Any:

@@ -1,5 +1,7 @@
 """Where the step runs: one TPU, a pod, one or several GPUs, or CPUs."""
 
+import contextlib
+
 import tensorflow as tf
 from absl import logging
 
@@ -11,7 +13,8 @@ def make_strategy(
 
     Args:
       device: "tpu", "gpu" or "cpu".
-      tpu: "local" on a TPU VM (pods included), else a TPU's name or grpc:// address.
+      tpu: "local" on a TPU VM of one host; else a TPU's name or grpc:// address, also
+        of a pod, whose one coordinator runs the program.
       num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU.
     Raises:
       ValueError: no such kind, or fewer devices than asked for.
@@ -22,6 +25,8 @@ def make_strategy(
         raise ValueError(
             f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
         )
+    if device == "cpu":
+        _hide_gpus()
     found = tf.config.list_logical_devices(device.upper())
     wanted = num_devices or (len(found) if device == "gpu" else 1)
     if not found or wanted > len(found):
@@ -37,14 +42,18 @@ def make_strategy(
     return tf.distribute.MirroredStrategy(names, cross_device_ops=exchange)
 
 
+def _hide_gpus():
+    """Leaves a GPU's memory to the trainer beside which this may be an evaluator."""
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started: too late.
+        tf.config.set_visible_devices([], "GPU")
+
+
 def _tpu_strategy(tpu):
     """Connects to a TPU; on a TPU VM ('local') there is nothing to connect to."""
-    is_local = tpu in ("", "local")
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-        "local" if is_local else tpu
-    )
+    is_local = tpu == "local"
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu)
     if not is_local:
         tf.config.experimental_connect_to_cluster(resolver)
     topology = tf.tpu.experimental.initialize_tpu_system(resolver)
-    logging.info("TPU %s: mesh %s", tpu or "local", topology.mesh_shape)
+    logging.info("TPU %s: mesh %s", tpu, topology.mesh_shape)
     return tf.distribute.TPUStrategy(resolver)

@@ -4,8 +4,7 @@ from typing import Any
 
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoints, spec
-from retinanet_tpu.estimator import estimator as estimator_lib
+from retinanet_tpu.estimator import checkpoints, estimator as estimator_lib, spec
 
 
 def train_and_evaluate(
@@ -28,30 +27,23 @@ def train_and_evaluate(
     results = {}
 
     def evaluate(path, step):
-        is_final = step == train_spec.max_steps
-        if is_final or (eval_spec.every_steps and step % eval_spec.every_steps == 0):
-            results.update(_evaluate(estimator, eval_spec, path, is_final))
+        every = eval_spec.every_steps or train_spec.max_steps
+        if step >= train_spec.max_steps or step % every == 0:
+            logging.info("Evaluating %s", path)
+            results.update(
+                estimator.evaluate(
+                    eval_spec.input_fn,
+                    steps=eval_spec.steps,
+                    checkpoint_path=path,
+                    name=eval_spec.name,
+                )
+            )
 
     listeners = (*train_spec.saving_listeners, *([evaluate] if eval_spec else []))
     path = estimator.train(train_spec.input_fn, train_spec.max_steps, listeners)
     if eval_spec and not results:
         evaluate(path, checkpoints.step_of(path))  # An earlier run had trained it all.
     return results or None
-
-
-def _evaluate(estimator, eval_spec, path, is_final):
-    logging.info("Evaluating %s", path)
-    results = estimator.evaluate(
-        eval_spec.input_fn,
-        steps=eval_spec.steps,
-        checkpoint_path=path,
-        name=eval_spec.name,
-    )
-    for exporter in eval_spec.exporters:
-        exporter.export(
-            estimator, checkpoint_path=path, eval_result=results, is_final=is_final
-        )
-    return results
 
 
 def check_intervals(

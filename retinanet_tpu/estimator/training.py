@@ -45,10 +45,20 @@ class TrainState:
         return weights | self.update.variables
 
     def save(self, model_dir: str) -> str:
-        """Writes the checkpoint of this step; returns its path."""
+        """Writes the checkpoint of this step; returns its path.
+
+        Raises:
+          DivergedError: a value is not finite; nothing is written.
+        """
         tensors = {
             name: variable.numpy() for name, variable in self.variables().items()
         }
+        bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+        if bad:
+            raise DivergedError(
+                f"{len(bad)} variables are not finite at step {self.step}, first "
+                f"{bad[0]}; no checkpoint of them is written."
+            )
         tensors["global_step"] = np.int64(self.step)
         return checkpoints.save(model_dir, self.step, tensors)
 

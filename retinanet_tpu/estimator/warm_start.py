@@ -16,13 +16,14 @@ class WarmStartSettings:
     """Which weights to take from where.
 
     Attributes:
-      checkpoint: its path, or a model_dir for its latest; averages are preferred.
+      checkpoint: its path, or a model_dir for its latest; averages are preferred. None
+        for no warm start.
       variables: regular expression that a path must match from its beginning; batch
         norm's statistics are variables too.
       min_share: of the matching variables at least this many must be found, 0 to 1.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     variables: str = ".*"
     min_share: float = 0.5
 
@@ -80,5 +81,6 @@ def _check_share(report, settings, path):
         raise ValueError(
             f"Only {len(report.loaded)} of {wanted} variables were found in {path}, "
             f"less than WarmStartSettings.min_share {settings.min_share}:\n"
-            f"{table(report)}\nIs it a checkpoint of the same architecture?"
+            f"{table(report)}\nIs it of the same architecture? To take only a "
+            "part, set WarmStartSettings.variables, to 'backbone/' for instance."
         )

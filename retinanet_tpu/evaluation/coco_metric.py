@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from pycocotools import coco as coco_lib
-from pycocotools import cocoeval
+from pycocotools import coco as coco_lib, cocoeval
 
 from retinanet_tpu import structures
 

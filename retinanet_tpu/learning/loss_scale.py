@@ -41,7 +41,7 @@ class DynamicLossScale:
             tf.constant(initial, tf.float32), name="loss_scale/scale"
         )
         self._num_finite = replicas.make_variable(
-            tf.constant(0, tf.int32), name="loss_scale/num_finite"
+            tf.constant(0, tf.int64), name="loss_scale/num_finite"
         )
 
     @property

@@ -5,7 +5,7 @@ float32 scalar. Bind all but the step (functools.partial, gin) for an optimizer.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -18,11 +18,27 @@ def constant(
     return _warm_up(rate, step, base, warmup_steps, warmup_from)
 
 
+def scaled(
+    step: tf.Tensor, *, schedule_fn: Callable, batch_size: int, reference_batch: int
+) -> tf.Tensor:
+    """Returns the rate that a schedule made for another batch size means for this one.
+
+    Args:
+      step: int [].
+      schedule_fn: step -> rate for reference_batch.
+      batch_size: images of a step, over all replicas.
+      reference_batch: images of a step that schedule_fn was made for.
+    Source: the linear scaling rule, arXiv:1706.02677, section 2.1.
+    """
+    return schedule_fn(step) * (batch_size / reference_batch)
+
+
 def piecewise(
     step: tf.Tensor,
     *,
     values: Sequence[float],
     boundaries: Sequence[int],
+    total_steps: int | None = None,
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
 ) -> tf.Tensor:
@@ -32,16 +48,22 @@ def piecewise(
       step: int [].
       values: the rates, one more than boundaries.
       boundaries: rising steps; the step at a boundary is the first with the new rate.
+      total_steps: of the run, to check that it reaches every rate; None checks nothing.
       warmup_steps: steps of a linear rise to values[0].
       warmup_from: the rate at step 0, if there is a rise.
     Raises:
-      ValueError: lengths that do not fit, boundaries that do not rise, or a warm-up
-        beyond the first of them.
+      ValueError: lengths that do not fit, boundaries that do not rise or lie beyond
+        the run, or a warm-up beyond the first of them.
     """
     if len(values) != len(boundaries) + 1:
         raise ValueError(
             f"piecewise needs one value more than boundaries, got {len(values)} values "
             f"and {len(boundaries)} boundaries."
+        )
+    if total_steps is not None and max(boundaries, default=0) >= total_steps:
+        raise ValueError(
+            f"piecewise never reaches its last rate: boundary {boundaries[-1]}, "
+            f"end of the run {total_steps}. Set piecewise.boundaries beside MAX_STEPS."
         )
     marks = [warmup_steps, *boundaries]
     if list(boundaries) != sorted(set(boundaries)) or min(marks) != warmup_steps:

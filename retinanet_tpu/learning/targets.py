@@ -6,8 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors as anchors_lib
-from retinanet_tpu.boxes import box_coder, box_ops, matcher
+from retinanet_tpu.boxes import anchors as anchors_lib, box_coder, box_ops, matcher
 
 
 class Targets(NamedTuple):

@@ -5,8 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from retinanet_tpu.learning import averaging, optimizers
-from retinanet_tpu.learning import loss_scale as loss_scale_lib
+from retinanet_tpu.learning import averaging, loss_scale as loss_scale_lib, optimizers
 
 
 class WeightUpdate:
@@ -17,6 +16,7 @@ class WeightUpdate:
 
     Attributes:
       variables: all that a checkpoint must hold beside the network, by name.
+      learning_rate: step -> rate.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class WeightUpdate:
           loss_scale: for float16.
         """
         self._optimizer, self._loss_scale = optimizer, loss_scale
+        self.learning_rate = optimizer.learning_rate
         self._max_norm, self._decay = max_gradient_norm, averaging_decay
         self._weights = list(network.trainable_variables)
         self._slots = optimizer.create_slots(self._weights)
@@ -49,6 +50,11 @@ class WeightUpdate:
         self.variables |= {f"averages/{name}": v for name, v in self._averages.items()}
         if loss_scale:
             self.variables |= loss_scale.variables
+
+    @property
+    def has_loss_scale(self) -> bool:
+        """Whether the loss is scaled, as float16 needs it."""
+        return self._loss_scale is not None
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss to differentiate, scaled up where float16 needs it."""
@@ -65,7 +71,8 @@ class WeightUpdate:
         Returns:
           Scalars to log: the global norm before clipping, and the learning rate.
         """
-        rate = {"learning-rate": self._optimizer.learning_rate(step)}
+        # The rate of the step to come, as the global step beside it in the log says.
+        rate = {"learning-rate": self.learning_rate(step + 1)}
         if self._loss_scale is None:
             return {"gradient-norm": self._apply(gradients, step)} | rate
         gradients, is_finite = self._loss_scale.unscale(gradients)

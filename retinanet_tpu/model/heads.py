@@ -123,5 +123,6 @@ class _Tower(tf.Module):
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = tf.nn.relu(norms[level](conv(x), is_training=is_training))
-            outputs.append(self.last_conv(x))
+            # bfloat16 would round scores to steps of 0.4 % and make ties.
+            outputs.append(self.last_conv(x if is_training else tf.cast(x, tf.float32)))
         return tuple(outputs)

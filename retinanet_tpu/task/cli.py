@@ -1,15 +1,16 @@
 """What the commands share: flags, reading the configuration, owning a model_dir."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 from absl import app, flags, logging
 
-from retinanet_tpu.data import pipeline, record_files
-from retinanet_tpu.estimator import config
-from retinanet_tpu.task import configurables
+from retinanet_tpu.data import categories, pipeline, record_files
+from retinanet_tpu.estimator import checkpoints, config
+from retinanet_tpu.task import configurables, experiment
 
 CONFIG_FILE = "config.gin"
 
@@ -18,9 +19,14 @@ GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file; may be repeated.
 GIN_PARAM = flags.DEFINE_multi_string(
     "gin_param", [], 'One setting, such as "MAX_STEPS = 100"; may be repeated.'
 )
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Path of a checkpoint, MODEL_DIR/model.ckpt-N; default: latest."
-)
+
+
+@functools.cache
+def checkpoint_flag() -> flags.FlagHolder:
+    """Defines --checkpoint for the commands that read one."""
+    return flags.DEFINE_string(
+        "checkpoint", None, "A checkpoint, MODEL_DIR/model.ckpt-N; default: the latest."
+    )
 
 
 def run(main: Callable[[], None]) -> None:
@@ -31,7 +37,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except (ValueError, FileNotFoundError, FloatingPointError) as error:
             logging.debug("Where it happened", exc_info=True)
-            sys.exit(f"error: {error}")
+            message = str(error).split("\n  In call to configurable")[0]  # Gin adds it.
+            sys.exit(f"error: {message} (--verbosity=1 shows where)")
 
     logging.set_verbosity(logging.INFO)
     app.run(guarded)
@@ -52,9 +59,11 @@ def parse_files() -> str:
     )
 
 
-def parse_model_dir() -> str:
+def parse_model_dir(*overrides: str) -> str:
     """Reads the configuration that the run was started with, and --gin_param.
 
+    Args:
+      overrides: bindings that the command wants, below --gin_param.
     Raises:
       FileNotFoundError: there is no run.
       ValueError: --model_dir is missing, or a setting is wrong.
@@ -63,7 +72,9 @@ def parse_model_dir() -> str:
     if not tf.io.gfile.exists(path):
         raise FileNotFoundError(f"No {path}; is --model_dir that of a run?")
     return config.parse(
-        [path, *GIN_FILE.value], GIN_PARAM.value, known=configurables.CONFIGURABLES
+        [path, *GIN_FILE.value],
+        [*overrides, *GIN_PARAM.value],
+        known=configurables.CONFIGURABLES,
     )
 
 
@@ -78,14 +89,17 @@ def model_dir() -> str:
     return MODEL_DIR.value.rstrip("/")
 
 
-def claim_model_dir(text: str, *, accept_changes: bool) -> None:
-    """Writes the configuration to the model_dir, or checks that it is that run's.
+def claim_model_dir(
+    text: str, run: experiment.Experiment, *, accept_changes: bool
+) -> None:
+    """Writes configuration and classes to the model_dir, if the run is its own.
 
     Raises:
       ValueError: the model_dir was started with another configuration.
     """
     path = f"{model_dir()}/{CONFIG_FILE}"
-    if tf.io.gfile.exists(path) and not accept_changes:
+    is_started = checkpoints.latest(model_dir()) and tf.io.gfile.exists(path)
+    if is_started and not accept_changes:
         with tf.io.gfile.GFile(path) as file:
             changes = config.differences(file.read(), text)
         if changes:
@@ -97,10 +111,11 @@ def claim_model_dir(text: str, *, accept_changes: bool) -> None:
     tf.io.gfile.makedirs(model_dir())
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(text)
+    categories.write(run.params["categories"], f"{model_dir()}/{categories.FILE_NAME}")
 
 
 @contextlib.contextmanager
-def data_errors_explained(run: configurables.Experiment) -> Iterator[None]:
+def data_errors_explained(run: experiment.Experiment) -> Iterator[None]:
     """Turns a step's failure over a damaged record into an error that names it.
 
     Raises:
@@ -111,6 +126,9 @@ def data_errors_explained(run: configurables.Experiment) -> Iterator[None]:
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         logging.error("A step failed; looking for a record that is to blame")
         splits = (run.data.train_split, run.data.eval_split)
-        files = [f for split in splits for f in record_files.find(run.data.dir, split)]
+        files = []
+        for split in splits:
+            with contextlib.suppress(FileNotFoundError):
+                files += record_files.find(run.data.dir, split)
         found = pipeline.explain_failure(error, files, run.params["categories"])
         raise found or error from error

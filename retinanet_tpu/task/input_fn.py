@@ -6,8 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import examples, pipeline
+from retinanet_tpu.data import categories as categories_lib, examples, pipeline
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from retinanet_tpu.boxes import box_ops
-from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.data import transforms
+from retinanet_tpu.data import categories as categories_lib, transforms
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import model_fn
 

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from pycocotools import coco as coco_lib
-from pycocotools import cocoeval
+from pycocotools import coco as coco_lib, cocoeval
 
 from retinanet_tpu import structures
 from retinanet_tpu.evaluation import coco_metric

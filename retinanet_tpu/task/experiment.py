@@ -1,0 +1,286 @@
+"""A run as a whole: what RetinaNet is, on which data, for how long."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.data import categories as categories_lib, pipeline, record_files
+from retinanet_tpu.detections import decode, nms
+from retinanet_tpu.estimator import (
+    checkpoints,
+    config,
+    estimator,
+    spec,
+    strategy,
+    warm_start,
+)
+from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.learning import losses, targets
+from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.task import (
+    input_fn as input_fn_lib,
+    metric_fn,
+    model_fn as model_fn_lib,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A run, ready to start.
+
+    Attributes:
+      estimator: trains, evaluates and exports.
+      train_spec: what to train.
+      eval_spec: what to score.
+      params: what all functions of the task share.
+      network_fn: params -> network.
+      update_fn: network -> WeightUpdate.
+      data: where the data are.
+      plan: how long it runs.
+    """
+
+    estimator: estimator.TPUEstimator
+    train_spec: spec.TrainSpec
+    eval_spec: spec.EvalSpec
+    params: dict[str, Any]
+    network_fn: Callable
+    update_fn: Callable
+    data: input_fn_lib.Data
+    plan: "Plan"
+
+
+def retinanet_params(
+    *,
+    num_classes: int,
+    image_size: tuple[int, int],
+    anchors: anchors_lib.Anchors,
+    assign_fn: Callable = targets.assign_targets,
+    loss_fn: Callable = losses.detection_losses,
+    l2_coefficient: float = 1e-4,
+    decode_fn: Callable = decode.decode,
+    nms_fn: Callable = nms.nms,
+) -> dict[str, Any]:
+    """Returns what model_fn, input_fn and serving_fn share.
+
+    Args:
+      num_classes: classes of categories.json.
+      image_size: height and width of the network's input, px.
+      anchors: of the whole run.
+      assign_fn: labels -> targets.
+      loss_fn: predictions and targets -> losses.
+      l2_coefficient: of half the squared kernels.
+      decode_fn: predictions -> candidates.
+      nms_fn: candidates -> detections.
+    Raises:
+      ValueError: image_size does not fit the pyramid.
+    """
+    if not isinstance(image_size, Sequence) or len(image_size) != 2:
+        raise ValueError(
+            f"IMAGE_SIZE is {image_size}; it must be (height, width), (640, 640) say."
+        )
+    anchors.grid_sizes(tuple(image_size))  # Checks it before anything is built.
+    return dict(
+        num_classes=num_classes,
+        image_size=tuple(image_size),
+        anchors=anchors,
+        assign_fn=assign_fn,
+        loss_fn=loss_fn,
+        l2_coefficient=l2_coefficient,
+        decode_fn=decode_fn,
+        nms_fn=nms_fn,
+    )
+
+
+def build_network(
+    params: Mapping[str, Any], network_fn: Callable = retinanet.RetinaNet
+) -> retinanet.RetinaNet:
+    """Returns the network that params describe.
+
+    Raises:
+      ValueError: it has other levels than the anchors.
+    """
+    anchors = params["anchors"]
+    network = network_fn(
+        num_classes=params["num_classes"], num_anchors=anchors.num_per_cell
+    )
+    if tuple(network.fpn.levels) != tuple(anchors.levels):
+        raise ValueError(
+            f"The pyramid has levels {network.fpn.levels}, but the anchors have "
+            f"{anchors.levels}; set min_level and max_level of both FPN and Anchors."
+        )
+    return network
+
+
+def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> list[str]:
+    """Returns the start-up counts of a network, a line each."""
+    trainable = network.trainable_variables
+    l2 = losses.l2_loss(network.kernels(), params["l2_coefficient"])
+    return [
+        f"Trainable weights: {len(network.weights)}",
+        f"Trainable weights after freezing: {len(trainable)}",
+        f"Initial l2_regularization: {float(l2):.5f}",
+        f"Trainable parameters: {layers.num_parameters(trainable):,}",
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a run trains and when it is scored.
+
+    Attributes:
+      max_steps: steps of the whole run.
+      batch_size: images of a training step over all replicas.
+      eval_every_steps: score after this many steps each, and at the end; None for the
+        end only.
+      eval_batch_per_replica: images that each replica scores at once.
+      num_pictures: images to draw detections on at each evaluation.
+      evaluates: whether the trainer scores at all; pods leave it to evaluate.py.
+    """
+
+    max_steps: int
+    batch_size: int
+    eval_every_steps: int | None = None
+    eval_batch_per_replica: int = 8
+    num_pictures: int = 8
+    evaluates: bool = True
+
+    def __post_init__(self):
+        """Raises ValueError for counts below 1."""
+        for name in ("max_steps", "batch_size", "eval_batch_per_replica"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Plan.{name} is {getattr(self, name)}; it must be at least 1."
+                )
+
+
+def experiment(
+    model_dir: str | None,
+    *,
+    params: dict[str, Any],
+    network_fn: Callable,
+    update_fn: Callable,
+    data: input_fn_lib.Data,
+    plan: Plan,
+    run_config: config.RunConfig | None = None,
+    strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
+    warm_start_from: warm_start.WarmStartSettings | None = None,
+) -> Experiment:
+    """Joins all parts into a run.
+
+    Args:
+      model_dir: of the run; None to look at the network only, without data.
+      params: see retinanet_params.
+      network_fn: makes the network from num_classes= and num_anchors=.
+      update_fn: makes the WeightUpdate from the network.
+      data: to train and score on.
+      plan: how long.
+      run_config: when to save; how to run.
+      strategy_fn: makes the strategy, before anything else touches a device.
+      warm_start_from: whose weights a new run takes, where path and shape agree.
+    Raises:
+      ValueError: parts that do not fit each other.
+    """
+    run_config = run_config or config.RunConfig()
+    where = strategy_fn()
+    if model_dir is not None:
+        params = params | _data_params(model_dir, data, params, plan)
+    inputs = functools.partial(
+        input_fn_lib.input_fn, data=data, seed=run_config.tf_random_seed
+    )
+    make_network = functools.partial(build_network, network_fn=network_fn)
+    has_weights = bool(warm_start_from and warm_start_from.checkpoint)
+    runner = estimator.TPUEstimator(
+        model_fn_lib.model_fn,
+        model_dir or "",
+        network_fn=make_network,
+        update_fn=functools.partial(_start_update, params, update_fn, has_weights),
+        params=params,
+        config=run_config,
+        strategy=where,
+        train_batch_size=plan.batch_size,
+        eval_batch_size=plan.eval_batch_per_replica * where.num_replicas_in_sync,
+        warm_start_from=warm_start_from,
+    )
+    train_spec = spec.TrainSpec(
+        functools.partial(inputs, is_training=True), plan.max_steps
+    )
+    eval_spec = spec.EvalSpec(
+        functools.partial(inputs, is_training=False), every_steps=plan.eval_every_steps
+    )
+    return Experiment(
+        runner, train_spec, eval_spec, params, make_network, update_fn, data, plan
+    )
+
+
+def check_evaluation(run: Experiment) -> None:
+    """Checks before a long run that its end can be scored.
+
+    Raises:
+      FileNotFoundError: the split to score on has no records or no annotation file.
+      ValueError: the annotation file is empty, or has other categories.
+    """
+    record_files.find(run.data.dir, run.data.eval_split)
+    truth = coco_metric.ground_truth(run.data.annotation_file)
+    known = run.params["categories"].id_to_index
+    if unknown := sorted(set(truth.cats) - set(known)):
+        raise ValueError(
+            f"{run.data.annotation_file} has category ids {unknown[:10]}, which "
+            f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
+        )
+
+
+def _start_update(params, update_fn, has_weights, network):
+    """Returns the update of a network about to be trained, and logs its counts."""
+    for line in network_lines(network, params):
+        logging.info(line)
+    num_frozen = len(network.weights) - len(network.trainable_variables)
+    if num_frozen and not has_weights:
+        raise ValueError(
+            f"FROZEN keeps {num_frozen} weights at their random first values; set "
+            "WARM_START to a checkpoint that has trained ones, or FROZEN = ()."
+        )
+    made = update_fn(network)
+    if network.compute_dtype == "float16" and not made.has_loss_scale:
+        raise ValueError(
+            "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; take "
+            "device/gpu_float16.gin, or WeightUpdate.loss_scale = @DynamicLossScale()."
+        )
+    return made
+
+
+def _data_params(model_dir, data, params, plan):
+    """Returns the params that depend on the data's classes.
+
+    Once there is a checkpoint, the classes are those it was trained on.
+    """
+    path = f"{model_dir}/{categories_lib.FILE_NAME}"
+    is_started = checkpoints.latest(model_dir) and tf.io.gfile.exists(path)
+    categories = categories_lib.read(path) if is_started else data.read_categories()
+    categories.check_num_classes(params["num_classes"])
+    examples_fn = functools.partial(_examples, data, params, categories, plan)
+    return {
+        "categories": categories,
+        "metric_fn": metric_fn.make_metric_fn(
+            data.annotation_file,
+            categories=categories,
+            examples_fn=examples_fn if plan.num_pictures else None,
+        ),
+    }
+
+
+def _examples(data, params, categories, plan):
+    """Returns the first evaluation images, as Features of NumPy arrays."""
+    dataset = pipeline.make_eval_dataset(
+        data.dir,
+        data.eval_split,
+        batch_size=plan.num_pictures,
+        image_size=params["image_size"],
+        categories=categories,
+    )
+    features, _ = next(dataset.take(1).as_numpy_iterator())
+    return features
