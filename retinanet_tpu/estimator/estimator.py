@@ -1,6 +1,5 @@
 """The TPUEstimator of TensorFlow 2: trains, evaluates, predicts, exports."""
 
-import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from retinanet_tpu.estimator import (
     config as config_lib,
     exporters,
     inference,
+    inputs,
     spec,
     summaries,
     training,
@@ -67,32 +67,19 @@ class TPUEstimator:
         self.model_dir = model_dir.rstrip("/")
         self.config = config or config_lib.RunConfig()
         self.strategy = strategy or tf.distribute.get_strategy()
-        self._model_fn, self._network_fn, self._update_fn = (
-            model_fn,
-            network_fn,
-            update_fn,
-        )
-        self._params = dict(params or {})
-        self._batch_sizes = {
+        self._model_fn, self._network_fn = model_fn, network_fn
+        self._update_fn = update_fn
+        batch_sizes = {
             spec.ModeKeys.TRAIN: train_batch_size,
             spec.ModeKeys.EVAL: eval_batch_size,
             spec.ModeKeys.PREDICT: predict_batch_size,
         }
+        self._inputs = inputs.Inputs(self.strategy, params or {}, batch_sizes)
         if isinstance(warm_start_from, str):
             warm_start_from = warm_start.WarmStartSettings(warm_start_from)
         has_source = warm_start_from and warm_start_from.checkpoint
         self._warm_start_from = warm_start_from if has_source else None
         self._eval_network, self._forward_passes = None, {}
-        if reserved := {"batch_size", "context"} & set(self._params):
-            raise ValueError(
-                f"params has {sorted(reserved)}, which the estimator sets."
-            )
-        for mode, size in self._batch_sizes.items():
-            if size is not None and size % self.num_replicas:
-                raise ValueError(
-                    f"The {mode} batch of {size} does not divide by "
-                    f"{self.num_replicas} replicas; choose a multiple."
-                )
 
     @property
     def num_replicas(self) -> int:
@@ -124,16 +111,16 @@ class TPUEstimator:
                 "Skipping training: step %d of %d is saved.", state.step, max_steps
             )
             return checkpoints.latest(self.model_dir)
-        iterator = iter(self._dataset(input_fn, spec.ModeKeys.TRAIN, state.step))
+        iterator = iter(self._inputs.dataset(input_fn, spec.ModeKeys.TRAIN, state.step))
         run_loop = training.make_train_loop(
             self.strategy,
             training.make_step_fn(
-                state, self._model_fn, lambda: self._params_of(spec.ModeKeys.TRAIN)
+                state, self._model_fn, lambda: self._inputs.params(spec.ModeKeys.TRAIN)
             ),
             jit_compile=self._jit_compile,
         )
         writer = summaries.LoopWriter(
-            self.model_dir, max_steps, self._batch_sizes[spec.ModeKeys.TRAIN]
+            self.model_dir, max_steps, self._inputs.batch_size(spec.ModeKeys.TRAIN)
         )
         saved_at = time.monotonic()
         while state.step < max_steps:
@@ -229,9 +216,9 @@ class TPUEstimator:
           FileNotFoundError: there is no checkpoint.
         """
         path = self._checkpoint(checkpoint_path)
-        network = self._network_fn(copy.deepcopy(self._params))
+        network = self._network_fn(self._inputs.plain_params())
         self._load(network, path)
-        module, signatures, assets = serving_fn(network, copy.deepcopy(self._params))
+        module, signatures, assets = serving_fn(network, self._inputs.plain_params())
         exported = exporters.export_saved_model(
             module, export_dir_base, signatures=signatures, assets_extra=assets
         )
@@ -250,7 +237,7 @@ class TPUEstimator:
         logging.info("Looking for checkpoints in %s", self.model_dir)
         path = checkpoints.latest(self.model_dir)
         with self.strategy.scope():
-            network = self._network_fn(copy.deepcopy(self._params))
+            network = self._network_fn(self._inputs.plain_params())
             if not path and self._warm_start_from:
                 warm_start.warm_start(network, self._warm_start_from)
             # After the warm start: averages begin as copies of the weights.
@@ -284,14 +271,14 @@ class TPUEstimator:
         """Returns the traced forward pass of a mode, its network loaded from a path."""
         if self._eval_network is None:
             with self.strategy.scope():
-                self._eval_network = self._network_fn(copy.deepcopy(self._params))
+                self._eval_network = self._network_fn(self._inputs.plain_params())
         self._load(self._eval_network, path)
         if mode not in self._forward_passes:
             self._forward_passes[mode] = inference.ForwardPass(
                 self.strategy,
                 self._model_fn,
                 mode,
-                lambda: self._params_of(mode),
+                lambda: self._inputs.params(mode),
                 network=self._eval_network,
                 jit_compile=self._jit_compile,
             )
@@ -299,28 +286,7 @@ class TPUEstimator:
 
     def _batches(self, forward, input_fn, mode, steps, losses):
         """Yields each batch's tensors and notes its loss."""
-        for batch in itertools.islice(self._dataset(input_fn, mode), steps):
+        for batch in itertools.islice(self._inputs.dataset(input_fn, mode), steps):
             loss, tensors = forward(batch)
             losses.append(loss)
             yield tensors
-
-    def _params_of(self, mode, **more):
-        size = self._batch_sizes[mode]
-        if size is None:
-            raise ValueError(f"Mode '{mode}' needs its batch size: none was given.")
-        params = copy.deepcopy(self._params)
-        return params | {"batch_size": size // self.num_replicas} | more
-
-    def _dataset(self, input_fn, mode, first_step=0):
-        def dataset_fn(context):
-            host = spec.TPUContext(
-                context.num_replicas_in_sync,
-                context.num_input_pipelines,
-                context.input_pipeline_id,
-                first_step,
-            )
-            return spec.call_by_name(
-                input_fn, params=self._params_of(mode, context=host), mode=mode
-            )
-
-        return self.strategy.distribute_datasets_from_function(dataset_fn)
