@@ -235,3 +235,16 @@ def test_the_life_of_a_run_needs_no_local_files(tmp_path):
     assert results["global_step"] == 25
     with tf.io.gfile.GFile(f"{model_dir}/eval/eval.jsonl") as file:
         assert len(file.read().splitlines()) == 2
+
+
+def test_an_update_that_blows_weights_up_is_not_saved(tmp_path):
+    class Exploding(linear.Descent):
+        def apply(self, gradients, step):
+            scalars = super().apply(gradients, step)
+            self._count.assign(tf.where(step == 9, np.inf, self._count))
+            return scalars
+
+    runner = linear.make_estimator(tmp_path, update_fn=Exploding)
+    with pytest.raises(training.DivergedError, match="slots/count; no checkpoint"):
+        runner.train(linear.train_input_fn, 25)
+    assert checkpoints.steps(str(tmp_path)) == []

@@ -92,3 +92,20 @@ def test_piecewise_settings_that_do_not_fit_are_refused(changes, message):
 def test_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="below total_steps, got 100 and 100"):
         schedules.cosine(0, base=1.0, total_steps=100, warmup_steps=100)
+
+
+def test_a_scaled_schedule_follows_the_batch():
+    def schedule_fn(step):
+        return schedules.constant(step, base=0.32)
+
+    rate = schedules.scaled(
+        0, schedule_fn=schedule_fn, batch_size=64, reference_batch=256
+    )
+    np.testing.assert_allclose(rate, 0.08, rtol=1e-6)
+
+
+def test_a_boundary_that_the_run_never_reaches_is_an_error():
+    drops = {"values": [1.0, 0.1], "boundaries": [100], "warmup_steps": 0}
+    schedules.piecewise(0, total_steps=101, **drops)
+    with pytest.raises(ValueError, match="never reaches its last rate"):
+        schedules.piecewise(0, total_steps=100, **drops)

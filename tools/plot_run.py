@@ -1,0 +1,74 @@
+"""Draws a run's learning curves: losses on the left, COCO AP on the right.
+
+  python tools/plot_run.py --model_dir=runs/bccd --output=curves.png
+
+Needs matplotlib (pip install -e '.[plots]').
+"""
+
+import json
+
+import matplotlib
+import tensorflow as tf
+from absl import app, flags
+from tensorboard.backend.event_processing import event_accumulator
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
+_OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")
+_LOSSES = ("total-loss", "class-loss", "box-loss")
+_SCORES = ("AP50", "AP75", "AP")
+
+
+def loss_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns steps and values of each loss, from the TensorBoard events."""
+    events = event_accumulator.EventAccumulator(model_dir, {"tensors": 0})
+    events.Reload()
+    curves = {}
+    for name in set(_LOSSES) & set(events.Tags()["tensors"]):
+        points = events.Tensors(name)
+        values = [float(tf.make_ndarray(point.tensor_proto)) for point in points]
+        curves[name] = ([point.step for point in points], values)
+    return curves
+
+
+def score_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Returns steps and values of each score, from eval.jsonl."""
+    with tf.io.gfile.GFile(f"{model_dir}/eval/eval.jsonl") as file:
+        records = [json.loads(line) for line in file.read().splitlines()]
+    records.sort(key=lambda record: record["global_step"])
+    steps = [record["global_step"] for record in records]
+    return {name: (steps, [r[name] for r in records]) for name in _SCORES}
+
+
+def draw(panel, title: str, names, curves) -> None:
+    """Draws one panel; the legend has the last values."""
+    for name in names:
+        if name in curves:
+            steps, values = curves[name]
+            marker = "." if len(steps) < 30 else ""
+            panel.plot(steps, values, marker=marker, label=f"{name} {values[-1]:.3g}")
+    panel.set_title(title)
+    panel.set_xlabel("step")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def main(argv: list[str]) -> None:
+    """Writes the picture."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
+    draw(left, "training loss", _LOSSES, loss_curves(_MODEL_DIR.value))
+    left.set_yscale("log")
+    draw(right, "evaluation", _SCORES, score_curves(_MODEL_DIR.value))
+    right.set_ylim(0, 1)
+    figure.tight_layout()
+    figure.savefig(_OUTPUT.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["model_dir", "output"])
+    app.run(main)
