@@ -1,0 +1,101 @@
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu import train
+from retinanet_tpu.estimator import config
+from retinanet_tpu.task import configurables
+
+GIN_CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
+RUNS = sorted(GIN_CONFIGS.glob("*.gin"))
+# ResNet-50 with COCO's 91 indexes: the numbers of the specification's log.
+SPECIFIED = [
+    "Trainable weights: 285",
+    "Trainable weights after freezing: 252",
+    "Initial l2_regularization: 1.40207",
+    "Trainable parameters: 33,865,815",
+]
+
+
+def _parse(path, *bindings):
+    return config.parse([str(path)], bindings, known=configurables.CONFIGURABLES)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_every_run_passes_its_dry_run(path):
+    _parse(path)
+    lines = train.dry_run_lines()
+    assert any(line.startswith("Trainable parameters") for line in lines)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_saved_configuration_is_the_whole_run(path, tmp_path):
+    text = _parse(path)
+    saved = tmp_path / "config.gin"
+    saved.write_text(text)
+    assert _parse(saved) == text
+
+
+def test_the_dry_run_prints_the_numbers_of_the_specification():
+    _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
+    lines = train.dry_run_lines()
+    assert lines[:4] == SPECIFIED
+    assert "Anchors: 76,725" in lines
+    assert "Images: uint8 [256, 640, 640, 3]" in lines
+
+
+@pytest.mark.parametrize(("step", "rate"), [(200, 0.069), (400, 0.132), (600, 0.195)])
+def test_the_rates_are_those_of_the_specification(step, rate):
+    _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
+    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    learning_rate = run.update_fn(tf.Module()).learning_rate
+    assert round(float(learning_rate(step)), 3) == rate
+
+
+@pytest.mark.parametrize("device", ["gpu", "gpu_float16", "cpu", "tpu_vm"])
+def test_a_device_named_after_the_run_overrides_its_own(device):
+    files = [GIN_CONFIGS / "coco_r50_640_30x.gin", GIN_CONFIGS / f"device/{device}.gin"]
+    text = config.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
+    kind = device.partition("_")[0]
+    assert f"make_strategy.device = '{kind}'" in text
+
+
+def test_a_shorter_run_must_move_its_boundaries():
+    _parse(GIN_CONFIGS / "coco_r50_640_30x.gin", "MAX_STEPS = 5000")
+    with pytest.raises(ValueError, match="never reaches its last rate"):
+        train.dry_run_lines()
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("NUM_CLASES = 3", "NUM_CLASES is set.*Did you mean NUM_CLASSES"),
+        ("ResNet.dept = 18", "(?s)dept.*Did you mean depth"),
+        ("Resnet.depth = 18", "(?s)Resnet.*Did you mean ResNet"),
+        ("experiment.update_fn = @WeightUpdte", "(?s)Did you mean WeightUpdate"),
+    ],
+)
+def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
+    with pytest.raises(ValueError, match=message):
+        _parse(GIN_CONFIGS / "quickstart.gin", binding)
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("IMAGE_SIZE = 640", "must be .height, width"),
+        ("IMAGE_SIZE = (600, 640)", "multiple of 128"),
+        ("Anchors.max_level = 6", "levels"),
+        ("BATCH_SIZE = 0", "at least 1"),
+        ("RunConfig.save_checkpoints_steps = 9000", "never fires"),
+        ("EVAL_EVERY = 33", "never be"),
+        ("TPUConfig.iterations_per_loop = 0", "at least 1"),
+        ("ResNet.depth = 20", "depth 20"),
+        ("FROZEN = ('backbone/stagge2',)", "backbone/stage2"),
+    ],
+)
+def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
+    _parse(GIN_CONFIGS / "quickstart.gin", binding)
+    with pytest.raises(ValueError, match=message):
+        train.dry_run_lines()
