@@ -16,7 +16,18 @@ def mean_over_replicas(values):
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         return values
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+
+    @tf.custom_gradient
+    def mean(*tensors):
+        # custom_gradient searches the graph behind its outputs for variables. Without
+        # these stops that is the graphs of all other replicas, again at each exchange:
+        # a tiny network on 8 logical CPUs took 235 s to trace, with them 38 s.
+        stopped = [tf.stop_gradient(tensor) for tensor in tensors]
+        means = context.all_reduce(tf.distribute.ReduceOp.MEAN, stopped)
+        return means, lambda *upstream: mean(*upstream)
+
+    means = tf.nest.flatten(mean(*tf.nest.flatten(values)))
+    return tf.nest.pack_sequence_as(values, means)
 
 
 def num_replicas() -> int:

@@ -13,6 +13,9 @@ import gin
 import tensorflow as tf
 from absl import logging
 
+# What gin raises for text that is wrong; KeyError for a name that two things have.
+_WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
+
 
 @dataclasses.dataclass(frozen=True)
 class TPUConfig:
@@ -130,7 +133,7 @@ def parse(
         text = gin.config_str()
         _check_macros(text)
         gin.finalize()
-    except (ValueError, NameError, SyntaxError, OSError, tokenize.TokenError) as error:
+    except _WRONG as error:
         message = str(error).split(" in config string:")[
             0
         ]  # Not the whole configuration.

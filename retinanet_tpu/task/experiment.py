@@ -204,6 +204,7 @@ def experiment(
         strategy=where,
         train_batch_size=plan.batch_size,
         eval_batch_size=plan.eval_batch_per_replica * where.num_replicas_in_sync,
+        predict_batch_size=plan.eval_batch_per_replica * where.num_replicas_in_sync,
         warm_start_from=warm_start_from,
     )
     train_spec = spec.TrainSpec(
