@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 
 from retinanet_tpu.data import annotations, categories, converter
-from retinanet_tpu.estimator import config, strategy
+from retinanet_tpu.estimator import config, spec, strategy
 from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = pathlib.Path(__file__).parents[2] / "gin_configs"
@@ -32,6 +32,15 @@ TINY = (
     "RunConfig.save_checkpoints_steps = 2",
     "TPUConfig.iterations_per_loop = 2",
     "cosine.warmup_steps = 1",
+)
+# A pyramid of P4 and P5 only, for tests that compile much or trace many replicas.
+TWO_LEVELS = (
+    "IMAGE_SIZE = (64, 64)",
+    "FPN.min_level = 4",
+    "FPN.max_level = 5",
+    "Anchors.min_level = 4",
+    "Anchors.max_level = 5",
+    "Anchors.size = 1.0",
 )
 # AdamW divides by the gradient's own size, so that its rounding errors become moves.
 SGD = (
@@ -89,6 +98,13 @@ def train(run, max_steps: int | None = None) -> str:
     return run.estimator.train(
         run.train_spec.input_fn, max_steps or run.train_spec.max_steps
     )
+
+
+def train_dataset(run, batch_size: int = 8):
+    """Returns the batches that one replica trains on."""
+    context = spec.TPUContext(num_replicas=1, num_hosts=1, current_host=0)
+    params = run.params | {"batch_size": batch_size, "context": context}
+    return run.train_spec.input_fn(params)
 
 
 def _draw(pictures, image_id):

@@ -1,0 +1,269 @@
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import toy_data
+from retinanet_tpu import replicas, structures
+from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.data import categories
+from retinanet_tpu.detections import decode, nms
+from retinanet_tpu.estimator import checkpoints, spec, summaries
+from retinanet_tpu.learning import losses
+from retinanet_tpu.task import model_fn
+
+SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_graph_optimizer():
+    """It takes longer than these few steps, and XLA has its own."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """Trains two steps; returns all variables and the scalars of the loop."""
+
+    def train(*bindings, num_replicas=1):
+        told = []
+
+        def report_loop(self, step, num_steps, scalars, *, secs):
+            told.append(scalars)
+
+        run = toy_data.experiment(
+            tmp_path_factory.mktemp("run"),
+            data_dir,
+            *SMALL,
+            *bindings,
+            num_replicas=num_replicas,
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(summaries.LoopWriter, "report_loop", report_loop)
+            path = toy_data.train(run)
+        return checkpoints.read(path), told[0]
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    return trained()
+
+
+@pytest.fixture(scope="module")
+def network_and_params(data_dir):
+    run = toy_data.experiment(None, data_dir, *SMALL)
+    return run.network_fn(run.params), run.params | {"metric_fn": None}
+
+
+def assert_same_training(got, expected, *, rtol):
+    """Compares variables by the size of the largest of their kind."""
+    variables, scalars = got
+    assert variables.keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        # A bias before batch norm has no gradient but rounding errors.
+        close = {"rtol": rtol, "atol": rtol * 0.1, "err_msg": name}
+        np.testing.assert_allclose(variables[name], value, **close)
+    assert list(scalars) == list(expected[1])
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(scalars[name], value, rtol=rtol, err_msg=name)
+
+
+@pytest.mark.parametrize("num_replicas", [2, 8])
+def test_the_same_global_batch_makes_the_same_update(trained, plain, num_replicas):
+    assert_same_training(trained(num_replicas=num_replicas), plain, rtol=1e-4)
+
+
+def test_the_compiled_train_step_is_the_plain_one(trained, plain):
+    compiled = trained("TPUConfig.jit_compile = True")
+    assert_same_training(compiled, plain, rtol=1e-4)
+
+
+def test_training_moves_every_weight_and_statistic(plain, network_and_params):
+    for variable in network_and_params[0].variables:
+        path = replicas.path(variable)
+        new = plain[0][f"weights/{path}"]
+        assert not np.array_equal(new, variable.numpy()), path
+
+
+def test_frozen_layers_keep_what_they_started_from(trained, tmp_path, data_dir):
+    first = toy_data.experiment(tmp_path, data_dir, *SMALL)
+    path = toy_data.train(first, max_steps=2)
+    variables, _ = trained(
+        "FROZEN = ('backbone/stem', 'backbone/stage2')", f"WARM_START = '{path}'"
+    )
+    before = checkpoints.read(path, "averages/")
+    frozen = [n for n in before if n.startswith(("backbone/stem", "backbone/stage2"))]
+    assert {name.rpartition("/")[2] for name in frozen} == {
+        "kernel",
+        "gamma",
+        "beta",
+        "moving_mean",
+        "moving_variance",
+    }
+    for name, value in before.items():
+        is_same = np.array_equal(variables[f"weights/{name}"], value)
+        assert is_same == (name in frozen), name
+        assert f"slots/{name}/momentum" not in variables or name not in frozen
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_like_float32(trained, plain, dtype):
+    scale = ("WeightUpdate.loss_scale = @DynamicLossScale()",)
+    variables, scalars = trained(
+        f"COMPUTE_DTYPE = '{dtype}'", *(scale if dtype == "float16" else ())
+    )
+    assert all(np.isfinite(value).all() for value in variables.values())
+    for name in ("class-loss", "box-loss", "l2-regularization", "gradient-norm"):
+        np.testing.assert_allclose(scalars[name], plain[1][name], rtol=0.1)
+
+
+def test_an_overflow_skips_the_step_and_lowers_the_scale(trained, network_and_params):
+    variables, scalars = trained(
+        "COMPUTE_DTYPE = 'float16'",
+        "WeightUpdate.loss_scale = @DynamicLossScale()",
+        "DynamicLossScale.initial = 1e12",
+    )
+    assert variables["loss_scale/scale"] == 0.25e12
+    assert scalars["gradient-norm"] == 0 and np.isfinite(scalars["total-loss"])
+    for weight in network_and_params[0].trainable_variables:
+        path = replicas.path(weight)
+        np.testing.assert_array_equal(variables[f"weights/{path}"], weight.numpy())
+        assert not variables[f"slots/{path}/momentum"].any()
+
+
+def make_batch(num_images, *, seed=0):
+    """Returns Features and Labels of noise with a box in each image."""
+    rng = np.random.default_rng(seed)
+    ids = np.arange(1, num_images + 1)
+    corners = rng.uniform(0, 40, [num_images, 1, 2])
+    boxes_yxyx = np.concatenate([corners, corners + rng.uniform(14, 24)], axis=-1)
+    features = structures.Features(
+        rng.integers(0, 256, [num_images, 64, 64, 3], np.uint8),
+        ids,
+        np.full([num_images, 2], 64, np.int32),
+        np.ones([num_images, 2], np.float32),
+    )
+    labels = structures.Labels(
+        boxes_yxyx.astype(np.float32),
+        rng.integers(0, 2, [num_images, 1], np.int32),
+        np.zeros([num_images, 1], bool),
+        np.ones([num_images], np.int32),
+    )
+    return features, labels
+
+
+def rows(batch, which):
+    return [type(part)(*(x[which] for x in part)) for part in batch]
+
+
+def training_losses(batch, network, params):
+    """Returns the scalars of training, each image normalised for itself."""
+
+    def still(images, is_training):
+        return network(images, is_training=False)
+
+    still_network = types.SimpleNamespace(kernels=network.kernels)
+    fake = type("Still", (), {"__call__": staticmethod(still)})()
+    fake.kernels = still_network.kernels
+    result = model_fn.model_fn(*batch, spec.ModeKeys.TRAIN, params, fake)
+    return {name: float(value) for name, value in result.scalars.items()}
+
+
+def num_positives(batch, params):
+    targets = params["assign_fn"](batch[1], params["anchors"], params["image_size"])
+    return float(losses.normalizer(targets.num_positives))
+
+
+def test_a_batch_loses_what_its_halves_lose(network_and_params):
+    network, params = network_and_params
+    batch = make_batch(4)
+    halves = [rows(batch, slice(0, 2)), rows(batch, slice(2, 4))]
+    counts = [num_positives(half, params) for half in halves]
+    assert min(counts) > 1 and sum(counts) == num_positives(batch, params)
+    whole = training_losses(batch, network, params)
+    parts = [training_losses(half, network, params) for half in halves]
+    for name in ("class-loss", "box-loss", "weighted-loss"):
+        total = sum(n * part[name] for n, part in zip(counts, parts, strict=True))
+        np.testing.assert_allclose(whole[name] * sum(counts), total, rtol=1e-5)
+    assert whole["total-loss"] == pytest.approx(
+        whole["weighted-loss"] + whole["l2-regularization"]
+    )
+
+
+def test_padding_images_carry_no_loss(network_and_params):
+    network, params = network_and_params
+    batch = make_batch(3)
+    alone = training_losses(rows(batch, slice(0, 2)), network, params)
+    batch[0].image_ids[2] = structures.PADDING_IMAGE
+    padded = training_losses(batch, network, params)
+    for name, value in alone.items():
+        np.testing.assert_allclose(padded[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_batch_without_objects_has_a_finite_loss(network_and_params):
+    network, params = network_and_params
+    features, labels = make_batch(2)
+    labels = labels._replace(num_boxes=np.zeros(2, np.int32))
+    scalars = training_losses((features, labels), network, params)
+    assert scalars["box-loss"] == 0 and np.isfinite(scalars["total-loss"])
+
+
+@pytest.mark.parametrize("mode", [spec.ModeKeys.EVAL, spec.ModeKeys.PREDICT])
+def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
+    network, params = network_and_params
+    params = params | {
+        "categories": categories.from_coco(toy_data.CATEGORIES),
+        "nms_fn": lambda found: nms.nms(found, score_threshold=0.0, max_detections=9),
+    }
+
+    def step(features, labels):
+        result = model_fn.model_fn(features, labels, mode, params, network)
+        if mode == spec.ModeKeys.PREDICT:
+            return result.predictions
+        return {"loss": result.loss} | result.eval_metrics[1][0]._asdict()
+
+    batch = tf.nest.map_structure(tf.constant, make_batch(2))
+    expected = tf.function(step)(*batch)
+    got = tf.function(step, jit_compile=True)(*batch)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-3)
+    assert (expected["num_detections"].numpy() > 0).all()
+    assert set(np.unique(got["classes"])) <= {0, 3, 7}
+
+
+def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
+    # COCO's layout: index 0 and 2 stand for no category.
+    entries = (categories.Category(1, 7, "a"), categories.Category(3, 90, "b"))
+    corners = np.arange(4, dtype=np.float32) * 16
+    boxes_yxyx = np.stack([corners, corners, corners + 8, corners + 12], axis=-1)
+    candidates = decode.Candidates(
+        tf.constant(boxes_yxyx[None]),
+        tf.constant([[0.9, 0.8, 0.7, 0.6]]),
+        tf.constant([[0, 1, 2, 3]]),
+    )
+    params = {
+        "decode_fn": lambda *_, **__: candidates,
+        "nms_fn": lambda found: nms.nms(found, max_detections=5),
+        "categories": categories.Categories(4, entries),
+        "anchors": anchors_lib.Anchors(),
+        "image_size": (128, 128),
+        "num_classes": 4,
+    }
+    scales, sizes = tf.constant([[0.5, 0.25]]), tf.constant([[100, 200]])
+    found = model_fn.detect(None, scales, sizes, params)
+    assert found.num_detections.numpy().tolist() == [2]
+    assert found.classes.numpy().tolist() == [[7, 90, 0, 0, 0]]
+    np.testing.assert_allclose(found.scores, [[0.8, 0.6, 0, 0, 0]])
+    expected = [[32, 64, 48, 112], [96, 192, 100, 200]]  # The last cut at the edge.
+    np.testing.assert_allclose(found.boxes_yxyx[0, :2], expected)

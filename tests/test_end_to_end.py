@@ -1,0 +1,128 @@
+"""The main job on a tiny network: train, resume, evaluate, export, serve, predict."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import toy_data
+from retinanet_tpu import predict
+from retinanet_tpu.estimator import checkpoints, train_and_evaluate
+from retinanet_tpu.task import serving_fn
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("end_to_end")
+
+
+@pytest.fixture(scope="module")
+def data_dir(work_dir):
+    return toy_data.write(work_dir / "data")
+
+
+@pytest.fixture(scope="module")
+def trained(work_dir, data_dir):
+    """A run of four steps, scored at the end."""
+    run = toy_data.experiment(work_dir / "straight", data_dir, *AVERAGED)
+    results = train_and_evaluate.train_and_evaluate(
+        run.estimator, run.train_spec, run.eval_spec
+    )
+    return run, results
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    run, _ = trained
+    base = f"{run.estimator.model_dir}/export/latest"
+    return run.estimator.export_saved_model(base, serving_fn.serving_fn)
+
+
+AVERAGED = ("WeightUpdate.averaging_decay = 0.9", "nms.score_threshold = 0.001")
+
+
+def test_interrupted_and_started_again_equals_straight_to_the_bit(
+    trained, work_dir, data_dir
+):
+    for max_steps in (2, 4):
+        run = toy_data.experiment(work_dir / "resumed", data_dir, *AVERAGED)
+        resumed = toy_data.train(run, max_steps)
+    straight = checkpoints.read(checkpoints.latest(trained[0].estimator.model_dir))
+    got = checkpoints.read(resumed)
+    assert got.keys() == straight.keys()
+    assert any(name.startswith("averages/") for name in got)
+    for name, value in straight.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_the_evaluation_is_complete_and_written(trained):
+    run, results = trained
+    assert results["num_images"] == toy_data.NUM_VAL
+    assert set(results["per_class"]) == {"red", "blue"}
+    line = pathlib.Path(run.estimator.model_dir, "eval", "eval.jsonl").read_text()
+    record = json.loads(line)
+    assert record["global_step"] == 4
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+        assert -1 <= record[name] <= 1
+    for name in ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"):
+        assert -1 <= record[name] <= 1
+    assert results["detections"].shape == (2, 128, 128, 3)
+
+
+def test_the_trainer_scores_what_a_later_evaluation_scores(trained, data_dir):
+    run, results = trained
+    later = toy_data.experiment(run.estimator.model_dir, data_dir, *AVERAGED)
+    again = later.estimator.evaluate(later.eval_spec.input_fn)
+    assert again["AP"] == pytest.approx(results["AP"], abs=1e-6)
+    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
+
+
+def test_the_export_finds_what_the_evaluation_finds(trained, exported, data_dir):
+    run, _ = trained
+    serve = tf.saved_model.load(exported).signatures["serving_default"]
+    forward = run.estimator._forward_pass("eval", checkpoints.latest(run_dir(run)))
+    batch = next(iter(run.estimator._inputs.dataset(run.eval_spec.input_fn, "eval")))
+    _, (found, image_ids) = forward(batch)
+    for row, image_id in enumerate(image_ids[:3]):
+        path = f"{data_dir}/pictures/{image_id}.jpg"
+        rgb = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        served = serve(
+            image=tf.cast(rgb, tf.float32), image_id=tf.constant(row, tf.int32)
+        )
+        count = int(found.num_detections[row])
+        assert count > 0
+        assert int(served["valid_detections"]) == count
+        assert int(served["image_id"]) == row
+        np.testing.assert_allclose(served["scores"], found.scores[row], atol=1e-4)
+        boxes_xyxy = found.boxes_yxyx[row][:, [1, 0, 3, 2]]
+        np.testing.assert_allclose(served["boxes"], boxes_xyxy, atol=0.05)
+        np.testing.assert_array_equal(served["class_ids"], found.classes[row])
+        assert set(found.classes[row][:count]) <= {3, 7}
+
+
+def test_a_grey_wide_or_tiny_picture_is_served(exported):
+    serve = tf.saved_model.load(exported).signatures["serving_default"]
+    for height, width in ((1, 1), (37, 400), (900, 20)):
+        image = tf.fill([height, width, 3], 127.0)
+        boxes = serve(image=image, image_id=tf.constant(0))["boxes"].numpy()
+        assert (boxes >= 0).all() and (boxes <= [width, height] * 2).all()
+
+
+def test_predict_writes_findings_and_drawings(exported, data_dir, work_dir):
+    output_dir = work_dir / "found"
+    model = predict.load_model(predict.find_saved_model(str(exported)))
+    names = predict.category_names(exported)
+    assert names == {3: "red", 7: "blue"}
+    paths = predict.list_images([f"{data_dir}/pictures/50*.jpg"])
+    predict.predict_files(model, paths, str(output_dir), names=names, min_score=0.001)
+    records = json.loads((output_dir / "detections.json").read_text())
+    assert records and {record["category_id"] for record in records} <= {3, 7}
+    drawing = Image.open(output_dir / pathlib.Path(paths[0]).name)
+    assert drawing.size == Image.open(paths[0]).size
+
+
+def run_dir(run):
+    return run.estimator.model_dir
