@@ -88,6 +88,7 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
         ("IMAGE_SIZE = (600, 640)", "multiple of 128"),
         ("Anchors.max_level = 6", "levels"),
         ("BATCH_SIZE = 0", "at least 1"),
+        ("Augmentation.scale_jitter = (2.0, 0.5)", "smallest, largest"),
         ("RunConfig.save_checkpoints_steps = 9000", "never fires"),
         ("EVAL_EVERY = 33", "never be"),
         ("TPUConfig.iterations_per_loop = 0", "at least 1"),

@@ -15,11 +15,20 @@ if [ ! -e quickstart/data/val.json ]; then
   done
 fi
 
+# An edited configuration starts a new run.
+if [ gin_configs/quickstart.gin -nt $run/config.gin ]; then rm -rf $run; fi
 python -m retinanet_tpu.train --gin_file=gin_configs/quickstart.gin --model_dir=$run
 python -m retinanet_tpu.evaluate --model_dir=$run
 python -m retinanet_tpu.export --model_dir=$run
 python -m retinanet_tpu.predict --saved_model=$run/export/latest \
   --images='quickstart/toy/val/*' --output_dir=quickstart/detections
+
+python - <<'END'
+import json
+record = json.loads(open("quickstart/run/eval/eval.jsonl").read().splitlines()[-1])
+print(f"\nAP50 on the toy validation set: {record['AP50']:.3f} (0.80 or more is right)")
+raise SystemExit(record["AP50"] < 0.8)
+END
 
 cat <<'END'
 

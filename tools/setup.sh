@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# Makes .venv with this project and TensorFlow for CPUs, unless it is there already.
+# Makes .venv with this project and TensorFlow for CPUs, unless it is there, and enters it.
 #   source tools/setup.sh
-# A Python of your choice: PYTHON=python3.12 source tools/setup.sh
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+# With a Python of your choice: PYTHON=python3.12 source tools/setup.sh
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || return 1
+python=${PYTHON:-python3}
 stamp=.venv/installed-$(cat setup.py tools/constraints.txt | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
+  if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))'; then
+    echo "TensorFlow 2.20 needs Python 3.10 to 3.12, $python is $("$python" -V 2>&1);" \
+      "name another: PYTHON=python3.12 $0" >&2
+    return 1
+  fi
   echo "Setting up .venv (a minute or two)"
-  "${PYTHON:-python3}" -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check \
-    --constraint tools/constraints.txt --editable '.[cpu,test]'
-  touch "$stamp"
+  "$python" -m venv .venv &&
+    .venv/bin/pip install --quiet --disable-pip-version-check \
+      --constraint tools/constraints.txt --editable '.[cpu,test]' &&
+    touch "$stamp" || return 1
 fi
 source .venv/bin/activate
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
@@ -149,7 +150,9 @@ def _storable(
 ) -> tuple[bytes, str, list[str]]:
     """Returns the picture as JPEG or PNG bytes, upright, and what was changed."""
     with PIL.Image.open(io.BytesIO(encoded)) as picture:
-        upright = PIL.ImageOps.exif_transpose(picture)
+        is_upright = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
+        # Transposing decodes the whole picture, so only where there is a rotation.
+        upright = picture if is_upright else PIL.ImageOps.exif_transpose(picture)
         annotated_size = (image.width, image.height)
         # Cameras store a rotation that annotation tools obey and decoders do not.
         is_turned = picture.size != annotated_size and upright.size == annotated_size

@@ -99,6 +99,11 @@ def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
     }
 
 
+def add_search_path(directory: str) -> None:
+    """Lets gin files include others from a directory."""
+    gin.add_config_file_search_path(directory)
+
+
 def parse(
     gin_files: Sequence[str],
     gin_params: Sequence[str],

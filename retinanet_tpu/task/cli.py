@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,8 @@ from retinanet_tpu.estimator import checkpoints, config
 from retinanet_tpu.task import configurables, experiment
 
 CONFIG_FILE = "config.gin"
+# Runs of your own may include these from wherever they lie.
+GIN_CONFIGS = str(pathlib.Path(__file__).parents[2] / "gin_configs")
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file; may be repeated.")
@@ -50,6 +53,7 @@ def parse_files() -> str:
     Raises:
       ValueError: no file was named, or a setting is wrong.
     """
+    config.add_search_path(GIN_CONFIGS)
     if not GIN_FILE.value:
         raise ValueError(
             "Name a run: --gin_file=gin_configs/quickstart.gin, or another."

@@ -29,6 +29,15 @@ class Data:
     )
     max_boxes: int = 100
 
+    def __post_init__(self):
+        """Raises ValueError for a scale jitter that is no range above 0."""
+        low, high = self.augmentation.scale_jitter
+        if not 0 < low <= high:
+            raise ValueError(
+                f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
+                "largest) size, both above 0, (0.8, 1.2) say."
+            )
+
     @property
     def annotation_file(self) -> str:
         """COCO JSON of the images to score on."""
