@@ -1,0 +1,294 @@
+"""What a user can get wrong in files and folders: an error that names the thing.
+
+Settings that do not fit each other are in test_gin_configs.py.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+import toy_data
+from retinanet_tpu import evaluate, structures, train
+from retinanet_tpu.data import (
+    annotations,
+    categories,
+    converter,
+    pipeline,
+    record_files,
+)
+from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.task import cli, experiment
+
+SMALL = (*toy_data.TINY, *toy_data.TWO_LEVELS)
+BROKEN = b"\xff\xd8\xff\xe0 no more of it"
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def sound_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def data_dir(sound_dir, tmp_path):
+    """A copy of the data directory, to damage."""
+    return pathlib.Path(shutil.copytree(sound_dir, tmp_path / "data"))
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    return tmp_path / "run"
+
+
+def make_run(model_dir, data_dir, *bindings, **more):
+    return toy_data.experiment(
+        model_dir, data_dir, *toy_data.TWO_LEVELS, *bindings, **more
+    )
+
+
+def run_command(main, model_dir, data_dir, *bindings, **more):
+    """Runs a command's main() in this process, as its command line would."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    gin_param = [*SMALL, f"DATA_DIR = '{data_dir}'", *bindings]
+    settings = {"model_dir": str(model_dir)} | more
+    if main is train.main:
+        settings["gin_file"] = [str(toy_data.GIN_CONFIGS / "quickstart.gin")]
+        settings["gin_param"] = gin_param
+    with flagsaver.flagsaver(**settings):
+        main()
+
+
+def change_record(data_dir, change_fn, *, split="train", number=3):
+    """Changes a record of the first file of a split; returns the file's path."""
+    path = record_files.find(str(data_dir), split)[0]
+    records = [
+        tf.train.Example.FromString(r.numpy()) for r in tf.data.TFRecordDataset(path)
+    ]
+    change_fn(records[number].features.feature)
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in records:
+            writer.write(record.SerializeToString())
+    return path
+
+
+def read_all(run):
+    """Reads what training reads until every record was seen."""
+    with cli.data_errors_explained(run):
+        for _ in toy_data.train_dataset(run).take(4):
+            pass
+
+
+def test_a_split_without_files_is_named_with_what_to_set(sound_dir, model_dir):
+    run = make_run(model_dir, sound_dir, "Data.train_split = 'trian'")
+    with pytest.raises(FileNotFoundError, match=r"No file matches .*/trian-.*DATA_DIR"):
+        toy_data.train_dataset(run)
+
+
+def test_a_missing_evaluation_split_is_found_before_training(sound_dir, model_dir):
+    with pytest.raises(FileNotFoundError, match=r"No file matches .*/test-"):
+        run_command(train.main, model_dir, sound_dir, "Data.eval_split = 'test'")
+    assert not model_dir.exists()
+
+
+def test_a_folder_that_is_no_data_directory_is_told_what_it_lacks(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"categories\.json.*create_tfrecords"):
+        make_run(tmp_path / "run", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["image/encoded", "image/source_id", "image/object/bbox/xmax"]
+)
+def test_a_record_without_a_key_is_named(data_dir, model_dir, key):
+    path = change_record(data_dir, lambda features: features.pop(key))
+    message = f"(?s)Record 3 of {re.escape(path)}.*{key}.*create_tfrecords"
+    with pytest.raises(ValueError, match=message):
+        read_all(make_run(model_dir, data_dir))
+
+
+def test_a_truncated_file_is_named_in_training(data_dir, model_dir):
+    path = pathlib.Path(record_files.find(str(data_dir), "train")[0])
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=rf"{path} is damaged at record 5.*copy"):
+        read_all(make_run(model_dir, data_dir))
+
+
+def test_a_truncated_file_is_named_in_evaluation(data_dir, model_dir):
+    path = pathlib.Path(record_files.find(str(data_dir), "val")[1])
+    path.write_bytes(path.read_bytes()[:-50])
+    run = make_run(model_dir, data_dir)
+    with pytest.raises(ValueError, match=rf"{path} is truncated.*within record 2"):
+        run.params["metric_fn"]([])
+
+
+def test_a_flipped_bit_is_found_by_the_checksum(data_dir, model_dir):
+    path = pathlib.Path(record_files.find(str(data_dir), "train")[0])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} is damaged at record [23]"):
+        read_all(make_run(model_dir, data_dir))
+
+
+def break_picture(features):
+    features["image/encoded"].bytes_list.value[0] = BROKEN
+
+
+def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
+    data_dir, model_dir
+):
+    path = change_record(data_dir, break_picture)
+    message = rf"Record 3 of {re.escape(path)} \(image 106\) cannot be used.*Mend"
+    with pytest.raises(ValueError, match=message):
+        run_command(train.main, model_dir, data_dir)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "name"),
+    [
+        ("L", 200, "grey.jpg"),
+        ("CMYK", (55, 55, 55, 0), "cmyk.jpg"),
+        ("RGB", (200, 200, 200), "rgb.png"),
+        ("RGBA", (200, 200, 200, 255), "rgba.png"),
+        ("L", 200, "grey.png"),
+        ("P", 0, "palette.png"),
+    ],
+)
+def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, colour, name):
+    picture = PIL.Image.new(mode, (40, 30), colour)
+    if mode == "P":
+        picture.putpalette([200, 200, 200] * 256)
+    picture.save(tmp_path / name)
+    image = annotations.AnnotatedImage(1, name, 30, 40, ())
+    _, serialized = converter.convert_image(image, str(tmp_path), {})
+    with tf.io.TFRecordWriter(str(tmp_path / record_files.file_name("a", 0, 1))) as out:
+        out.write(serialized)
+    dataset = pipeline.make_eval_dataset(
+        str(tmp_path),
+        "a",
+        categories=categories.from_coco(toy_data.CATEGORIES),
+        batch_size=1,
+        image_size=(32, 64),
+    )
+    features, _ = next(iter(dataset))
+    pixels = features.images[0, 2:28, 2:36].numpy().astype(int)
+    np.testing.assert_allclose(pixels, 200, atol=3)
+
+
+def test_a_class_that_categories_json_lacks_is_named(data_dir, model_dir):
+    def change(features):
+        labels = features["image/object/class/label"].int64_list.value
+        labels[0] = 99
+
+    path = change_record(data_dir, change)
+    message = rf"(?s){re.escape(path)} .image 106.*not in categories.json.*99"
+    with pytest.raises(ValueError, match=message):
+        read_all(make_run(model_dir, data_dir))
+
+
+def test_annotations_of_other_classes_are_found_before_training(data_dir, model_dir):
+    path = data_dir / "val.json"
+    path.write_text(path.read_text().replace('"id": 7,', '"id": 8,'))
+    with pytest.raises(ValueError, match=r"val\.json has category ids \[8\]"):
+        run_command(train.main, model_dir, data_dir)
+
+
+def test_a_wrong_number_of_classes_is_told_the_right_one(sound_dir, model_dir):
+    with pytest.raises(ValueError, match=r"3 classes.*has 2; set NUM_CLASSES = 2"):
+        make_run(model_dir, sound_dir, "NUM_CLASSES = 3")
+
+
+def test_a_mended_setting_may_go_on_in_the_same_model_dir(sound_dir, model_dir):
+    with pytest.raises(ValueError, match="set NUM_CLASSES = 2"):
+        run_command(train.main, model_dir, sound_dir, "NUM_CLASSES = 3")
+    with pytest.raises(ValueError, match="never fires"):
+        run_command(train.main, model_dir, sound_dir, "MAX_STEPS = 1")
+    assert not model_dir.exists()
+
+
+def test_a_batch_that_replicas_cannot_divide_is_an_error(sound_dir, model_dir):
+    with pytest.raises(ValueError, match="batch of 8 does not divide by 3 replicas"):
+        make_run(model_dir, sound_dir, num_replicas=3)
+
+
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_an_annotation_file_with_an_empty_list_is_an_error(data_dir, model_dir, key):
+    path = data_dir / "val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: []}))
+    run = make_run(model_dir, data_dir)
+    with pytest.raises(ValueError, match=rf"val\.json lists no {key}"):
+        experiment.check_evaluation(run)
+
+
+def test_pictures_without_any_annotation_are_scored_as_such(data_dir, model_dir):
+    path = data_dir / "val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    run = make_run(model_dir, data_dir)
+    ids = np.arange(500, 500 + toy_data.NUM_VAL)
+    nothing = structures.Detections(
+        *(np.zeros([len(ids), *rest]) for rest in ([1, 4], [1], [1], []))
+    )
+    nothing = nothing._replace(num_detections=np.zeros(len(ids), int))
+    results = run.params["metric_fn"]([(nothing, ids)])
+    assert results["num_images"] == toy_data.NUM_VAL and results["AP"] == -1
+
+
+@pytest.fixture
+def started_dir(sound_dir, model_dir):
+    """A model_dir with the configuration of a run and a checkpoint."""
+    model_dir.mkdir()
+    text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
+    (model_dir / cli.CONFIG_FILE).write_text(text)
+    checkpoints.save(str(model_dir), 1, {"global_step": np.int64(1)})
+    return model_dir
+
+
+def test_a_model_dir_of_another_configuration_is_refused(sound_dir, started_dir):
+    changed = r"- BATCH_SIZE = 8\n.*\+ BATCH_SIZE = 4\n.*--accept_changes"
+    with pytest.raises(ValueError, match=rf"(?s)another configuration.*{changed}"):
+        run_command(train.main, started_dir, sound_dir, "BATCH_SIZE = 4")
+    assert "BATCH_SIZE = 8" in (started_dir / cli.CONFIG_FILE).read_text()
+
+
+def test_a_checkpoint_of_another_network_is_refused(sound_dir, started_dir):
+    more = {"accept_changes": True}
+    with pytest.raises(ValueError, match=r"model\.ckpt-1 .* variables differ, first: "):
+        run_command(train.main, started_dir, sound_dir, "BATCH_SIZE = 4", **more)
+    assert "BATCH_SIZE = 4" in (started_dir / cli.CONFIG_FILE).read_text()
+
+
+def test_evaluating_what_was_never_trained_is_an_error(tmp_path, sound_dir):
+    with pytest.raises(FileNotFoundError, match=r"No .*config\.gin.*--model_dir"):
+        run_command(evaluate.main, tmp_path, sound_dir)
+    text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
+    (tmp_path / cli.CONFIG_FILE).write_text(text)
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train first"):
+        run_command(evaluate.main, tmp_path, sound_dir)
+
+
+def test_a_name_that_two_things_have_is_an_error_in_words(sound_dir):
+    with pytest.raises(ValueError, match="Ambiguous selector 'constant'"):
+        toy_data.parse(sound_dir, "AdamW.learning_rate = @constant")
+
+
+def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():
+    command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
+    settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]
+    done = subprocess.run(
+        [*command, *settings], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") or "\nerror: " in done.stderr
+    assert "Did you mean NUM_CLASSES?" in done.stderr
+    assert "Traceback" not in done.stderr
