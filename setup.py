@@ -32,6 +32,8 @@ setuptools.setup(
         # 2.20 is the newest TensorFlow with a TPU build. The client looks up TPUs by
         # name; a TPU VM itself does without.
         "tpu": ["tensorflow-tpu~=2.20.0", "cloud-tpu-client>=0.10"],
+        # The TPU compiler, and the way to it; pinned, as not all of it is public.
+        "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "plots": ["matplotlib>=3.8"],  # tools/plot_run.py draws learning curves.
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
     },
