@@ -2,13 +2,13 @@ r"""Scores a checkpoint of a training run on COCO.
 
   python -m retinanet_tpu.evaluate --model_dir=gs://bucket/run1 [--checkpoint=…]
 
-Needs no TPU: the run's settings come from MODEL_DIR/config.gin, its device does not.
+Logs COCO's table and writes MODEL_DIR/eval. Needs no TPU: the run's settings come from
+MODEL_DIR/config.gin, its device does not.
 """
 
 from absl import flags
 
 from retinanet_tpu.estimator import strategy
-from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.task import cli, configurables
 
 _CHECKPOINT = cli.checkpoint_flag()
@@ -24,11 +24,9 @@ def main() -> None:
         strategy_fn=lambda: strategy.make_strategy(_DEVICE.value, num_devices=1),
     )
     with cli.data_errors_explained(run):
-        results = run.estimator.evaluate(
+        run.estimator.evaluate(
             run.eval_spec.input_fn, checkpoint_path=_CHECKPOINT.value
         )
-    print(coco_metric.table(results))
-    print(coco_metric.per_class_table(results))
 
 
 if __name__ == "__main__":

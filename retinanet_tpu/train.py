@@ -32,7 +32,7 @@ def main() -> None:
     if eval_spec:
         experiment.check_evaluation(run)
     cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
-    logging.info("Running on %d replicas", run.estimator.num_replicas)
+    logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
         train_and_evaluate.train_and_evaluate(run.estimator, run.train_spec, eval_spec)
 

@@ -276,11 +276,6 @@ def test_evaluating_what_was_never_trained_is_an_error(tmp_path, sound_dir):
         run_command(evaluate.main, tmp_path, sound_dir)
 
 
-def test_a_name_that_two_things_have_is_an_error_in_words(sound_dir):
-    with pytest.raises(ValueError, match="Ambiguous selector 'constant'"):
-        toy_data.parse(sound_dir, "AdamW.learning_rate = @constant")
-
-
 def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():
     command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
     settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]
@@ -289,6 +284,5 @@ def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ") or "\nerror: " in done.stderr
-    assert "Did you mean NUM_CLASSES?" in done.stderr
+    assert last.startswith("error: ") and "Did you mean NUM_CLASSES?" in last
     assert "Traceback" not in done.stderr

@@ -143,9 +143,8 @@ def parse(
             0
         ]  # Not the whole configuration.
         hint = _suggestion(message, known)
-        raise ValueError(
-            f"The gin configuration is wrong: {message}\n{hint}"
-        ) from error
+        told = f"The gin configuration is wrong: {message}\n{hint}".rstrip()
+        raise ValueError(told) from error
     return text
 
 

@@ -175,11 +175,15 @@ class TPUEstimator:
             "loss": float(np.mean(losses)),
             "global_step": checkpoints.step_of(path),
         }
-        directory = f"{self.model_dir}/eval" + (f"_{name}" if name else "")
-        summaries.write_evaluation(
-            directory, path, results, secs=time.monotonic() - start
-        )
+        secs = time.monotonic() - start
+        summaries.write_evaluation(self._eval_dir(name), path, results, secs=secs)
         return results
+
+    def is_scored(self, checkpoint_path: str, name: str | None = None) -> bool:
+        """Tells whether an evaluation of a checkpoint was written before."""
+        records = summaries.read_evaluations(self._eval_dir(name))
+        step = checkpoints.step_of(checkpoint_path)
+        return any(record["global_step"] == step for record in records)
 
     def predict(
         self, input_fn: Callable, *, checkpoint_path: str | None = None
@@ -231,6 +235,9 @@ class TPUEstimator:
         is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         wanted = self.config.tpu_config.jit_compile
         return wanted and self.num_replicas == 1 and not is_tpu
+
+    def _eval_dir(self, name):
+        return f"{self.model_dir}/eval" + (f"_{name}" if name else "")
 
     def _make_state(self):
         """Returns the state of the latest checkpoint, or a new one."""

@@ -80,6 +80,15 @@ def write_evaluation(
     )
 
 
+def read_evaluations(directory: str) -> list[dict[str, Any]]:
+    """Returns the records of eval.jsonl, none if there is no such file."""
+    path = f"{directory}/eval.jsonl"
+    if not tf.io.gfile.exists(path):
+        return []
+    with tf.io.gfile.GFile(path) as file:
+        return [json.loads(line) for line in file.read().splitlines()]
+
+
 def is_picture(value: Any) -> bool:
     """Tells whether a metric is a batch of pictures, uint8 [n, H, W, 3]."""
     return getattr(value, "dtype", None) == np.uint8 and np.ndim(value) == 4

@@ -19,7 +19,7 @@ def train_and_evaluate(
       train_spec: what to train, how long.
       eval_spec: what to score; None leaves scoring to a process of its own.
     Returns:
-      The results of the last evaluation, None without eval_spec.
+      The results of the last evaluation, None if there was none to make.
     Raises:
       ValueError: an evaluation interval that no checkpoint falls on.
     """
@@ -41,8 +41,9 @@ def train_and_evaluate(
 
     listeners = (*train_spec.saving_listeners, *([evaluate] if eval_spec else []))
     path = estimator.train(train_spec.input_fn, train_spec.max_steps, listeners)
-    if eval_spec and not results:
-        evaluate(path, checkpoints.step_of(path))  # An earlier run had trained it all.
+    # An earlier run may have trained it all, and stopped before this was scored.
+    if eval_spec and not results and not estimator.is_scored(path, eval_spec.name):
+        evaluate(path, checkpoints.step_of(path))
     return results or None
 
 

@@ -34,7 +34,7 @@ CONFIGURABLES = {
     "scaled": schedules.scaled,
     "piecewise": schedules.piecewise,
     "cosine": schedules.cosine,
-    "constant": schedules.constant,
+    "constant_rate": schedules.constant,  # gin has a `constant` of its own.
     "SGD": optimizers.SGD,
     "AdamW": optimizers.AdamW,
     "DynamicLossScale": loss_scale.DynamicLossScale,

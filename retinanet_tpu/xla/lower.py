@@ -35,9 +35,7 @@ class _ReplicaContext(tf.distribute.ReplicaContext):
     def all_reduce(self, reduce_op, value, options=None):
         del options
         count = self.num_replicas_in_sync
-        is_mean = tf.distribute.ReduceOp.MEAN in (reduce_op,)
 
-        @tf.custom_gradient
         def reduce_one(x):
             total = gen_xla_ops.xla_all_reduce(
                 input=x,
@@ -45,7 +43,7 @@ class _ReplicaContext(tf.distribute.ReplicaContext):
                 reduce_op="Add",
                 mode="CrossReplica",
             )
-            return (total / count if is_mean else total), reduce_one
+            return total / count if reduce_op == tf.distribute.ReduceOp.MEAN else total
 
         return tf.nest.map_structure(reduce_one, value)
 

@@ -112,6 +112,16 @@ def test_each_evaluation_is_a_json_line(tmp_path):
     assert list((tmp_path / "eval").glob("events.*"))
 
 
+def test_a_finished_run_is_not_scored_again(tmp_path):
+    train_spec = spec.TrainSpec(linear.train_input_fn, 10)
+    for _ in range(2):
+        runner = linear.make_estimator(tmp_path)
+        train_and_evaluate.train_and_evaluate(
+            runner, train_spec, spec.EvalSpec(linear.eval_input_fn)
+        )
+    assert len((tmp_path / "eval" / "eval.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_named_checkpoint_is_scored_not_the_latest(tmp_path):
     runner = linear.make_estimator(tmp_path)
     runner.train(linear.train_input_fn, 20)

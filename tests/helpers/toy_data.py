@@ -45,8 +45,8 @@ TWO_LEVELS = (
 # AdamW divides by the gradient's own size, so that its rounding errors become moves.
 SGD = (
     "WeightUpdate.optimizer = @SGD()",
-    "SGD.learning_rate = @schedules.constant",
-    "schedules.constant.base = 0.01",
+    "SGD.learning_rate = @constant_rate",
+    "constant_rate.base = 0.01",
 )
 
 
