@@ -62,8 +62,8 @@ def examine(hlo: bytes, target: roofline.Accelerator, specs: Any) -> dict[str, A
     return {
         "fits": needed <= target.device.hbm_bytes,
         "images": batch,
-        "hbm_gb": needed / 1e9,
-        "hbm_gb_there": target.device.hbm_bytes / 1e9,
+        "hbm_gib": needed / 2**30,
+        "hbm_gib_there": target.device.hbm_bytes / 2**30,
         "argument_mb": found.argument_bytes / 1e6,
         "temporary_mb": found.temporary_bytes / 1e6,
         "code_mb": found.code_bytes / 1e6,
@@ -90,7 +90,7 @@ def _rows(step):
         return [f"  does not compile: {step['error'].splitlines()[0]}"]
     fit = "fits" if step["fits"] else "DOES NOT FIT"
     return [
-        f"  {fit}: {step['hbm_gb']:.2f} of {step['hbm_gb_there']:.1f} GB (arguments "
+        f"  {fit}: {step['hbm_gib']:.2f} of {step['hbm_gib_there']:.0f} GiB (arguments "
         f"{step['argument_mb']:.0f}, temporaries {step['temporary_mb']:.0f}, code "
         f"{step['code_mb']:.0f} MB)",
         f"  {step['tflop']:.3f} TFLOP, {step['gb_hbm_traffic']:.2f} GB through HBM, "
