@@ -65,7 +65,9 @@ class Heads(tf.Module):
     def __call__(
         self, features: Sequence[tf.Tensor], *, is_training: bool
     ) -> structures.Predictions:
-        """Returns class logits and box deltas of each level, in the features' dtype.
+        """Returns class logits and box deltas of each level.
+
+        In training they have the features' dtype, else float32.
 
         Args:
           features: for each level [B, H_l, W_l, in_channels].

@@ -107,7 +107,9 @@ class RetinaNet(tf.Module):
     def __call__(
         self, images: tf.Tensor, *, is_training: bool
     ) -> structures.Predictions:
-        """Returns the predictions at every anchor, in compute_dtype.
+        """Returns the predictions at every anchor.
+
+        In training they have compute_dtype, else float32.
 
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB in 0..255; H and W static.

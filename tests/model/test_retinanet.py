@@ -28,7 +28,7 @@ BASIC_BLOCKS = {10: 1, 18: 2, 34: 3}
 
 def _full_size(monkeypatch, depth, **kwargs):
     """Builds a network of full size without drawing its weights."""
-    monkeypatch.setattr(layers, "make_variable", _make_zeros)
+    monkeypatch.setattr(replicas, "make_variable", _make_zeros)
     backbone_fn = functools.partial(resnet.ResNet, depth=depth)
     return retinanet.RetinaNet(backbone_fn=backbone_fn, **kwargs)
 
@@ -186,11 +186,14 @@ def test_training_compiles_with_xla(compute_dtype):
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16", "float16"])
-def test_predictions_come_in_the_compute_dtype(compute_dtype):
+def test_training_stays_in_the_compute_dtype_and_inference_ends_in_float32(
+    compute_dtype,
+):
     network = _tiny(compute_dtype=compute_dtype)
     step = tf.function(network, jit_compile=True)
-    for level in step(tf.constant(_images((64, 64))), is_training=False):
-        assert all(x.dtype == compute_dtype for x in level)
+    for is_training, dtype in ((True, compute_dtype), (False, "float32")):
+        for levels in step(tf.constant(_images((64, 64))), is_training=is_training):
+            assert all(x.dtype == dtype for x in levels)
 
 
 def test_frozen_stages_have_no_backward_pass():
