@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import config, estimator, spec, strategy
+from retinanet_tpu.estimator import config, estimator, spec, strategy, training
+from retinanet_tpu.xla import lower
 
 NUM_EXAMPLES = 64
 
@@ -99,3 +100,14 @@ def make_estimator(
         predict_batch_size=8,
         warm_start_from=warm_start_from,
     )
+
+
+def lowered(num_replicas):
+    """Returns the HLO of the training step, for that many replicas."""
+    where = lower.AheadOfTimeStrategy(num_replicas)
+    with where.scope():
+        network = Linear()
+        state = training.TrainState(network, Descent(network))
+    step_fn = training.make_step_fn(state, model_fn, dict)
+    batch = (tf.TensorSpec([4, 3]), tf.TensorSpec([4, 1]))
+    return lower.to_hlo(step_fn, [batch, tf.TensorSpec([], tf.int64)], where)
