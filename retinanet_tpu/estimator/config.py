@@ -139,9 +139,8 @@ def parse(
         _check_macros(text)
         gin.finalize()
     except _WRONG as error:
-        message = str(error).split(" in config string:")[
-            0
-        ]  # Not the whole configuration.
+        # What follows would be the whole configuration.
+        message = str(error).partition(" in config string:")[0]
         hint = _suggestion(message, known)
         told = f"The gin configuration is wrong: {message}\n{hint}".rstrip()
         raise ValueError(told) from error

@@ -187,6 +187,7 @@ def experiment(
     """
     run_config = run_config or config.RunConfig()
     where = strategy_fn()
+    forward_size = plan.eval_batch_per_replica * where.num_replicas_in_sync
     if model_dir is not None:
         params = params | _data_params(model_dir, data, params, plan)
     inputs = functools.partial(
@@ -203,8 +204,8 @@ def experiment(
         config=run_config,
         strategy=where,
         train_batch_size=plan.batch_size,
-        eval_batch_size=plan.eval_batch_per_replica * where.num_replicas_in_sync,
-        predict_batch_size=plan.eval_batch_per_replica * where.num_replicas_in_sync,
+        eval_batch_size=forward_size,
+        predict_batch_size=forward_size,
         warm_start_from=warm_start_from,
     )
     train_spec = spec.TrainSpec(
