@@ -1,6 +1,7 @@
 """The feature pyramid: strong features at every level."""
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -84,12 +85,17 @@ class FPN(tf.Module):
         ]
         for i in reversed(range(len(laterals) - 1)):
             laterals[i] += upsample(laterals[i + 1], laterals[i].shape[1:3])
-        outputs = [output(x) for output, x in zip(self.outputs, laterals, strict=False)]
-        for i, output in enumerate(self.outputs[len(outputs) :]):
-            outputs.append(output(outputs[-1] if i == 0 else tf.nn.relu(outputs[-1])))
+        outputs = [
+            output.without_bias(x)
+            for output, x in zip(self.outputs, laterals, strict=False)
+        ]
+        for before, output in itertools.pairwise(self.outputs[len(laterals) - 1 :]):
+            x = outputs[-1] + tf.cast(before.bias, outputs[-1].dtype)
+            is_first = len(outputs) == len(laterals)
+            outputs.append(output.without_bias(x if is_first else tf.nn.relu(x)))
         return tuple(
-            norm(x, is_training=is_training)
-            for norm, x in zip(self.norms, outputs, strict=True)
+            norm(x, is_training=is_training, bias=output.bias)
+            for norm, output, x in zip(self.norms, self.outputs, outputs, strict=True)
         )
 
 

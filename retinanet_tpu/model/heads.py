@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import folding, layers
 
 
 class Heads(tf.Module):
@@ -124,7 +124,8 @@ class _Tower(tf.Module):
         outputs = []
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = tf.nn.relu(norms[level](conv(x), is_training=is_training))
+                x = folding.conv_norm(conv, norms[level], x, is_training=is_training)
+                x = tf.nn.relu(x)
             # bfloat16 would round scores to steps of 0.4 % and make ties.
             outputs.append(self.last_conv(x if is_training else tf.cast(x, tf.float32)))
         return tuple(outputs)

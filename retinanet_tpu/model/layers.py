@@ -145,11 +145,15 @@ class Conv(tf.Module):
         Returns:
           [B, ceil(H / stride), ceil(W / stride), out_channels].
         """
+        x = self.without_bias(x)
+        return x if self.bias is None else x + tf.cast(self.bias, x.dtype)
+
+    def without_bias(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the convolved x, the bias not yet added."""
         # SAME would pad an even image below and right only when it strides.
         pad = [self.kernel.shape[0] // 2] * 2
         padding = "SAME" if self.stride == 1 else [[0, 0], pad, pad, [0, 0]]
-        x = tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, padding)
-        return x if self.bias is None else x + tf.cast(self.bias, x.dtype)
+        return tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, padding)
 
 
 class BatchNorm(tf.Module):
@@ -199,35 +203,59 @@ class BatchNorm(tf.Module):
             self.moving_variance = make(1, "moving_variance", False)
 
     @tf.Module.with_name_scope
-    def __call__(self, x: tf.Tensor, *, is_training: bool) -> tf.Tensor:
-        """Returns x normalised, in its dtype; in training, moves the statistics.
+    def __call__(
+        self, x: tf.Tensor, *, is_training: bool, bias: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Returns x + bias normalised, in x's dtype; in training, moves the statistics.
 
         Args:
           x: float [..., C].
           is_training: whether to normalise by the batch's moments.
+          bias: float32 [C] of the layer before, or None for 0.
         """
         # The cast lives inside XLA's fusions: in memory x keeps its dtype.
         x32 = tf.cast(x, tf.float32)
-        if is_training and self.gamma.trainable:
-            mean, variance = self._moments(x32)
+        scale, shift = self.affine(lambda: _moments(x32), is_training, bias)
+        return tf.cast(x32 * scale + shift, x.dtype)
+
+    def uses_batch(self, is_training: bool) -> bool:
+        """Returns whether the moments are the batch's, not the moving statistics."""
+        return is_training and self.gamma.trainable
+
+    def affine(
+        self, moments_fn: Callable, is_training: bool, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scale and shift, float32 [C]; in training, moves the statistics.
+
+        Args:
+          moments_fn: returns E[x] and E[x^2] over this replica's batch, float32 [C].
+          is_training: whether to normalise by the batch's moments.
+          bias: see `__call__`. A batch's mean takes it out again: a bias that joins
+            the shift and not the map costs nothing there, and its gradient is 0.
+        """
+        bias = 0.0 if bias is None else bias
+        if self.uses_batch(is_training):
+            moments = tf.stack(moments_fn())
+            if self.is_synchronized:
+                moments = replicas.mean_over_replicas(moments)
+            mean, mean_square = tf.unstack(moments)
+            variance = tf.maximum(mean_square - tf.square(mean), 0)
+            mean += bias
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
-        shift = self.beta - mean * scale
-        return tf.cast(x32 * scale + shift, x.dtype)
-
-    def _moments(self, x32):
-        # E[x^2] - E[x]^2 takes one pass over x and one exchange; the two-pass
-        # variance takes two of each.
-        axes = list(range(x32.shape.rank - 1))
-        sums = [tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)]
-        moments = tf.stack(sums)
-        if self.is_synchronized:
-            moments = replicas.mean_over_replicas(moments)
-        mean, mean_square = tf.unstack(moments)
-        return mean, tf.maximum(mean_square - tf.square(mean), 0)
+        return scale, self.beta + (bias - mean) * scale
 
     def _move(self, statistic, value):
         statistic.assign(self.momentum * statistic + (1 - self.momentum) * value)
+
+
+def _moments(x32):
+    """Returns E[x] and E[x^2] over all axes but the last.
+
+    They take one pass over x and one exchange; the two-pass variance takes two of each.
+    """
+    axes = list(range(x32.shape.rank - 1))
+    return tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import folding, layers
 
 # depth: (blocks of stages 2 to 5, whether they are bottlenecks)
 _DEPTHS = {
@@ -92,8 +92,10 @@ class ResNet(tf.Module):
         Returns:
           From level l to [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] in x's dtype.
         """
-        x = tf.nn.relu(self.stem_norm(self.stem_conv(x), is_training=is_training))
-        x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+        x = folding.conv_norm(
+            self.stem_conv, self.stem_norm, x, is_training=is_training
+        )
+        x = tf.nn.max_pool2d(tf.nn.relu(x), 3, 2, "SAME")
         features = {}
         for level, blocks in enumerate(self.stages, start=2):
             for block in blocks:
@@ -145,9 +147,12 @@ class _Block(tf.Module):
                 in_channels = channels
 
     def __call__(self, x, *, is_training):
-        shortcut = x
+        inner = x
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
+            inner = folding.conv_norm(conv, norm, inner, is_training=is_training)
+            inner = tf.nn.relu(inner)
+        branches = [(self.convs[-1], self.norms[-1], inner)]
         if self.shortcut is not None:
-            shortcut = self.norm_shortcut(self.shortcut(x), is_training=is_training)
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x if i == 0 else tf.nn.relu(x)), is_training=is_training)
-        return tf.nn.relu(x + shortcut)
+            branches.append((self.shortcut, self.norm_shortcut, x))
+        y = folding.conv_norm_sum(branches, is_training=is_training)
+        return tf.nn.relu(y if self.shortcut is not None else y + x)
