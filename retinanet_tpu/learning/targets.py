@@ -10,12 +10,15 @@ from retinanet_tpu.boxes import anchors as anchors_lib, box_coder, box_ops, matc
 
 
 class Targets(NamedTuple):
-    """The right answers, a tensor a pyramid level, in the predictions' layout."""
+    """The right answers, a tensor a pyramid level.
 
-    classes: (
-        tuple  # per level int32 [B, H_l, W_l, A], class index, BACKGROUND or IGNORE
-    )
-    deltas: tuple  # per level float32 [B, H_l, W_l, A * 4], 0 where not positive
+    A TPU keeps the last axes in tiles of 128: with 9 anchors last, what is read of
+    classes is 14 times as much. So they come in planes; the deltas, which meet the
+    predictions number by number, in the predictions' layout.
+    """
+
+    classes: tuple  # int32 [B, A, H_l, W_l], class index, BACKGROUND or IGNORE
+    deltas: tuple  # float32 [B, H_l, W_l, A * 4], 0 where not positive
     num_positives: tf.Tensor  # float32 [], matched anchors of the batch
 
 
@@ -43,7 +46,13 @@ def assign_targets(
     Raises:
       ValueError: thresholds out of order, or a size that the anchors do not fit.
     """
-    anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
+    grids, per_cell = anchors.grid_sizes(image_size), anchors.num_per_cell
+    anchors_cyxhw = np.concatenate(
+        [
+            boxes.reshape(-1, per_cell, 4).swapaxes(0, 1).reshape(-1, 4)
+            for boxes in anchors.boxes_cyxhw(image_size)
+        ]
+    )
     matches = matcher.match(
         labels,
         box_ops.cyxhw_to_yxyx(anchors_cyxhw),
@@ -55,21 +64,27 @@ def assign_targets(
     is_positive = matches >= 0
     matched_classes = matcher.take(labels.classes[..., None], matches)[..., 0]
     matched_yxyx = matcher.take(labels.boxes_yxyx, matches)
-    deltas = box_coder.encode(matched_yxyx, anchors_cyxhw)
+    deltas = tf.unstack(box_coder.encode(matched_yxyx, anchors_cyxhw), axis=-1)
 
-    grids = anchors.grid_sizes(image_size)
-    per_cell = anchors.num_per_cell
-    lengths = [rows * columns * per_cell for rows, columns in grids]
-    classes = tf.split(tf.where(is_positive, matched_classes, matches), lengths, axis=1)
-    deltas = tf.split(tf.where(is_positive[..., None], deltas, 0.0), lengths, axis=1)
+    def planes(values):
+        """Returns [B, A, H_l, W_l] of each level from [B, anchors]."""
+        lengths = [rows * columns * per_cell for rows, columns in grids]
+        return [
+            tf.reshape(level, [-1, per_cell, *grid])
+            for level, grid in zip(tf.split(values, lengths, 1), grids, strict=True)
+        ]
+
+    offsets = [planes(tf.where(is_positive, delta, 0.0)) for delta in deltas]
     return Targets(
-        tuple(
-            tf.reshape(level, [-1, *grid, per_cell])
-            for level, grid in zip(classes, grids, strict=True)
-        ),
-        tuple(
-            tf.reshape(level, [-1, *grid, per_cell * 4])
-            for level, grid in zip(deltas, grids, strict=True)
-        ),
+        tuple(planes(tf.where(is_positive, matched_classes, matches))),
+        tuple(_in_channels(level) for level in zip(*offsets, strict=True)),
         tf.reduce_sum(tf.cast(is_positive, tf.float32)),
     )
+
+
+def _in_channels(planes):
+    """Returns [B, H, W, A * n] from n tensors [B, A, H, W]."""
+    stacked = tf.stack(planes, axis=2)
+    _, per_cell, count, height, width = stacked.shape
+    flat = tf.reshape(stacked, [-1, per_cell * count, height, width])
+    return tf.transpose(flat, [0, 2, 3, 1])

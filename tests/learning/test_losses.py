@@ -11,13 +11,19 @@ ALPHA_GAMMA = [(0.25, 2.0), (0.25, 1.5), (0.5, 0.0), (0.75, 0.7)]
 
 def random_level(seed, num_anchors=3, num_classes=4):
     rng = np.random.default_rng(seed)
-    classes = rng.integers(IGNORE, num_classes, (2, 3, 5, num_anchors))
+    classes = rng.integers(IGNORE, num_classes, (2, num_anchors, 3, 5))
     logits = rng.normal(0, 4, (2, 3, 5, num_anchors * num_classes))
     return np.float32(logits), np.int32(classes)
 
 
+def by_cell(planes):
+    """Returns [B, H, W, A] from [B, A, H, W]."""
+    return np.moveaxis(planes, 1, -1)
+
+
 def plain_focal_loss(logits, classes, alpha, gamma):
     """The paper's equation in float64, classes apart from anchors."""
+    classes = by_cell(classes)
     num_classes = logits.shape[-1] // classes.shape[-1]
     x = tf.reshape(tf.cast(logits, tf.float64), [*classes.shape, num_classes])
     is_right = tf.constant(classes)[..., None] == tf.range(num_classes)
@@ -66,7 +72,7 @@ def test_compiled_focal_loss_agrees():
 def test_gamma_zero_is_weighted_cross_entropy():
     logits, classes = random_level(2)
     classes = np.maximum(classes, BACKGROUND)
-    one_hot = tf.reshape(tf.one_hot(classes, 4), logits.shape)
+    one_hot = tf.reshape(tf.one_hot(by_cell(classes), 4), logits.shape)
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(one_hot, logits)
     np.testing.assert_allclose(
         losses.focal_loss(logits, classes, alpha=0.5, gamma=0.0),
@@ -84,7 +90,7 @@ def test_losses_at_one_half_worked_out_by_hand():
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
 def test_extreme_logits_have_finite_losses_and_gradients(gamma):
     logits = tf.constant([[[[-1e4, 1e4, -1e4, 1e4, 0, 0]]]])
-    classes = tf.constant([[[[0, BACKGROUND, 0]]]])
+    classes = np.reshape([0, BACKGROUND, 0], [1, 3, 1, 1])
     loss, gradient = value_and_gradient(
         lambda x: losses.focal_loss(x, classes, gamma=gamma), logits
     )
@@ -103,7 +109,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(gamma):
 
 def test_ignored_anchors_carry_no_loss():
     logits, classes = random_level(3)
-    classes[0, 0, 0], classes[0, 0, 1] = IGNORE, BACKGROUND
+    classes[0, :, 0, 0], classes[0, :, 0, 1] = IGNORE, BACKGROUND
     loss, gradient = value_and_gradient(
         lambda x: losses.focal_loss(x, classes), tf.constant(logits)
     )
@@ -115,7 +121,7 @@ def test_smoothing_changes_the_cross_entropy_only():
     logits, classes = random_level(4)
     classes = np.maximum(classes, BACKGROUND)
     s, x = 0.2, np.float64(logits)
-    one_hot = np.reshape(tf.one_hot(classes, 4), x.shape)
+    one_hot = np.reshape(tf.one_hot(by_cell(classes), 4), x.shape)
     p = 1 / (1 + np.exp(-x))
     smooth = one_hot * (1 - s) + 0.5 * s
     cross_entropy = -smooth * np.log(p) - (1 - smooth) * np.log(1 - p)
@@ -195,7 +201,7 @@ def test_detection_losses_agree_with_plain_numpy():
         error = predictions.box_deltas[level] - wanted.deltas[level]
         size = np.abs(np.reshape(error, [2, 3, 5, 3, 4]).astype(np.float64))
         huber = np.where(size <= 0.1, size**2 / 2, 0.1 * size - 0.005)
-        box_loss += huber[classes >= 0].sum() / 4
+        box_loss += huber[by_cell(classes) >= 0].sum() / 4
     np.testing.assert_allclose(actual.class_loss, class_loss / 7, rtol=1e-5)
     np.testing.assert_allclose(actual.box_loss, box_loss / 7, rtol=1e-5)
     np.testing.assert_allclose(

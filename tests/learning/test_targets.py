@@ -22,8 +22,11 @@ def make_labels(seed=0, num_images=3, num_boxes=5):
     )
 
 
-def flatten(levels, depth):
-    return np.concatenate([np.reshape(level, [3, -1, depth]) for level in levels], 1)
+def by_anchor(made):
+    """Returns classes [B, n] and deltas [B, n, 4], in the order of the anchors."""
+    classes = [np.moveaxis(level, 1, -1).reshape(3, -1) for level in made.classes]
+    deltas = [np.reshape(level, [3, -1, 4]) for level in made.deltas]
+    return np.concatenate(classes, 1), np.concatenate(deltas, 1)
 
 
 def test_targets_say_class_and_box_of_the_match():
@@ -33,7 +36,7 @@ def test_targets_say_class_and_box_of_the_match():
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
     matches = matcher.match(labels, box_ops.cyxhw_to_yxyx(anchors_cyxhw)).numpy()
-    classes, deltas = flatten(made.classes, 1)[..., 0], flatten(made.deltas, 4)
+    classes, deltas = by_anchor(made)
     decoded = box_coder.decode(deltas, anchors_cyxhw).numpy()
     for image in range(3):
         for anchor, match in enumerate(matches[image]):
@@ -48,10 +51,10 @@ def test_targets_say_class_and_box_of_the_match():
     assert made.num_positives.numpy() == (matches >= 0).sum() > 5
 
 
-def test_levels_have_the_shape_of_the_predictions():
+def test_deltas_have_the_shape_of_the_predictions_and_classes_are_planes():
     made = targets.assign_targets(make_labels(), ANCHORS, IMAGE_SIZE)
     grids = [(4, 8), (2, 4), (1, 2)]
-    assert [level.shape for level in made.classes] == [(3, *g, 9) for g in grids]
+    assert [level.shape for level in made.classes] == [(3, 9, *g) for g in grids]
     assert [level.shape for level in made.deltas] == [(3, *g, 36) for g in grids]
 
 
@@ -67,8 +70,8 @@ def test_box_like_one_anchor_is_the_target_of_its_cell():
     )
     made = targets.assign_targets(labels, small, IMAGE_SIZE)
     found = np.argwhere(made.classes[1].numpy() >= 0).tolist()
-    assert [0, 1, 2, 0] in found
-    assert made.classes[1][0, 1, 2, 0] == 7
+    assert [0, 0, 1, 2] in found
+    assert made.classes[1][0, 0, 1, 2] == 7
     np.testing.assert_array_equal(made.deltas[1][0, 1, 2, :4], [0, 0, 0, 0])
 
 
@@ -77,10 +80,10 @@ def test_image_that_is_not_real_is_ignored_everywhere():
     is_real = tf.constant([False, True, True])
     made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_real=is_real)
     whole = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
-    classes, all_classes = flatten(made.classes, 1), flatten(whole.classes, 1)
+    (classes, deltas), (all_classes, _) = by_anchor(made), by_anchor(whole)
     assert (classes[0] == structures.IGNORE).all()
     np.testing.assert_array_equal(classes[1:], all_classes[1:])
-    assert not flatten(made.deltas, 4)[0].any()
+    assert not deltas[0].any()
     assert made.num_positives.numpy() == (all_classes[1:] >= 0).sum()
 
 
@@ -88,5 +91,5 @@ def test_image_that_is_not_real_is_ignored_everywhere():
 def test_targets_of_any_number_of_boxes_are_finite(num_boxes):
     labels = make_labels()._replace(num_boxes=tf.fill([3], num_boxes))
     made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
-    assert np.isfinite(flatten(made.deltas, 4)).all()
+    assert np.isfinite(by_anchor(made)[1]).all()
     assert (made.num_positives.numpy() > 0) == (num_boxes > 0)

@@ -59,7 +59,7 @@ class ResNet(tf.Module):
         self.stages = []
         with self.name_scope:
             with tf.name_scope("stem"):
-                self.stem_conv = layers.Conv(
+                self.stem_conv = _StemConv(
                     3, width, 7, name="conv", stride=2, seed=seed
                 )
                 self.stem_norm = norm_fn(width, name="norm")
@@ -102,6 +102,27 @@ class ResNet(tf.Module):
                 x = block(x, is_training=is_training)
             features[level] = x
         return features
+
+
+class _StemConv(layers.Conv):
+    """The 7x7 convolution of stride 2, as a 4x4 one over blocks of 2x2 pixels.
+
+    The same products and sums, with some zeros. A TPU keeps channels in tiles of 128:
+    with 3 of them it moves 1.5 GB for 8 images of 640 px, with 12 it is 1.2 GB.
+    Source: as in the public MLPerf ResNet-50 for TPUs.
+    """
+
+    def without_bias(self, x: tf.Tensor) -> tf.Tensor:
+        if any(side % 2 for side in x.shape[1:3]):
+            return super().without_bias(x)
+        *_, in_channels, out_channels = self.kernel.shape
+        blocks = tf.concat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
+        kernel = tf.pad(self.kernel, [[1, 0], [1, 0], [0, 0], [0, 0]])
+        kernel = tf.reshape(kernel, [4, 2, 4, 2, in_channels, out_channels])
+        kernel = tf.transpose(kernel, [0, 2, 1, 3, 4, 5])
+        kernel = tf.reshape(kernel, [4, 4, 4 * in_channels, out_channels])
+        padding = [[0, 0], [2, 1], [2, 1], [0, 0]]
+        return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, padding)
 
 
 def _kernels(channels, stride, is_bottleneck):

@@ -43,3 +43,11 @@ def test_bottleneck_strides_in_its_3x3_convolution():
 def test_unknown_depth_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"depth 51 .*50, 101"):
         resnet.ResNet(depth=51)
+
+
+def test_the_stem_over_blocks_is_the_plain_convolution():
+    stem = resnet.ResNet(depth=10, width=8).stem_conv
+    x = np.random.default_rng(0).normal(size=(2, 10, 14, 3)).astype(np.float32)
+    plain = tf.nn.conv2d(x, stem.kernel, 2, [[0, 0], [3, 3], [3, 3], [0, 0]])
+    assert plain.shape == (2, 5, 7, 8)
+    np.testing.assert_allclose(stem(x), plain, rtol=1e-5, atol=1e-5)
