@@ -95,6 +95,22 @@ def test_resizing_is_bilinear_about_pixel_centres():
     np.testing.assert_allclose(picture, wanted, atol=0.51)
 
 
+@pytest.mark.parametrize("resized", [[96, 128], [50, 97], [12, 15], [5, 4]])
+def test_resizing_gives_what_tensorflow_makes_of_uint8(resized):
+    pixels = np.random.default_rng(2).integers(0, 256, [12, 15, 3], np.uint8)
+    window = transforms.Window(*map(tf.constant, ([0, 0], [12, 15], resized)))
+    file = tf.constant(encoded(pixels, "PNG"))
+    picture, _, _ = transforms.load_window(file, lambda _: window)
+    wanted = tf.image.resize(pixels, resized).numpy().round()
+    np.testing.assert_array_equal(picture, wanted)
+
+
+def test_letterbox_clips_colours_that_do_not_exist():
+    image = tf.stack([tf.fill([4, 5], v) for v in (-7.0, 255.0, 300.0)], axis=-1)
+    picture, _ = transforms.letterbox(image, (8, 10))
+    np.testing.assert_array_equal(picture[3, 3], [0, 255, 255])
+
+
 @pytest.mark.parametrize(
     ("mode", "image_format"),
     [
@@ -149,9 +165,12 @@ def test_the_largest_boxes_stay_in_their_order():
     assert transforms.largest(tf.zeros([0, 4]), 9).shape == (0,)
 
 
-def test_paste_puts_the_picture_top_left_of_the_mean_colour():
-    picture = tf.constant(smooth_picture(5, 7))
+@pytest.mark.parametrize(
+    ("height", "width"), [(5, 7), (8, 7), (5, 9), (8, 9), (1, 1), (0, 0)]
+)
+def test_paste_puts_the_picture_top_left_of_the_mean_colour(height, width):
+    picture = tf.constant(smooth_picture(height, width))
     canvas = transforms.paste(picture, (8, 9)).numpy()
-    np.testing.assert_array_equal(canvas[:5, :7], picture)
-    canvas[:5, :7] = transforms.MEAN_COLOUR
+    np.testing.assert_array_equal(canvas[:height, :width], picture)
+    canvas[:height, :width] = transforms.MEAN_COLOUR
     assert (canvas == transforms.MEAN_COLOUR).all()

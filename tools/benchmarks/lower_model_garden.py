@@ -1,0 +1,91 @@
+"""Lowers the Model Garden's RetinaNet training step to the HLO of one replica.
+
+  /its/environment/bin/python lower_model_garden.py --output=model_garden_8.hlo \
+      [--batch=8] [--image_size=640]
+
+What comes out is for tools/benchmark_step.py, and compiles for a TPU as ours does. The
+experiment is its own `retinanet_resnetfpn_coco`, untouched but for the image size:
+ResNet-50, 91 classes, mixed bfloat16, SGD. Needs an environment of its own with
+`pip install tf-models-official==2.20.*`.
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import tensorflow as tf
+import tf_keras
+from official.core import exp_factory
+from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
+from official.vision.tasks import retinanet
+
+
+def specs_of(task, batch: int) -> tuple:
+    """Returns the specs of a batch as the task's own parser makes it.
+
+    Args:
+      task: the configuration of the task.
+      batch: images.
+    """
+    model = task.model
+    size = model.input_size[0]
+    per_cell = model.anchor.num_scales * len(model.anchor.aspect_ratios)
+    levels = range(model.min_level, model.max_level + 1)
+    cells = {str(level): -(-size // 2**level) for level in levels}
+    num_anchors = per_cell * sum(side * side for side in cells.values())
+
+    def spec(dtype, *shape):
+        return tf.TensorSpec([batch, *shape], dtype)
+
+    def maps(dtype, channels):
+        return {
+            level: spec(dtype, side, side, channels) for level, side in cells.items()
+        }
+
+    labels = {
+        "cls_targets": maps(tf.int64, per_cell),
+        "box_targets": maps(tf.float32, 4 * per_cell),
+        "anchor_boxes": maps(tf.float32, 4 * per_cell),
+        "cls_weights": spec(tf.float32, num_anchors),
+        "box_weights": spec(tf.float32, num_anchors),
+        "image_info": spec(tf.float32, 4, 2),
+    }
+    return spec(tf.bfloat16, size, size, 3), labels
+
+
+def lowered(batch: int, image_size: int) -> bytes:
+    """Returns the serialized HLO module of the training step."""
+    config = exp_factory.get_exp_config("retinanet_resnetfpn_coco")
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    config.task.model.input_size = [image_size, image_size, 3]
+    task = retinanet.RetinaNetTask(config.task)
+    model = task.build_model()
+    model.build([batch, image_size, image_size, 3])
+    optimizer = task.create_optimizer(config.trainer.optimizer_config)
+    # Slots made while tracing could not become parameters of the program.
+    optimizer._create_all_weights(model.trainable_variables)
+    specs = specs_of(config.task, batch)
+
+    @tf.function(jit_compile=True)
+    def step(*tensors):
+        inputs = tf.nest.pack_sequence_as(specs, list(tensors))
+        return task.train_step(inputs, model, optimizer)
+
+    ir = step.experimental_get_compiler_ir(*tf.nest.flatten(specs))
+    return ir(stage="hlo_serialized", platform_name="CPU")
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=640)
+    flags = parser.parse_args()
+    flags.output.write_bytes(lowered(flags.batch, flags.image_size))
+
+
+if __name__ == "__main__":
+    main()
