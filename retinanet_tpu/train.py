@@ -5,13 +5,26 @@ r"""Trains RetinaNet, scoring checkpoints on the way and at the end.
 
 Started again with the same --model_dir it goes on from the latest checkpoint.
 --dry_run prints the configuration, counts and shapes; it needs no data and no device.
+
+Exit codes, of which MODEL_DIR/run_state.json says the same:
+   0  finished: the last step is trained and saved
+   1  failed: an error, which the same command would meet again
+   5  failed: a loss or a weight is not finite; the last checkpoint is from before
+  42  preempted: stopped by SIGTERM, SIGINT (Ctrl-C) or the cloud's notice that it takes
+      the machine away; everything is saved, start the same command again
 """
+
+import sys
 
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu.estimator import train_and_evaluate
+from retinanet_tpu.estimator import interruptions, train_and_evaluate, training
 from retinanet_tpu.task import cli, configurables, experiment
+
+POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
+EXIT_DIVERGED = 5
+EXIT_PREEMPTED = 42  # As TensorFlow's own handler of preemptions has it.
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and exit.")
 _ACCEPT_CHANGES = flags.DEFINE_bool(
@@ -26,6 +39,17 @@ def main() -> None:
         print(text)
         print("\n".join(dry_run_lines()))
         return
+    try:
+        host = interruptions.find_metadata_host()
+        with interruptions.Listener(host, POLL_SECS) as listener:
+            _train(text, listener)
+    except (interruptions.Interrupted, training.DivergedError) as error:
+        is_diverged = isinstance(error, training.DivergedError)
+        print(f"error: {error}" if is_diverged else error, file=sys.stderr)
+        sys.exit(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)
+
+
+def _train(text, listener):
     run = configurables.make_experiment(cli.model_dir())
     eval_spec = run.eval_spec if run.plan.evaluates else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
@@ -34,7 +58,9 @@ def main() -> None:
     cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
-        train_and_evaluate.train_and_evaluate(run.estimator, run.train_spec, eval_spec)
+        train_and_evaluate.train_and_evaluate(
+            run.estimator, run.train_spec, eval_spec, stop_reason=listener.reason
+        )
 
 
 def dry_run_lines() -> list[str]:

@@ -269,11 +269,11 @@ def test_a_checkpoint_of_another_network_is_refused(sound_dir, started_dir):
 
 def test_evaluating_what_was_never_trained_is_an_error(tmp_path, sound_dir):
     with pytest.raises(FileNotFoundError, match=r"No .*config\.gin.*--model_dir"):
-        run_command(evaluate.main, tmp_path, sound_dir)
+        run_command(evaluate.main, tmp_path, sound_dir, once=True)
     text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
     (tmp_path / cli.CONFIG_FILE).write_text(text)
     with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train first"):
-        run_command(evaluate.main, tmp_path, sound_dir)
+        run_command(evaluate.main, tmp_path, sound_dir, once=True)
 
 
 def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():

@@ -5,13 +5,28 @@ TensorFlow writes the index last. The text file `checkpoint` names the newest, f
 that look there; this module itself trusts only what lies in the directory.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.estimator import files
 
 _PREFIX = "model.ckpt-"
+# What storage says that cannot be read now; it tells nothing of a checkpoint.
+PASSING = (
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnauthenticatedError,
+    tf.errors.UnavailableError,
+)
+# Data that end too soon are an IndexError; a damaged index is an OpError of no kind.
+DAMAGED = (FileNotFoundError, IndexError, tf.errors.OpError)
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
 
 
@@ -25,7 +40,7 @@ def save(model_dir: str, step: int, tensors: Mapping[str, np.ndarray]) -> str:
         shape_and_slices=[""] * len(names),
         tensors=[tf.convert_to_tensor(tensors[name]) for name in names],
     )
-    _write_state(model_dir)
+    _write_state(model_dir, steps(model_dir))
     return path
 
 
@@ -49,6 +64,38 @@ def latest(model_dir: str) -> str | None:
     """Returns the path of the newest complete checkpoint, or None."""
     found = steps(model_dir)
     return path_of(model_dir, found[-1]) if found else None
+
+
+def latest_sound(model_dir: str) -> str | None:
+    """Returns the path of the newest checkpoint without damage, or None."""
+    for step in reversed(steps(model_dir)):
+        path = path_of(model_dir, step)
+        found = damage(path)
+        if not found:
+            return path
+        logging.error("%s is damaged, the one before must do: %s", path, found)
+    return None
+
+
+def damage(path: str, group: str = "") -> str | None:
+    """Returns what is wrong with a checkpoint; None if it is whole and its name right.
+
+    Files can be cut short after they were written, by a full disk or a copy that broke
+    off. Reading finds that, and checks what it reads.
+
+    Args:
+      path: of the checkpoint.
+      group: how the names of the tensors begin that are read, by default all.
+    """
+    try:
+        read(path, group)
+        step = read(path, "global_step").get("")
+    except PASSING:
+        raise
+    except DAMAGED as error:
+        return str(error) or "its data end too soon"  # ram:// says nothing.
+    is_named_right = step in (None, step_of(path))
+    return None if is_named_right else f"it holds step {step}, not that of its name"
 
 
 def steps(model_dir: str) -> list[int]:
@@ -87,23 +134,29 @@ def step_of(path: str) -> int:
     return int(number)
 
 
-def prune(model_dir: str, keep: int | None) -> list[str]:
-    """Deletes all but the newest `keep` checkpoints; None or 0 keeps all.
+def delete(model_dir: str, old: Collection[int]) -> None:
+    """Deletes the checkpoints of some steps.
 
     The state file stops naming a checkpoint before its files go, and the index goes
     before the data, so that a reader sees a checkpoint whole or not at all.
     """
-    old = (
-        [path_of(model_dir, step) for step in steps(model_dir)[:-keep]] if keep else []
-    )
     if not old:
-        return []
-    _write_state(model_dir, newest=keep)
-    for path in old:
+        return
+    _write_state(model_dir, [step for step in steps(model_dir) if step not in old])
+    for path in [path_of(model_dir, step) for step in old]:
         for name in [f"{path}.index", *sorted(tf.io.gfile.glob(f"{path}.data-*"))]:
-            if tf.io.gfile.exists(name):
-                tf.io.gfile.remove(name)
-    return old
+            _remove(name)
+
+
+def remove_remains(model_dir: str) -> list[str]:
+    """Deletes the parts of checkpoints whose writing was killed; for the sole writer.
+
+    TensorFlow writes under names of its own and renames what is complete.
+    """
+    names = tf.io.gfile.glob(f"{model_dir}/{_PREFIX}*.tempstate*")
+    for name in names:
+        _remove(name)
+    return names
 
 
 def _has_all_shards(prefix, names):
@@ -114,12 +167,14 @@ def _has_all_shards(prefix, names):
     )
 
 
-def _write_state(model_dir, newest=None):
-    """Names the newest checkpoints in the file `checkpoint`, as TensorFlow does."""
-    names = [f'"{_PREFIX}{step}"' for step in steps(model_dir)[-(newest or 0) :]]
+def _remove(name):
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.remove(name)
+
+
+def _write_state(model_dir, listed):
+    """Names checkpoints in the file `checkpoint`, as TensorFlow does."""
+    names = [f'"{_PREFIX}{step}"' for step in listed]
     lines = [f"model_checkpoint_path: {names[-1]}"]
     lines += [f"all_model_checkpoint_paths: {name}" for name in names]
-    temporary = f"{model_dir}/checkpoint.tmp"
-    with tf.io.gfile.GFile(temporary, "w") as file:
-        file.write("\n".join(lines) + "\n")
-    tf.io.gfile.rename(temporary, f"{model_dir}/checkpoint", overwrite=True)
+    files.write_whole(f"{model_dir}/checkpoint", "\n".join(lines) + "\n")

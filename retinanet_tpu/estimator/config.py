@@ -38,13 +38,21 @@ class TPUConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """When a run saves, and how much it keeps.
+    """When a run saves, how much it keeps, and what it does when things go wrong.
 
     Attributes:
       save_checkpoints_steps: save each time this many steps were trained.
       save_checkpoints_secs: or when this much time went by, at the end of a loop. With
         neither, 600.
-      keep_checkpoint_max: how many checkpoints stay; None or 0 for all.
+      keep_checkpoint_max: how many checkpoints stay, besides those that are being read;
+        None or 0 for all.
+      heartbeat_secs: how often run_state.json says that the trainer lives.
+      max_restarts: how often in a row, without a new checkpoint between, a run starts
+        anew from the latest one after it lost its devices.
+      restart_secs: before the first of these restarts; n times as long before the nth.
+      max_rollbacks: how often a run that diverges goes back to the latest checkpoint
+        and passes over the data since; 0 ends it at once.
+      is_deterministic: on CPUs the same run gives the same bits again, on threads too.
       tf_random_seed: of what input_fn draws.
       tpu_config: how the step is run.
     """
@@ -52,6 +60,11 @@ class RunConfig:
     save_checkpoints_steps: int | None = None
     save_checkpoints_secs: int | None = None
     keep_checkpoint_max: int | None = 5
+    heartbeat_secs: float = 10
+    max_restarts: int = 3
+    restart_secs: float = 10
+    max_rollbacks: int = 0
+    is_deterministic: bool = False
     tf_random_seed: int = 0
     tpu_config: TPUConfig = dataclasses.field(default_factory=TPUConfig)
 
@@ -65,6 +78,15 @@ class RunConfig:
         for name in ("save_checkpoints_steps", "save_checkpoints_secs"):
             if getattr(self, name) is not None:
                 _check_positive(f"RunConfig.{name}", getattr(self, name))
+        if self.heartbeat_secs <= 0:
+            raise ValueError(
+                f"RunConfig.heartbeat_secs is {self.heartbeat_secs}; take 10, say."
+            )
+        for name in ("max_restarts", "restart_secs", "max_rollbacks"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"RunConfig.{name} is {getattr(self, name)}; 0 is the least."
+                )
 
     def check_save_interval(self, max_steps: int) -> None:
         """Raises ValueError for a save interval that a run never reaches."""

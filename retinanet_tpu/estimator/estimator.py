@@ -16,8 +16,11 @@ from retinanet_tpu.estimator import (
     exporters,
     inference,
     inputs,
+    interruptions,
     spec,
+    strategy as strategy_lib,
     summaries,
+    train_loop,
     training,
     warm_start,
 )
@@ -41,6 +44,7 @@ class TPUEstimator:
         params: Mapping[str, Any] | None = None,
         config: config_lib.RunConfig | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        strategy_fn: Callable[[], tf.distribute.Strategy] | None = None,
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
@@ -58,6 +62,7 @@ class TPUEstimator:
           params: handed to all functions as a copy, plus batch_size per replica.
           config: when to save; how to run.
           strategy: where to run; the default strategy if None.
+          strategy_fn: makes the strategy anew after its devices were lost.
           train_batch_size: images of one step over all replicas; so are the others.
           warm_start_from: where a run without a checkpoint takes its weights from;
             settings, or just a path.
@@ -66,31 +71,37 @@ class TPUEstimator:
         """
         self.model_dir = model_dir.rstrip("/")
         self.config = config or config_lib.RunConfig()
-        self.strategy = strategy or tf.distribute.get_strategy()
+        self._strategy_fn = strategy_fn
         self._model_fn, self._network_fn = model_fn, network_fn
         self._update_fn = update_fn
-        batch_sizes = {
+        self._params = params or {}
+        self._batch_sizes = {
             spec.ModeKeys.TRAIN: train_batch_size,
             spec.ModeKeys.EVAL: eval_batch_size,
             spec.ModeKeys.PREDICT: predict_batch_size,
         }
-        self._inputs = inputs.Inputs(self.strategy, params or {}, batch_sizes)
         if isinstance(warm_start_from, str):
             warm_start_from = warm_start.WarmStartSettings(warm_start_from)
         has_source = warm_start_from and warm_start_from.checkpoint
         self._warm_start_from = warm_start_from if has_source else None
-        self._eval_network, self._forward_passes = None, {}
+        self._place(strategy or tf.distribute.get_strategy())
 
     @property
     def num_replicas(self) -> int:
         """Devices that each take a share of every batch."""
         return self.strategy.num_replicas_in_sync
 
+    def reconnect(self) -> None:
+        """Starts anew on devices that were reset; only checkpoints are left."""
+        self._place(self._strategy_fn() if self._strategy_fn else self.strategy)
+
     def train(
         self,
         input_fn: Callable,
         max_steps: int,
         saving_listeners: Sequence[Callable] = (),
+        *,
+        stop_reason: Callable[[], str | None] = interruptions.never,
     ) -> str:
         """Trains up to a global step, going on from the latest checkpoint.
 
@@ -98,43 +109,46 @@ class TPUEstimator:
           input_fn: (params) -> endless tf.data.Dataset of (features, labels).
           max_steps: absolute; steps of earlier runs count.
           saving_listeners: each is called with (checkpoint path, step) after a save.
+          stop_reason: asked between loops; a reason saves and ends the run.
         Returns:
           The path of the last checkpoint.
         Raises:
           DivergedError: a loss is not finite; says which and at which step.
+          Interrupted: there was a reason to stop; all that was trained is saved.
           ValueError: a save interval above max_steps, which never fires.
         """
         self.config.check_save_interval(max_steps)
-        state = self._make_state()
-        if state.step >= max_steps:
-            logging.info(
-                "Skipping training: step %d of %d is saved.", state.step, max_steps
+        if self.config.is_deterministic:
+            strategy_lib.make_deterministic()
+        with self.strategy.scope():
+            state = train_loop.start(
+                self.model_dir,
+                lambda: self._network_fn(self._inputs.plain_params()),
+                self._update_fn,
+                self._warm_start_from,
             )
+        if state.step >= max_steps:
+            logging.info("Step %d of %d is trained already", state.step, max_steps)
             return checkpoints.latest(self.model_dir)
-        iterator = iter(self._inputs.dataset(input_fn, spec.ModeKeys.TRAIN, state.step))
-        run_loop = training.make_train_loop(
-            self.strategy,
-            training.make_step_fn(
-                state, self._model_fn, lambda: self._inputs.params(spec.ModeKeys.TRAIN)
-            ),
-            jit_compile=self._jit_compile,
+        mode = spec.ModeKeys.TRAIN
+        step_fn = training.make_step_fn(
+            state,
+            self._model_fn,
+            lambda: self._inputs.params(mode),
+            is_deterministic=self.config.is_deterministic,
         )
-        writer = summaries.LoopWriter(
-            self.model_dir, max_steps, self._inputs.batch_size(spec.ModeKeys.TRAIN)
+        where, batch_size = self.model_dir, self._inputs.batch_size(mode)
+        train_loop.train(
+            state,
+            train_loop.make_train_loop(self.strategy, step_fn, self._jit_compile),
+            lambda first: iter(self._inputs.dataset(input_fn, mode, first)),
+            max_steps=max_steps,
+            config=self.config,
+            saver=train_loop.Saver(where, self.config, state.step, saving_listeners),
+            writer=summaries.LoopWriter(where, max_steps, batch_size),
+            stop_reason=stop_reason,
         )
-        saved_at = time.monotonic()
-        while state.step < max_steps:
-            num_steps = self.config.next_stop(state.step, max_steps) - state.step
-            result = run_loop(iterator, state.step, num_steps)
-            state.step += num_steps
-            writer.report_loop(state.step, num_steps, result.scalars, secs=result.secs)
-            secs = time.monotonic() - saved_at
-            if self.config.is_save_due(state.step, max_steps, secs):
-                path = self._save(state)
-                for listener in saving_listeners:
-                    listener(path, state.step)
-                saved_at = time.monotonic()
-        return path
+        return checkpoints.latest(self.model_dir)
 
     def evaluate(
         self,
@@ -143,6 +157,7 @@ class TPUEstimator:
         steps: int | None = None,
         checkpoint_path: str | None = None,
         name: str | None = None,
+        stop_reason: Callable[[], str | None] = interruptions.never,
     ) -> dict[str, Any]:
         """Scores one checkpoint on all that input_fn gives.
 
@@ -154,16 +169,19 @@ class TPUEstimator:
           steps: batches to score, None for all.
           checkpoint_path: None for the latest.
           name: of this evaluation, where there are several.
+          stop_reason: asked before each batch; a reason ends it without a result.
         Returns:
           What metric_fn returned, with `loss` (mean over batches) and `global_step`.
         Raises:
           FileNotFoundError: there is no checkpoint.
+          Interrupted: there was a reason to stop.
         """
         start = time.monotonic()
         path = self._checkpoint(checkpoint_path)
         forward = self._forward_pass(spec.ModeKeys.EVAL, path)
         losses = []
         batches = self._batches(forward, input_fn, spec.ModeKeys.EVAL, steps, losses)
+        batches = interruptions.until(stop_reason, batches, checkpoints.step_of(path))
         first = next(batches, None)
         if first is None:
             raise ValueError("The evaluation's input_fn gave no batch at all.")
@@ -179,11 +197,11 @@ class TPUEstimator:
         summaries.write_evaluation(self._eval_dir(name), path, results, secs=secs)
         return results
 
-    def is_scored(self, checkpoint_path: str, name: str | None = None) -> bool:
-        """Tells whether an evaluation of a checkpoint was written before."""
+    def scores(self, checkpoint_path: str, name: str | None = None) -> dict | None:
+        """Returns the results written of a checkpoint, None if it was not scored."""
         records = summaries.read_evaluations(self._eval_dir(name))
         step = checkpoints.step_of(checkpoint_path)
-        return any(record["global_step"] == step for record in records)
+        return next((r for r in records if r["global_step"] == step), None)
 
     def predict(
         self, input_fn: Callable, *, checkpoint_path: str | None = None
@@ -236,39 +254,21 @@ class TPUEstimator:
         wanted = self.config.tpu_config.jit_compile
         return wanted and self.num_replicas == 1 and not is_tpu
 
+    def _place(self, strategy):
+        """Takes a strategy, under which nothing is made yet."""
+        self.strategy = strategy
+        self._inputs = inputs.Inputs(strategy, self._params, self._batch_sizes)
+        self._eval_network, self._forward_passes = None, {}
+
     def _eval_dir(self, name):
         return f"{self.model_dir}/eval" + (f"_{name}" if name else "")
 
-    def _make_state(self):
-        """Returns the state of the latest checkpoint, or a new one."""
-        logging.info("Looking for checkpoints in %s", self.model_dir)
-        path = checkpoints.latest(self.model_dir)
-        with self.strategy.scope():
-            network = self._network_fn(self._inputs.plain_params())
-            if not path and self._warm_start_from:
-                warm_start.warm_start(network, self._warm_start_from)
-            # After the warm start: averages begin as copies of the weights.
-            state = training.TrainState(network, self._update_fn(network))
-        if path:
-            state.restore(path)
-            logging.info("Going on from %s", path)
-        elif not self._warm_start_from:
-            logging.warning("No checkpoint found; starting from random weights")
-        return state
-
-    def _save(self, state):
-        path = state.save(self.model_dir)
-        checkpoints.prune(self.model_dir, self.config.keep_checkpoint_max)
-        logging.info("Saved %s", path)
-        return path
-
     def _checkpoint(self, path):
-        path = path or checkpoints.latest(self.model_dir)
-        if path is None:
-            raise FileNotFoundError(
-                f"No checkpoint in {self.model_dir}; train first or check --model_dir."
-            )
-        return path
+        if found := path or checkpoints.latest(self.model_dir):
+            return found
+        raise FileNotFoundError(
+            f"No checkpoint in {self.model_dir}; train first or check --model_dir."
+        )
 
     def _load(self, network, path):
         weights = {replicas.path(v): v for v in network.variables}

@@ -1,9 +1,221 @@
-"""Writes SavedModels that appear whole or not at all."""
+"""Writes SavedModels that appear whole or not at all, and decides which of them stay.
 
+`MODEL_DIR/export/<name>/` holds
+  <10-digit time>/   a SavedModel, committed by a rename; servers take the highest
+  temp-<time>/       one that is being written, or removed
+  exports.json       what the exporter made and has not removed, with step and score
+
+An export is first committed, then listed. What is removed:
+- of those listed, what exceeds exports_to_keep: the worst, or the oldest;
+- a temp-<time> of more than a day ago, which a killed process left.
+Whatever else lies there, such as what `retinanet_tpu.export` wrote, is not touched.
+"""
+
+import dataclasses
+import json
+import math
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.estimator import checkpoints, files, leases
+
+LIST_FILE = "exports.json"
+_REMAINS_SECS = 86400  # No export takes a day, and no two clocks differ by one.
+
+
+class Export(NamedTuple):
+    """A line of exports.json."""
+
+    version: str  # name of the directory
+    step: int  # of its checkpoint
+    value: float | None  # of the metric that it was chosen by
+
+
+@dataclasses.dataclass(frozen=True)
+class BestExporter:
+    """Keeps the exports of the checkpoints that scored best.
+
+    Attributes:
+      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      name: they go to export/<name>.
+      metric: a number of the evaluation's results. Of two checkpoints with the same
+        the earlier is the better; one that is not a number is not exported.
+      is_lower_better: for losses.
+      exports_to_keep: how many stay, None for all.
+    """
+
+    serving_fn: Callable
+    name: str = "best"
+    metric: str = "AP"
+    is_lower_better: bool = False
+    exports_to_keep: int | None = 1
+
+    def export(
+        self,
+        estimator: Any,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Mapping[str, Any],
+        is_the_final_export: bool,
+    ) -> str | None:
+        """Exports a checkpoint that is among the best; see `export_and_prune`.
+
+        Raises:
+          ValueError: the results have no such metric.
+        """
+        del is_the_final_export
+        if self.metric not in eval_result:
+            raise ValueError(
+                f"BestExporter.metric is '{self.metric}', but an evaluation has "
+                f"{sorted(eval_result)}; choose one of them."
+            )
+        value = eval_result[self.metric]
+        if value is None or not math.isfinite(value):
+            logging.warning("%s is %s: not exported", self.metric, value)
+            return None
+        sign = -1 if self.is_lower_better else 1
+        return export_and_prune(
+            self,
+            estimator,
+            export_path,
+            checkpoint_path,
+            value=float(value),
+            rank_fn=lambda export: (sign * export.value, -export.step),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LatestExporter:
+    """Keeps the exports of the checkpoints that were scored last.
+
+    Attributes:
+      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      name: they go to export/<name>.
+      exports_to_keep: how many stay, None for all.
+    """
+
+    serving_fn: Callable
+    name: str = "latest"
+    exports_to_keep: int | None = 5
+
+    def export(
+        self,
+        estimator: Any,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Mapping[str, Any],
+        is_the_final_export: bool,
+    ) -> str | None:
+        """Exports every checkpoint; see `export_and_prune`."""
+        del eval_result, is_the_final_export
+        return export_and_prune(self, estimator, export_path, checkpoint_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalExporter:
+    """Exports the checkpoint of the last step.
+
+    Attributes:
+      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      name: it goes to export/<name>.
+      exports_to_keep: more than one come of runs that were prolonged.
+    """
+
+    serving_fn: Callable
+    name: str = "final"
+    exports_to_keep: int | None = 1
+
+    def export(
+        self,
+        estimator: Any,
+        export_path: str,
+        checkpoint_path: str,
+        eval_result: Mapping[str, Any],
+        is_the_final_export: bool,
+    ) -> str | None:
+        """Exports the checkpoint if it is the last one; see `export_and_prune`."""
+        del eval_result
+        if not is_the_final_export:
+            return None
+        return export_and_prune(self, estimator, export_path, checkpoint_path)
+
+
+def check_names(exporters: Sequence[Any]) -> None:
+    """Raises ValueError if two exporters would write to one directory."""
+    names = [exporter.name for exporter in exporters]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"The exporters are named {names}; give each its own name.")
+
+
+def export_all(
+    exporters: Sequence[Any],
+    estimator: Any,
+    checkpoint_path: str,
+    eval_result: Mapping[str, Any],
+    *,
+    is_final: bool,
+) -> None:
+    """Lets each exporter export what was scored, to MODEL_DIR/export/<name>.
+
+    Called again with the same checkpoint, it does what was left undone. Trainers and
+    sidecars that export to one directory take turns.
+    """
+    for exporter in exporters:
+        base_dir = f"{estimator.model_dir}/export/{exporter.name}"
+        with leases.exclusive(base_dir):
+            exporter.export(estimator, base_dir, checkpoint_path, eval_result, is_final)
+
+
+def export_and_prune(
+    exporter: Any,
+    estimator: Any,
+    base_dir: str,
+    checkpoint_path: str,
+    *,
+    value: float | None = None,
+    rank_fn: Callable[[Export], Any] = lambda export: export.step,
+) -> str | None:
+    """Exports a checkpoint if it ranks among those to keep, and removes the rest.
+
+    Args:
+      exporter: has serving_fn and exports_to_keep.
+      estimator: has export_saved_model.
+      base_dir: of the exports.
+      checkpoint_path: what to export. Exported before, it is not exported again.
+      value: of the metric that it is ranked by.
+      rank_fn: higher ranks stay.
+    Returns:
+      The new directory, None if there is none.
+    """
+    keep, step = exporter.exports_to_keep, checkpoints.step_of(checkpoint_path)
+    listed = list_exports(base_dir)
+    better = [e for e in listed if rank_fn(e) > rank_fn(Export("", step, value))]
+    is_known = any(export.step == step for export in listed)
+    exported = None
+    if not is_known and (keep is None or len(better) < keep):
+        exported = estimator.export_saved_model(
+            base_dir, exporter.serving_fn, checkpoint_path=checkpoint_path
+        )
+        listed.append(Export(exported.rpartition("/")[2], step, value))
+        _write_list(base_dir, listed)
+    ranked = sorted(listed, key=rank_fn, reverse=True)
+    for export in ranked[keep:] if keep is not None else []:
+        _remove(base_dir, export.version)
+        listed.remove(export)
+        _write_list(base_dir, listed)
+    return exported
+
+
+def list_exports(base_dir: str) -> list[Export]:
+    """Returns the exports that are listed and there, in the order they were made."""
+    text = files.read_if_there(f"{base_dir}/{LIST_FILE}")
+    listed = [Export(**record) for record in json.loads(text or "[]")]
+    return [e for e in listed if tf.io.gfile.isdir(f"{base_dir}/{e.version}")]
 
 
 def export_saved_model(
@@ -15,8 +227,9 @@ def export_saved_model(
 ) -> str:
     """Saves a module under `base_dir/<10-digit time>`, committed by a rename.
 
-    TensorFlow Serving loads directories whose names are numbers, so the work goes on in
-    `temp-<time>`, which it does not see. On gs:// a rename copies, file by file.
+    TensorFlow Serving loads the directory whose name is the highest number, so the work
+    goes on in `temp-<time>`, which it does not see. On gs:// a rename copies, file by
+    file.
 
     Args:
       module: holds all variables that the signatures use.
@@ -26,14 +239,36 @@ def export_saved_model(
     Returns:
       The new directory.
     """
-    version = int(time.time())
-    while tf.io.gfile.exists(f"{base_dir}/{version}"):
-        version += 1
+    version = max([int(time.time()), *(v + 1 for v in _numbers(base_dir, ""))])
+    for remains in _numbers(base_dir, "temp-"):
+        if remains < version - _REMAINS_SECS:
+            files.remove_directory(f"{base_dir}/temp-{remains}")
     temporary = f"{base_dir}/temp-{version}"
     tf.saved_model.save(module, temporary, signatures=dict(signatures))
     tf.io.gfile.makedirs(f"{temporary}/assets.extra")
     for name, text in (assets_extra or {}).items():
         with tf.io.gfile.GFile(f"{temporary}/assets.extra/{name}", "w") as file:
             file.write(text)
-    tf.io.gfile.rename(temporary, f"{base_dir}/{version}")
+    files.rename_directory(temporary, f"{base_dir}/{version}")
     return f"{base_dir}/{version}"
+
+
+def _numbers(base_dir, prefix):
+    """Returns the numbers of the directories `<prefix><10 digits>`."""
+    if not tf.io.gfile.isdir(base_dir):
+        return []
+    names = [name.rstrip("/") for name in tf.io.gfile.listdir(base_dir)]
+    found = [re.fullmatch(rf"{prefix}(\d{{10}})", name) for name in names]
+    return [int(match[1]) for match in found if match]
+
+
+def _remove(base_dir, version):
+    """Removes an export; half of one is never to be seen under a number."""
+    temporary = f"{base_dir}/temp-{version}"
+    files.rename_directory(f"{base_dir}/{version}", temporary)
+    files.remove_directory(temporary)
+
+
+def _write_list(base_dir, exports):
+    text = json.dumps([export._asdict() for export in exports], indent=1)
+    files.write_whole(f"{base_dir}/{LIST_FILE}", text + "\n")

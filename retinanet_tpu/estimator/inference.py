@@ -15,6 +15,7 @@ class ForwardPass:
 
     Attributes:
       metric_fn: the host half of eval_metrics; known once the first batch was traced.
+      replica_fn: batch -> (loss, tensors), what every replica runs.
     """
 
     def __init__(
@@ -31,7 +32,6 @@ class ForwardPass:
         self._strategy = strategy
         self._is_eval = mode == spec.ModeKeys.EVAL
 
-        @tf.function(autograph=False, jit_compile=jit_compile or None)
         def replica_forward(batch):
             result = training.call_model_fn(model_fn, batch, mode, params_fn(), network)
             if not self._is_eval:
@@ -39,9 +39,11 @@ class ForwardPass:
             self.metric_fn, tensors = result.eval_metrics or (None, ())
             return replicas.mean_over_replicas(result.loss), tensors
 
-        self._forward = tf.function(
-            lambda batch: strategy.run(replica_forward, args=(batch,))
+        self.replica_fn = replica_forward
+        compiled = tf.function(
+            replica_forward, autograph=False, jit_compile=jit_compile or None
         )
+        self._forward = tf.function(lambda batch: strategy.run(compiled, args=(batch,)))
 
     def __call__(self, batch: Any) -> tuple[float, Any]:
         """Returns the loss, and eval tensors or predictions of all replicas, joined."""

@@ -45,7 +45,8 @@ class TPUContext(NamedTuple):
       num_replicas: of the whole job; each takes one batch a step.
       num_hosts: input pipelines that share the data.
       current_host: which of them this is, from 0.
-      first_step: steps trained before the first batch; above 0 in a resumed run.
+      first_step: of how many steps the batches are used up or to be passed over; above
+        0 in a resumed run.
     """
 
     num_replicas: int
@@ -76,12 +77,14 @@ class EvalSpec(NamedTuple):
       name: the results go to `eval_<name>/`, without a name to `eval/`.
       every_steps: score each time this many steps were trained, besides the end; None
         for the end only. A multiple of save_checkpoints_steps.
+      exporters: see exporters.py; each may export what was scored, to export/<name>/.
     """
 
     input_fn: Callable
     steps: int | None = None
     name: str | None = None
     every_steps: int | None = None
+    exporters: tuple[Any, ...] = ()
 
 
 def call_by_name(fn: Callable, **available: Any) -> Any:

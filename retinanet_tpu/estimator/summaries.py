@@ -9,6 +9,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu.estimator import files, leases
+
+EVALUATIONS = "eval.jsonl"
+
 
 class Writer:
     """Writes scalars and pictures to the TensorBoard events of one directory."""
@@ -69,24 +73,39 @@ class LoopWriter:
 def write_evaluation(
     directory: str, checkpoint: str, results: Mapping[str, Any], *, secs: float
 ) -> None:
-    """Writes an evaluation's numbers and pictures, and its line of eval.jsonl."""
+    """Writes an evaluation's numbers and pictures, and last its line of eval.jsonl.
+
+    The line is what counts as done. A step has one: a new one takes an old one's
+    place. Several processes may write to one directory.
+    """
     step = results["global_step"]
     writer = Writer(directory)
     writer.write(step, results)
     writer.close()
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
-    append_json(
-        f"{directory}/eval.jsonl", head | dict(results) | {"secs": round(secs, 1)}
-    )
+    record = head | dict(results) | {"secs": round(secs, 1)}
+    plain = {k: _plain(v) for k, v in record.items() if not is_picture(v)}
+    with leases.exclusive(directory):
+        others = [r for r in read_evaluations(directory) if r["global_step"] != step]
+        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, plain)]
+        files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
 
 
 def read_evaluations(directory: str) -> list[dict[str, Any]]:
-    """Returns the records of eval.jsonl, none if there is no such file."""
-    path = f"{directory}/eval.jsonl"
-    if not tf.io.gfile.exists(path):
-        return []
-    with tf.io.gfile.GFile(path) as file:
-        return [json.loads(line) for line in file.read().splitlines()]
+    """Returns the records of eval.jsonl, as they were written; none without a file.
+
+    A line that is no record, such as half a line at the end, is left out, and is gone
+    with the next one that is written.
+    """
+    text = files.read_if_there(f"{directory}/{EVALUATIONS}") or ""
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+            records.append(record | {"global_step": int(record["global_step"])})
+        except (ValueError, TypeError, KeyError):
+            logging.warning("%s has a damaged line: %.80s", directory, line)
+    return records
 
 
 def is_picture(value: Any) -> bool:
@@ -115,13 +134,6 @@ def hours(secs: float) -> str:
     """Returns a duration as HH:MM:SS."""
     minutes, secs = divmod(math.ceil(secs), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{secs:02d}"
-
-
-def append_json(path: str, record: Mapping[str, Any]) -> None:
-    """Appends one JSON line; arrays are left out, NaN becomes null."""
-    plain = {k: _plain(v) for k, v in record.items() if not is_picture(v)}
-    with tf.io.gfile.GFile(path, "a") as file:
-        file.write(json.dumps(plain, allow_nan=False) + "\n")
 
 
 def _plain(value):

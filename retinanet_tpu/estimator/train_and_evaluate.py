@@ -1,50 +1,80 @@
-"""The outer loop: trains, scores checkpoints on the way and at the end, exports."""
+"""The life of a run: trains, scores checkpoints on the way and at the end, exports.
 
+It survives the loss of its devices, and tells others in run_state.json how it goes.
+"""
+
+import gc
+import time
+from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoints, estimator as estimator_lib, spec
+from retinanet_tpu.estimator import (
+    checkpoints,
+    estimator as estimator_lib,
+    exporters,
+    interruptions,
+    run_state,
+    spec,
+)
+
+# What a TPU says whose worker was reset.
+_DEVICES_LOST = (tf.errors.AbortedError, tf.errors.UnavailableError)
 
 
 def train_and_evaluate(
     estimator: estimator_lib.TPUEstimator,
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
+    *,
+    stop_reason: Callable[[], str | None] = interruptions.never,
 ) -> dict[str, Any] | None:
     """Trains to the end; scores every `eval_spec.every_steps` steps and at the end.
+
+    Where the devices are lost, it connects anew and goes on from the last checkpoint,
+    RunConfig.max_restarts times in a row. An earlier run may have stopped before its
+    last checkpoint was scored and exported: that comes first.
 
     Args:
       estimator: runs both.
       train_spec: what to train, how long.
-      eval_spec: what to score; None leaves scoring to a process of its own.
+      eval_spec: what to score and export; None leaves it to a process of its own.
+      stop_reason: asked between loops and batches; a reason saves and ends the run.
     Returns:
       The results of the last evaluation, None if there was none to make.
     Raises:
       ValueError: an evaluation interval that no checkpoint falls on.
+      DivergedError: a loss or a weight is not finite.
+      Interrupted: there was a reason to stop; all that was trained is saved.
     """
     check_intervals(estimator, train_spec, eval_spec)
-    results = {}
-
-    def evaluate(path, step):
-        every = eval_spec.every_steps or train_spec.max_steps
-        if step >= train_spec.max_steps or step % every == 0:
-            logging.info("Evaluating %s", path)
-            results.update(
-                estimator.evaluate(
-                    eval_spec.input_fn,
-                    steps=eval_spec.steps,
-                    checkpoint_path=path,
-                    name=eval_spec.name,
+    model_dir, config = estimator.model_dir, estimator.config
+    num_losses = 0
+    with run_state.Heartbeat(model_dir, config.heartbeat_secs) as heartbeat:
+        heartbeat.step = step = _newest_step(model_dir)
+        while True:
+            try:
+                if num_losses:
+                    _pause(config.restart_secs * num_losses, stop_reason)
+                    estimator.reconnect()
+                return _run(estimator, train_spec, eval_spec, heartbeat, stop_reason)
+            except interruptions.Interrupted as stop:
+                heartbeat.state, heartbeat.step = run_state.PREEMPTED, stop.step
+                raise
+            except _DEVICES_LOST as error:
+                num_losses = num_losses + 1 if heartbeat.step == step else 1
+                step = heartbeat.step
+                if num_losses > config.max_restarts:
+                    raise
+                logging.error(
+                    "Lost the devices; restart %d of %d from step %d: %s",
+                    num_losses,
+                    config.max_restarts,
+                    step,
+                    error,
                 )
-            )
-
-    listeners = (*train_spec.saving_listeners, *([evaluate] if eval_spec else []))
-    path = estimator.train(train_spec.input_fn, train_spec.max_steps, listeners)
-    # An earlier run may have trained it all, and stopped before this was scored.
-    if eval_spec and not results and not estimator.is_scored(path, eval_spec.name):
-        evaluate(path, checkpoints.step_of(path))
-    return results or None
 
 
 def check_intervals(
@@ -55,9 +85,10 @@ def check_intervals(
     """Checks before the first step that every interval will be reached.
 
     Raises:
-      ValueError: saving or evaluating would never be due.
+      ValueError: saving or evaluating would never be due, or exporters share a name.
     """
     estimator.config.check_save_interval(train_spec.max_steps)
+    exporters.check_names(eval_spec.exporters if eval_spec else ())
     every = eval_spec.every_steps if eval_spec else None
     if not every:
         return
@@ -68,3 +99,61 @@ def check_intervals(
             f"due. Make it a multiple of save_checkpoints_steps ({saves}), at most "
             f"max_steps ({train_spec.max_steps}), or None to score only the end."
         )
+
+
+def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
+    """Trains and scores until the end, an error or a reason to stop."""
+    results = {}
+
+    def beat(path, step):
+        heartbeat.step = step
+
+    def score(path, step):
+        every = eval_spec.every_steps or train_spec.max_steps
+        is_final = step >= train_spec.max_steps
+        if is_final or step % every == 0:
+            results.update(_score(estimator, eval_spec, path, is_final, stop_reason))
+
+    path = checkpoints.latest_sound(estimator.model_dir)
+    if path:
+        beat(path, checkpoints.step_of(path))
+        if eval_spec:
+            score(path, checkpoints.step_of(path))
+    listeners = (beat, *train_spec.saving_listeners, *([score] if eval_spec else []))
+    estimator.train(
+        train_spec.input_fn, train_spec.max_steps, listeners, stop_reason=stop_reason
+    )
+    return results or None
+
+
+def _score(estimator, eval_spec, path, is_final, stop_reason):
+    """Scores and exports a checkpoint; returns the results, none if they were there."""
+    results, known = {}, estimator.scores(path, eval_spec.name)
+    if known is None:
+        logging.info("Evaluating %s", path)
+        results = estimator.evaluate(
+            eval_spec.input_fn,
+            steps=eval_spec.steps,
+            checkpoint_path=path,
+            name=eval_spec.name,
+            stop_reason=stop_reason,
+        )
+    exporters.export_all(
+        eval_spec.exporters, estimator, path, results or known, is_final=is_final
+    )
+    # Datasets stay in cycles, 5 MB an evaluation, and training makes no new objects
+    # that would have Python look for them.
+    gc.collect()
+    return results
+
+
+def _newest_step(model_dir):
+    path = checkpoints.latest(model_dir)
+    return checkpoints.step_of(path) if path else 0
+
+
+def _pause(secs, stop_reason):
+    """Lets a reset machine come back, unless the run is to stop."""
+    end = time.monotonic() + secs
+    while time.monotonic() < end and not stop_reason():
+        time.sleep(min(1, secs))

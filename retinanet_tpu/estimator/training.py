@@ -1,8 +1,6 @@
-"""The inner loop: n steps in one tf.function, on every replica alike."""
+"""The training step of a replica, and all that it changes."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -15,14 +13,15 @@ _AVERAGES = "averages/"
 
 
 class DivergedError(FloatingPointError):
-    """A loss or a gradient is not finite; nothing of it was saved."""
+    """A loss or a weight is not finite; nothing of it was saved.
 
+    Attributes:
+      step: the global step after which it was seen.
+    """
 
-class LoopResult(NamedTuple):
-    """What a loop of steps tells."""
-
-    scalars: Mapping[str, float]  # means over the steps of the loop and all replicas
-    secs: float
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class TrainState:
@@ -32,12 +31,19 @@ class TrainState:
       network: the tf.Module that model_fn is given.
       update: the object that turns gradients into new weights.
       step: steps trained so far.
+      num_skipped: batches that were passed over, to go around those it diverged on.
     """
 
     def __init__(self, network: tf.Module, update):
         self.network = network
         self.update = update
         self.step = 0
+        self.num_skipped = 0
+
+    @property
+    def next_batch(self) -> int:
+        """The place in the data's order of the batch to train on next."""
+        return self.step + self.num_skipped
 
     def variables(self) -> dict[str, tf.Variable]:
         """Returns all variables by their names in a checkpoint."""
@@ -57,9 +63,11 @@ class TrainState:
         if bad:
             raise DivergedError(
                 f"{len(bad)} variables are not finite at step {self.step}, first "
-                f"{bad[0]}; no checkpoint of them is written."
+                f"{bad[0]}; no checkpoint of them is written.",
+                self.step,
             )
         tensors["global_step"] = np.int64(self.step)
+        tensors["num_skipped"] = np.int64(self.num_skipped)
         return checkpoints.save(model_dir, self.step, tensors)
 
     def restore(self, path: str) -> None:
@@ -69,8 +77,10 @@ class TrainState:
           ValueError: it holds other variables than this state.
         """
         tensors = checkpoints.read(path)
-        self.step = int(tensors.pop("global_step"))
+        step = int(tensors.pop("global_step"))
+        num_skipped = int(tensors.pop("num_skipped", 0))
         assign(self.variables(), tensors, path)
+        self.step, self.num_skipped = step, num_skipped
 
 
 def network_weights(path: str) -> dict[str, np.ndarray]:
@@ -103,55 +113,38 @@ def assign(
         variable.assign(tensors[name])
 
 
-def make_train_loop(
-    strategy: tf.distribute.Strategy,
-    step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
-    *,
-    jit_compile: bool,
-) -> Callable[[Iterator, int, int], LoopResult]:
-    """Returns a function that runs steps and gives the means of their scalars.
+def make_replica_fn(step_fn: Callable, names: list[str]) -> Callable:
+    """Returns what every replica runs: a step, and the means of its scalars.
 
     Args:
-      strategy: where the replicas run.
-      step_fn: (batch, global step) -> scalars by name; runs on every replica.
-      jit_compile: compile the step with XLA.
-    Returns:
-      (iterator, first_step, num_steps) -> LoopResult. Raises DivergedError.
+      step_fn: (batch, global step) -> scalars by name.
+      names: gets the scalars' names when the function is traced.
     """
-    names = []
 
-    @tf.function(autograph=False, jit_compile=jit_compile or None)
     def replica_step(batch, step):
         scalars = step_fn(batch, step)
         names[:] = scalars  # The same at every trace.
         return replicas.mean_over_replicas(tf.stack([*scalars.values()]))
 
-    @tf.function
-    def loop(iterator, first_step, num_steps):
-        history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
-        for i in tf.range(num_steps):
-            step = first_step + tf.cast(i, tf.int64)
-            means = strategy.run(replica_step, args=(next(iterator), step))
-            history = history.write(i, strategy.experimental_local_results(means)[0])
-        return history.stack()
-
-    def run(iterator, first_step, num_steps):
-        start = time.monotonic()
-        count = tf.constant(num_steps, tf.int32)
-        history = loop(iterator, tf.constant(first_step, tf.int64), count).numpy()
-        _check_finite(history, names, first_step)
-        means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
-        if "learning-rate" in means:  # A setting, not a measurement: its newest value.
-            means["learning-rate"] = history[-1, names.index("learning-rate")]
-        return LoopResult(means, time.monotonic() - start)
-
-    return run
+    return replica_step
 
 
 def make_step_fn(
-    state: TrainState, model_fn: Callable, params_fn: Callable
+    state: TrainState,
+    model_fn: Callable,
+    params_fn: Callable,
+    *,
+    is_deterministic: bool = False,
 ) -> Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]:
-    """Returns the training step of one replica: loss, gradients, reduction, update."""
+    """Returns the training step of one replica: loss, gradients, reduction, update.
+
+    Args:
+      state: what it changes.
+      model_fn: of the estimator.
+      params_fn: gives the params of model_fn.
+      is_deterministic: add the gradients of a weight that is used several times, as
+        heads are, in a fixed order; it also needs strategy.make_deterministic.
+    """
 
     def step_fn(batch, step):
         weights = list(state.network.trainable_variables)
@@ -161,7 +154,11 @@ def make_step_fn(
                 model_fn, batch, spec.ModeKeys.TRAIN, params_fn(), state.network
             )
             objective = state.update.scale(result.loss)
-        gradients = tape.gradient(objective, weights)
+        gradients = (
+            _ordered_gradients(objective, weights)
+            if is_deterministic
+            else tape.gradient(objective, weights)
+        )
         _check_all_used(gradients, weights)
         scalars = state.update.apply(replicas.mean_over_replicas(gradients), step)
         merged = dict(result.scalars or {"loss": result.loss}) | scalars
@@ -193,21 +190,18 @@ def call_model_fn(
     return result
 
 
+def _ordered_gradients(objective, weights):
+    """Returns gradients whose terms are added two at a time; a tape adds all at once.
+
+    Of more than two, TensorFlow's CPU runtime adds first what is ready first.
+    """
+    tree = tf.AggregationMethod.EXPERIMENTAL_TREE
+    return tf.gradients(objective, weights, aggregation_method=tree)
+
+
 def _check_all_used(gradients, weights):
     unused = [
         replicas.path(w) for g, w in zip(gradients, weights, strict=True) if g is None
     ]
     if unused:
         raise ValueError(f"The loss does not depend on {unused[:4]}; freeze them.")
-
-
-def _check_finite(history, names, first_step):
-    bad = np.argwhere(~np.isfinite(history))
-    if len(bad):
-        row, column = bad[0]
-        raise DivergedError(
-            f"{names[column]} is {history[row, column]} at step "
-            f"{first_step + row + 1}; nothing of this loop was saved. Lower the "
-            "learning rate, lengthen the warm-up, or clip gradients, and start again "
-            "from the last checkpoint."
-        )

@@ -27,6 +27,20 @@ class WarmStartSettings:
     variables: str = ".*"
     min_share: float = 0.5
 
+    def __post_init__(self):
+        """Raises ValueError for what is no regular expression, and no share."""
+        try:
+            re.compile(self.variables)
+        except re.error as error:
+            raise ValueError(
+                f"WarmStartSettings.variables is '{self.variables}', no regular "
+                f"expression ({error}); 'backbone/' is one, say."
+            ) from error
+        if not 0 <= self.min_share <= 1:
+            raise ValueError(
+                f"WarmStartSettings.min_share is {self.min_share}; it must be 0 to 1."
+            )
+
 
 class WarmStartReport(NamedTuple):
     """Paths by what became of them."""

@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import app, flags, logging
 
 from retinanet_tpu.data import categories, pipeline, record_files
-from retinanet_tpu.estimator import checkpoints, config
+from retinanet_tpu.estimator import checkpoints, config, files
 from retinanet_tpu.task import configurables, experiment
 
 CONFIG_FILE = "config.gin"
@@ -47,9 +47,11 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded)
 
 
-def parse_files() -> str:
+def parse_files(*overrides: str) -> str:
     """Reads --gin_file and --gin_param; returns the whole configuration.
 
+    Args:
+      overrides: bindings that the command wants, above --gin_param.
     Raises:
       ValueError: no file was named, or a setting is wrong.
     """
@@ -59,7 +61,9 @@ def parse_files() -> str:
             "Name a run: --gin_file=gin_configs/quickstart.gin, or another."
         )
     return config.parse(
-        GIN_FILE.value, GIN_PARAM.value, known=configurables.CONFIGURABLES
+        GIN_FILE.value,
+        [*GIN_PARAM.value, *overrides],
+        known=configurables.CONFIGURABLES,
     )
 
 
@@ -113,9 +117,10 @@ def claim_model_dir(
                 + "\nUse another --model_dir, or go on with the new: --accept_changes."
             )
     tf.io.gfile.makedirs(model_dir())
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(text)
-    categories.write(run.params["categories"], f"{model_dir()}/{categories.FILE_NAME}")
+    # Whole, for a kill at this moment must leave what can be resumed.
+    files.write_whole(path, text)
+    classes = categories.to_json(run.params["categories"])
+    files.write_whole(f"{model_dir()}/{categories.FILE_NAME}", classes)
 
 
 @contextlib.contextmanager

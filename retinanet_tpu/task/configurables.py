@@ -5,7 +5,7 @@ from typing import Any
 from retinanet_tpu.boxes import anchors
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import config, strategy, warm_start
+from retinanet_tpu.estimator import config, exporters, strategy, warm_start
 from retinanet_tpu.learning import (
     loss_scale,
     losses,
@@ -46,6 +46,9 @@ CONFIGURABLES = {
     "linear": nms.linear,
     "gaussian": nms.gaussian,
     "Plan": experiment.Plan,
+    "BestExporter": exporters.BestExporter,
+    "LatestExporter": exporters.LatestExporter,
+    "FinalExporter": exporters.FinalExporter,
     "RunConfig": config.RunConfig,
     "TPUConfig": config.TPUConfig,
     "make_strategy": strategy.make_strategy,

@@ -26,6 +26,7 @@ from retinanet_tpu.task import (
     input_fn as input_fn_lib,
     metric_fn,
     model_fn as model_fn_lib,
+    serving_fn,
 )
 
 
@@ -169,6 +170,7 @@ def experiment(
     run_config: config.RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
+    exporter_fns: Sequence[Callable] = (),
 ) -> Experiment:
     """Joins all parts into a run.
 
@@ -182,6 +184,7 @@ def experiment(
       run_config: when to save; how to run.
       strategy_fn: makes the strategy, before anything else touches a device.
       warm_start_from: whose weights a new run takes, where path and shape agree.
+      exporter_fns: each makes an exporter of what is scored from serving_fn.
     Raises:
       ValueError: parts that do not fit each other.
     """
@@ -203,6 +206,7 @@ def experiment(
         params=params,
         config=run_config,
         strategy=where,
+        strategy_fn=strategy_fn,
         train_batch_size=plan.batch_size,
         eval_batch_size=forward_size,
         predict_batch_size=forward_size,
@@ -212,7 +216,9 @@ def experiment(
         functools.partial(inputs, is_training=True), plan.max_steps
     )
     eval_spec = spec.EvalSpec(
-        functools.partial(inputs, is_training=False), every_steps=plan.eval_every_steps
+        functools.partial(inputs, is_training=False),
+        every_steps=plan.eval_every_steps,
+        exporters=tuple(make(serving_fn.serving_fn) for make in exporter_fns),
     )
     return Experiment(
         runner, train_spec, eval_spec, params, make_network, update_fn, data, plan

@@ -1,42 +1,79 @@
 """The very functions that replicas run, with the shapes of their arguments."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.data import categories as categories_lib
-from retinanet_tpu.estimator import spec, training
-from retinanet_tpu.task import experiment, model_fn
+from retinanet_tpu.estimator import inference, spec, training
+from retinanet_tpu.task import experiment, model_fn, serving_fn
+
+# What the exported signature is shown: COCO's commonest size.
+PICTURE_SIZE = (480, 640)
 
 
-def of(run: experiment.Experiment) -> dict[str, tuple[Callable, tuple]]:
-    """Returns the training and the prediction step of one replica, by name.
+class Step(NamedTuple):
+    """A function that each replica runs, and what it runs on."""
+
+    fn: Callable
+    specs_fn: Callable[[int], tuple]  # images of a replica -> specs of fn's arguments
+    images: int  # of a replica
+    num_replicas: int
+    setting: str  # the gin setting that says how many images; "" where there is none
+
+
+def make(run: experiment.Experiment) -> dict[str, Step]:
+    """Returns the steps of a run: "train", "eval", and the exported "predict".
+
+    They are what `strategy.run` and SavedModels get. "predict" is the exported
+    signature, on one device and on one picture of PICTURE_SIZE, resizing included.
 
     Args:
       run: made without data; its strategy says how many replicas there are.
-    Returns:
-      From "train" and "predict" to a function and the specs of its arguments.
     """
     num_replicas = run.estimator.num_replicas
-    params = run.params | {"categories": _any_categories(run.params["num_classes"])}
+    categories = _any_categories(run.params["num_classes"])
+    params = run.params | {"categories": categories, "metric_fn": None}
     with run.estimator.strategy.scope():
         network = run.network_fn(params)
         state = training.TrainState(network, run.update_fn(network))
-    train_step = training.make_step_fn(state, model_fn.model_fn, lambda: params)
-
-    def predict_step(features):
-        found = training.call_model_fn(
-            model_fn.model_fn, features, spec.ModeKeys.PREDICT, params, network
-        )
-        return found.predictions
-
-    step_spec = tf.TensorSpec([], tf.int64)
-    features, labels = batch_spec(run, run.plan.batch_size // num_replicas)
-    shown, _ = batch_spec(run, run.plan.eval_batch_per_replica)
+        shown = run.network_fn(params)
+    train_fn = training.make_step_fn(state, model_fn.model_fn, lambda: params)
+    forward = inference.ForwardPass(
+        run.estimator.strategy,
+        model_fn.model_fn,
+        spec.ModeKeys.EVAL,
+        lambda: params,
+        network=shown,
+        jit_compile=False,  # What lowers the function compiles it.
+    )
+    server = serving_fn.Server(shown, params)
+    picture = tf.TensorSpec([*PICTURE_SIZE, 3], tf.float32)
+    scalar = tf.TensorSpec([], tf.int32)
     return {
-        "train": (train_step, ((features, labels), step_spec)),
-        "predict": (predict_step, (shown,)),
+        "train": Step(
+            training.make_replica_fn(train_fn, []),
+            lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
+            run.plan.batch_size // num_replicas,
+            num_replicas,
+            "BATCH_SIZE",
+        ),
+        "eval": Step(
+            forward.replica_fn,
+            lambda images: (batch_spec(run, images),),
+            run.plan.eval_batch_per_replica,
+            num_replicas,
+            "Plan.eval_batch_per_replica",
+        ),
+        "predict": Step(
+            lambda *inputs: server.detect_one.python_function(*inputs),
+            lambda _: (picture, scalar),
+            images=1,
+            num_replicas=1,
+            setting="",
+        ),
     }
 
 

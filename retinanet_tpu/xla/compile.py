@@ -5,50 +5,103 @@ uses of jax is not public.
 """
 
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
 
 INSTALL = "pip install -e '.[preflight]'"
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
+_SIZE = r"([\d.]+)([KMGT]?)i?B?"
+# What libtpu asks of a machine that it takes for a TPU VM. Unanswered, it looks for a
+# metadata server, holds a lock file that admits one process, and prints warnings.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TPU_ACCELERATOR_TYPE": "v3-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 
 
 class Compiled(NamedTuple):
     """What the compiler says of a program for one device."""
 
     argument_bytes: int
+    result_bytes: int  # that do not take the place of arguments
     temporary_bytes: int
     code_bytes: int
     flops: float
-    bytes_accessed: float
+    bytes_accessed: float  # in all memories
     text: str  # the optimised program
+
+
+class CompileError(RuntimeError):
+    """The compiler refused a program.
+
+    Attributes:
+      operation: name of the TensorFlow operation to blame; "" if that is not known.
+    """
+
+    def __init__(self, message: str, operation: str = ""):
+        super().__init__(message)
+        self.operation = operation
+
+
+class OutOfMemoryError(CompileError):
+    """A program needs more memory than the device has.
+
+    Attributes:
+      missing_bytes: how much more; None if the compiler does not say.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.missing_bytes = missing_bytes(message)
+
+
+def check_installed() -> None:
+    """Raises ImportError, saying what to install, if jax or libtpu is not there."""
+    _modules()
 
 
 def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
     """Compiles an HLO module for replicas on the devices of a topology.
 
     Args:
-      hlo: serialized, as `lower.to_hlo` returns it.
+      hlo: serialized, as `lower.lower` returns it.
       topology: such as "v3:2x2x1".
       num_replicas: devices that run the program together.
     Raises:
       ImportError: jax or libtpu is not there; says what to install.
-      RuntimeError: the program does not compile or does not fit; the compiler's words.
+      OutOfMemoryError: the compiler found that the program does not fit.
+      CompileError: the program does not compile; the compiler's words.
     """
     _, xla_client, topologies, mlir = _modules()
+    # libtpu thinks of hosts of four chips; only these topologies have fewer.
+    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
+        platform="tpu", topology_name=topology, **bounds
     ).devices[:num_replicas]
     options = xla_client.CompileOptions()
     options.num_replicas, options.num_partitions = num_replicas, 1
     ids = np.array([[device.id] for device in devices])
     options.device_assignment = xla_client.DeviceAssignment.create(ids)
-    with mlir.make_ir_context():
-        executable = devices[0].client.compile(
-            _stable_hlo(hlo), xla_client.DeviceList(tuple(devices)), options
-        )
+    try:
+        with mlir.make_ir_context():
+            executable = devices[0].client.compile(
+                _stable_hlo(hlo), xla_client.DeviceList(tuple(devices)), options
+            )
+    except RuntimeError as error:
+        message = str(error)
+        # On-chip memory can run out too; that is the compiler's affair, not a size.
+        if "RESOURCE_EXHAUSTED" in message and "hbm" in message.lower():
+            raise OutOfMemoryError(message) from error
+        raise CompileError(message, _operation_in(message, hlo)) from error
     memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
     return Compiled(
         argument_bytes=memory.argument_size_in_bytes,
+        result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
@@ -57,10 +110,48 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
     )
 
 
+def missing_bytes(message: str) -> float | None:
+    """Returns how much memory a program lacks by the compiler's message, if it says.
+
+    Args:
+      message: such as "Used 20.1G of 15.48G hbm. Exceeded hbm capacity by 4.6G.".
+    """
+    if match := re.search(rf"[Ee]xceeded .{{0,40}}by {_SIZE}", message):
+        return _num_bytes(*match.groups())
+    pairs = (
+        rf"[Uu]sed {_SIZE} of {_SIZE}",
+        rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)",
+    )
+    for pair in pairs:
+        if match := re.search(pair, message):
+            number, unit, there, unit_there = match.groups()
+            return _num_bytes(number, unit) - _num_bytes(there, unit_there)
+    return None
+
+
+def _num_bytes(number, unit):
+    return float(number.rstrip(".")) * _UNITS[unit]
+
+
+def _operation_in(message, hlo):
+    """Returns the operation whose instruction or custom call a message names."""
+    from jax._src.lib import hlo as jax_hlo
+
+    words = set(re.findall(r"[\w.\-]+", message))
+    module = jax_hlo.HloModule.from_serialized_hlo_module_proto(hlo)
+    for line in module.to_string().splitlines():
+        # Names with a number, as add.12: others are words of the language.
+        names = re.findall(r'^\s+(?:ROOT )?%?(\w\S*\.\d+) =|call_target="(\w+)"', line)
+        operation = re.search(r'op_name="([^"]*)"', line)
+        if operation and words & {name for pair in names for name in pair if name}:
+            return operation[1]
+    return ""
+
+
 def _modules():
     """Imports jax's parts; here, so that all else works without them."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # Else libtpu looks for a metadata server.
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # Else a lock file admits one.
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         import libtpu  # noqa: F401 - only to be told early that it is missing.
         from jax._src.interpreters import mlir

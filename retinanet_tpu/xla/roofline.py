@@ -1,23 +1,7 @@
-"""What a compiled program costs on a kind of TPU: bytes moved, time, what bounds it."""
+"""The slices of TPUs that can be rented, and the least time a program takes on one."""
 
 import difflib
-import re
 from typing import NamedTuple
-
-_ITEM_BYTES = {
-    "f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
-    "u8": 1, "s8": 1, "pred": 1,
-}  # fmt: skip
-# Operations that move nothing, or whose other half is counted.
-_FREE = {
-    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all",
-    "copy-start", "copy-done", "slice-start", "slice-done", "async-start", "async-done",
-    "all-reduce-start", "all-reduce-done", "partition-id", "replica-id",
-}  # fmt: skip
-_ASYNC_COPIES = ("copy-start", "slice-start")
-_INSTRUCTION = re.compile(
-    r"\s+(?:ROOT )?(%[\w.\-]+) = (\(.*?\)\)?|\S+) ([\w\-]+)\((.*)"
-)
 
 
 class Device(NamedTuple):
@@ -25,24 +9,16 @@ class Device(NamedTuple):
 
     flops_per_sec: float  # bfloat16
     bytes_per_sec: float  # of HBM
-    hbm_bytes: float
+    hbm_bytes: float  # that programs may use
 
 
 class Accelerator(NamedTuple):
-    """A slice: how its topology is called and how many devices it has."""
+    """A slice: how its topology is called and what it has."""
 
     topology: str
     num_devices: int
+    num_hosts: int
     device: Device
-
-
-class Move(NamedTuple):
-    """An instruction of the optimised program and the HBM bytes it reads and writes."""
-
-    num_bytes: int
-    operation: str
-    shape: str
-    source: str  # the TensorFlow operation it came from
 
 
 class Roofline(NamedTuple):
@@ -50,41 +26,47 @@ class Roofline(NamedTuple):
 
     secs: float
     bound: str  # "compute" or "memory"
-    hbm_bytes: float
-    flops: float
 
 
-# A chip of v2 to v4 has two cores, each a device with half of the chip.
-_V2 = Device(22.5e12, 350e9, 8 << 30)
-_V3 = Device(61.5e12, 450e9, 16 << 30)
-_V4 = Device(137.5e12, 614e9, 16 << 30)
-_V5E = Device(197e12, 819e9, 16 << 30)
-_V5P = Device(459e12, 2765e9, 95 << 30)
-_V6E = Device(918e12, 1640e9, 32 << 30)
-ACCELERATORS = {
-    "v2-8": Accelerator("v2:2x2x1", 8, _V2),
-    "v2-32": Accelerator("v2:4x4x1", 32, _V2),
-    "v3-8": Accelerator("v3:2x2x1", 8, _V3),
-    "v3-32": Accelerator("v3:4x4x1", 32, _V3),
-    "v3-64": Accelerator("v3:4x8x1", 64, _V3),
-    "v3-128": Accelerator("v3:8x8x1", 128, _V3),
-    "v4-8": Accelerator("v4:2x2x1", 8, _V4),
-    "v4-16": Accelerator("v4:2x2x2", 16, _V4),
-    "v4-32": Accelerator("v4:2x2x4", 32, _V4),
-    "v5litepod-4": Accelerator("v5e:2x2", 4, _V5E),
-    "v5litepod-8": Accelerator("v5e:2x4", 8, _V5E),
-    "v5litepod-16": Accelerator("v5e:4x4", 16, _V5E),
-    "v5litepod-32": Accelerator("v5e:4x8", 32, _V5E),
-    "v5litepod-64": Accelerator("v5e:8x8", 64, _V5E),
-    "v5p-8": Accelerator("v5p:2x2x1", 4, _V5P),
-    "v5p-16": Accelerator("v5p:2x2x2", 8, _V5P),
-    "v5p-32": Accelerator("v5p:2x2x4", 16, _V5P),
-    "v6e-4": Accelerator("v6e:2x2", 4, _V6E),
-    "v6e-8": Accelerator("v6e:2x4", 8, _V6E),
-    "v6e-16": Accelerator("v6e:4x4", 16, _V6E),
-    "v6e-32": Accelerator("v6e:4x8", 32, _V6E),
-    "v6e-64": Accelerator("v6e:8x8", 64, _V6E),
-}
+_GIB = 1 << 30
+# A chip of v2 to v4 has two cores, each a device with half of the chip. The runtime
+# keeps some of the HBM; what is left is as libtpu 0.0.42.1 says of programs too large.
+_V2 = Device(22.5e12, 350e9, 7.48 * _GIB)  # of 8 GiB
+_V3 = Device(61.5e12, 450e9, 15.48 * _GIB)  # of 16
+_V4 = Device(137.5e12, 614e9, 15.25 * _GIB)  # of 16
+_V5E = Device(197e12, 819e9, 15.75 * _GIB)  # of 16
+_V5P = Device(459e12, 2765e9, 95 * _GIB)
+_V6E = Device(918e12, 1640e9, 31.25 * _GIB)  # of 32
+
+_TORUS_2D = {8: "2x2", 32: "4x4", 64: "4x8", 128: "8x8", 256: "8x16", 512: "16x16"}
+_TORUS_2D |= {1024: "16x32", 2048: "32x32"}
+_TORUS_3D = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4"}
+_TORUS_3D |= {256: "4x4x8", 512: "4x8x8", 1024: "8x8x8", 2048: "8x8x16"}
+_CHIPS = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
+_CHIPS |= {128: "8x16", 256: "16x16"}
+
+
+def _slices():
+    """Returns all slices by name, numbered by cores, v5litepod and v6e by chips."""
+    found = {}
+    for cores, shape in _TORUS_2D.items():
+        if cores not in (64, 1024, 2048):
+            found[f"v2-{cores}"] = Accelerator(f"v2:{shape}x1", cores, cores // 8, _V2)
+        found[f"v3-{cores}"] = Accelerator(f"v3:{shape}x1", cores, cores // 8, _V3)
+    for cores, shape in _TORUS_3D.items():
+        found[f"v4-{cores}"] = Accelerator(f"v4:{shape}", cores, cores // 8, _V4)
+        # A v5p chip is one device.
+        chips = cores // 2
+        found[f"v5p-{cores}"] = Accelerator(f"v5p:{shape}", chips, chips // 4, _V5P)
+    for chips, shape in _CHIPS.items():
+        # Up to 8 chips share a host, but slices of several hosts have 4 on each.
+        hosts = 1 if chips <= 8 else chips // 4
+        found[f"v5litepod-{chips}"] = Accelerator(f"v5e:{shape}", chips, hosts, _V5E)
+        found[f"v6e-{chips}"] = Accelerator(f"v6e:{shape}", chips, hosts, _V6E)
+    return found
+
+
+ACCELERATORS = _slices()
 
 
 def accelerator(name: str) -> Accelerator:
@@ -100,53 +82,8 @@ def accelerator(name: str) -> Accelerator:
     return ACCELERATORS[name]
 
 
-def moves(program: str) -> list[Move]:
-    """Returns what each instruction of a program moves through HBM, largest first.
-
-    From v4 on the compiler keeps buffers in on-chip memory, marked S(1) in their
-    layouts; those do not count, and a copy between the memories counts once. A loop's
-    body counts as one pass of it.
-
-    Args:
-      program: the text of the optimised HLO module.
-    """
-    entry = program[program.index("\nENTRY") :]
-    shapes, found = {}, []
-    for line in entry.splitlines():
-        if match := _INSTRUCTION.match(line):
-            name, shape, operation, rest = match.groups()
-            shapes[name] = shape
-            operands = re.findall(r"%[\w.\-]+", rest.split("), ")[0])
-            num_bytes = _moved(operation, shape, [shapes.get(o, "") for o in operands])
-            source = re.search(r'op_name="([^"]*)"', line)
-            found.append(Move(num_bytes, operation, shape, source[1] if source else ""))
-    return sorted((m for m in found if m.num_bytes), reverse=True)
-
-
 def roofline(flops: float, hbm_bytes: float, device: Device) -> Roofline:
     """Returns the larger of the time to compute and the time to move."""
     compute, memory = flops / device.flops_per_sec, hbm_bytes / device.bytes_per_sec
     bound = "compute" if compute >= memory else "memory"
-    return Roofline(max(compute, memory), bound, hbm_bytes, flops)
-
-
-def _moved(operation, shape, operand_shapes):
-    if operation in _ASYNC_COPIES:
-        ends = sorted(_arrays(shape))[:2]
-        return ends[0][0] if len({is_on_chip for _, is_on_chip in ends}) == 2 else 0
-    if operation in _FREE:
-        return 0
-    sizes = [_arrays(text) for text in (shape, *operand_shapes)]
-    return sum(size for found in sizes for size, is_on_chip in found if not is_on_chip)
-
-
-def _arrays(text):
-    """Returns (bytes, is on chip) of each array in a shape."""
-    found = []
-    for dtype, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", text):
-        if dtype in _ITEM_BYTES and "S(2)" not in layout:
-            size = _ITEM_BYTES[dtype]
-            for dim in filter(None, dims.split(",")):
-                size *= int(dim)
-            found.append((size, "S(1)" in layout))
-    return found
+    return Roofline(max(compute, memory), bound)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -42,14 +44,42 @@ def test_a_checkpoint_without_a_data_shard_does_not_count(model_dir):
         checkpoints.read(path)
 
 
-def test_pruning_keeps_the_newest(model_dir):
+def test_what_is_deleted_is_neither_there_nor_named(model_dir):
     for step in range(1, 6):
         _save(model_dir, step)
-    removed = checkpoints.prune(model_dir, keep=2)
-    assert [checkpoints.step_of(path) for path in removed] == [1, 2, 3]
-    assert checkpoints.steps(model_dir) == [4, 5]
-    assert checkpoints.prune(model_dir, keep=None) == []
-    assert checkpoints.prune(model_dir, keep=2) == []
+    checkpoints.delete(model_dir, [1, 3, 4])
+    assert checkpoints.steps(model_dir) == [2, 5]
+    with tf.io.gfile.GFile(f"{model_dir}/checkpoint") as file:
+        assert re.findall(r"ckpt-(\d+)", file.read()) == ["5", "2", "5"]
+    assert len(tf.io.gfile.listdir(model_dir)) == 5
+
+
+def test_the_newest_sound_checkpoint_is_the_one_that_can_be_read(model_dir):
+    paths = [_save(model_dir, step) for step in (1, 2, 3)]
+    _cut_short(f"{paths[2]}.data-00000-of-00001")
+    _cut_short(f"{paths[1]}.index")
+    assert checkpoints.latest(model_dir) == paths[2]
+    assert checkpoints.latest_sound(model_dir) == paths[0]
+    checkpoints.delete(model_dir, [1])
+    assert checkpoints.latest_sound(model_dir) is None
+
+
+def test_what_a_killed_save_left_is_removed(model_dir):
+    path = _save(model_dir, 3)
+    for part in (f"{path}.index", f"{model_dir}/model.ckpt-4.data-00000-of-00001"):
+        with tf.io.gfile.GFile(f"{part}.tempstate123456789", "w") as file:
+            file.write("half")
+    assert len(checkpoints.remove_remains(model_dir)) == 2
+    assert checkpoints.remove_remains(model_dir) == []
+    assert checkpoints.latest_sound(model_dir) == path
+
+
+def _cut_short(path):
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    tf.io.gfile.remove(path)  # On ram:// "w" would append.
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content[: len(content) // 2])
 
 
 def test_tensorflow_finds_the_latest_by_the_state_file(tmp_path):

@@ -83,3 +83,11 @@ def test_intervals_that_never_fire_are_refused(value):
         config.TPUConfig(iterations_per_loop=value)
     with pytest.raises(ValueError, match="at least 1"):
         config.RunConfig(save_checkpoints_steps=value)
+
+
+@pytest.mark.parametrize(
+    "name", ["max_restarts", "restart_secs", "max_rollbacks", "heartbeat_secs"]
+)
+def test_counts_and_times_below_0_are_refused(name):
+    with pytest.raises(ValueError, match=rf"RunConfig\.{name} is -1"):
+        config.RunConfig(**{name: -1})

@@ -68,3 +68,33 @@ def test_a_missing_checkpoint_is_an_error(tmp_path):
     settings = warm_start.WarmStartSettings(str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match="gone"):
         warm_start.warm_start(linear.Linear(), settings)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"variables": "(backbone"}, r"'\(backbone', no regular expression"),
+        ({"min_share": 50}, "min_share is 50; it must be 0 to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(setting, message):
+    with pytest.raises(ValueError, match=message):
+        warm_start.WarmStartSettings("somewhere", **setting)
+
+
+def test_statistics_come_along_with_the_weights(tmp_path):
+    path = checkpoints.save(
+        str(tmp_path),
+        5,
+        {
+            "weights/norm/moving_mean": np.full(2, 3.0, np.float32),
+            "slots/momentum/norm/moving_mean": np.zeros(2, np.float32),
+            "global_step": np.int64(5),
+        },
+    )
+    network = tf.Module()
+    with tf.name_scope("norm"):
+        network.mean = replicas.make_variable(np.zeros(2), name="moving_mean")
+    report = warm_start.warm_start(network, warm_start.WarmStartSettings(path))
+    np.testing.assert_array_equal(network.mean, [3, 3])
+    assert report == (["norm/moving_mean"], [], [], [], [])

@@ -110,4 +110,4 @@ def lowered(num_replicas):
         state = training.TrainState(network, Descent(network))
     step_fn = training.make_step_fn(state, model_fn, dict)
     batch = (tf.TensorSpec([4, 3]), tf.TensorSpec([4, 1]))
-    return lower.to_hlo(step_fn, [batch, tf.TensorSpec([], tf.int64)], where)
+    return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], where).hlo

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,7 +37,7 @@ def trained(data_dir, tmp_path_factory):
         told = []
 
         def report_loop(self, step, num_steps, scalars, *, secs):
-            told.append(scalars)
+            told.append({k: v for k, v in scalars.items() if k != "input-wait"})
 
         run = toy_data.experiment(
             tmp_path_factory.mktemp("run"),
@@ -86,12 +88,18 @@ def test_the_compiled_train_step_is_the_plain_one(trained, plain):
     assert_same_training(compiled, plain, rtol=1e-4)
 
 
+def assert_trained(momentum, path):
+    """Biases that a batch's mean takes out again move nothing and stay; others move."""
+    idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[347]/bias", path)
+    assert momentum.any() != bool(idle), path
+
+
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
     variables, _ = plain
     for variable in network_and_params[0].variables:
         path = replicas.path(variable)
         if variable.trainable:  # Some moves are yet too small for float32.
-            assert variables[f"slots/{path}/momentum"].any(), path
+            assert_trained(variables[f"slots/{path}/momentum"], path)
         else:
             assert (variables[f"weights/{path}"] != variable.numpy()).any(), path
 
@@ -115,7 +123,8 @@ def test_frozen_layers_keep_what_they_started_from(trained, tmp_path, data_dir):
         np.testing.assert_array_equal(variables[f"weights/{name}"], before[name])
         assert f"slots/{name}/momentum" not in variables
     others = [name for name in before if name not in frozen and "moving" not in name]
-    assert all(variables[f"slots/{name}/momentum"].any() for name in others)
+    for name in others:
+        assert_trained(variables[f"slots/{name}/momentum"], name)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,41 +2,41 @@ import pytest
 
 from retinanet_tpu.xla import roofline
 
-PROGRAM = """HloModule step
-
-%fused (p: f32[8]) -> f32[8] {
-  ROOT %big = f32[1000000]{0} parameter(0)
-}
-
-ENTRY %main (a: bf16[4,8]) -> f32[8] {
-  %a = bf16[4,8]{1,0} parameter(0)
-  %b = f32[8]{0:S(1)} parameter(1)
-  %c = f32[16]{0} fusion(%a, %b), kind=kLoop, metadata={op_name="step/conv"}
-  %d = (f32[16]{0}, f32[16]{0:S(1)}, u32[]{:S(2)}) copy-start(%c)
-  %e = f32[16]{0:S(1)} copy-done(%d)
-  %f = (f32[16]{0:S(1)}, f32[16]{0:S(1)}, u32[]{:S(2)}) copy-start(%e)
-  ROOT %g = f32[8]{0} fusion(%e), kind=kLoop, metadata={op_name="step/add"}
-}
-"""
-
-
-def test_only_what_crosses_hbm_counts():
-    moves = roofline.moves(PROGRAM)
-    assert [(m.num_bytes, m.operation, m.source) for m in moves] == [
-        (4 * 8 * 2 + 16 * 4, "fusion", "step/conv"),  # %b is on the chip
-        (16 * 4, "copy-start", ""),  # into the chip; %f stays in it
-        (8 * 4, "fusion", "step/add"),
-    ]
-
 
 def test_the_slower_of_compute_and_memory_bounds_a_step():
     device = roofline.Device(flops_per_sec=100.0, bytes_per_sec=10.0, hbm_bytes=1.0)
-    assert roofline.roofline(200, 10, device)[:2] == (2.0, "compute")
-    assert roofline.roofline(100, 30, device)[:2] == (3.0, "memory")
+    assert roofline.roofline(200, 10, device) == (2.0, "compute")
+    assert roofline.roofline(100, 30, device) == (3.0, "memory")
 
 
-def test_a_slice_is_found_by_googles_name():
-    v3_32 = roofline.accelerator("v3-32")
-    assert (v3_32.topology, v3_32.num_devices) == ("v3:4x4x1", 32)
+@pytest.mark.parametrize(
+    "name, topology, num_devices, num_hosts",
+    [
+        ("v2-8", "v2:2x2x1", 8, 1),
+        ("v3-32", "v3:4x4x1", 32, 4),
+        ("v4-8", "v4:2x2x1", 8, 1),
+        ("v5litepod-1", "v5e:1x1", 1, 1),
+        ("v5litepod-8", "v5e:2x4", 8, 1),
+        ("v5litepod-16", "v5e:4x4", 16, 4),
+        ("v5p-8", "v5p:2x2x1", 4, 1),
+        ("v6e-8", "v6e:2x4", 8, 1),
+    ],
+)
+def test_a_slice_is_found_by_googles_name(name, topology, num_devices, num_hosts):
+    assert roofline.accelerator(name)[:3] == (topology, num_devices, num_hosts)
+
+
+def test_a_misspelt_slice_is_told_the_nearest_ones():
     with pytest.raises(ValueError, match=r"'v3-31'; known are v3-32"):
         roofline.accelerator("v3-31")
+
+
+def test_every_slice_has_a_chip_for_each_place_of_its_topology():
+    cores_of_a_chip = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 1, "v6e": 1}
+    for name, found in roofline.ACCELERATORS.items():
+        kind, shape = found.topology.split(":")
+        num_chips = 1
+        for side in shape.split("x"):
+            num_chips *= int(side)
+        assert found.num_devices == num_chips * cores_of_a_chip[kind], name
+        assert found.num_devices % found.num_hosts == 0, name

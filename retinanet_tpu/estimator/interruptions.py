@@ -1,0 +1,136 @@
+"""What asks a trainer to stop: signals, and the notices of a cloud VM.
+
+Nothing stops at once: whoever runs a loop asks `reason()` between two rounds, saves,
+and raises Interrupted. (TensorFlow's PreemptionCheckpointHandler does nothing on a TPU
+VM.)
+"""
+
+import os
+import pathlib
+import signal
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from absl import logging
+
+T = TypeVar("T")
+
+# The machine's make as Linux shows it: tells without a network whether it is Google's.
+_PRODUCT = "/sys/class/dmi/id/product_name"
+_METADATA_HOST = "metadata.google.internal"
+# What announces this VM's end, under instance/ of the server. A machine that is moved
+# while it runs (MIGRATE_ON_HOST_MAINTENANCE) need not stop.
+_NOTICES = {
+    "preempted": "TRUE",
+    "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
+}
+
+
+class Interrupted(Exception):
+    """A run stopped because it was asked to; all that it trained is saved.
+
+    Attributes:
+      step: of its newest checkpoint.
+    """
+
+    def __init__(self, reason: str, step: int):
+        super().__init__(f"Stopped at step {step}, which is saved: {reason}.")
+        self.step = step
+
+
+class Listener:
+    """Hears, while a `with` block runs, what asks the process to stop.
+
+    SIGTERM and SIGINT are heard in the main thread of a process only; a second SIGINT
+    (Ctrl-C) is a KeyboardInterrupt.
+    """
+
+    def __init__(self, metadata_host: str | None = None, poll_secs: float = 5):
+        """Takes the metadata server to ask, None for none, and the time between."""
+        self._host, self._poll_secs = metadata_host, poll_secs
+        self._reason, self._handlers = None, {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="notices", daemon=True)
+
+    def __enter__(self) -> "Listener":
+        """Begins to listen."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        if self._host:
+            logging.info("Asking %s for notices of preemption", self._host)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        """Leaves signals to whom they were left before."""
+        self._is_over.set()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def reason(self) -> str | None:
+        """Returns why to stop, None while there is no reason."""
+        return self._reason
+
+    def _on_signal(self, number, frame):
+        if number == signal.SIGINT and self._reason:
+            signal.default_int_handler(number, frame)
+        self._reason = f"signal {signal.Signals(number).name}"
+
+    def _poll(self):
+        while not self._is_over.wait(self._poll_secs):
+            for name, bad in _NOTICES.items():
+                said = ask_metadata(self._host, f"instance/{name}")
+                if said == bad:
+                    self._reason = f"the machine's {name} is {said}"
+                    return
+
+
+def find_metadata_host() -> str | None:
+    """Returns the metadata server of the Google Cloud VM that this is, else None.
+
+    GCE_METADATA_HOST overrides it, as for Google's own libraries; empty, it is None.
+    """
+    host = os.environ.get("GCE_METADATA_HOST")
+    if host is not None:
+        return host or None
+    try:
+        product = pathlib.Path(_PRODUCT).read_text()
+    except OSError:
+        return None
+    return _METADATA_HOST if product.startswith("Google") else None
+
+
+def ask_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
+    """Returns what the metadata server has under a path, None without an answer."""
+    request = urllib.request.Request(
+        f"http://{host}/computeMetadata/v1/{path}",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    # The server is on the machine's own link; a proxy would not find it.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=timeout_secs) as answer:
+            return answer.read().decode().strip()
+    except (OSError, ValueError):
+        return None
+
+
+def never() -> None:
+    """Is the `reason` of who is never asked to stop."""
+
+
+def until(
+    stop_reason: Callable[[], str | None], items: Iterable[T], step: int
+) -> Iterator[T]:
+    """Yields the items as long as there is no reason to stop.
+
+    Raises:
+      Interrupted: there is one; says that `step` is saved.
+    """
+    for item in items:
+        if reason := stop_reason():
+            raise Interrupted(reason, step)
+        yield item

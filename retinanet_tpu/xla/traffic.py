@@ -1,0 +1,231 @@
+"""What a compiled program moves in a TPU's memories, instruction by instruction."""
+
+import collections
+import re
+from typing import NamedTuple
+
+_ITEM_BYTES = {
+    "f32": 4, "bf16": 2, "f16": 2, "f64": 8, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
+    "s16": 2, "u16": 2, "u8": 1, "s8": 1, "pred": 1, "c64": 8,
+}  # fmt: skip
+_HBM, _ON_CHIP = 0, 1  # Memory spaces, marked S(1) in a layout; scalars have S(2).
+# Operations that move nothing, or whose other half is counted.
+_FREE = {
+    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all",
+    "copy-done", "slice-done", "async-done", "async-update", "all-reduce-done",
+    "partition-id", "replica-id", "optimization-barrier",
+}  # fmt: skip
+_ASYNC_COPIES = {"copy-start", "slice-start"}
+_NO_CALL = 'custom_call_target="AllocateBuffer"'
+_SLICES = {"slice", "dynamic-slice", "gather"}  # They read only what they return.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # -> which operand is written.
+
+_COMPUTATION = re.compile(r"(ENTRY )?(%[\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)\)?|\S+) ([\w\-]+)\((.*)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[\w.\-, %]+)")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^}]*)?)\})?")
+
+
+class Move(NamedTuple):
+    """What an instruction of the optimised program reads and writes."""
+
+    num_bytes: int  # in HBM
+    on_chip_bytes: int
+    operation: str
+    shape: str
+    source: str  # the TensorFlow operation it came from
+
+
+class _Instruction(NamedTuple):
+    name: str
+    operation: str
+    shape: str
+    operands: list[str]
+    rest: str  # of the line, from the operands on
+    is_root: bool
+
+
+def moves(program: str) -> list[Move]:
+    """Returns what each instruction of a program moves, most through HBM first.
+
+    Bytes are those of whole tiles, as the memories hold them. Of an array that is only
+    sliced, or updated in place, the part counts. From v4 on the compiler keeps buffers
+    in on-chip memory; a copy between the memories counts once in each. A loop's body
+    counts as often as the compiler knows it to run, otherwise once.
+
+    Args:
+      program: the text of the optimised HLO module.
+    """
+    computations, entry = _parse(program)
+    found = _moves_of(computations[entry], computations)
+    return sorted((m for m in found if m.num_bytes or m.on_chip_bytes), reverse=True)
+
+
+def _parse(program):
+    """Returns the instructions of all computations by name, and the entry's name."""
+    computations, current, entry = {}, None, None
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = computations[match[2]] = {}
+            entry = match[2] if match[1] else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            root, name, shape, operation, rest = match.groups()
+            operands = re.findall(r"%[\w.\-]+", rest.split(")")[0])
+            current[name] = _Instruction(
+                name, operation, shape, operands, rest, bool(root)
+            )
+    return computations, entry
+
+
+def _moves_of(instructions, computations, times=1):
+    users = _users(instructions)
+    for instruction in instructions.values():
+        operation, rest = instruction.operation, instruction.rest
+        called = _called(rest)
+        if operation in ("while", "call", "conditional", "async-start") and called:
+            count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+            for name in called:
+                inner = times * (int(count[1]) if count else 1)
+                yield from _moves_of(computations[name], computations, inner)
+            continue
+        sizes = _moved(instruction, instructions, computations)
+        yield Move(
+            times * sizes[_HBM],
+            times * sizes[_ON_CHIP],
+            operation,
+            instruction.shape,
+            _source(instruction, users),
+        )
+
+
+def _users(instructions):
+    users = collections.defaultdict(list)
+    for instruction in instructions.values():
+        for operand in instruction.operands:
+            users[operand].append(instruction)
+    return users
+
+
+def _source(instruction, users):
+    """Returns the operation of an instruction; of a copy, that of who wants it."""
+    if match := re.search(r'op_name="([^"]*)"', instruction.rest):
+        return match[1]
+    if instruction.operation not in _ASYNC_COPIES | {"copy-done", "slice-done"}:
+        return ""
+    found = (_source(user, users) for user in users[instruction.name])
+    return next(filter(None, found), "")
+
+
+def _moved(instruction, instructions, computations):
+    """Returns the bytes that an instruction moves, by memory space."""
+    moved = collections.Counter()
+    if instruction.operation in _FREE or _NO_CALL in instruction.rest:
+        return moved
+    written = _arrays(instruction.shape)
+    if instruction.operation in _ASYNC_COPIES:
+        # Two ends, of which the source may be larger than what is copied.
+        size = min(size for size, _ in written[:2])
+        for _, space in written[:2]:
+            moved[space] += size
+        return moved
+    operands = [instructions[name] for name in instruction.operands]
+    shares, written_share = _shares(instruction, operands, computations)
+    for operand, share in zip(operands, shares, strict=True):
+        for size, space in _arrays(operand.shape):
+            moved[space] += int(size * share)
+    for size, space in written:
+        moved[space] += int(size * written_share)
+    return moved
+
+
+def _shares(instruction, operands, computations):
+    """Returns the part of each operand that is read, and of the result written."""
+    if instruction.operation == "fusion":
+        return _shares_of_fusion(computations[_called(instruction.rest)[0]])
+    total = _size(instruction.shape)
+    shares = [1.0] * len(operands)
+    if instruction.operation in _SLICES:
+        shares[0] = _ratio(total, _size(operands[0].shape))
+    if instruction.operation in _UPDATES:
+        update = operands[_UPDATES[instruction.operation]]
+        written = _ratio(_size(update.shape), total)
+        # A scatter may add to what is there, so it reads it.
+        read = written if instruction.operation == "scatter" else 0.0
+        return [read, *shares[1:]], written
+    return shares, 1.0
+
+
+def _shares_of_fusion(body):
+    parameters = sorted(
+        (int(i.rest.split(")")[0]), i)
+        for i in body.values()
+        if i.operation == "parameter"
+    )
+    users = _users(body)
+    shares = [
+        min(1.0, _ratio(_read(p.name, users), _size(p.shape))) for _, p in parameters
+    ]
+    root = next(i for i in body.values() if i.is_root)
+    roots = [body[n] for n in root.operands] if root.operation == "tuple" else [root]
+    total = sum(_size(r.shape) for r in roots)
+    return shares, _ratio(sum(_written(r, body) for r in roots), total)
+
+
+def _read(name, users):
+    """Returns the bytes that a fusion reads of a value."""
+    sizes = []
+    for user in users[name]:
+        if user.operation in _SLICES and user.operands[0] == name:
+            sizes.append(_size(user.shape))
+        elif user.operation in _UPDATES and user.operands[0] == name:
+            sizes.append(0)
+        elif user.operation == "bitcast":
+            sizes.append(_read(user.name, users))
+        else:
+            return float("inf")
+    return sum(sizes)
+
+
+def _written(root, body):
+    while root.operation == "bitcast":
+        root = body[root.operands[0]]
+    if root.operation in _UPDATES:
+        return _size(body[root.operands[_UPDATES[root.operation]]].shape)
+    return _size(root.shape)
+
+
+def _called(rest):
+    match = _CALLED.search(rest)
+    return re.findall(r"%[\w.\-]+", match[1]) if match else []
+
+
+def _ratio(part, whole):
+    return part / whole if whole else 0.0
+
+
+def _size(shape):
+    return sum(size for size, _ in _arrays(shape))
+
+
+def _arrays(text):
+    """Returns (bytes, memory space) of each array in a shape."""
+    found = []
+    for dtype, dims, order, layout in _ARRAY.findall(text):
+        if dtype in _ITEM_BYTES:
+            space = re.search(r"S\((\d+)\)", layout)
+            size = _ITEM_BYTES[dtype] * _num_stored(dims, order, layout)
+            found.append((size, int(space[1]) if space else _HBM))
+    return found
+
+
+def _num_stored(dims, order, layout):
+    """Returns the numbers that an array has room for, in whole tiles."""
+    dims = [int(d) for d in dims.split(",") if d]
+    from_minor = [dims[int(i)] for i in order.split(",") if i] or dims or [1]
+    tile = re.search(r"T\(([\d,]+)\)", layout)
+    tile = [int(t) for t in tile[1].split(",")][::-1] if tile else []
+    from_minor += [1] * (len(tile) - len(from_minor))
+    stored = 1
+    for i, dim in enumerate(from_minor):
+        stored *= -(-dim // tile[i]) * tile[i] if i < len(tile) else dim
+    return stored

@@ -1,0 +1,134 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.estimator import summaries
+
+
+@pytest.fixture(params=["local", "ram"])
+def directory(request, tmp_path):
+    return str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
+
+
+def score(directory, step, **results):
+    results = {"global_step": step, "AP": step / 100} | results
+    path = f"run/model.ckpt-{step}"
+    summaries.write_evaluation(directory, path, results, secs=1.23)
+
+
+def text(directory):
+    with tf.io.gfile.GFile(f"{directory}/eval.jsonl") as file:
+        return file.read()
+
+
+def append(directory, piece):
+    with tf.io.gfile.GFile(f"{directory}/eval.jsonl", "a") as file:
+        file.write(piece)
+
+
+def steps(directory):
+    return [r["global_step"] for r in summaries.read_evaluations(directory)]
+
+
+def test_an_evaluation_is_a_line(directory):
+    assert summaries.read_evaluations(directory) == []
+    pictures = np.zeros([2, 4, 4, 3], np.uint8)
+    score(directory, 10, detections=pictures, per_class={"red": 0.5})
+    record = {
+        "global_step": 10,
+        "checkpoint": "model.ckpt-10",
+        "AP": 0.1,
+        "per_class": {"red": 0.5},
+        "secs": 1.2,
+    }
+    assert text(directory) == json.dumps(record) + "\n"
+    assert summaries.read_evaluations(directory) == [record]
+
+
+def test_what_is_not_finite_becomes_null(directory):
+    score(directory, 10, AP=float("nan"), loss=np.float32("inf"))
+    assert '"AP": null, "loss": null' in text(directory)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_half_a_line_at_the_end_is_mended_by_the_next(directory, cut):
+    score(directory, 10)
+    whole = text(directory)
+    append(directory, whole.replace("10", "20")[:cut])
+    assert steps(directory) == [10]
+    score(directory, 30)
+    assert steps(directory) == [10, 30]
+    assert text(directory).startswith(whole)
+    assert [json.loads(line) for line in text(directory).splitlines()]
+
+
+def test_a_last_line_without_its_end_counts(directory):
+    score(directory, 10)
+    append(directory, text(directory).replace("10", "20").rstrip())
+    assert steps(directory) == [10, 20]
+    score(directory, 30)
+    assert steps(directory) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("damage", ["[1]\n", "7\n", "{}\n", "\0\0\n", '{"x": NaN}\n'])
+def test_damage_in_the_middle_costs_only_its_own_line(directory, damage):
+    score(directory, 10)
+    append(directory, damage)
+    score(directory, 20)
+    assert steps(directory) == [10, 20]
+
+
+def test_a_nan_that_another_program_wrote_does_not_stop_the_next_line(directory):
+    append_first = '{"global_step": 5, "AP": NaN}\n'
+    append(directory, append_first)
+    score(directory, 10)
+    assert summaries.read_evaluations(directory)[0] == {"global_step": 5, "AP": None}
+
+
+def test_a_step_scored_again_has_its_new_line_only(directory):
+    score(directory, 10, AP=0.1)
+    score(directory, 20)
+    score(directory, 10, AP=0.3)
+    records = summaries.read_evaluations(directory)
+    assert [(r["global_step"], r["AP"]) for r in records] == [(20, 0.2), (10, 0.3)]
+
+
+def test_the_line_comes_after_everything_else(tmp_path, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(summaries.Writer, "close", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(str(tmp_path), 10)
+    assert list(tmp_path.glob("events.*")) and steps(str(tmp_path)) == []
+
+
+def test_a_writer_killed_half_way_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    score(str(tmp_path), 10)
+    whole = text(str(tmp_path))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io.gfile, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            score(str(tmp_path), 20)
+    assert text(str(tmp_path)) == whole
+    score(str(tmp_path), 30)
+    assert steps(str(tmp_path)) == [10, 30]
+
+
+def test_no_line_is_lost_among_many_writers(directory):
+    threads = [
+        threading.Thread(target=score, args=(directory, step)) for step in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(steps(directory)) == list(range(8))
+    assert text(directory).count("\n") == 8

@@ -1,0 +1,304 @@
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import linear
+from retinanet_tpu import replicas
+from retinanet_tpu.estimator import (
+    checkpoints,
+    config,
+    interruptions,
+    leases,
+    spec,
+    strategy,
+    summaries,
+    train_loop,
+    training,
+)
+
+
+@pytest.fixture(autouse=True)
+def plain_again():
+    yield
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """What was reported of each loop: (step, scalars)."""
+    told = []
+
+    def report_loop(self, step, num_steps, scalars, *, secs):
+        told.append((step, scalars))
+
+    monkeypatch.setattr(summaries.LoopWriter, "report_loop", report_loop)
+    return told
+
+
+def reason_at(step, loops):
+    """Returns a stop_reason that comes once a step was reported."""
+    return lambda: "enough" if loops and loops[-1][0] >= step else None
+
+
+def assert_same(path, other):
+    expected, got = checkpoints.read(path), checkpoints.read(other)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
+
+
+def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
+    runner = linear.make_estimator(tmp_path / "a")
+    with pytest.raises(interruptions.Interrupted) as stop:
+        runner.train(linear.train_input_fn, 23, stop_reason=reason_at(4, loops))
+    assert stop.value.step == 4
+    assert checkpoints.steps(str(tmp_path / "a")) == [4]
+    resumed = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
+    straight = linear.make_estimator(tmp_path / "b").train(linear.train_input_fn, 23)
+    assert_same(straight, resumed)
+
+
+def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
+    runner = linear.make_estimator(tmp_path)
+    with pytest.raises(interruptions.Interrupted, match="step 0"):
+        runner.train(linear.train_input_fn, 23, stop_reason=lambda: "enough")
+    assert checkpoints.steps(str(tmp_path)) == []
+
+
+def test_what_is_saved_already_is_not_saved_again(tmp_path, loops):
+    saved = []
+    runner = linear.make_estimator(tmp_path)
+    with pytest.raises(interruptions.Interrupted, match="step 10"):
+        runner.train(
+            linear.train_input_fn,
+            23,
+            [lambda path, step: saved.append(step)],
+            stop_reason=reason_at(10, loops),
+        )
+    assert saved == [10]
+
+
+def bad_data_input_fn(bad_batches):
+    """Returns an input_fn whose batches with these numbers are not finite."""
+
+    def input_fn(params):
+        def spoil(number, example):
+            x, y = example
+            is_bad = tf.reduce_any(number == bad_batches)
+            return x, tf.where(is_bad, np.float32(np.inf), y)
+
+        first = params["context"].first_step
+        return linear.train_input_fn(params).enumerate(first).map(spoil)
+
+    return input_fn
+
+
+def clean_input_fn(skipped):
+    """Returns an input_fn without the batches of some numbers."""
+
+    def input_fn(params):
+        numbered = linear.train_input_fn(
+            params | {"context": params["context"]._replace(first_step=0)}
+        ).enumerate()
+        kept = numbered.filter(lambda i, _: tf.reduce_all(i != skipped))
+        return kept.map(lambda _, example: example).skip(params["context"].first_step)
+
+    return input_fn
+
+
+def test_a_run_that_diverges_goes_back_and_passes_over_the_data_since(tmp_path, caplog):
+    # Saved at 10 and 20. Batch 13 is bad: 10 to 13 are passed over, so that step 20
+    # ends on batch 23; batches 25 and 30 are bad: 24 to 25, then 26 to 30.
+    input_fn = bad_data_input_fn([13, 25, 30])
+    runner = linear.make_estimator(tmp_path / "a", max_rollbacks=3)
+    path = runner.train(input_fn, 30)
+    tensors = checkpoints.read(path)
+    assert tensors["num_skipped"] == 4 + 2 + 5
+    assert checkpoints.read(f"{tmp_path}/a/model.ckpt-20")["num_skipped"] == 4
+    assert "loss is inf at step 14" in caplog.text and "Going back to" in caplog.text
+    skipped = [10, 11, 12, 13, 24, 25, 26, 27, 28, 29, 30]
+    straight = linear.make_estimator(tmp_path / "b")
+    expected = checkpoints.read(straight.train(clean_input_fn(skipped), 30))
+    for name in set(expected) - {"num_skipped"}:
+        np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
+
+
+def test_a_resumed_run_still_passes_over_what_it_passed_over(tmp_path):
+    input_fn = bad_data_input_fn([13])
+    straight = linear.make_estimator(tmp_path / "a", max_rollbacks=1)
+    linear.make_estimator(tmp_path / "b", max_rollbacks=1).train(input_fn, 20)
+    resumed = linear.make_estimator(tmp_path / "b", max_rollbacks=0)
+    assert_same(straight.train(input_fn, 30), resumed.train(input_fn, 30))
+
+
+def test_a_run_goes_back_only_so_often(tmp_path, caplog):
+    runner = linear.make_estimator(tmp_path, max_rollbacks=2)
+    with pytest.raises(training.DivergedError, match="inf at step 11"):
+        runner.train(bad_data_input_fn(list(range(10, 99))), 30)
+    assert caplog.text.count("Going back to") == 2
+    assert checkpoints.steps(str(tmp_path)) == [10]
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
+    runner = linear.make_estimator(tmp_path, max_rollbacks=2)
+    with pytest.raises(training.DivergedError, match="inf at step 3"):
+        runner.train(bad_data_input_fn([2]), 30)
+
+
+def test_a_damaged_checkpoint_is_passed_by_and_written_anew(tmp_path):
+    straight = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
+    runner = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=1)
+    shards = []
+    runner.train(linear.train_input_fn, 20, [lambda path, step: shards.append(path)])
+    tf.io.gfile.remove(f"{shards[1]}.data-00000-of-00001")
+    with tf.io.gfile.GFile(f"{shards[1]}.data-00000-of-00001", "w") as file:
+        file.write("cut short")
+    again = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=1)
+    assert_same(straight, again.train(linear.train_input_fn, 23))
+    assert checkpoints.steps(str(tmp_path / "b")) == [23]
+
+
+def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
+    with contextlib.ExitStack() as reader:
+        seen = {}
+
+        def listen(path, step):
+            seen[step] = checkpoints.steps(str(tmp_path))
+            if step == 10:
+                reader.enter_context(leases.hold(str(tmp_path), path))
+            if step == 30:
+                reader.close()
+
+        runner = linear.make_estimator(tmp_path, keep_checkpoint_max=1)
+        runner.train(linear.train_input_fn, 50, [listen])
+    assert seen == {10: [10], 20: [10, 20], 30: [10, 30], 40: [40], 50: [50]}
+
+
+def test_an_older_checkpoint_than_a_damaged_one_is_not_deleted_for_it(tmp_path):
+    state = training.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
+    settings = config.RunConfig(save_checkpoints_steps=1, keep_checkpoint_max=1)
+    saver = train_loop.Saver(str(tmp_path), settings, first_step=0)
+    checkpoints.save(str(tmp_path), 9, {"global_step": np.int64(9)})  # Damaged, say.
+    for step in (3, 5):
+        state.step = step
+        saver.save(state)
+        assert checkpoints.steps(str(tmp_path)) == [step, 9]
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_deterministic_run_is_the_same_run(tmp_path, num_replicas):
+    def settings(**more):
+        return {"num_replicas": num_replicas, **more}
+
+    plain = linear.make_estimator(tmp_path / "a", **settings())
+    runs = [
+        linear.make_estimator(tmp_path / name, **settings(is_deterministic=True))
+        for name in ("b", "c")
+    ]
+    expected = checkpoints.read(plain.train(linear.train_input_fn, 12))
+    paths = [run.train(linear.train_input_fn, 12) for run in runs]
+    assert_same(*paths)
+    for name, value in checkpoints.read(paths[0]).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
+    with tf.name_scope("net"):
+        weight = replicas.make_variable([1.0, 2.0], name="weight", trainable=True)
+    network = tf.Module()
+    network.weight = weight
+    state = training.TrainState(network, linear.Descent(network))
+
+    def model_fn(features, network):
+        used = [factor * network.weight for factor in (1.0, 10.0, 100.0, 1000.0)]
+        loss = tf.add_n([tf.reduce_sum(features * w) for w in used])
+        return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
+
+    for is_deterministic, widest in ((False, 4), (True, 2)):
+        step_fn = training.make_step_fn(
+            state, model_fn, dict, is_deterministic=is_deterministic
+        )
+        graph = tf.function(step_fn).get_concrete_function(
+            tf.TensorSpec([2]), tf.TensorSpec([], tf.int64)
+        )
+        sums = [op for op in graph.graph.get_operations() if op.type == "AddN"]
+        vectors = [op for op in sums if op.outputs[0].shape.rank == 1]
+        assert max(len(op.inputs) for op in vectors) == widest
+        before = weight.numpy()
+        graph(tf.constant([1.0, 2.0]), tf.constant(0, tf.int64))
+        np.testing.assert_allclose(weight, before - 0.1 * 1111 * np.array([1.0, 2.0]))
+
+
+def test_the_wait_for_input_is_what_the_device_idled():
+    # A batch at 1 s, 0.5 s of work; the next came meanwhile; the third 2 s later.
+    times = np.array([[1.0, 1.5], [1.2, 2.0], [4.0, 4.5]])
+    assert train_loop.input_wait(times) == pytest.approx((1 + 0 + 2) / 4.5)
+
+
+def busy(x, rounds):
+    """Returns x after work that no optimizer can leave out."""
+    return tf.while_loop(
+        lambda i, _: i < rounds, lambda i, y: (i + 1, tf.sin(y)), (0, x)
+    )[1]
+
+
+@pytest.mark.parametrize("is_slow_input", [True, False])
+def test_each_loop_tells_whether_it_waited_for_input(tmp_path, loops, is_slow_input):
+    rounds = 3000
+
+    def input_fn(params):
+        data = linear.train_input_fn(params)
+        slow = data.map(lambda x, y: (x + 0 * busy(x, rounds), y))
+        return slow if is_slow_input else data.prefetch(8)
+
+    def model_fn(features, labels, mode, network):
+        extra = 0.0 if is_slow_input else tf.reduce_sum(0 * busy(features, rounds))
+        result = linear.model_fn(features, labels, mode, network)
+        scalars = {"loss": result.loss + tf.stop_gradient(extra)}
+        return result._replace(scalars=scalars)
+
+    linear.make_estimator(tmp_path, fn=model_fn).train(input_fn, 24)
+    waits = [scalars["input-wait"] for _, scalars in loops[2:]]
+    assert (np.median(waits) > 0.5) == is_slow_input, waits
+
+
+def test_saves_evaluations_and_rollbacks_trace_nothing_twice(tmp_path, monkeypatch):
+    traced = []
+
+    def model_fn(features, labels, mode, network):
+        traced.append(mode)
+        return linear.model_fn(features, labels, mode, network)
+
+    runner = linear.make_estimator(tmp_path, fn=model_fn, max_rollbacks=1)
+    counts = []
+    monkeypatch.setattr(
+        train_loop.logging, "warning", lambda *args: counts.append(args)
+    )
+    runner.train(
+        bad_data_input_fn([15]),
+        45,
+        [lambda path, step: runner.evaluate(linear.eval_input_fn)],
+    )
+    assert sorted(traced) == ["eval", "train"]
+    assert not [args for args in counts if "traced" in args[0]]
+
+
+def test_a_loop_that_is_traced_again_is_counted():
+    where = strategy.make_strategy("cpu")
+    state = training.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
+
+    def model_fn(features, network):
+        loss = tf.reduce_mean(network(features))
+        return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
+
+    network = state.network
+    state.update = linear.Descent(network)
+    step_fn = training.make_step_fn(state, model_fn, dict)
+    run_loop = train_loop.make_train_loop(where, step_fn)
+    counts = []
+    for width in (2, 2, 4):
+        data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()
+        counts.append(run_loop(iter(data), 0, 3).num_traces)
+    assert counts == [1, 1, 2]

@@ -1,0 +1,329 @@
+"""What happens to a run's processes, and what must be left of it.
+
+Whatever happened: the run finishes, every checkpoint that is kept has one line under
+its own step, and every score is that of a run to which nothing happened.
+
+The first test is the short version. The others do one thing many times over:
+  tools/test.sh -n0 -s -m slow tests/faults
+and each prints a row of the README's table: what happened | how often | processes
+started | checkpoints scored | checkpoints kept | time.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+import processes
+import toy_data
+
+
+def steps(last, every):
+    """Returns bindings by which SIGTERM too saves at multiples of `every` only."""
+    saves = f"RunConfig.save_checkpoints_steps = {every}"
+    return f"MAX_STEPS = {last}", saves, f"TPUConfig.iterations_per_loop = {every}"
+
+
+SHORT, LONG = steps(32, 4), steps(1500, 25)
+EVERYTHING = "RunConfig.keep_checkpoint_max = None"
+PREEMPTED = 42
+WATCH = ("--policy=all", "--timeout_secs=60")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def make_reference(tmp_path_factory, data_dir):
+    """Returns the scores of all checkpoints of a run that nothing happened to."""
+    made = {}
+
+    def make(bindings):
+        if bindings not in made:
+            directory = tmp_path_factory.mktemp("reference") / "run"
+            run = processes.Run(directory, data_dir, *bindings, EVERYTHING)
+            trainer = run.train()
+            sidecar = run.evaluate(*WATCH)
+            assert (trainer.wait(300), sidecar.wait(600)) == (0, 0), sidecar.tail()
+            made[bindings] = processes.scores(run.records())
+            assert sorted(made[bindings]) == run.steps()
+        return made[bindings]
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, data_dir):
+    runs = []
+
+    def make(*bindings, model_dir=None):
+        runs.append(processes.Run(model_dir or tmp_path / "run", data_dir, *bindings))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.end()
+
+
+def check(run, reference):
+    """Checks what is left; returns the numbers of checkpoints kept and scored."""
+    kept, got = run.steps(), processes.scores(run.records())
+    assert kept and set(kept) <= set(got)
+    for step, score in got.items():
+        assert score == pytest.approx(reference[step], rel=1e-5)
+    return len(kept), len(got)
+
+
+def truncate(run, step):
+    (shard,) = run.model_dir.glob(f"model.ckpt-{step}.data-*")
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def delete(run, step):
+    for path in sorted(run.model_dir.glob(f"model.ckpt-{step}.*"), reverse=True):
+        path.unlink(missing_ok=True)
+
+
+def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
+    make_run, make_reference
+):
+    reference = make_reference(SHORT)
+    run = make_run(*SHORT)
+    # The sidecar is there first, and dies with a score in hand.
+    sidecars = [run.evaluate(*WATCH, fault="killed_before_record")]
+    trainer = run.train()
+    run.wait_for(lambda: len(run.steps()) >= 3)
+    trainer.kill()
+    assert trainer.wait() == -signal.SIGKILL
+    steps = run.steps()
+    truncate(run, steps[-1])
+    delete(run, steps[-2])
+    trainer = run.train()
+    run.wait_for(lambda: run.steps()[-1] > steps[-1])
+    trainer.kill(signal.SIGTERM)
+    assert sidecars[0].wait() == -signal.SIGKILL
+    assert run.records() == []
+    assert trainer.wait() == PREEMPTED, trainer.tail()
+    # Two at once, of which one lives through a full disk.
+    sidecars = [run.evaluate(*WATCH, fault=fault) for fault in ("full_disk", "")]
+    assert run.train(fault="clock_jumps").wait() == 0
+    assert [sidecar.wait() for sidecar in sidecars] == [0, 0]
+    check(run, reference)
+
+
+class Pair:
+    """A trainer and a sidecar, each started again whenever it ends badly."""
+
+    def __init__(self, run, *, trainer_fault="", sidecar_faults=()):
+        self.run, self.trainer_fault = run, trainer_fault
+        self.sidecar_faults = list(sidecar_faults)
+        self.num_started = self.num_done = 0
+        self.trainer = self.sidecar = None
+
+    def see_through(self, mischief, secs=1800):
+        """Runs both to their good ends, while a generator makes mischief."""
+        end = time.monotonic() + secs
+        while any(p is None or p.code != 0 for p in (self.trainer, self.sidecar)):
+            assert time.monotonic() < end, self.sidecar.tail()
+            if self.trainer is None or self.trainer.code not in (None, 0):
+                self.trainer = self.run.train(fault=self.trainer_fault)
+                self.num_started += 1
+            if self.sidecar is None or self.sidecar.code not in (None, 0):
+                fault = self.sidecar_faults.pop(0) if self.sidecar_faults else ""
+                self.sidecar = self.run.evaluate(*WATCH, fault=fault)
+                self.num_started += 1
+            next(mischief, None)
+            time.sleep(0.02)
+
+
+def pause(secs):
+    end = time.monotonic() + secs
+    while time.monotonic() < end:
+        yield
+
+
+def signals(pair, rng, name, number, count):
+    """Sends a signal at random moments, of starting up and of work by turns."""
+    progress = pair.run.steps if name == "trainer" else pair.run.records
+    for i in range(count):
+        before = progress()
+        if i % 2:
+            yield from pause(rng.uniform(0, 12))
+        else:
+            while progress() == before:
+                yield
+            yield from pause(rng.uniform(0, 1.5))
+        while getattr(pair, name).code is not None:
+            if pair.trainer.code == pair.sidecar.code == 0:
+                return
+            yield
+        hit = getattr(pair, name)
+        hit.kill(number)
+        pair.num_done += 1
+        while hit.code is None:
+            yield
+
+
+def deletions(pair, rng, count):
+    """Deletes one checkpoint or another that is not the newest."""
+    while pair.num_done < count and pair.trainer.code != 0:
+        yield from pause(rng.uniform(0, 1))
+        if older := pair.run.steps()[:-1]:
+            delete(pair.run, rng.choice(older))
+            pair.num_done += 1
+        yield
+
+
+def truncations(pair, rng, count):
+    """Kills the trainer, and cuts the newest checkpoint short."""
+    while pair.num_done < count and pair.trainer.code != 0:
+        before = pair.run.steps()
+        while pair.run.steps() == before:
+            yield
+        yield from pause(rng.uniform(0, 2))
+        if pair.trainer.code is None:
+            pair.trainer.kill()
+            pair.trainer.wait()
+            truncate(pair.run, pair.run.steps()[-1])
+            pair.num_done += 1
+        yield
+
+
+def full_disks(pair, rng, count):
+    """Fills the disk for a while."""
+    filler = pair.run.model_dir.parent / "filler"
+    while pair.num_done < count and pair.trainer.code != 0:
+        before = pair.run.steps()
+        while pair.run.steps() == before:
+            yield
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        pair.num_done += 1
+        yield from pause(rng.uniform(5, 20))
+        filler.unlink()
+        yield
+
+
+def old_and_new_files(pair, rng, count):
+    """Makes files a day older or younger, as a clock that jumps does."""
+    while pair.num_done < count and pair.trainer.code != 0:
+        yield from pause(0.5)
+        for path in pair.run.model_dir.rglob("*"):
+            with contextlib.suppress(OSError):
+                stamp = time.time() + rng.choice([-86400, 0, 86400])
+                os.utime(path, (stamp, stamp))
+        pair.num_done += 1
+
+
+@pytest.fixture
+def rng():
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def report(request, make_reference):
+    """Returns a function that checks a run and prints its row of the table."""
+
+    def write(run, *, times, pair=None):
+        kept, scored = check(run, make_reference(LONG))
+        assert run.steps()[-1] == 1500
+        name = request.node.name.removeprefix("test_").replace("_", " ")
+        started = pair.num_started if pair else len(run.processes)
+        secs = time.monotonic() - start
+        print(f"\n| {name} | {times} | {started} | {scored} | {kept} | {secs:.0f} s |")
+
+    make_reference(LONG)
+    start = time.monotonic()
+    return write
+
+
+@pytest.mark.slow
+def test_SIGKILL_of_the_trainer(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(signals(pair, rng, "trainer", signal.SIGKILL, 20))
+    assert pair.num_done == 20
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_SIGKILL_of_the_sidecar(make_run, rng, report):
+    pair = Pair(make_run(*LONG, EVERYTHING))
+    pair.see_through(signals(pair, rng, "sidecar", signal.SIGKILL, 20))
+    assert pair.num_done >= 10
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_SIGTERM_of_the_trainer(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(signals(pair, rng, "trainer", signal.SIGTERM, 10))
+    assert pair.num_done == 10
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_a_deleted_checkpoint(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(deletions(pair, rng, 20))
+    assert pair.num_done == 20
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_a_truncated_data_shard(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(truncations(pair, rng, 5))
+    assert pair.num_done == 5
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_a_full_disk(make_run, rng, report, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("Only root may mount a small file system.")
+    try:
+        pair = Pair(make_run(*LONG, model_dir=disk / "run"))
+        pair.see_through(full_disks(pair, rng, 3))
+        assert pair.num_done == 3
+        report(pair.run, times=pair.num_done, pair=pair)
+        pair.run.end()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps(make_run, rng, report):
+    faults = ["clock_jumps"] * 5
+    pair = Pair(make_run(*LONG), trainer_fault=faults[0], sidecar_faults=faults)
+    pair.see_through(old_and_new_files(pair, rng, 20))
+    assert pair.num_done == 20
+    report(pair.run, times=pair.num_done, pair=pair)
+
+
+@pytest.mark.slow
+def test_two_sidecars_at_once(make_run, report):
+    pair = Pair(make_run(*LONG, EVERYTHING))
+    second = pair.run.evaluate(*WATCH)
+    pair.see_through(iter(()))
+    assert second.wait() == 0
+    report(pair.run, times=1)
+
+
+@pytest.mark.slow
+def test_a_sidecar_killed_between_artifact_and_record(make_run, report):
+    pair = Pair(make_run(*LONG), sidecar_faults=["killed_before_record"] * 5)
+    pair.see_through(iter(()))
+    assert pair.sidecar_faults == []
+    report(pair.run, times=5, pair=pair)

@@ -1,0 +1,149 @@
+"""A trainer and its sidecars as processes, to be killed, and what is left of them."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import toy_data
+from retinanet_tpu.estimator import checkpoints
+
+FAULTY = pathlib.Path(__file__).parent / "faulty.py"
+# So quick that starting a process is most of the time; findings, so that scores differ.
+BINDINGS = (
+    *toy_data.TINY,
+    *toy_data.TWO_LEVELS,
+    *toy_data.SGD,
+    "nms.score_threshold = 0.001",
+    "Plan.num_pictures = 0",
+    "Plan.evaluates = False",
+    "RunConfig.heartbeat_secs = 1",
+)
+# XLA's LLVM passes are most of a start, as in conftest.py; GPUs are left alone.
+ENVIRONMENT = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "GCE_METADATA_HOST": "",
+}
+
+
+class Process:
+    """A command of the package; its log goes to a file."""
+
+    def __init__(self, command: str, *flags: str, log: pathlib.Path, fault: str = ""):
+        """Starts it.
+
+        Args:
+          command: "train" or "evaluate".
+          flags: of the command.
+          log: file for all that it says.
+          fault: what is to go wrong inside it, see faulty.py.
+        """
+        module = f"retinanet_tpu.{command}"
+        start = [str(FAULTY), fault, module] if fault else ["-m", module]
+        self.log = log
+        with log.open("w") as out:
+            self._popen = subprocess.Popen(
+                [sys.executable, *start, *flags],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | ENVIRONMENT,
+            )
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; minus the signal that killed it; None while it runs."""
+        return self._popen.poll()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal, if it still runs."""
+        if self.code is None:
+            self._popen.send_signal(number)
+
+    def wait(self, secs: float = 120) -> int:
+        """Returns the exit code once it has ended."""
+        try:
+            return self._popen.wait(secs)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"Still running after {secs} s:\n{self.tail()}"
+            ) from None
+
+    def tail(self) -> str:
+        """Returns the end of the log."""
+        return self.log.read_text()[-3000:]
+
+
+class Run:
+    """A model_dir, and the processes at it."""
+
+    def __init__(self, model_dir, data_dir, *bindings: str):
+        self.model_dir = pathlib.Path(model_dir)
+        self.model_dir.mkdir(parents=True, exist_ok=True)
+        self.bindings = (*BINDINGS, f"DATA_DIR = '{data_dir}'", *bindings)
+        self.processes = []
+
+    def train(self, *flags: str, fault: str = "") -> Process:
+        """Starts a trainer."""
+        gin_file = toy_data.GIN_CONFIGS / "quickstart.gin"
+        bindings = [f"--gin_param={binding}" for binding in self.bindings]
+        return self._start(
+            "train", f"--gin_file={gin_file}", *bindings, *flags, fault=fault
+        )
+
+    def evaluate(self, *flags: str, fault: str = "") -> Process:
+        """Starts a sidecar."""
+        return self._start("evaluate", *flags, fault=fault)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that are whole."""
+        return checkpoints.steps(str(self.model_dir))
+
+    def records(self) -> list[dict]:
+        """Returns the lines of eval.jsonl, all of which must be whole."""
+        path = self.model_dir / "eval" / "eval.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def wait_for(self, condition, secs: float = 120) -> None:
+        """Waits until something is so."""
+        end = time.monotonic() + secs
+        while not condition():
+            if time.monotonic() > end:
+                logs = "\n".join(process.tail() for process in self.processes)
+                raise AssertionError(f"Waited {secs} s for {condition}:\n{logs}")
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        """Kills what still runs."""
+        for process in self.processes:
+            process.kill()
+            with contextlib.suppress(AssertionError):
+                process.wait()
+
+    def _start(self, command, *flags, fault):
+        log = self.model_dir.parent / f"{self.model_dir.name}-{len(self.processes)}.log"
+        flags = (f"--model_dir={self.model_dir}", *flags)
+        process = Process(command, *flags, log=log, fault=fault)
+        self.processes.append(process)
+        return process
+
+
+def scores(records: list[dict]) -> dict[int, dict[str, float]]:
+    """Returns what was measured, by step; each step once, under its own name."""
+    steps = [record["global_step"] for record in records]
+    assert len(set(steps)) == len(steps), f"A step has two lines: {steps}"
+    for record in records:
+        assert record["checkpoint"] == f"model.ckpt-{record['global_step']}"
+    others = ("checkpoint", "per_class", "secs")
+    return {
+        record["global_step"]: record["per_class"]
+        | {name: value for name, value in record.items() if name not in others}
+        for record in records
+    }

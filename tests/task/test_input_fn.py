@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import toy_data
+from retinanet_tpu.data import record_files
+from retinanet_tpu.estimator import spec
+
+BATCH_SIZE = 4  # Of 12 pictures.
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return toy_data.write(tmp_path / "data")
+
+
+def batches(run, first_step):
+    """Returns an iterator over the batches of a run that resumes at a step."""
+    context = spec.TPUContext(1, 1, 0, first_step)
+    params = run.params | {"batch_size": BATCH_SIZE, "context": context}
+    return iter(run.train_spec.input_fn(params))
+
+
+def break_pictures(data_dir, image_ids):
+    """Leaves of some pictures only their names."""
+    for path in record_files.find(data_dir, "train"):
+        examples = [
+            tf.train.Example.FromString(record.numpy())
+            for record in tf.data.TFRecordDataset(path)
+        ]
+        with tf.io.TFRecordWriter(path) as writer:
+            for example in examples:
+                feature = example.features.feature
+                name = feature["image/source_id"].bytes_list.value[0]
+                if int(name) in image_ids:
+                    feature["image/encoded"].bytes_list.value[0] = b"broken"
+                writer.write(example.SerializeToString())
+
+
+def test_what_was_trained_on_is_passed_over_before_it_is_decoded(data_dir, tmp_path):
+    run = toy_data.experiment(tmp_path / "run", data_dir, *toy_data.TWO_LEVELS)
+    straight = batches(run, 0)
+    used = next(straight)[0].image_ids.numpy().tolist()
+    rest = [next(straight) for _ in range(2)]
+    break_pictures(data_dir, used)
+    resumed = batches(run, 1)
+    for expected, got in zip(rest, resumed, strict=False):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, got)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        for _ in range(3):  # The next epoch decodes them.
+            next(resumed)

@@ -1,0 +1,133 @@
+"""The command `evaluate`, on checkpoints of a network that was never trained."""
+
+import os
+import re
+import signal
+
+import pytest
+from absl import flags, logging
+from absl.testing import flagsaver
+
+import toy_data
+from retinanet_tpu import evaluate
+from retinanet_tpu.estimator import run_state, sidecar, summaries, training
+from retinanet_tpu.task import cli
+
+BINDINGS = (*toy_data.TWO_LEVELS, "Plan.num_pictures = 0")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def model_dir(tmp_path, data_dir):
+    """A run on a TPU, finished at step 4."""
+    run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
+    network = run.network_fn(run.params)
+    state = training.TrainState(network, run.update_fn(network))
+    (tmp_path / "run").mkdir()
+    for state.step in (2, 4):
+        state.save(str(tmp_path / "run"))
+    tpu = "make_strategy.device = 'tpu'"
+    text = toy_data.parse(data_dir, *BINDINGS, tpu)
+    (tmp_path / "run" / cli.CONFIG_FILE).write_text(text)
+    say(tmp_path / "run", run_state.FINISHED)
+    return tmp_path / "run"
+
+
+def say(model_dir, state, beat=1):
+    run_state.write(str(model_dir), run_state.RunState(state, 4, beat))
+
+
+@pytest.fixture
+def main():
+    """Runs the command as its command line would."""
+    handler, verbosity = signal.getsignal(signal.SIGTERM), logging.get_verbosity()
+
+    def run(model_dir, **settings):
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(["test"])
+        with flagsaver.flagsaver(model_dir=str(model_dir), **settings):
+            evaluate.main()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    logging.set_verbosity(verbosity)
+
+
+def scored(model_dir):
+    records = summaries.read_evaluations(f"{model_dir}/eval")
+    return [record["global_step"] for record in records]
+
+
+def test_a_finished_run_is_scored_and_later_shown(model_dir, main, caplog):
+    logging.set_verbosity(logging.INFO)
+    main(model_dir, policy="every_k", every_k_steps=2)
+    assert scored(model_dir) == [2, 4]
+    assert "was scored before" not in caplog.text
+    main(model_dir)
+    main(model_dir, once=True)
+    assert scored(model_dir) == [2, 4]
+    assert caplog.text.count("model.ckpt-4 was scored before\n Average Precision") == 2
+
+
+def test_a_named_checkpoint_is_scored_though_it_was_before(model_dir, main):
+    before = {"global_step": 2, "AP": 0.123}
+    summaries.write_evaluation(f"{model_dir}/eval", "model.ckpt-2", before, secs=1)
+    main(model_dir, checkpoint=f"{model_dir}/model.ckpt-2")
+    (record,) = summaries.read_evaluations(f"{model_dir}/eval")
+    assert record["global_step"] == 2 and record["AP"] != 0.123
+    assert not os.listdir(model_dir / "leases")
+
+
+@pytest.fixture
+def no_scoring(monkeypatch):
+    """Leaves nothing to score."""
+    monkeypatch.setattr(sidecar, "choose", lambda *args, **kwargs: [])
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "sentence"),
+    [
+        (run_state.RUNNING, 3, "Nothing came from the trainer of .* for 1 s; what it"),
+        (run_state.PREEMPTED, 3, "was preempted at step 4 and did not come back for 1"),
+        (run_state.FAILED, 4, "failed at step 4; what it left is scored"),
+    ],
+)
+def test_a_trainer_that_does_not_finish_is_an_exit_code_and_a_sentence(
+    model_dir, main, no_scoring, capsys, state, code, sentence
+):
+    say(model_dir, state)
+    with pytest.raises(SystemExit) as ended:
+        main(model_dir, timeout_secs=1, preemption_secs=1)
+    assert ended.value.code == code
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error: " in x]
+    assert re.search(sentence, line)
+
+
+def test_a_run_that_never_begins_is_not_waited_for_for_ever(tmp_path, main, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(tmp_path, timeout_secs=1)
+    assert ended.value.code == 3
+    assert "config.gin came in 1 s" in capsys.readouterr().err
+
+
+def test_SIGTERM_gives_the_lease_back(model_dir, main, monkeypatch):
+    def evaluate_and_be_stopped(self, *args, **kwargs):
+        assert os.listdir(model_dir / "leases")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(
+        evaluate.sidecar.estimator_lib.TPUEstimator, "evaluate", evaluate_and_be_stopped
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(model_dir)
+    assert ended.value.code == 143
+    assert not os.listdir(model_dir / "leases") and scored(model_dir) == []
+
+
+def test_every_k_needs_its_number(model_dir, main):
+    with pytest.raises(ValueError, match="every_k_steps is None"):
+        main(model_dir, policy="every_k")

@@ -1,0 +1,309 @@
+"""The command preflight: what it prints and how it ends, with and without libtpu."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import tensorflow as tf
+from absl import flags
+from absl.testing import flagsaver
+
+import toy_data
+from retinanet_tpu import preflight
+from retinanet_tpu.task import configurables, host_rate, steps
+from retinanet_tpu.xla import compile as compiler, lower, roofline
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason=f"needs {compiler.INSTALL}"
+)
+GIB = 2**30
+# What the fake compiler finds: so much an image, and so much in any case.
+IMAGE_BYTES, OTHER_BYTES = 0.1 * GIB, 1.05 * GIB
+LARGEST = 144  # images of a device of a v3: (15.48 - 1.05) / 0.1
+TEXT = """HloModule step
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  ROOT %b = f32[1000]{0} tanh(%a), metadata={op_name="Tanh"}
+}
+"""
+SMALL = (
+    *toy_data.TINY,
+    *toy_data.TWO_LEVELS,
+    "DATA_DIR = 'none'",
+    "COMPUTE_DTYPE = 'bfloat16'",
+    "Plan.eval_batch_per_replica = 1",
+)
+
+
+def compile_fake(hlo, topology, num_replicas):
+    images = int(hlo)
+    needed = int(OTHER_BYTES + images * IMAGE_BYTES)
+    if needed > 15.48 * GIB:
+        gib = needed / GIB
+        raise compiler.OutOfMemoryError(f"Used {gib:.2f}G of 15.48G hbm.")
+    return compiler.Compiled(
+        argument_bytes=0,
+        result_bytes=0,
+        temporary_bytes=needed,
+        code_bytes=0,
+        flops=61.5e12 * images,  # a second of a v3 each
+        bytes_accessed=8000.0,
+        text=TEXT,
+    )
+
+
+def lower_fake(fn, specs, strategy):
+    """Returns a program that says how many images there are."""
+    return lower.Program(str(specs[0].shape[0]).encode(), tf.Graph())
+
+
+def tanh_step(images, setting="BATCH_SIZE", num_replicas=8):
+    return steps.Step(
+        tf.tanh, lambda n: (tf.TensorSpec([n, 4]),), images, num_replicas, setting
+    )
+
+
+def run_command(monkeypatch, capsys, made=None, **settings):
+    """Runs main() on steps made up; returns its exit code and what it printed."""
+    monkeypatch.setattr(compiler, "check_installed", lambda: None)
+    monkeypatch.setattr(compiler, "for_tpu", compile_fake)
+    monkeypatch.setattr(lower, "lower", lower_fake)
+    monkeypatch.setattr(
+        host_rate, "images_per_core_sec", lambda run: {"train": 0.5, "eval": 1.0}
+    )
+
+    def make(run):
+        images = run.plan.batch_size // run.estimator.num_replicas
+        return made or {
+            "train": tanh_step(images, "BATCH_SIZE", run.estimator.num_replicas),
+            "eval": tanh_step(4, "Plan.eval_batch_per_replica"),
+            "predict": tanh_step(1, "", 1),
+        }
+
+    monkeypatch.setattr(steps, "make", make)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    settings = {
+        "gin_file": [str(toy_data.GIN_CONFIGS / "quickstart.gin")],
+        "gin_param": list(SMALL),
+    } | settings
+    with flagsaver.flagsaver(**settings), pytest.raises(SystemExit) as ended:
+        preflight.main()
+    return ended.value.code, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("largest", [*range(12), 63, 64, 65, 1000])
+@pytest.mark.parametrize("start", [1, 2, 3, 8, 100])
+def test_the_largest_batch_is_the_last_that_fits(largest, start):
+    tried = []
+
+    def fits(images):
+        tried.append(images)
+        return images <= largest
+
+    assert preflight.largest_batch(fits, start) == largest
+    assert min(tried) >= 1
+    # Doubling and halving, not counting.
+    assert len(tried) <= 2 * max(largest, start).bit_length() + 1
+
+
+def test_all_steps_that_fit_end_in_success(monkeypatch, capsys):
+    code, out = run_command(monkeypatch, capsys, topology="v3-8")
+    assert code == 0
+    assert out.splitlines()[0].split()[-3:] == ["train", "eval", "predict"]
+    assert out.splitlines()[1].split() == ["fits"] * 3
+
+
+def test_json_is_one_object_with_all_figures(monkeypatch, capsys):
+    code, out = run_command(monkeypatch, capsys, topology="v3-8", json=True)
+    report = json.loads(out)
+    train = report["steps"]["train"]
+    assert (code, report["num_devices"], report["num_hosts"]) == (0, 8, 1)
+    assert (train["images"], train["num_devices"]) == (1, 8)
+    assert train["bound"] == "compute"
+    assert train["ms_at_least"] == pytest.approx(1000)
+    assert train["images_per_sec_at_most"] == pytest.approx(8)
+    assert train["images_per_sec_of_host"] == pytest.approx(8)
+    assert train["images_per_core_sec"] == 0.5
+    assert train["hbm_traffic_mb"] == pytest.approx(8000 / 1e6)
+    assert train["hbm_gib"] == pytest.approx(1.15)
+    assert [m["source"] for m in train["largest_moves"]] == ["Tanh"]
+    assert "images_per_sec_of_host" not in report["steps"]["predict"]
+
+
+def test_the_hosts_of_a_slice_share_the_work(monkeypatch, capsys):
+    _, out = run_command(
+        monkeypatch, capsys, topology="v3-32", batch_size=64, json=True
+    )
+    train = json.loads(out)["steps"]["train"]
+    assert train["images_per_sec_at_most"] == pytest.approx(32)
+    assert train["images_per_sec_of_host"] == pytest.approx(8)
+
+
+def test_the_input_pipeline_need_not_be_measured(monkeypatch, capsys):
+    _, out = run_command(monkeypatch, capsys, topology="v3-8", host_rate=False)
+    assert "wanted of each host" in out and "core" not in out
+
+
+def test_batch_size_replaces_the_runs(monkeypatch, capsys):
+    _, out = run_command(monkeypatch, capsys, topology="v3-8", batch_size=24, json=True)
+    assert json.loads(out)["steps"]["train"]["images"] == 3
+
+
+@pytest.mark.parametrize("size, choice", [(20, "16 or 24"), (3, "8")])
+def test_a_batch_that_the_devices_cannot_share_is_refused(
+    monkeypatch, capsys, size, choice
+):
+    with pytest.raises(ValueError, match=rf"{size}.*8 devices of v3-8.*try {choice}\."):
+        run_command(monkeypatch, capsys, topology="v3-8", batch_size=size)
+
+
+def test_a_step_that_does_not_fit_fails_the_command(monkeypatch, capsys):
+    code, out = run_command(monkeypatch, capsys, topology="v3-8", batch_size=8 * 200)
+    assert code == 1
+    assert out.splitlines()[-1] == (
+        "train does not fit by 5.57 GiB; --find_batch_size finds the largest batch "
+        "that does."
+    )
+    assert out.splitlines()[1].split() == ["does", "not", "fit", "fits", "fits"]
+
+
+@pytest.mark.parametrize("images", [1, 100, 200])
+def test_the_largest_batch_is_found(monkeypatch, capsys, images):
+    code, out = run_command(
+        monkeypatch,
+        capsys,
+        topology="v3-8",
+        batch_size=8 * images,
+        find_batch_size=True,
+        json=True,
+    )
+    found = json.loads(out)["steps"]
+    assert found["train"]["largest_batch"] == 8 * LARGEST
+    assert "largest_batch" not in found["eval"]  # It fits.
+    assert code == (images > LARGEST)
+
+
+def test_an_evaluation_that_does_not_fit_is_made_smaller_too(monkeypatch, capsys):
+    made = {"eval": tanh_step(1000, "Plan.eval_batch_per_replica")}
+    _, out = run_command(
+        monkeypatch, capsys, made, topology="v3-8", find_batch_size=True
+    )
+    assert f"{8 * LARGEST:,}, {LARGEST} images on each of 8 devices" in out
+    assert "Plan.eval_batch_per_replica sets it" in out
+
+
+def test_memory_beyond_the_device_does_not_fit_even_if_it_compiles(monkeypatch, capsys):
+    # The fake compiler thinks of a v3, which has twice as much.
+    code, out = run_command(
+        monkeypatch, capsys, topology="v2-8", batch_size=8 * 100, json=True
+    )
+    train = json.loads(out)["steps"]["train"]
+    assert (code, train["fits"]) == (1, False)
+    assert train["missing_gib"] == pytest.approx(1.05 + 10 - 7.48)
+
+
+def test_programs_are_written_for_others_to_check(monkeypatch, capsys, tmp_path):
+    run_command(monkeypatch, capsys, topology="v3-8", dump_hlo=str(tmp_path / "hlo"))
+    files = {path.name for path in (tmp_path / "hlo").iterdir()}
+    names = ("train", "eval", "predict")
+    assert files == {f"{n}.{kind}" for n in names for kind in ("hlo.pb", "tpu.txt")}
+    assert (tmp_path / "hlo/train.tpu.txt").read_text() == TEXT
+
+
+def test_an_operation_for_hosts_is_named_with_its_line():
+    def fn(boxes, scores):
+        return tf.image.combined_non_max_suppression(boxes, scores, 10, 10)[0]
+
+    line = f"{__file__}:{fn.__code__.co_firstlineno + 1}"
+    specs = tf.TensorSpec([1, 10, 1, 4]), tf.TensorSpec([1, 10, 2])
+    step = steps.Step(fn, lambda _: specs, 1, 1, "")
+    found = preflight.examine("eval", step, 1, roofline.accelerator("v3-8"))
+    assert found["outcome"] == "does not compile"
+    assert found["error"] == (
+        f"CombinedNonMaxSuppression has no kernel for XLA; made at {line}"
+    )
+
+
+def test_without_the_extra_a_sentence_says_what_to_install():
+    code = (
+        "import sys; sys.modules['libtpu'] = None\n"
+        "from retinanet_tpu import preflight\n"
+        "from retinanet_tpu.task import cli\n"
+        "cli.run(preflight.main)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == "" and "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"error: The TPU compiler is missing \(.*libtpu.*\): "
+        r"pip install -e '\.\[preflight\]'",
+        last,
+    )
+
+
+def make_steps(num_devices):
+    toy_data.parse("none", *SMALL)
+    strategy = lower.AheadOfTimeStrategy(num_devices)
+    return steps.make(configurables.make_experiment(None, strategy_fn=lambda: strategy))
+
+
+@pytest.fixture(scope="module")
+def small_steps():
+    """The steps of a small RetinaNet on 8 replicas."""
+    return make_steps(8)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v2-8", "v3-8", "v5litepod-8", "v6e-8"])
+def test_a_retinanet_trains_on_a_slice(small_steps, topology):
+    target = roofline.accelerator(topology)
+    found = preflight.examine("train", small_steps["train"], 1, target)
+    assert found["fits"], found
+    assert found["hbm_gib"] < 0.1
+    on_chip = found["on_chip_traffic_mb"]
+    if topology in ("v2-8", "v3-8"):
+        # All is in HBM, so the compiler's own sum is a second opinion.
+        assert on_chip == 0
+        assert found["hbm_traffic_mb"] == pytest.approx(found["accessed_mb"], rel=0.1)
+    else:
+        assert on_chip > found["hbm_traffic_mb"]
+    assert any("retinanet_tpu/" in move["line"] for move in found["largest_moves"])
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["eval", "predict"])
+def test_a_retinanet_scores_and_predicts_on_a_slice(small_steps, name):
+    target = roofline.accelerator("v5litepod-8")
+    found = preflight.examine(name, small_steps[name], 1, target)
+    assert found["fits"], found
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_pod_run_fits_a_v3_32(tmp_path):
+    """COCO, ResNet-50, 640 px, 256 images."""
+    command = [
+        *(sys.executable, "-m", "retinanet_tpu.preflight"),
+        *("--topology=v3-32", "--json"),
+        f"--gin_file={toy_data.GIN_CONFIGS}/coco_r50_640_3x.gin",
+        "--gin_param=FROZEN = ()",
+    ]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, env=dict(os.environ))
+    assert ended.returncode == 0
+    found = json.loads(ended.stdout)["steps"]
+    assert [step["fits"] for step in found.values()] == [True] * 3
+    assert found["train"]["images"] * found["train"]["num_devices"] == 256
+    # ResNet-50-FPN at 640 px takes some 480 GFLOP an image, forwards and backwards.
+    assert 400 < found["train"]["gflop"] / found["train"]["images"] < 650
