@@ -89,9 +89,13 @@ def test_the_compiled_train_step_is_the_plain_one(trained, plain):
 
 
 def assert_trained(momentum, path):
-    """Biases that a batch's mean takes out again move nothing and stay; others move."""
-    idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[347]/bias", path)
-    assert momentum.any() != bool(idle), path
+    """Biases that a batch's mean takes out again move nothing and stay; others move.
+
+    So small is the image that P6 has one cell: there P5's bias is taken out too.
+    """
+    idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[3457]/bias", path)
+    largest = np.abs(momentum).max()
+    assert largest < 1e-9 if idle else largest > 0, f"{path}: {largest}"
 
 
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
