@@ -3,10 +3,9 @@
 Whatever happened: the run finishes, every checkpoint that is kept has one line under
 its own step, and every score is that of a run to which nothing happened.
 
-The first test is the short version. The others do one thing many times over:
-  tools/test.sh -n0 -s -m slow tests/faults
-and each prints a row of the README's table: what happened | how often | processes
-started | checkpoints scored | checkpoints kept | time.
+The first test is the short version. `tools/test.sh -n0 -s -m slow tests/faults` does
+one thing many times over in each of the others, which prints a row of the README's
+table: what | how often | processes | checkpoints scored | checkpoints kept | time.
 """
 
 import contextlib
@@ -71,25 +70,6 @@ def make_run(tmp_path, data_dir):
         run.end()
 
 
-def check(run, reference):
-    """Checks what is left; returns the numbers of checkpoints kept and scored."""
-    kept, got = run.steps(), processes.scores(run.records())
-    assert kept and set(kept) <= set(got)
-    for step, score in got.items():
-        assert score == pytest.approx(reference[step], rel=1e-5)
-    return len(kept), len(got)
-
-
-def truncate(run, step):
-    (shard,) = run.model_dir.glob(f"model.ckpt-{step}.data-*")
-    os.truncate(shard, shard.stat().st_size // 2)
-
-
-def delete(run, step):
-    for path in sorted(run.model_dir.glob(f"model.ckpt-{step}.*"), reverse=True):
-        path.unlink(missing_ok=True)
-
-
 def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
     make_run, make_reference
 ):
@@ -102,8 +82,8 @@ def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
     trainer.kill()
     assert trainer.wait() == -signal.SIGKILL
     steps = run.steps()
-    truncate(run, steps[-1])
-    delete(run, steps[-2])
+    run.truncate(steps[-1])
+    run.delete(steps[-2])
     trainer = run.train()
     run.wait_for(lambda: run.steps()[-1] > steps[-1])
     trainer.kill(signal.SIGTERM)
@@ -114,7 +94,7 @@ def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
     sidecars = [run.evaluate(*WATCH, fault=fault) for fault in ("full_disk", "")]
     assert run.train(fault="clock_jumps").wait() == 0
     assert [sidecar.wait() for sidecar in sidecars] == [0, 0]
-    check(run, reference)
+    run.check(reference)
 
 
 class Pair:
@@ -123,7 +103,7 @@ class Pair:
     def __init__(self, run, *, trainer_fault="", sidecar_faults=()):
         self.run, self.trainer_fault = run, trainer_fault
         self.sidecar_faults = list(sidecar_faults)
-        self.num_started = self.num_done = 0
+        self.num_done = 0
         self.trainer = self.sidecar = None
 
     def see_through(self, mischief, secs=1800):
@@ -133,11 +113,9 @@ class Pair:
             assert time.monotonic() < end, self.sidecar.tail()
             if self.trainer is None or self.trainer.code not in (None, 0):
                 self.trainer = self.run.train(fault=self.trainer_fault)
-                self.num_started += 1
             if self.sidecar is None or self.sidecar.code not in (None, 0):
                 fault = self.sidecar_faults.pop(0) if self.sidecar_faults else ""
                 self.sidecar = self.run.evaluate(*WATCH, fault=fault)
-                self.num_started += 1
             next(mischief, None)
             time.sleep(0.02)
 
@@ -175,7 +153,7 @@ def deletions(pair, rng, count):
     while pair.num_done < count and pair.trainer.code != 0:
         yield from pause(rng.uniform(0, 1))
         if older := pair.run.steps()[:-1]:
-            delete(pair.run, rng.choice(older))
+            pair.run.delete(rng.choice(older))
             pair.num_done += 1
         yield
 
@@ -190,7 +168,7 @@ def truncations(pair, rng, count):
         if pair.trainer.code is None:
             pair.trainer.kill()
             pair.trainer.wait()
-            truncate(pair.run, pair.run.steps()[-1])
+            pair.run.truncate(pair.run.steps()[-1])
             pair.num_done += 1
         yield
 
@@ -233,11 +211,11 @@ def rng():
 def report(request, make_reference):
     """Returns a function that checks a run and prints its row of the table."""
 
-    def write(run, *, times, pair=None):
-        kept, scored = check(run, make_reference(LONG))
+    def write(run, *, times):
+        kept, scored = run.check(make_reference(LONG))
         assert run.steps()[-1] == 1500
         name = request.node.name.removeprefix("test_").replace("_", " ")
-        started = pair.num_started if pair else len(run.processes)
+        started = len(run.processes)
         secs = time.monotonic() - start
         print(f"\n| {name} | {times} | {started} | {scored} | {kept} | {secs:.0f} s |")
 
@@ -247,27 +225,20 @@ def report(request, make_reference):
 
 
 @pytest.mark.slow
-def test_SIGKILL_of_the_trainer(make_run, rng, report):
-    pair = Pair(make_run(*LONG))
-    pair.see_through(signals(pair, rng, "trainer", signal.SIGKILL, 20))
-    assert pair.num_done == 20
-    report(pair.run, times=pair.num_done, pair=pair)
-
-
-@pytest.mark.slow
-def test_SIGKILL_of_the_sidecar(make_run, rng, report):
-    pair = Pair(make_run(*LONG, EVERYTHING))
-    pair.see_through(signals(pair, rng, "sidecar", signal.SIGKILL, 20))
-    assert pair.num_done >= 10
-    report(pair.run, times=pair.num_done, pair=pair)
-
-
-@pytest.mark.slow
-def test_SIGTERM_of_the_trainer(make_run, rng, report):
-    pair = Pair(make_run(*LONG))
-    pair.see_through(signals(pair, rng, "trainer", signal.SIGTERM, 10))
-    assert pair.num_done == 10
-    report(pair.run, times=pair.num_done, pair=pair)
+@pytest.mark.parametrize(
+    ("name", "number", "times"),
+    [
+        ("trainer", "SIGKILL", 20),
+        ("sidecar", "SIGKILL", 20),
+        ("trainer", "SIGTERM", 10),
+    ],
+)
+def test_a_signal_to_the(make_run, rng, report, name, number, times):
+    pair = Pair(make_run(*LONG, *([EVERYTHING] if name == "sidecar" else [])))
+    number = getattr(signal, number)
+    pair.see_through(signals(pair, rng, name, number, times))
+    assert pair.num_done == times
+    report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
@@ -275,7 +246,7 @@ def test_a_deleted_checkpoint(make_run, rng, report):
     pair = Pair(make_run(*LONG))
     pair.see_through(deletions(pair, rng, 20))
     assert pair.num_done == 20
-    report(pair.run, times=pair.num_done, pair=pair)
+    report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
@@ -283,7 +254,7 @@ def test_a_truncated_data_shard(make_run, rng, report):
     pair = Pair(make_run(*LONG))
     pair.see_through(truncations(pair, rng, 5))
     assert pair.num_done == 5
-    report(pair.run, times=pair.num_done, pair=pair)
+    report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
@@ -297,7 +268,7 @@ def test_a_full_disk(make_run, rng, report, tmp_path):
         pair = Pair(make_run(*LONG, model_dir=disk / "run"))
         pair.see_through(full_disks(pair, rng, 3))
         assert pair.num_done == 3
-        report(pair.run, times=pair.num_done, pair=pair)
+        report(pair.run, times=pair.num_done)
         pair.run.end()
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -309,7 +280,7 @@ def test_a_clock_that_jumps(make_run, rng, report):
     pair = Pair(make_run(*LONG), trainer_fault=faults[0], sidecar_faults=faults)
     pair.see_through(old_and_new_files(pair, rng, 20))
     assert pair.num_done == 20
-    report(pair.run, times=pair.num_done, pair=pair)
+    report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
@@ -326,4 +297,4 @@ def test_a_sidecar_killed_between_artifact_and_record(make_run, report):
     pair = Pair(make_run(*LONG), sidecar_faults=["killed_before_record"] * 5)
     pair.see_through(iter(()))
     assert pair.sidecar_faults == []
-    report(pair.run, times=5, pair=pair)
+    report(pair.run, times=5)

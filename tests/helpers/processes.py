@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 import toy_data
 from retinanet_tpu.estimator import checkpoints
 
@@ -110,6 +112,27 @@ class Run:
         path = self.model_dir / "eval" / "eval.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
+
+    def check(self, reference: dict[int, dict]) -> tuple[int, int]:
+        """Compares with a run to which nothing happened; counts those kept and scored.
+
+        Every checkpoint that is there must be scored, and every score be the same.
+        """
+        kept, got = self.steps(), scores(self.records())
+        assert kept and set(kept) <= set(got)
+        for step, score in got.items():
+            assert score == pytest.approx(reference[step], rel=1e-5)
+        return len(kept), len(got)
+
+    def truncate(self, step: int) -> None:
+        """Cuts a checkpoint's data in half."""
+        (shard,) = self.model_dir.glob(f"model.ckpt-{step}.data-*")
+        os.truncate(shard, shard.stat().st_size // 2)
+
+    def delete(self, step: int) -> None:
+        """Deletes a checkpoint, its index first."""
+        for path in sorted(self.model_dir.glob(f"model.ckpt-{step}.*"), reverse=True):
+            path.unlink(missing_ok=True)
 
     def wait_for(self, condition, secs: float = 120) -> None:
         """Waits until something is so."""
