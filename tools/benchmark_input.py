@@ -31,7 +31,7 @@ from retinanet_tpu.task import cli, configurables
 _DATA = flags.DEFINE_string("data", None, "DIR/SPLIT-*.tfrecord; not with --gin_file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Sides of the canvas, px.")
 _SCALE_JITTER = flags.DEFINE_list("scale_jitter", ["0.8", "1.2"], "Range of size.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images in a batch.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Images in a batch.")
 _MODEL_GARDEN = flags.DEFINE_string(
     "model_garden_python", None, "Python of the environment that has Model Garden."
 )
@@ -151,7 +151,7 @@ def _setting_of_data():
         "scale_jitter": [low, high],
         "flip": True,
         "max_boxes": 100,
-        "batch_size": _BATCH_SIZE.value,
+        "batch_size": _BATCH.value,
     }
 
 
