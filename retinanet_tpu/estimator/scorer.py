@@ -12,6 +12,7 @@ from absl import logging
 from retinanet_tpu.estimator import (
     checkpoints,
     estimator as estimator_lib,
+    exporters,
     leases,
     spec,
     summaries,
@@ -107,10 +108,9 @@ class Scorer:
                 name=self._spec.name,
             )
         self._unexported = step
-        for exporter in self._spec.exporters:
-            base_dir = f"{self._model_dir}/export/{exporter.name}"
-            with leases.exclusive(base_dir):
-                exporter.export(self._estimator, base_dir, path, results, is_final)
+        exporters.export_all(
+            self._spec.exporters, self._estimator, path, results, is_final=is_final
+        )
         self._unexported = None
 
     def _may_be_whole(self, step):
