@@ -29,8 +29,7 @@ def conv_norm(
     """
     if norm.uses_batch(is_training) and _folds(conv, norm, is_training):
         return conv_norm_sum([(conv, norm, x)], is_training=is_training)
-    with conv.name_scope:
-        x = conv.without_bias(x)
+    x = conv.without_bias(x)
     return norm(x, is_training=is_training, bias=conv.bias)
 
 

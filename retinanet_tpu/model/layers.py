@@ -148,6 +148,7 @@ class Conv(tf.Module):
         x = self.without_bias(x)
         return x if self.bias is None else x + tf.cast(self.bias, x.dtype)
 
+    @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolved x, the bias not yet added."""
         # SAME would pad an even image below and right only when it strides.

@@ -112,6 +112,7 @@ class _StemConv(layers.Conv):
     Source: as in the public MLPerf ResNet-50 for TPUs.
     """
 
+    @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         if any(side % 2 for side in x.shape[1:3]):
             return super().without_bias(x)
