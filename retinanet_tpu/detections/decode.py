@@ -67,6 +67,33 @@ def decode(
     )
 
 
+def every_box(
+    predictions: structures.Predictions,
+    anchors: anchors_lib.Anchors,
+    image_size: tuple[int, int],
+    *,
+    num_classes: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes the boxes of all anchors, for what picks the probable ones itself.
+
+    Args:
+      predictions: of all levels, any float dtype.
+      anchors: those that the network predicts from.
+      image_size: height and width of the network's input, px.
+      num_classes: K.
+    Returns:
+      float32 [B, A, 4] boxes yxyx, px of the network's input, which they end at, and
+      float32 [B, A, K] logits; A over all levels.
+    Raises:
+      ValueError: a size that the anchors do not fit.
+    """
+    anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
+    deltas = tf.cast(_flatten(predictions.box_deltas, 4), tf.float32)
+    boxes_yxyx = box_ops.clip(box_coder.decode(deltas, anchors_cyxhw), image_size)
+    logits = _flatten(predictions.class_logits, num_classes)
+    return boxes_yxyx, tf.cast(logits, tf.float32)
+
+
 def to_original(
     boxes_yxyx: tf.Tensor, scales: tf.Tensor, image_sizes: tf.Tensor
 ) -> tf.Tensor:

@@ -1,15 +1,18 @@
 """Non-maximum suppression: of boxes that say the same, the best remains.
 
-One greedy loop serves all kinds. Each step takes the best candidate left in every image
-of the batch, then lowers the scores of those that overlap it; how much is a function of
-the IoU. Its shapes are static and it has no host-only operation, so it runs inside a
-compiled step on any device.
+Five variants, all with static shapes and without host-only operations, so that they run
+inside a compiled step on any device and convert to other formats:
 
-  per class, hard: nms(candidates)
-  per class, soft: nms(candidates, rescore_fn=gaussian), or linear
-  global: is_per_class=False
+  per_class_hard, combined   boxes of one class suppress each other
+  global_hard                all boxes do
+  per_class_soft             boxes of one class lower each other's scores
+  global_soft                all boxes do
+
+`combined` is TensorFlow's and the reference's name for what per_class_hard does: the
+best of all classes together.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -18,10 +21,18 @@ from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.detections import decode
 
-
-def hard(iou: tf.Tensor, iou_threshold: float) -> tf.Tensor:
-    """Returns what remains of a score, [...]: nothing if the IoU is above."""
-    return tf.where(iou > iou_threshold, 0.0, 1.0)
+VARIANTS = (
+    "combined",
+    "per_class_hard",
+    "per_class_soft",
+    "global_hard",
+    "global_soft",
+)
+# Candidates that hard suppression settles at once. In most pictures the best hundred
+# objects are among as many candidates; the work of a tile grows with its square.
+_TILE = 128
+# Candidates that soft suppression tries to do with, each time a table of all pairs.
+_WINDOWS = (128, 384)
 
 
 def linear(iou: tf.Tensor, iou_threshold: float) -> tf.Tensor:
@@ -43,76 +54,257 @@ def gaussian(
     return tf.exp(-(iou**2) / sigma)
 
 
-def nms(
-    candidates: decode.Candidates,
-    *,
-    iou_threshold: float = 0.5,
-    rescore_fn: Callable[[tf.Tensor, float], tf.Tensor] = hard,
-    is_per_class: bool = True,
-    score_threshold: float = 0.05,
-    max_detections: int = 100,
-) -> structures.Detections:
+@dataclasses.dataclass(frozen=True)
+class NMS:
     """Keeps the best of the candidates that overlap.
 
-    Of equal scores the first candidate wins.
-
-    Args:
-      candidates: C boxes an image, in any order.
-      iou_threshold: what `rescore_fn` is given.
-      rescore_fn: (IoU with a box taken before, iou_threshold) -> the part, in [0, 1],
-        that remains of a score: hard, linear or gaussian.
-      is_per_class: boxes of different classes leave each other alone.
+    Attributes:
+      variant: one of VARIANTS.
+      iou_threshold: a box is suppressed by a better one with a greater IoU; soft_fn is
+        given it too.
+      soft_fn: (IoU with a box taken before, iou_threshold) -> the part, in [0, 1],
+        that remains of a score: linear or gaussian. The hard variants need none.
       score_threshold: scores at or below it never come out, lowered ones included.
       max_detections: D.
-    Returns:
-      Detections with boxes in the candidates' frame; past num_detections all is 0.
-    Raises:
-      ValueError: score_threshold is below 0.
     """
-    if score_threshold < 0:
-        raise ValueError(f"score_threshold must be 0 or more, got {score_threshold}.")
-    boxes_yxyx, scores, classes = candidates
-    num_images, num_candidates = scores.shape[0], scores.shape[1]
-    if num_images is None:
-        num_images = tf.shape(scores)[0]
 
-    def is_any_left(step, scores, taken, taken_scores):
-        del step, taken, taken_scores
-        return tf.reduce_any(scores > score_threshold)
+    variant: str = "per_class_hard"
+    iou_threshold: float = 0.5
+    soft_fn: Callable[[tf.Tensor, float], tf.Tensor] = gaussian
+    score_threshold: float = 0.05
+    max_detections: int = 100
 
-    def take_best(step, scores, taken, taken_scores):
-        best = tf.argmax(scores, axis=-1, output_type=tf.int32)
-        best_score = tf.reduce_max(scores, axis=-1)
-        is_now = tf.range(max_detections) == step
-        taken = tf.where(is_now, best[:, None], taken)
-        taken_scores = tf.where(is_now, best_score[:, None], taken_scores)
+    def __post_init__(self):
+        """Raises ValueError for an unknown variant, or a score_threshold below 0."""
+        if self.variant not in VARIANTS:
+            raise ValueError(
+                f"nms.variant is {self.variant!r}; choose one of {', '.join(VARIANTS)}."
+            )
+        if self.score_threshold < 0:
+            raise ValueError(
+                f"nms.score_threshold is {self.score_threshold}; it must be 0 or more."
+            )
 
-        best_box = tf.gather(boxes_yxyx, best[:, None], batch_dims=1)
-        remains = rescore_fn(box_ops.iou(best_box, boxes_yxyx)[:, 0], iou_threshold)
-        if is_per_class:
-            best_class = tf.gather(classes, best[:, None], batch_dims=1)
-            remains = tf.where(classes == best_class, remains, 1.0)
-        # A box without area does not overlap itself, so the one taken goes by name.
-        remains = tf.where(tf.range(num_candidates) == best[:, None], 0.0, remains)
-        return step + 1, scores * remains, taken, taken_scores
+    def __str__(self) -> str:
+        """Returns a line for people."""
+        kind = getattr(self.soft_fn, "__name__", "soft") if self.is_soft else "hard"
+        return (
+            f"{self.variant} ({kind}), IoU {self.iou_threshold}, scores above "
+            f"{self.score_threshold}, at most {self.max_detections} objects"
+        )
 
-    _, _, taken, taken_scores = tf.while_loop(
-        is_any_left,
-        take_best,
-        (
-            0,
-            scores,
-            tf.zeros([num_images, max_detections], tf.int32),
-            tf.zeros([num_images, max_detections]),
-        ),
-        maximum_iterations=max_detections,
+    @property
+    def is_soft(self) -> bool:
+        """Whether overlap lowers scores instead of striking boxes out."""
+        return self.variant.endswith("soft")
+
+    @property
+    def is_per_class(self) -> bool:
+        """Whether boxes of different classes leave each other alone."""
+        return not self.variant.startswith("global")
+
+    def __call__(self, candidates: decode.Candidates) -> structures.Detections:
+        """Returns what remains. Of equal scores the first candidate wins.
+
+        Args:
+          candidates: C boxes an image, best first; those at or below score_threshold
+            may lie anywhere.
+        Returns:
+          Detections with boxes in the candidates' frame; past num_detections all is 0.
+        """
+        is_candidate = candidates.scores > self.score_threshold
+        scores = tf.where(is_candidate, candidates.scores, 0.0)
+        take = self._take_softly if self.is_soft else self._take_hard
+        taken = take(candidates._replace(scores=scores))
+        is_found = taken.scores > 0
+        boxes_yxyx = tf.where(tf.expand_dims(is_found, -1), taken.boxes_yxyx, 0.0)
+        classes = tf.where(is_found, taken.classes, 0)
+        num_detections = tf.reduce_sum(tf.cast(is_found, tf.int32), axis=-1)
+        return structures.Detections(boxes_yxyx, taken.scores, classes, num_detections)
+
+    def _take_hard(self, candidates):
+        """Returns the candidates left, [B, D], best first; scores 0 past them.
+
+        Takes a tile of the best candidates, drops what boxes taken before suppress,
+        settles the rest among themselves, and goes on with the next until D are taken.
+        """
+        num_candidates = candidates.scores.shape[1]
+        tile_size = min(_TILE, num_candidates)
+        num_tiles = -(-num_candidates // tile_size)
+        padding = num_tiles * tile_size - num_candidates
+        tiles = decode.Candidates(
+            tf.pad(candidates.boxes_yxyx, [[0, 0], [0, padding], [0, 0]]),
+            tf.pad(candidates.scores, [[0, 0], [0, padding]]),
+            tf.pad(candidates.classes, [[0, 0], [0, padding]]),
+        )
+        tiles = tf.nest.map_structure(
+            lambda x: tf.reshape(x, [-1, num_tiles, tile_size, *x.shape[2:]]), tiles
+        )
+        best_scores = tf.reduce_max(tiles.scores, axis=-1)  # [B, tiles]
+        num_needed = tf.reduce_max(
+            tf.where(best_scores > 0, tf.range(1, num_tiles + 1), 0), axis=-1
+        )
+
+        def is_any_left(tile, taken, num_taken):
+            del taken
+            is_left = tf.logical_and(tile < num_needed, num_taken < self.max_detections)
+            return tf.reduce_any(is_left)
+
+        def take_tile(tile, taken, num_taken):
+            new = tf.nest.map_structure(lambda x: tf.gather(x, tile, axis=1), tiles)
+            suppressors = self._overlaps(taken, new) > self.iou_threshold
+            is_free = tf.logical_and(
+                new.scores > 0, tf.logical_not(tf.reduce_any(suppressors, axis=1))
+            )
+            is_kept = _settle(self._overlaps(new, new) > self.iou_threshold, is_free)
+            return tile + 1, *_append(taken, num_taken, new, is_kept)
+
+        rows = tf.shape(candidates.scores)[0]
+        nothing = decode.Candidates(
+            tf.zeros([rows, self.max_detections, 4]),
+            tf.zeros([rows, self.max_detections]),
+            tf.zeros([rows, self.max_detections], tf.int32),
+        )
+        _, taken, _ = tf.while_loop(
+            is_any_left,
+            take_tile,
+            (0, nothing, tf.zeros([rows], tf.int32)),
+            maximum_iterations=num_tiles,
+        )
+        return taken
+
+    def _take_softly(self, candidates):
+        """Returns the candidates taken, [B, D], best first; scores 0 past them.
+
+        Scores only fall. So the best hundreds decide among themselves as long as none
+        of them is taken with a score below the first scores of those left out.
+        """
+        num_candidates = candidates.scores.shape[1]
+
+        def take(windows):
+            window, *wider = windows
+            shown = tf.nest.map_structure(lambda x: x[:, :window], candidates)
+            taken = self._take_one_by_one(shown)
+            if not wider:
+                return taken
+            best_outside = tf.reduce_max(candidates.scores[:, window:], axis=-1)
+            return tf.cond(
+                tf.reduce_all(taken.scores[:, -1] >= best_outside),
+                lambda: taken,
+                lambda: take(wider),
+            )
+
+        return take([w for w in _WINDOWS if w < num_candidates] + [num_candidates])
+
+    def _take_one_by_one(self, candidates):
+        """Returns the candidates taken, [B, D], best first; scores 0 past them.
+
+        Each step takes the best candidate left in every image, then lowers the scores
+        of those that overlap it.
+        """
+        rows, size = tf.shape(candidates.scores)[0], candidates.scores.shape[1]
+        has_table = size <= max(_WINDOWS)
+        table = self._remains(candidates, candidates) if has_table else None
+
+        def is_any_left(step, scores, taken, taken_scores):
+            del step, taken, taken_scores
+            return tf.reduce_any(scores > self.score_threshold)
+
+        def take_best(step, scores, taken, taken_scores):
+            best = tf.argmax(scores, axis=-1, output_type=tf.int32)[:, tf.newaxis]
+            is_now = tf.range(self.max_detections) == step
+            taken = tf.where(is_now, best, taken)
+            best_score = tf.gather(scores, best, batch_dims=1)
+            taken_scores = tf.where(is_now, best_score, taken_scores)
+            if not has_table:
+                one = tf.nest.map_structure(
+                    lambda x: tf.gather(x, best, batch_dims=1), candidates
+                )
+                remains = self._remains(one, candidates)
+            else:
+                remains = tf.gather(table, best, batch_dims=1)
+            # A box without area does not overlap itself, so the one taken goes by name.
+            remains = tf.where(tf.range(size) == best, 0.0, remains[:, 0])
+            return step + 1, scores * remains, taken, taken_scores
+
+        _, _, taken, taken_scores = tf.while_loop(
+            is_any_left,
+            take_best,
+            (
+                0,
+                candidates.scores,
+                tf.zeros([rows, self.max_detections], tf.int32),
+                tf.zeros([rows, self.max_detections]),
+            ),
+            maximum_iterations=self.max_detections,
+        )
+        # The images of a batch run out at different steps.
+        taken_scores = tf.where(taken_scores > self.score_threshold, taken_scores, 0.0)
+        return decode.Candidates(
+            tf.gather(candidates.boxes_yxyx, taken, batch_dims=1),
+            taken_scores,
+            tf.gather(candidates.classes, taken, batch_dims=1),
+        )
+
+    def _overlaps(self, a, b):
+        """Returns float32 [B, N, M]: IoUs, 0 for pairs that leave each other alone."""
+        iou = box_ops.iou(a.boxes_yxyx, b.boxes_yxyx)
+        if not self.is_per_class:
+            return iou
+        is_same = a.classes[:, :, tf.newaxis] == b.classes[:, tf.newaxis, :]
+        return tf.where(is_same, iou, 0.0)
+
+    def _remains(self, a, b):
+        """Returns float32 [B, N, M]: what each taken a leaves of the scores of b."""
+        return self.soft_fn(self._overlaps(a, b), self.iou_threshold)
+
+
+def _settle(is_overlap, is_free):
+    """Returns bool [B, T]: the free boxes that greedy suppression keeps.
+
+    A box is kept if no kept box before it overlaps it. Starting from all, and asking
+    again until nothing changes, settles at least one box more of a chain each time.
+
+    Args:
+      is_overlap: bool [B, T, T].
+      is_free: bool [B, T].
+    """
+    size = is_overlap.shape[1]
+    is_before = tf.range(size)[:, tf.newaxis] < tf.range(size)
+    # [B, T, T], (kept one, suppressed one); as numbers, for a product sums faster.
+    suppresses = tf.cast(tf.logical_and(is_overlap, is_before), tf.float32)
+
+    free = tf.cast(is_free, tf.float32)
+
+    def ask_again(_, kept):
+        num_suppressors = tf.linalg.matvec(suppresses, kept, transpose_a=True)
+        now = tf.where(num_suppressors > 0.5, 0.0, free)
+        return tf.reduce_any(now != kept), now
+
+    # The flag is part of the state, for tf2onnx loses a state that is only passed on.
+    _, settled = tf.while_loop(
+        lambda is_moving, _: is_moving,
+        ask_again,
+        (tf.constant(True), free),
+        maximum_iterations=size,
     )
-    # The images of a batch run out at different steps.
-    is_found = taken_scores > score_threshold
-    taken_boxes = tf.gather(boxes_yxyx, taken, batch_dims=1)
-    return structures.Detections(
-        tf.where(is_found[..., None], taken_boxes, 0.0),
-        tf.where(is_found, taken_scores, 0.0),
-        tf.where(is_found, tf.gather(classes, taken, batch_dims=1), 0),
-        tf.reduce_sum(tf.cast(is_found, tf.int32), axis=-1),
-    )
+    return settled > 0.5
+
+
+def _append(taken, num_taken, new, is_kept):
+    """Returns what is taken with the kept ones behind it, and its number [B]."""
+    # top_k leaves equals in their order, so that the kept ones come first, best first.
+    order = tf.math.top_k(tf.cast(is_kept, tf.float32), is_kept.shape[1]).indices
+    num_kept = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=-1)
+    slots = tf.range(taken.scores.shape[1]) - num_taken[:, tf.newaxis]
+    is_new = tf.logical_and(slots >= 0, slots < num_kept[:, tf.newaxis])
+    slots = tf.clip_by_value(slots, 0, is_kept.shape[1] - 1)
+    source = tf.gather(order, slots, batch_dims=1)  # [B, D], places in the tile
+
+    def choose(old, offered):
+        offered = tf.gather(offered, source, batch_dims=1)
+        mask = tf.expand_dims(is_new, -1) if len(old.shape) == 3 else is_new
+        return tf.where(mask, offered, old)
+
+    num_taken = tf.minimum(num_taken + num_kept, taken.scores.shape[1])
+    return tf.nest.map_structure(choose, taken, new), num_taken

@@ -6,11 +6,16 @@ import tensorflow as tf
 
 from retinanet_tpu.detections import decode, nms
 
-RESCORE = {
-    nms.hard: lambda iou, threshold: 0.0 if iou > threshold else 1.0,
+SOFT = {
     nms.linear: lambda iou, threshold: 1 - iou if iou > threshold else 1.0,
     nms.gaussian: lambda iou, threshold: np.exp(-(iou**2) / np.float32(0.5)),
 }
+ALL = [(name, nms.gaussian) for name in nms.VARIANTS] + [
+    (name, nms.linear) for name in nms.VARIANTS if name.endswith("soft")
+]
+every_variant = pytest.mark.parametrize(
+    ("variant", "soft_fn"), ALL, ids=lambda x: getattr(x, "__name__", x)
+)
 
 
 def make_candidates(boxes, scores, classes=None):
@@ -27,6 +32,7 @@ def random_candidates(seed, num=60):
     corners = rng.uniform(0, 40, (2, num, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (2, num, 2))], -1)
     scores = rng.permuted(np.linspace(0.01, 0.99, 2 * num)).reshape(2, num)
+    scores = -np.sort(-scores, axis=-1)
     return make_candidates(boxes, scores, rng.integers(0, 3, (2, num)))
 
 
@@ -36,29 +42,32 @@ def plain_iou(a, b):
     return shared / union if union > 0 else np.float32(0)
 
 
-def plain_nms(boxes, scores, classes, rescore_fn, is_per_class, iou_threshold=0.5):
+def plain_nms(boxes, scores, classes, variant, soft_fn, iou_threshold=0.5):
     """One image, one box at a time, in float32 as the device has it."""
+
+    def remains(iou):
+        if variant.endswith("soft"):
+            return np.float32(SOFT[soft_fn](iou, iou_threshold))
+        return np.float32(iou <= iou_threshold)
+
     scores, taken = scores.copy(), []
     while len(taken) < 20 and scores.max() > 0.05:
         best = int(scores.argmax())
         taken.append((best, scores[best]))
         scores[best] = 0
         for i in range(len(scores)):
-            if not is_per_class or classes[i] == classes[best]:
-                iou = plain_iou(boxes[best], boxes[i])
-                scores[i] *= np.float32(RESCORE[rescore_fn](iou, iou_threshold))
+            if variant.startswith("global") or classes[i] == classes[best]:
+                scores[i] *= remains(plain_iou(boxes[best], boxes[i]))
     return taken
 
 
-def check(candidates, rescore_fn, is_per_class):
-    arguments = dict(
-        rescore_fn=rescore_fn, is_per_class=is_per_class, max_detections=20
-    )
-    found = tf.function(partial(nms.nms, **arguments), jit_compile=True)(candidates)
+def check(candidates, variant, soft_fn):
+    arguments = dict(variant=variant, soft_fn=soft_fn, max_detections=20)
+    found = tf.function(nms.NMS(**arguments).__call__, jit_compile=True)(candidates)
     assert found.boxes_yxyx.shape == (len(candidates.scores), 20, 4)
     for image, candidate in enumerate(zip(*candidates, strict=True)):
         boxes, scores, classes = (x.numpy() for x in candidate)
-        taken = plain_nms(boxes, scores, classes, rescore_fn, is_per_class)
+        taken = plain_nms(boxes, scores, classes, variant, soft_fn)
         index, count = [i for i, _ in taken], len(taken)
         assert found.num_detections[image] == count
         np.testing.assert_array_equal(found.boxes_yxyx[image, :count], boxes[index])
@@ -72,40 +81,66 @@ def check(candidates, rescore_fn, is_per_class):
     return found
 
 
-@pytest.mark.parametrize("is_per_class", [True, False])
-@pytest.mark.parametrize("rescore_fn", RESCORE)
-def test_random_boxes_agree_with_a_plain_loop(rescore_fn, is_per_class):
-    found = check(random_candidates(0), rescore_fn, is_per_class)
+@every_variant
+def test_random_boxes_agree_with_a_plain_loop(variant, soft_fn):
+    found = check(random_candidates(0), variant, soft_fn)
     assert (np.diff(found.scores, axis=-1) <= 0).all()
 
 
-@pytest.mark.parametrize("is_per_class", [True, False])
-@pytest.mark.parametrize("rescore_fn", RESCORE)
-def test_tied_identical_and_degenerate_boxes_agree_with_a_plain_loop(
-    rescore_fn, is_per_class
-):
+@every_variant
+def test_crowds_of_several_tiles_agree_with_a_plain_loop(variant, soft_fn):
+    boxes, scores, classes = random_candidates(1, 700)
+    # Nearly all in one place: the few that remain are spread over all tiles.
+    boxes -= tf.tile(boxes[..., :2], [1, 1, 2])
+    found = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
+    if variant == "global_hard":
+        # Below 0.8 begins the second tile: the loop went on after the first.
+        last = found.num_detections[0] - 1
+        assert last < 19 and found.scores[0, last] < 0.8
+
+
+def test_a_chain_of_boxes_that_overlap_their_neighbours_keeps_every_second():
+    tops = np.arange(300.0)
+    boxes = np.stack([tops, 0 * tops, tops + 2.5, 0 * tops + 1], axis=-1)
+    scores = np.linspace(0.9, 0.1, 300)
+    found = nms.NMS(iou_threshold=0.4)(make_candidates([boxes], [scores]))
+    np.testing.assert_array_equal(found.boxes_yxyx[0, :, 0], tops[::2][:100])
+
+
+@every_variant
+def test_tied_identical_and_degenerate_boxes_agree_with_a_plain_loop(variant, soft_fn):
     same, point, line = [0, 0, 8, 8], [3, 3, 3, 3], [0, 0, 8, 0]
-    boxes = [same, same, point, same, point, line, [0, 0, 8, 4], same]
-    scores = [0.5, 0.5, 0.5, 0.9, 0.5, 0.7, 0.7, 0.5]
-    candidates = make_candidates([boxes] * 2, [scores] * 2, [[0, 1] * 4, [0] * 8])
-    check(candidates, rescore_fn, is_per_class)
+    boxes = [same, line, [0, 0, 8, 4], same, same, point, same, point, same]
+    scores = [0.9, 0.7, 0.7, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    classes = [[1, 1, 0, 0, 1, 0, 1, 0, 1], [0] * 9]
+    check(make_candidates([boxes] * 2, [scores] * 2, classes), variant, soft_fn)
 
 
-@pytest.mark.parametrize("rescore_fn", RESCORE)
-def test_images_without_candidates_have_no_detections(rescore_fn):
+@every_variant
+def test_images_without_candidates_have_no_detections(variant, soft_fn):
     boxes, scores, classes = random_candidates(1)
     scores = tf.stack([tf.zeros_like(scores[0]), scores[1]])
-    found = check(decode.Candidates(boxes, scores, classes), rescore_fn, True)
+    found = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
     assert found.num_detections[0] == 0 < found.num_detections[1]
     nothing = decode.Candidates(boxes, tf.zeros_like(scores), classes)
-    assert not np.any(check(nothing, rescore_fn, True).num_detections)
+    assert not np.any(check(nothing, variant, soft_fn).num_detections)
 
 
+@every_variant
+def test_candidates_that_were_struck_out_may_lie_anywhere(variant, soft_fn):
+    boxes, scores, classes = random_candidates(6, 300)
+    is_struck_out = classes == 1
+    struck_out = tf.where(is_struck_out, 0.0, scores)
+    found = check(decode.Candidates(boxes, struck_out, classes), variant, soft_fn)
+    assert set(np.unique(found.classes)) == {0, 2}
+
+
+@pytest.mark.parametrize("variant", ["combined", "per_class_hard"])
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.8])
-def test_hard_per_class_is_what_tensorflow_does(iou_threshold):
-    boxes, scores, classes = random_candidates(2, 200)
-    found = nms.nms(
-        decode.Candidates(boxes, scores, classes), iou_threshold=iou_threshold
+def test_hard_per_class_is_what_tensorflow_does(variant, iou_threshold):
+    boxes, scores, classes = random_candidates(2, 600)
+    found = nms.NMS(variant=variant, iou_threshold=iou_threshold)(
+        decode.Candidates(boxes, scores, classes)
     )
     expected = tf.image.combined_non_max_suppression(
         boxes[:, :, None],
@@ -120,28 +155,30 @@ def test_hard_per_class_is_what_tensorflow_does(iou_threshold):
     np.testing.assert_array_equal(found.boxes_yxyx, expected.nmsed_boxes)
     np.testing.assert_array_equal(found.scores, expected.nmsed_scores)
     np.testing.assert_array_equal(found.classes, expected.nmsed_classes)
-    assert 10 < found.num_detections.numpy().min() < 200
+    assert 10 < found.num_detections.numpy().min() < 600
 
 
 def test_overlap_of_exactly_the_threshold_stays():
     candidates = make_candidates([[[0, 0, 2, 2], [0, 0, 2, 1]]], [[0.9, 0.8]])
-    assert nms.nms(candidates, iou_threshold=0.5).num_detections.numpy() == 2
-    assert nms.nms(candidates, iou_threshold=0.49).num_detections.numpy() == 1
+    assert nms.NMS(iou_threshold=0.5)(candidates).num_detections.numpy() == 2
+    assert nms.NMS(iou_threshold=0.49)(candidates).num_detections.numpy() == 1
 
 
 def test_score_of_exactly_the_threshold_goes():
     candidates = make_candidates([[[0, 0, 1, 1], [5, 5, 6, 6]]], [[0.5, 0.25]])
-    found = nms.nms(candidates, score_threshold=0.25)
+    found = nms.NMS(score_threshold=0.25)(candidates)
     assert found.num_detections.numpy() == 1
 
 
 def test_soft_scores_worked_out_by_hand():
     boxes = [[[0, 0, 2, 2], [0, 0, 2, 1.5], [0, 0, 2, 0.5]]]
     candidates = make_candidates(boxes, [[0.8, 0.6, 0.5]])
-    found = nms.nms(candidates, rescore_fn=nms.linear)
+    found = nms.NMS(variant="per_class_soft", soft_fn=nms.linear)(candidates)
     np.testing.assert_allclose(found.scores[0, :3], [0.8, 0.5, 0.15], rtol=1e-6)
     np.testing.assert_array_equal(found.boxes_yxyx[0, 1], boxes[0][2])
-    found = nms.nms(candidates, rescore_fn=partial(nms.gaussian, sigma=1.0))
+    found = nms.NMS(variant="per_class_soft", soft_fn=partial(nms.gaussian, sigma=1.0))(
+        candidates
+    )
     second = 0.5 * np.exp(-(0.25**2))
     third = 0.6 * np.exp(-(0.75**2)) * np.exp(-((1 / 3) ** 2))
     np.testing.assert_allclose(found.scores[0, :3], [0.8, second, third], rtol=1e-5)
@@ -149,8 +186,8 @@ def test_soft_scores_worked_out_by_hand():
 
 def test_no_more_than_the_most_detections_come_out():
     candidates = random_candidates(3)
-    few = nms.nms(candidates, max_detections=3)
-    many = nms.nms(candidates, max_detections=50)
+    few = nms.NMS(max_detections=3)(candidates)
+    many = nms.NMS(max_detections=50)(candidates)
     assert few.num_detections.numpy().tolist() == [3, 3]
     np.testing.assert_array_equal(few.boxes_yxyx, many.boxes_yxyx[:, :3])
 
@@ -161,12 +198,17 @@ def test_batch_of_unknown_size_can_be_traced():
         tf.TensorSpec([None, 60]),
         tf.TensorSpec([None, 60], tf.int32),
     )
-    traced = tf.function(nms.nms, input_signature=[specs])
+    traced = tf.function(nms.NMS().__call__, input_signature=[specs])
     candidates = random_candidates(4)
-    for a, b in zip(traced(candidates), nms.nms(candidates), strict=True):
+    for a, b in zip(traced(candidates), nms.NMS()(candidates), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_threshold_below_zero_is_refused():
     with pytest.raises(ValueError, match="0 or more"):
-        nms.nms(random_candidates(5), score_threshold=-0.1)
+        nms.NMS(score_threshold=-0.1)
+
+
+def test_unknown_variant_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'gentle'; choose one of combined, per_class"):
+        nms.NMS(variant="gentle")

@@ -236,7 +236,7 @@ def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
     network, params = network_and_params
     params = params | {
         "categories": categories.from_coco(toy_data.CATEGORIES),
-        "nms_fn": lambda found: nms.nms(found, score_threshold=0.0, max_detections=9),
+        "nms_fn": nms.NMS(score_threshold=0.0, max_detections=9),
     }
 
     def step(features, labels):
@@ -267,7 +267,7 @@ def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
     )
     params = {
         "decode_fn": lambda *_, **__: candidates,
-        "nms_fn": lambda found: nms.nms(found, max_detections=5),
+        "nms_fn": nms.NMS(max_detections=5),
         "categories": categories.Categories(4, entries),
         "anchors": anchors_lib.Anchors(),
         "image_size": (128, 128),

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 import linear
+from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.xla import compile as compiler, lower, roofline
 
 needs_libtpu = pytest.mark.skipif(
@@ -109,3 +110,19 @@ def test_a_call_that_tpus_do_not_know_is_traced_to_its_operation():
         compiler.for_tpu(program.hlo, "v3:2x2x1", 1)
     assert caught.value.operation.startswith("ours/")
     assert program.line_of(caught.value.operation).startswith(f"{__file__}:")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("variant", sorted(set(nms.VARIANTS) - {"combined"}))
+def test_every_suppression_compiles_for_a_tpu(variant):
+    specs = (
+        tf.TensorSpec([2, 500, 4]),
+        tf.TensorSpec([2, 500]),
+        tf.TensorSpec([2, 500], tf.int32),
+    )
+    hlo = lower.lower(
+        lambda *candidates: nms.NMS(variant)(decode.Candidates(*candidates)),
+        specs,
+        lower.AheadOfTimeStrategy(1),
+    ).hlo
+    assert compiler.for_tpu(hlo, "v5e:1x1", 1).flops > 0
