@@ -10,6 +10,9 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "retinanet_tpu/__init__.py").read_text()
 )[1]
 
+# tf2onnx turns a TensorFlow graph into ONNX, onnxruntime runs it, also to check it.
+ONNX = ["tf2onnx>=1.17", "onnx>=1.20", "onnxruntime>=1.20"]
+
 setuptools.setup(
     name="retinanet_tpu",
     version=VERSION,
@@ -34,7 +37,8 @@ setuptools.setup(
         "tpu": ["tensorflow-tpu~=2.20.0", "cloud-tpu-client>=0.10"],
         # The TPU compiler, and the way to it; pinned, as not all of it is public.
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
+        "onnx": ONNX,
         "plots": ["matplotlib>=3.8"],  # tools/plot_run.py draws learning curves.
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9", *ONNX],
     },
 )

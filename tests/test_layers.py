@@ -9,6 +9,7 @@ LAYERS = [
     {"structures", "replicas"},
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
+    {"serving"},
     {"task"},
     {"train", "evaluate", "export", "predict", "preflight"},
 ]

@@ -13,6 +13,7 @@ best of all classes together.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -181,20 +182,21 @@ class NMS:
         """
         num_candidates = candidates.scores.shape[1]
 
-        def take(windows):
-            window, *wider = windows
+        def take(window):
             shown = tf.nest.map_structure(lambda x: x[:, :window], candidates)
-            taken = self._take_one_by_one(shown)
-            if not wider:
-                return taken
-            best_outside = tf.reduce_max(candidates.scores[:, window:], axis=-1)
-            return tf.cond(
-                tf.reduce_all(taken.scores[:, -1] >= best_outside),
-                lambda: taken,
-                lambda: take(wider),
-            )
+            return self._take_one_by_one(shown)
 
-        return take([w for w in _WINDOWS if w < num_candidates] + [num_candidates])
+        windows = [w for w in _WINDOWS if w < num_candidates] + [num_candidates]
+        taken = take(windows[0])
+        # In a row: of nested conditions tf2onnx loses the shapes.
+        for window, wider in itertools.pairwise(windows):
+            best_outside = tf.reduce_max(candidates.scores[:, window:], axis=-1)
+            taken = tf.cond(
+                tf.reduce_all(taken.scores[:, -1] >= best_outside),
+                lambda taken=taken: taken,
+                lambda wider=wider: take(wider),
+            )
+        return taken
 
     def _take_one_by_one(self, candidates):
         """Returns the candidates taken, [B, D], best first; scores 0 past them.

@@ -225,13 +225,15 @@ class TPUEstimator:
         serving_fn: Callable,
         *,
         checkpoint_path: str | None = None,
+        scores: Mapping[str, Any] | None = None,
     ) -> str:
-        """Writes a SavedModel of a checkpoint to `export_dir_base/<10-digit time>`.
+        """Writes what serves a checkpoint to `export_dir_base/<10-digit time>`.
 
         Args:
           export_dir_base: such as `<model_dir>/export/latest`.
-          serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+          serving_fn: (network, params) -> spec.Serving.
           checkpoint_path: None for the latest.
+          scores: of the checkpoint, if they are known and not yet written.
         Returns:
           The directory written.
         Raises:
@@ -240,9 +242,9 @@ class TPUEstimator:
         path = self._checkpoint(checkpoint_path)
         network = self._network_fn(self._inputs.plain_params())
         self._load(network, path)
-        module, signatures, assets = serving_fn(network, self._inputs.plain_params())
+        serving = serving_fn(network, self._inputs.plain_params())
         exported = exporters.export_saved_model(
-            module, export_dir_base, signatures=signatures, assets_extra=assets
+            serving, export_dir_base, path, scores or self.scores(path)
         )
         logging.info("Exported %s to %s", path, exported)
         return exported

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoints, files, leases
+from retinanet_tpu.estimator import checkpoints, files, leases, spec
 
 LIST_FILE = "exports.json"
 _REMAINS_SECS = 86400  # No export takes a day, and no two clocks differ by one.
@@ -41,7 +41,7 @@ class BestExporter:
     """Keeps the exports of the checkpoints that scored best.
 
     Attributes:
-      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      serving_fn: (network, params) -> spec.Serving.
       name: they go to export/<name>.
       metric: a number of the evaluation's results. Of two checkpoints with the same
         the earlier is the better; one that is not a number is not exported.
@@ -84,6 +84,7 @@ class BestExporter:
             estimator,
             export_path,
             checkpoint_path,
+            eval_result,
             value=float(value),
             rank_fn=lambda export: (sign * export.value, -export.step),
         )
@@ -94,7 +95,7 @@ class LatestExporter:
     """Keeps the exports of the checkpoints that were scored last.
 
     Attributes:
-      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      serving_fn: (network, params) -> spec.Serving.
       name: they go to export/<name>.
       exports_to_keep: how many stay, None for all.
     """
@@ -112,8 +113,10 @@ class LatestExporter:
         is_the_final_export: bool,
     ) -> str | None:
         """Exports every checkpoint; see `export_and_prune`."""
-        del eval_result, is_the_final_export
-        return export_and_prune(self, estimator, export_path, checkpoint_path)
+        del is_the_final_export
+        return export_and_prune(
+            self, estimator, export_path, checkpoint_path, eval_result
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,7 @@ class FinalExporter:
     """Exports the checkpoint of the last step.
 
     Attributes:
-      serving_fn: (network, params) -> (module, signatures, texts for assets.extra).
+      serving_fn: (network, params) -> spec.Serving.
       name: it goes to export/<name>.
       exports_to_keep: more than one come of runs that were prolonged.
     """
@@ -139,10 +142,11 @@ class FinalExporter:
         is_the_final_export: bool,
     ) -> str | None:
         """Exports the checkpoint if it is the last one; see `export_and_prune`."""
-        del eval_result
         if not is_the_final_export:
             return None
-        return export_and_prune(self, estimator, export_path, checkpoint_path)
+        return export_and_prune(
+            self, estimator, export_path, checkpoint_path, eval_result
+        )
 
 
 def check_names(exporters: Sequence[Any]) -> None:
@@ -176,6 +180,7 @@ def export_and_prune(
     estimator: Any,
     base_dir: str,
     checkpoint_path: str,
+    eval_result: Mapping[str, Any],
     *,
     value: float | None = None,
     rank_fn: Callable[[Export], Any] = lambda export: export.step,
@@ -187,6 +192,7 @@ def export_and_prune(
       estimator: has export_saved_model.
       base_dir: of the exports.
       checkpoint_path: what to export. Exported before, it is not exported again.
+      eval_result: its scores.
       value: of the metric that it is ranked by.
       rank_fn: higher ranks stay.
     Returns:
@@ -199,7 +205,10 @@ def export_and_prune(
     exported = None
     if not is_known and (keep is None or len(better) < keep):
         exported = estimator.export_saved_model(
-            base_dir, exporter.serving_fn, checkpoint_path=checkpoint_path
+            base_dir,
+            exporter.serving_fn,
+            checkpoint_path=checkpoint_path,
+            scores=eval_result,
         )
         listed.append(Export(exported.rpartition("/")[2], step, value))
         _write_list(base_dir, listed)
@@ -219,38 +228,49 @@ def list_exports(base_dir: str) -> list[Export]:
 
 
 def export_saved_model(
-    module: tf.Module,
+    serving: spec.Serving,
     base_dir: str,
-    *,
-    signatures: Mapping[str, Callable],
-    assets_extra: Mapping[str, str] | None = None,
+    checkpoint_path: str,
+    scores: Mapping[str, Any] | None = None,
 ) -> str:
-    """Saves a module under `base_dir/<10-digit time>`, committed by a rename.
+    """Writes an export to `base_dir/<10-digit time>`, committed by a rename.
 
     TensorFlow Serving loads the directory whose name is the highest number, so the work
     goes on in `temp-<time>`, which it does not see. On gs:// a rename copies, file by
     file.
 
     Args:
-      module: holds all variables that the signatures use.
+      serving: what to write.
       base_dir: gets one version more; others stay.
-      signatures: by name; `serving_default` is the one that servers call.
-      assets_extra: texts by file name, for the directory assets.extra.
+      checkpoint_path: whose weights the module has.
+      scores: of the checkpoint, if it was scored.
     Returns:
-      The new directory.
+      The new directory. If anything fails, there is none.
     """
     version = max([int(time.time()), *(v + 1 for v in _numbers(base_dir, ""))])
     for remains in _numbers(base_dir, "temp-"):
         if remains < version - _REMAINS_SECS:
             files.remove_directory(f"{base_dir}/temp-{remains}")
     temporary = f"{base_dir}/temp-{version}"
-    tf.saved_model.save(module, temporary, signatures=dict(signatures))
-    tf.io.gfile.makedirs(f"{temporary}/assets.extra")
-    for name, text in (assets_extra or {}).items():
-        with tf.io.gfile.GFile(f"{temporary}/assets.extra/{name}", "w") as file:
-            file.write(text)
+    try:
+        _write(serving, temporary)
+        if serving.finish_fn:
+            serving.finish_fn(temporary, checkpoint_path, scores)
+    except BaseException:
+        files.remove_directory(temporary)
+        raise
     files.rename_directory(temporary, f"{base_dir}/{version}")
     return f"{base_dir}/{version}"
+
+
+def _write(serving, directory):
+    if serving.signatures:
+        signatures = dict(serving.signatures)
+        tf.saved_model.save(serving.module, directory, signatures=signatures)
+    tf.io.gfile.makedirs(f"{directory}/assets.extra")
+    for name, text in serving.assets_extra.items():
+        with tf.io.gfile.GFile(f"{directory}/assets.extra/{name}", "w") as file:
+            file.write(text)
 
 
 def _numbers(base_dir, prefix):

@@ -87,6 +87,25 @@ class EvalSpec(NamedTuple):
     exporters: tuple[Any, ...] = ()
 
 
+class Serving(NamedTuple):
+    """What serving_fn makes of a network: what an export writes.
+
+    Attributes:
+      module: holds all variables that the signatures use.
+      signatures: by name; `serving_default` is the one that servers call. Without any,
+        no SavedModel is written.
+      assets_extra: texts by file name, for the directory assets.extra.
+      finish_fn: called with the directory, the path of the checkpoint and its scores
+        or None, before the export is committed. It may add files. If it raises, there
+        is no export.
+    """
+
+    module: tf.Module
+    signatures: Mapping[str, Callable]
+    assets_extra: Mapping[str, str] = {}
+    finish_fn: Callable[[str, str, Mapping[str, Any] | None], None] | None = None
+
+
 def call_by_name(fn: Callable, **available: Any) -> Any:
     """Calls fn with those of the available arguments that its signature names.
 

@@ -164,7 +164,9 @@ def test_an_export_appears_whole_under_a_ten_digit_name(tmp_path):
     def serving_fn(network, params):
         fn = tf.function(lambda x: {"y": network(x)})
         signature = fn.get_concrete_function(tf.TensorSpec([None, 3], tf.float32))
-        return network, {"serving_default": signature}, {"names.txt": "a b"}
+        return spec.Serving(
+            network, {"serving_default": signature}, {"names.txt": "a b"}
+        )
 
     path = runner.export_saved_model(f"{tmp_path}/export/latest", serving_fn)
     assert pathlib.Path(path).name.isdigit() and len(pathlib.Path(path).name) == 10

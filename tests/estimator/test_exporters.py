@@ -1,11 +1,12 @@
 import json
+import pathlib
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.estimator import checkpoints, exporters, files
+from retinanet_tpu.estimator import checkpoints, exporters, files, spec
 
 BIAS = 2.5
 
@@ -25,21 +26,25 @@ class Module(tf.Module):
         return {"y": x + self.bias}
 
 
+MODULE = Module()
+SERVING = spec.Serving(MODULE, {"serving_default": MODULE.add})
+
+
 class Estimator:
     """Exports a module of one addition, whatever the checkpoint."""
 
     def __init__(self):
         self.exported = []
 
-    def export_saved_model(self, base_dir, serving_fn, *, checkpoint_path):
+    def export_saved_model(self, base_dir, serving_fn, *, checkpoint_path, scores):
         self.exported.append(checkpoints.step_of(checkpoint_path))
         module = serving_fn()
-        return exporters.export_saved_model(
+        serving = spec.Serving(
             module,
-            base_dir,
-            signatures={"serving_default": module.add},
-            assets_extra={"step.txt": str(self.exported[-1])},
+            {"serving_default": module.add},
+            {"step.txt": str(self.exported[-1])},
         )
+        return exporters.export_saved_model(serving, base_dir, checkpoint_path, scores)
 
 
 def export(exporter, base_dir, scores, estimator=None, is_final=False):
@@ -151,8 +156,7 @@ def test_killed_at_any_moment_the_next_start_keeps_the_best(
 
 def test_what_was_not_listed_is_not_touched(tmp_path):
     base_dir = str(tmp_path)
-    module = Module()
-    by_hand = exporters.export_saved_model(module, base_dir, signatures={})
+    by_hand = exporters.export_saved_model(SERVING, base_dir, "model.ckpt-1")
     other = tmp_path / "notes"
     other.mkdir()
     exporter = exporters.LatestExporter(Module, exports_to_keep=1)
@@ -161,12 +165,47 @@ def test_what_was_not_listed_is_not_touched(tmp_path):
     assert [e.step for e in exporters.list_exports(base_dir)] == [3]
 
 
+def test_what_finishes_an_export_sees_it_before_others_do(tmp_path):
+    told = []
+
+    def finish(directory, checkpoint_path, scores):
+        assert not [p for p in tmp_path.iterdir() if p.name.isdigit()]
+        assert tf.saved_model.contains_saved_model(directory)
+        (pathlib.Path(directory) / "more.txt").write_text("more")
+        told.append((checkpoint_path, scores))
+
+    serving = SERVING._replace(finish_fn=finish)
+    path = exporters.export_saved_model(
+        serving, str(tmp_path), "model.ckpt-1", {"AP": 0.5}
+    )
+    assert told == [("model.ckpt-1", {"AP": 0.5})]
+    assert (pathlib.Path(path) / "more.txt").read_text() == "more"
+
+
+def test_an_export_that_is_refused_leaves_nothing(tmp_path):
+    def refuse(directory, checkpoint_path, scores):
+        raise ValueError("It finds other boxes.")
+
+    with pytest.raises(ValueError, match="other boxes"):
+        exporters.export_saved_model(
+            SERVING._replace(finish_fn=refuse), str(tmp_path), "model.ckpt-1"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_signatures_no_saved_model_is_written(tmp_path):
+    serving = spec.Serving(MODULE, {}, {"a.txt": "a"})
+    path = exporters.export_saved_model(serving, str(tmp_path), "model.ckpt-1")
+    assert not tf.saved_model.contains_saved_model(path)
+    assert (pathlib.Path(path) / "assets.extra" / "a.txt").read_text() == "a"
+
+
 def test_half_an_export_of_a_day_ago_is_removed_a_younger_one_is_not(tmp_path):
     now = int(time.time())
     old, young = f"temp-{now - 90_000}", f"temp-{now - 80_000}"
     for name in (old, young, "temp-mine"):
         (tmp_path / name).mkdir()
-    exporters.export_saved_model(Module(), str(tmp_path), signatures={})
+    exporters.export_saved_model(SERVING, str(tmp_path), "model.ckpt-1")
     assert not (tmp_path / old).exists()
     assert (tmp_path / young).exists() and (tmp_path / "temp-mine").exists()
 
@@ -175,7 +214,7 @@ def test_versions_rise_though_the_clock_goes_back(tmp_path, monkeypatch):
     versions = []
     for now in (1_800_000_000, 1_700_000_000, 1_800_000_000):
         monkeypatch.setattr(time, "time", lambda now=now: now + 0.5)
-        path = exporters.export_saved_model(Module(), str(tmp_path), signatures={})
+        path = exporters.export_saved_model(SERVING, str(tmp_path), "model.ckpt-1")
         versions.append(int(path.rpartition("/")[2]))
     assert list(np.diff(versions)) == [1, 1]
 

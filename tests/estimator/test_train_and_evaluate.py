@@ -34,7 +34,7 @@ def scored_steps(model_dir):
 def serving_fn(network, params):
     fn = tf.function(lambda x: {"y": network(x)})
     signature = fn.get_concrete_function(tf.TensorSpec([None, 3], tf.float32))
-    return network, {"serving_default": signature}, {}
+    return spec.Serving(network, {"serving_default": signature})
 
 
 class Failing:
