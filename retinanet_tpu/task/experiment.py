@@ -29,6 +29,8 @@ from retinanet_tpu.task import (
     serving_fn,
 )
 
+NUM_PICTURES = 16  # Of the evaluation split, that exports are checked on.
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -64,7 +66,7 @@ def retinanet_params(
     loss_fn: Callable = losses.detection_losses,
     l2_coefficient: float = 1e-4,
     decode_fn: Callable = decode.decode,
-    nms_fn: Callable = nms.nms,
+    nms_fn: nms.NMS | None = None,
 ) -> dict[str, Any]:
     """Returns what model_fn, input_fn and serving_fn share.
 
@@ -76,7 +78,7 @@ def retinanet_params(
       loss_fn: predictions and targets -> losses.
       l2_coefficient: of half the squared kernels.
       decode_fn: predictions -> candidates.
-      nms_fn: candidates -> detections.
+      nms_fn: candidates -> detections; None for NMS as it comes.
     Raises:
       ValueError: image_size does not fit the pyramid.
     """
@@ -93,7 +95,7 @@ def retinanet_params(
         loss_fn=loss_fn,
         l2_coefficient=l2_coefficient,
         decode_fn=decode_fn,
-        nms_fn=nms_fn,
+        nms_fn=nms_fn or nms.NMS(),
     )
 
 
@@ -273,6 +275,7 @@ def _data_params(model_dir, data, params, plan):
     examples_fn = functools.partial(_examples, data, params, categories, plan)
     return {
         "categories": categories,
+        "pictures_fn": functools.partial(data.read_pictures, NUM_PICTURES),
         "metric_fn": metric_fn.make_metric_fn(
             data.annotation_file,
             categories=categories,

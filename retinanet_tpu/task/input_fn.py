@@ -4,9 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu.data import categories as categories_lib, examples, pipeline
+from retinanet_tpu.data import (
+    categories as categories_lib,
+    examples,
+    pipeline,
+    record_files,
+    tf_example,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,25 @@ class Data:
     def read_categories(self) -> categories_lib.Categories:
         """Reads the directory's classes."""
         return categories_lib.read(f"{self.dir}/{categories_lib.FILE_NAME}")
+
+    def read_pictures(self, num: int) -> list[np.ndarray]:
+        """Returns the first pictures of the evaluation split, as they are stored.
+
+        Args:
+          num: how many at most.
+        Returns:
+          uint8 [H, W, 3] each; none where the split is not at hand.
+        """
+        try:
+            files = record_files.find(self.dir, self.eval_split)
+        except FileNotFoundError:
+            return []
+        records = tf.data.TFRecordDataset(files).take(num)
+        encoded = [tf_example.parse(record).encoded for record in records]
+        return [
+            tf.io.decode_image(content, 3, expand_animations=False).numpy()
+            for content in encoded
+        ]
 
 
 def input_fn(
