@@ -2,31 +2,50 @@
 
 import collections
 import concurrent.futures
-import io
+import functools
+import itertools
 import os
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-import PIL.ExifTags
-import PIL.Image
-import PIL.ImageOps
 import tensorflow as tf
 
-from retinanet_tpu.data import annotations, record_files, tf_example
+from retinanet_tpu.data import (
+    annotated_boxes,
+    annotation_checks,
+    annotations,
+    pictures,
+    record_files,
+    shard_states,
+    tf_example,
+)
 
-# COCO's own boxes exceed the picture by rounding; clipping those would change its AP.
-EDGE_TOLERANCE = 0.5
-# What the TensorFlow decoders of the input pipeline read.
-_STORED_FORMATS = ("JPEG", "PNG")
-_JPEG_QUALITY = 95
+# Pictures that are converted ahead of the one to be written: enough for no worker to
+# wait for a slow one, few enough to hold in memory.
+_AHEAD_OF_WORKER = 4
+_OUTSIDE_FOLDER = "images whose path leaves the folder, left out"
+_MAX_BOXES = 100  # The default of Data.max_boxes, beyond which training drops some.
+_CROWDED = f"images with more than {_MAX_BOXES} boxes"
+_TURNED_BOXES = "boxes turned with their image (EXIF)"
 
 
 class Conversion(NamedTuple):
     """What became of a set of images."""
 
     images: list[annotations.AnnotatedImage]  # as stored, the pictures' true sizes
-    counts: collections.Counter  # what happened -> how often
-    affected: dict[str, list[str]]  # what happened -> files, where a person should look
+    findings: list[annotations.Finding]  # where a person should look
+
+    @property
+    def counts(self) -> collections.Counter:
+        """Returns what happened -> how often."""
+        objects = [item for image in self.images for item in image.objects]
+        counts = collections.Counter(finding.what for finding in self.findings)
+        counts["images stored"] = len(self.images)
+        counts["images without boxes"] = sum(not i.objects for i in self.images)
+        counts[_CROWDED] += 0
+        counts["boxes stored"] = len(objects)
+        counts["boxes of crowds"] = sum(item.is_crowd for item in objects)
+        return counts
 
 
 def write_shards(
@@ -37,12 +56,14 @@ def write_shards(
     split: str,
     num_shards: int,
     num_workers: int = 1,
-    progress_fn: Callable[[], None] = lambda: None,
+    progress_fn: Callable[[], Any] = lambda: None,
+    keeps_states: bool = False,
 ) -> Conversion:
     """Writes a split's record files, the same bytes whatever the number of workers.
 
     Image i goes to shard i modulo num_shards. Files get their names when all are
-    written. The workers are threads: reading, decoding and compressing leave Python.
+    written; until then those that are whole are kept for another start of the same
+    conversion, which writes only the others.
 
     Args:
       annotated: images and categories.
@@ -50,50 +71,53 @@ def write_shards(
       output_dir: the data directory, made if absent.
       split: first part of the files' names.
       num_shards: number of files.
-      num_workers: images converted at once.
+      num_workers: images converted at once. They are threads: reading, decoding and
+        compressing leave Python, and TensorFlow is in memory once.
       progress_fn: called after each image.
+      keeps_states: leaves what tells another start that the files are whole, until
+        `shard_states.forget`.
 
     Returns:
       The images that were stored, in the order given, and what happened.
 
     Raises:
-      ValueError: no image could be stored; nothing is left behind.
+      ValueError: no image could be stored, or what was stored is of no use to training;
+        nothing is left behind.
     """
     tf.io.gfile.makedirs(output_dir)
     names = {category["id"]: category["name"] for category in annotated.categories}
-    names_of_files = [
-        os.path.join(output_dir, record_files.file_name(split, index, num_shards))
-        for index in range(num_shards)
-    ]
-
-    def write_shard(index: int) -> list[Conversion]:
-        with tf.io.TFRecordWriter(names_of_files[index] + ".tmp") as writer:
-            results = []
-            for image in annotated.images[index::num_shards]:
-                result, serialized = convert_image(image, images_dir, names)
-                if serialized is not None:
-                    writer.write(serialized)
-                results.append(result)
-                progress_fn()
-        return results
-
+    prefix = os.path.join(output_dir, split)
+    shards = _make_shards(annotated.images, names, prefix, num_shards)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as workers:
-        shards = list(workers.map(write_shard, range(num_shards)))
-    merged = _merged(
-        shards[position % num_shards][position // num_shards]
-        for position in range(len(annotated.images))
-    )
-    for name in names_of_files:
-        if merged.images:
-            tf.io.gfile.rename(name + ".tmp", name, overwrite=True)
-        else:
-            tf.io.gfile.remove(name + ".tmp")
-    if not merged.images:
-        raise ValueError(
-            f"None of the {len(annotated.images)} images could be stored, such as "
-            f"{annotated.images[0].file_name} in {images_dir}; check --images."
+        stamp_fn = functools.partial(_stamp, images_dir=images_dir)
+
+        def stamps_fn(images):
+            return list(workers.map(stamp_fn, images))
+
+        outcomes = [shard_states.read(shard, stamps_fn) for shard in shards]
+        # One shard after another, so that a kill costs one and not one a worker.
+        todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
+        for outcome in outcomes:
+            for _ in outcome or ():
+                progress_fn()
+        results = _in_order(
+            workers,
+            functools.partial(_convert, images_dir=images_dir, names=names),
+            (image for index in todo for image in shards[index].images),
+            ahead=_AHEAD_OF_WORKER * num_workers,
         )
-    return merged
+        for index in todo:
+            outcomes[index] = _write_shard(shards[index], results, progress_fn)
+    conversion = _merged(outcomes)
+    try:
+        annotation_checks.check_conversion(*conversion, annotated=annotated.images)
+    except ValueError:
+        shard_states.discard(shards)
+        raise
+    shard_states.publish(shards)
+    if not keeps_states:
+        shard_states.forget(output_dir, split)
+    return conversion
 
 
 def convert_image(
@@ -109,100 +133,135 @@ def convert_image(
     Returns:
       What happened, and the serialized tf.train.Example or None if it was left out.
     """
-    counts = collections.Counter()
+    if not _is_inside(image.file_name):
+        return _left_out(image, _OUTSIDE_FOLDER)
     try:
         with tf.io.gfile.GFile(os.path.join(images_dir, image.file_name), "rb") as file:
             encoded = file.read()
-    except tf.errors.OpError:
-        return _left_out(image, "images missing on disk")
+    except tf.errors.NotFoundError:
+        return _left_out(image, annotations.MISSING_PICTURE)
+    except (tf.errors.OpError, UnicodeError) as error:
+        return _left_out(image, pictures.UNREADABLE, str(error))
     try:
-        encoded, image_format, changes = _storable(encoded, image)
-        counts.update(changes)
-        # The decoder of the input pipeline: what passes here passes there.
-        pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        PIL.Image.DecompressionBombError,
-        tf.errors.InvalidArgumentError,
-    ):
-        return _left_out(image, "images unreadable")
-    height, width = pixels.shape[:2]
-    if image.height and (height, width) != (image.height, image.width):
-        counts["images of another size than annotated"] += 1
-    affected = {what: [image.file_name] for what in counts}
-    objects = tuple(_mended(image.objects, height, width, counts))
-    stored = image._replace(height=height, width=width, objects=objects)
-    counts["images stored"] += 1
-    counts["images without boxes"] += not objects
-    counts["images with more than 100 boxes"] += len(objects) > 100
-    counts["boxes stored"] += len(objects)
-    counts["boxes of crowds"] += sum(o.is_crowd for o in objects)
-    serialized = tf_example.encode(
-        stored, encoded, image_format=image_format, names=names
-    )
-    return Conversion([stored], counts, affected), serialized
-
-
-def _storable(
-    encoded: bytes, image: annotations.AnnotatedImage
-) -> tuple[bytes, str, list[str]]:
-    """Returns the picture as JPEG or PNG bytes, upright, and what was changed."""
-    with PIL.Image.open(io.BytesIO(encoded)) as picture:
-        is_upright = picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
-        # Transposing decodes the whole picture, so only where there is a rotation.
-        upright = picture if is_upright else PIL.ImageOps.exif_transpose(picture)
-        annotated_size = (image.width, image.height)
-        # Cameras store a rotation that annotation tools obey and decoders do not.
-        is_turned = picture.size != annotated_size and upright.size == annotated_size
-        if picture.format in _STORED_FORMATS and not is_turned:
-            return encoded, picture.format.lower(), []
-        stored = io.BytesIO()
-        if picture.format == "JPEG":
-            upright.convert("RGB").save(stored, "JPEG", quality=_JPEG_QUALITY)
-            return stored.getvalue(), "jpeg", ["images turned upright (EXIF)"]
-        (upright if is_turned else picture).convert("RGB").save(stored, "PNG")
-        return (
-            stored.getvalue(),
-            "png",
-            [f"images stored as PNG, were {picture.format}"],
+        picture = pictures.load(encoded)
+    except pictures.UnusableError as error:
+        return _left_out(image, error.what, str(error))
+    size = (picture.height, picture.width)
+    findings = [annotations.Finding(c, image.file_name) for c in picture.changes]
+    annotated_size = (image.height, image.width)
+    if all(annotated_size) and annotated_size != size:
+        if not picture.is_turned or annotated_size != size[::-1]:
+            height, width = annotated_size
+            detail = f"{width} x {height} annotated, is {size[1]} x {size[0]}"
+            return _left_out(image, annotation_checks.OTHER_SIZE, detail)
+        image = image._replace(objects=annotated_boxes.turned(image.objects, picture))
+        findings.append(annotations.Finding(_TURNED_BOXES, image.file_name))
+    objects = tuple(annotated_boxes.mended(image, picture, findings))
+    if len(objects) > _MAX_BOXES:
+        findings.append(
+            annotations.Finding(_CROWDED, image.file_name, f"{len(objects)}")
         )
+    stored = image._replace(
+        height=size[0], width=size[1], objects=objects, is_norm=False
+    )
+    serialized = tf_example.encode(
+        stored, picture.encoded, image_format=picture.image_format, names=names
+    )
+    return Conversion([stored], findings), serialized
 
 
-def _mended(objects, height: int, width: int, counts: collections.Counter):
-    """Yields the objects with boxes clipped to the picture, less those without area."""
-    for item in objects:
-        left, top, box_width, box_height = item.box_xywh
-        right, bottom = left + box_width, top + box_height
-        overshoot = max(-left, -top, right - width, bottom - height)
-        if overshoot > EDGE_TOLERANCE:
-            left, right = (min(max(x, 0.0), float(width)) for x in (left, right))
-            top, bottom = (min(max(y, 0.0), float(height)) for y in (top, bottom))
-        # `not >` so that a NaN is dropped too.
-        if not (right > left and bottom > top):
-            counts["boxes without area, dropped"] += 1
-            continue
-        if overshoot > EDGE_TOLERANCE:
-            counts["boxes beyond the edge, clipped"] += 1
-            box = (left, top, right - left, bottom - top)
-            item = item._replace(box_xywh=box, area=min(item.area, box[2] * box[3]))
-        yield item
+def _is_inside(path: str) -> bool:
+    """Returns whether a path, relative to a folder, stays in it."""
+    if not path or path.startswith("/") or "://" in path or "\0" in path:
+        return False
+    return ".." not in path.replace("\\", "/").split("/")
+
+
+def _make_shards(
+    images: list[annotations.AnnotatedImage],
+    names: dict[int, str],
+    prefix: str,
+    num_shards: int,
+) -> list[shard_states.Shard]:
+    return [
+        shard_states.make_shard(
+            record_files.file_name(prefix, index, num_shards),
+            images[index::num_shards],
+            names,
+        )
+        for index in range(num_shards)
+    ]
 
 
 def _left_out(
-    image: annotations.AnnotatedImage, reason: str
+    image: annotations.AnnotatedImage, reason: str, detail: str = ""
 ) -> tuple[Conversion, None]:
-    counts = collections.Counter([reason])
-    return Conversion([], counts, {reason: [image.file_name]}), None
+    source = f"annotated in {image.source}" if image.source else ""
+    detail = "; ".join(filter(None, (detail, source)))
+    return Conversion([], [annotations.Finding(reason, image.file_name, detail)]), None
 
 
-def _merged(conversions: Iterable[Conversion]) -> Conversion:
-    images, counts = [], collections.Counter()
-    affected = collections.defaultdict(list)
-    for conversion in conversions:
-        images += conversion.images
-        counts.update(conversion.counts)
-        for what, files in conversion.affected.items():
-            affected[what] += files
-    return Conversion(images, counts, dict(affected))
+def _convert(
+    image: annotations.AnnotatedImage, *, images_dir: str, names: dict[int, str]
+) -> tuple[shard_states.Outcome, bytes | None]:
+    # Before the picture is read: a change in between must show.
+    stamp = _stamp(image, images_dir)
+    conversion, serialized = convert_image(image, images_dir, names)
+    stored = conversion.images[0] if conversion.images else None
+    outcome = shard_states.Outcome(stored, tuple(conversion.findings), stamp)
+    return outcome, serialized
+
+
+def _stamp(
+    image: annotations.AnnotatedImage, images_dir: str
+) -> shard_states.Stamp | None:
+    if not _is_inside(image.file_name):
+        return None
+    try:
+        stat = tf.io.gfile.stat(os.path.join(images_dir, image.file_name))
+    except (tf.errors.OpError, UnicodeError):
+        return None
+    return shard_states.Stamp(stat.length, stat.mtime_nsec)
+
+
+def _in_order(
+    workers: concurrent.futures.Executor,
+    convert_fn: Callable[[annotations.AnnotatedImage], Any],
+    images: Iterable[annotations.AnnotatedImage],
+    *,
+    ahead: int,
+) -> Iterator[Any]:
+    """Yields what becomes of each image, with few of them in memory at any time."""
+    pending = collections.deque()
+    for image in images:
+        pending.append(workers.submit(convert_fn, image))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _write_shard(
+    shard: shard_states.Shard, results: Iterator[Any], progress_fn: Callable[[], Any]
+) -> list[shard_states.Outcome]:
+    # Else an older note could vouch for what is only half written.
+    shard_states.remove(shard.state_path)
+    outcomes = []
+    with tf.io.TFRecordWriter(shard.temporary_path) as writer:
+        for outcome, serialized in itertools.islice(results, len(shard.images)):
+            if serialized is not None:
+                writer.write(serialized)
+            outcomes.append(outcome)
+            progress_fn()
+    shard_states.write(shard, outcomes)
+    return outcomes
+
+
+def _merged(shards: list[list[shard_states.Outcome]]) -> Conversion:
+    """Puts the outcomes of all shards in the order of the images."""
+    rows = itertools.zip_longest(*shards)
+    ordered = [outcome for row in rows for outcome in row if outcome is not None]
+    return Conversion(
+        [outcome.image for outcome in ordered if outcome.image is not None],
+        [finding for outcome in ordered for finding in outcome.findings],
+    )

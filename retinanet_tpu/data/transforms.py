@@ -103,20 +103,27 @@ def load_window(
 
 
 def letterbox(
-    image: tf.Tensor, canvas_size: tuple[int, int]
+    images: tf.Tensor, canvas_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Shows a decoded picture as evaluation shows an encoded one.
+    """Shows decoded pictures as evaluation shows encoded ones.
 
     Args:
-      image: float32 [H, W, 3], RGB in 0..255.
+      images: uint8 or float32 [..., H, W, 3], RGB in 0..255, of one size.
       canvas_size: height and width of the network's input.
 
     Returns:
-      uint8 [*canvas_size, 3], and float32 [2]: (y, x) resized size / original size.
+      float32 [..., *canvas_size, 3], the very values of `load_window` and `paste`, and
+      float32 [2]: (y, x) resized size / original size.
     """
-    window = crop_window(tf.shape(image)[:2], canvas_size)
-    image = tf.clip_by_value(image, 0.0, 255.0)
-    return paste(_resized(image, window), canvas_size), window.scales
+    window = crop_window(tf.shape(images)[-3:-1], canvas_size)
+    images = tf.clip_by_value(tf.cast(images, tf.float32), 0.0, 255.0)
+    resized = tf.round(tf.image.resize(images, window.resized, method="bilinear"))
+    below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
+    padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
+    mean = tf.constant(MEAN_COLOUR, tf.float32)
+    canvas = tf.pad(resized - mean, padding) + mean
+    shape = [*images.shape[:-3], *canvas_size, 3]
+    return tf.ensure_shape(canvas, shape), window.scales
 
 
 def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:

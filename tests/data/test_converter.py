@@ -1,4 +1,4 @@
-import io
+import itertools
 import os
 
 import numpy as np
@@ -26,50 +26,44 @@ def convert(folder, image=IMAGE):
     return conversion, parsed
 
 
-def boxes_after(folder, *boxes):
-    objects = tuple(BOX._replace(box_xywh=box) for box in boxes)
-    conversion, parsed = convert(folder, IMAGE._replace(objects=objects))
-    stored = [item.box_xywh for item in conversion.images[0].objects]
-    assert len(parsed.category_ids) == len(stored)
-    return stored, conversion.counts
+def left_out(folder, image=IMAGE):
+    """Returns the one finding about an image that is not stored."""
+    conversion, parsed = convert(folder, image)
+    assert parsed is None and conversion.images == []
+    (finding,) = conversion.findings
+    assert finding.where == image.file_name
+    return finding
 
 
 def test_sound_jpeg_is_stored_byte_for_byte(tmp_path):
     pixels = save(tmp_path)
     conversion, parsed = convert(tmp_path)
     assert parsed.encoded.numpy() == pixels
-    assert conversion.images == [IMAGE]
-    assert conversion.affected == {}
+    assert conversion == ([IMAGE], [])
     assert conversion.counts["boxes stored"] == 1
 
 
-def test_box_beyond_the_edge_is_clipped_in_both_records(tmp_path):
+def test_mended_boxes_are_the_same_in_both_records(tmp_path):
     save(tmp_path)
-    stored, counts = boxes_after(tmp_path, (-5.0, 10.0, 20.0, 50.0))
-    assert stored == [(0.0, 10.0, 15.0, 14.0)]
-    assert counts["boxes beyond the edge, clipped"] == 1
+    boxes = [(-5.0, 10.0, 20.0, 50.0), (3.0, 4.0, 0.0, 9.0), (1.0, 2.0, 3.0, 4.0)]
+    objects = tuple(BOX._replace(box_xywh=box) for box in boxes)
+    conversion, parsed = convert(tmp_path, IMAGE._replace(objects=objects))
+    stored = [item.box_xywh for item in conversion.images[0].objects]
+    assert stored == [(0.0, 10.0, 15.0, 14.0), (1.0, 2.0, 3.0, 4.0)]
+    np.testing.assert_allclose(
+        parsed.boxes_yxyx_norm * [24, 30, 24, 30], [[10, 0, 24, 15], [2, 1, 6, 4]]
+    )
+    assert conversion.counts["boxes beyond the edge, clipped"] == 1
+    assert conversion.counts["boxes without area, dropped"] == 1
 
 
-def test_box_beyond_the_edge_by_rounding_stays_as_annotated(tmp_path):
+def test_image_whose_boxes_are_all_dropped_is_kept(tmp_path):
     save(tmp_path)
-    box = (20.0, 10.0, 10.02, 5.0)
-    stored, counts = boxes_after(tmp_path, box)
-    assert stored == [box]
-    assert counts["boxes beyond the edge, clipped"] == 0
-
-
-@pytest.mark.parametrize(
-    "box",
-    [(3.0, 4.0, 0.0, 9.0), (3.0, 4.0, 5.0, -1.0), (40.0, 4.0, 9.0, 9.0),
-     (float("nan"), 1.0, 2.0, 3.0)],
-)  # fmt: skip
-def test_box_without_area_is_dropped_and_its_image_kept(tmp_path, box):
-    save(tmp_path)
-    stored, counts = boxes_after(tmp_path, box)
-    assert stored == []
-    assert counts["boxes without area, dropped"] == 1
-    assert counts["images without boxes"] == 1
-    assert counts["images stored"] == 1
+    flat = BOX._replace(box_xywh=(3.0, 4.0, 0.0, 9.0))
+    conversion, parsed = convert(tmp_path, IMAGE._replace(objects=(flat,)))
+    assert parsed.category_ids.shape == (0,)
+    assert conversion.counts["images without boxes"] == 1
+    assert conversion.counts["images stored"] == 1
 
 
 def test_crowd_stays_a_crowd(tmp_path):
@@ -80,36 +74,55 @@ def test_crowd_stays_a_crowd(tmp_path):
     assert conversion.counts["boxes of crowds"] == 1
 
 
-def test_missing_image_is_named(tmp_path):
-    conversion, parsed = convert(tmp_path)
-    assert parsed is None and conversion.images == []
-    assert conversion.affected == {"images missing on disk": ["a.jpg"]}
+def test_missing_image_is_named_with_its_annotation(tmp_path):
+    finding = left_out(tmp_path, IMAGE._replace(source="a.xml"))
+    assert finding.what == "images missing on disk"
+    assert finding.detail == "annotated in a.xml"
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", "half"])
-def test_broken_image_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"", "images of 0 bytes"), (b"no picture", "images unreadable"),
+     ("half", "images unreadable")],
+)  # fmt: skip
+def test_broken_image_is_named(tmp_path, content, what):
     whole = save(tmp_path)
     broken = whole[: len(whole) * 3 // 4] if content == "half" else content
     (tmp_path / "a.jpg").write_bytes(broken)
-    conversion, parsed = convert(tmp_path)
-    assert parsed is None and conversion.images == []
-    assert conversion.affected == {"images unreadable": ["a.jpg"]}
+    finding = left_out(tmp_path)
+    assert finding.what == what and finding.detail
 
 
-def test_true_size_counts_and_a_different_annotation_is_reported(tmp_path):
+def test_folder_in_place_of_an_image_is_named(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    assert left_out(tmp_path).what == "images unreadable"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../a.jpg", "sub/../../a.jpg", "..\\a.jpg", "{}/a.jpg", "file://{}/a.jpg", "",
+     "a.jpg\0", ".."],
+)  # fmt: skip
+def test_path_that_leaves_the_folder_is_not_followed(tmp_path, path):
+    save(tmp_path)
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    image = IMAGE._replace(file_name=path.format(tmp_path))
+    finding = left_out(tmp_path / "images", image)
+    assert finding.what == "images whose path leaves the folder, left out"
+
+
+def test_image_of_another_size_than_annotated_is_left_out(tmp_path):
     save(tmp_path, size=(60, 48))
-    conversion, parsed = convert(tmp_path)
-    assert (conversion.images[0].height, conversion.images[0].width) == (48, 60)
-    np.testing.assert_allclose(
-        parsed.boxes_yxyx_norm[0], [4 / 48, 3 / 60, 13 / 48, 15 / 60]
-    )
-    assert "images of another size than annotated" in conversion.affected
+    finding = left_out(tmp_path)
+    assert finding.what == "images of another size than annotated, left out"
+    assert finding.detail == "30 x 24 annotated, is 60 x 48"
 
 
 def test_unknown_annotated_size_is_no_difference(tmp_path):
     save(tmp_path)
-    conversion, _ = convert(tmp_path, IMAGE._replace(height=0, width=0))
-    assert conversion.affected == {}
+    for unknown in ({"height": 0, "width": 0}, {"width": 0}):
+        conversion, _ = convert(tmp_path, IMAGE._replace(**unknown))
+        assert conversion == ([IMAGE], [])
 
 
 @pytest.mark.parametrize("image_format", ["BMP", "TIFF", "WEBP", "GIF"])
@@ -117,18 +130,32 @@ def test_other_formats_are_stored_as_png(tmp_path, image_format):
     save(tmp_path, image_format=image_format)
     conversion, parsed = convert(tmp_path)
     assert parsed.encoded.numpy().startswith(b"\x89PNG")
-    assert list(conversion.affected) == [f"images stored as PNG, were {image_format}"]
+    what = f"images stored as PNG, were {image_format}"
+    assert conversion.findings == [annotations.Finding(what, "a.jpg")]
 
 
-def test_rotation_that_the_annotation_obeys_is_applied(tmp_path):
+@pytest.mark.parametrize("size", [(24, 30), (0, 0), (30, 24)])
+def test_rotation_is_applied_to_pixels_and_to_boxes_of_the_stored_frame(tmp_path, size):
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-    save(tmp_path, size=(24, 30), exif=exif)
-    conversion, parsed = convert(tmp_path)
-    picture = np.asarray(PIL.Image.open(io.BytesIO(parsed.encoded.numpy())))
-    assert picture.shape == (24, 30, 3)
-    assert picture[0].mean() < 20 and picture[-1].mean() > 235
-    assert list(conversion.affected) == ["images turned upright (EXIF)"]
+    exif[0x0112] = 6  # Lies on its side, 24 wide; is shown turned clockwise.
+    save(tmp_path, size=(24, 30), exif=exif, quality=95)
+    width, height = size
+    # Black at the left as stored, hence at the top as shown.
+    box = (0.0, 20.0, 4.0, 10.0) if size == (24, 30) else (0.0, 0.0, 10.0, 4.0)
+    annotated = IMAGE._replace(
+        width=width, height=height, objects=(BOX._replace(box_xywh=box),)
+    )
+    conversion, parsed = convert(tmp_path, annotated)
+    assert conversion.images[0].objects[0].box_xywh == (0.0, 0.0, 10.0, 4.0)
+    assert (conversion.images[0].height, conversion.images[0].width) == (24, 30)
+    pixels = tf.io.decode_image(parsed.encoded).numpy()
+    assert pixels.shape == (24, 30, 3)
+    assert pixels[:2].mean() < 20 and pixels[-2:].mean() > 235
+    found = {finding.what for finding in conversion.findings}
+    turned_boxes = (
+        {"boxes turned with their image (EXIF)"} if size == (24, 30) else set()
+    )
+    assert found == {"images turned upright (EXIF)"} | turned_boxes
 
 
 def many(folder, count):
@@ -146,20 +173,23 @@ def write(annotated, folder, output, **options):
         images_dir=str(folder),
         output_dir=str(output),
         split="train",
-        **options,
+        **{"num_shards": 3} | options,
     )
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
 def test_files_are_the_same_whatever_the_number_of_workers(tmp_path):
     annotated = many(tmp_path, 7)
-    contents = []
+    results = []
     for workers in (1, 4):
         output = tmp_path / str(workers)
-        write(annotated, tmp_path, output, num_shards=3, num_workers=workers)
-        names = sorted(os.listdir(output))
-        contents.append([(name, (output / name).read_bytes()) for name in names])
-    assert contents[0] == contents[1]
-    assert [name for name, _ in contents[0]] == [
+        write(annotated, tmp_path, output, num_workers=workers)
+        results.append(contents(output))
+    assert results[0] == results[1]
+    assert sorted(results[0]) == [
         record_files.file_name("train", index, 3) for index in range(3)
     ]
 
@@ -169,15 +199,50 @@ def test_every_image_is_in_one_shard_and_the_result_keeps_their_order(tmp_path):
     os.remove(tmp_path / "3.jpg")
     done = []
     conversion = write(
-        annotated, tmp_path, tmp_path / "out", num_shards=3,
-        progress_fn=lambda: done.append(1),
-    )  # fmt: skip
+        annotated, tmp_path, tmp_path / "out", progress_fn=lambda: done.append(1)
+    )
     kept = [image for image in annotated.images if image.image_id != 3]
-    assert conversion.images == kept
-    assert conversion.affected == {"images missing on disk": ["3.jpg"]}
+    missing = annotations.Finding("images missing on disk", "3.jpg")
+    assert conversion == (kept, [missing])
     assert len(done) == 7
     paths = record_files.find(str(tmp_path / "out"), "train")
     stored = [
         tf_example.parse(s).image_id.numpy() for s in tf.data.TFRecordDataset(paths)
     ]
-    assert sorted(stored) == [0, 1, 2, 4, 5, 6]
+    assert stored == [0, 6, 1, 4, 2, 5]
+
+
+def test_conversion_of_no_use_leaves_nothing_behind(tmp_path):
+    annotated = many(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"None of the 3 images.*0\.jpg"):
+        write(annotated, tmp_path / "elsewhere", tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_image_of_more_boxes_than_training_takes_is_named(tmp_path):
+    save(tmp_path)
+    conversion, _ = convert(tmp_path, IMAGE._replace(objects=(BOX,) * 101))
+    what = "images with more than 100 boxes"
+    assert conversion.findings == [annotations.Finding(what, "a.jpg", "101")]
+    assert conversion.counts[what] == 1
+
+
+def test_few_pictures_are_in_memory_whatever_their_number(tmp_path, monkeypatch):
+    begun, convert_fn = [], converter.convert_image
+
+    def spy(image, *arguments):
+        begun.append(image)
+        return convert_fn(image, *arguments)
+
+    monkeypatch.setattr(converter, "convert_image", spy)
+    annotated = many(tmp_path, 2)
+    images = [annotated.images[i % 2]._replace(image_id=i) for i in range(300)]
+    ahead, written = [], itertools.count(1)
+    write(
+        annotated._replace(images=images),
+        tmp_path,
+        tmp_path / "out",
+        num_workers=2,
+        progress_fn=lambda: ahead.append(len(begun) - next(written)),
+    )
+    assert len(ahead) == 300 and max(ahead) <= 2 * 4 + 1

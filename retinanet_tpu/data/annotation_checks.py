@@ -1,0 +1,193 @@
+"""Whether a set of annotations is worth converting, and what speaks against it."""
+
+import collections
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from retinanet_tpu.data import annotated_boxes, annotations, transforms
+
+OTHER_SIZE = "images of another size than annotated, left out"
+# What to change where a kind of fault befalls most of a set.
+_REMEDIES = {
+    annotated_boxes.NOT_FINITE: "Look at what wrote the annotations.",
+    annotated_boxes.WRONG_ORDER: "Is the order of the numbers that of --format?",
+    annotated_boxes.NO_AREA: "Look at what wrote the annotations.",
+    annotated_boxes.NOT_PIXELS: "Write pixels, or use a --format of shares.",
+    annotated_boxes.NOT_SHARES: "Write shares of the sides, or use a --format of px.",
+    annotated_boxes.OUTSIDE: "Were the pictures resized after they were annotated?",
+    OTHER_SIZE: "Were the pictures resized after they were annotated? If it is only "
+    "the annotated sizes that are wrong, take them out.",
+}
+_MAX_FAULTY = 0.5  # More is no slip of a person, but of the reading as a whole.
+_NAMED = 3  # How many places an error names.
+
+
+def check_set(annotated: annotations.AnnotatedSet) -> None:
+    """Looks for what makes a conversion pointless, before a picture is read.
+
+    Raises:
+      ValueError: a class has no name, two classes or two images have one, or the boxes
+        are such that a network trained on them would find nothing.
+    """
+    _check_names(annotated)
+    first = {}
+    for image in annotated.images:
+        other = first.setdefault(image.file_name, image)
+        if other is not image:
+            raise ValueError(
+                f"{image.file_name} is annotated twice, as image {other.image_id} "
+                f"({other.source}) and {image.image_id} ({image.source}); put its "
+                "boxes together."
+            )
+    faults, num_boxes = [], 0
+    for image in annotated.images:
+        num_boxes += len(image.objects)
+        for item in image.objects:
+            fault = annotated_boxes.fault_of(item.box_xywh, is_norm=image.is_norm)
+            if fault:
+                faults.append(annotated_boxes.describe(fault, image, item))
+    _check_share(faults, num_boxes, "boxes")
+    if not num_boxes:
+        raise ValueError(
+            f"The {len(annotated.images)} images have no box at all; a network cannot "
+            f"learn from that. Check --annotations.{_first(annotated.findings)}"
+        )
+    if not any(
+        not item.is_crowd and (image.is_norm or annotated_boxes.is_learnable(item))
+        for image in annotated.images
+        for item in image.objects
+    ):
+        raise ValueError(_nothing_to_learn(num_boxes))
+
+
+def check_splits(
+    train: annotations.AnnotatedSet, val: annotations.AnnotatedSet
+) -> None:
+    """Raises ValueError where a split is empty, or what one has the other lacks."""
+    for split, other in ((train, val), (val, train)):
+        if not split.images or not _used_classes(split):
+            raise ValueError(
+                f"Of {len(split.images) + len(other.images)} images the split gives "
+                f"{len(train.images)} to train and {len(val.images)} to val, and one "
+                "of them has no box; use another --val_fraction or --seed, or annotate "
+                "more images."
+            )
+    if not _used_classes(train) & _used_classes(val):
+        raise ValueError(
+            "train and val have no class in common; use another --seed or annotate "
+            "more images."
+        )
+
+
+def check_conversion(
+    images: list[annotations.AnnotatedImage],
+    findings: Iterable[annotations.Finding],
+    *,
+    annotated: list[annotations.AnnotatedImage],
+) -> None:
+    """Looks for what makes records pointless, after they were written.
+
+    Args:
+      images: as stored.
+      findings: of the conversion.
+      annotated: the images that were to be stored.
+
+    Raises:
+      ValueError: no image was stored, most boxes or images did not fit, or training
+        would pass over all that is left.
+    """
+    findings = list(findings)
+    num_boxes = sum(len(image.objects) for image in annotated)
+    faults = [f for f in findings if f.what in _REMEDIES]
+    other_size = [f for f in faults if f.what == OTHER_SIZE]
+    _check_share(other_size, len(annotated), "images")
+    _check_share([f for f in faults if f.what != OTHER_SIZE], num_boxes, "boxes")
+    if not images:
+        raise ValueError(
+            f"None of the {len(annotated)} images could be stored; check --images."
+            f"{_first(findings)}"
+        )
+    items = [item for image in images for item in image.objects]
+    if not any(map(annotated_boxes.is_learnable, items)):
+        raise ValueError(_nothing_to_learn(len(items)) + _first(findings))
+
+
+def classes_without_boxes(
+    images: list[annotations.AnnotatedImage], categories: list[dict[str, Any]]
+) -> list[annotations.Finding]:
+    """Returns a finding for each class that no image of a split has."""
+    used = {item.category_id for image in images for item in image.objects}
+    return [
+        annotations.Finding("classes without a box", category["name"])
+        for category in categories
+        if category["id"] not in used
+    ]
+
+
+def _check_names(annotated: annotations.AnnotatedSet) -> None:
+    """Raises ValueError where class names are the same to a person's eye."""
+    seen = {}
+    for category in annotated.categories:
+        name = unicodedata.normalize("NFKC", category["name"])
+        key = "".join(name.split()).casefold()
+        if not key or not key.isprintable():
+            raise ValueError(
+                f"Class {_listed(category, annotated)} has no name that can be "
+                "written; give it one in the annotations."
+            )
+        twin = seen.setdefault(key, category)
+        if twin is not category:
+            how = (
+                "have one name"
+                if twin["name"] == category["name"]
+                else "differ in case or blanks only"
+            )
+            raise ValueError(
+                f"Classes {_listed(twin, annotated)} and {_listed(category, annotated)}"
+                f" {how}; make them one in the annotations."
+            )
+
+
+def _listed(category: dict[str, Any], annotated: annotations.AnnotatedSet) -> str:
+    places = [
+        (image, item)
+        for image in annotated.images
+        for item in image.objects
+        if item.category_id == category["id"]
+    ]
+    first = f", first {annotations.place_of(*places[0])}" if places else ""
+    return f"{category['name']!r} (id {category['id']}: {len(places)} boxes{first})"
+
+
+def _check_share(faults: list[annotations.Finding], count: int, what: str) -> None:
+    if len(faults) > _MAX_FAULTY * count:
+        kinds = collections.Counter(fault.what for fault in faults)
+        kind, frequency = kinds.most_common(1)[0]
+        places = [f for f in faults if f.what == kind][:_NAMED]
+        raise ValueError(
+            f"{len(faults)} of {count} {what} are unusable, {frequency} of them "
+            f"{kind.rpartition(',')[0]}: "
+            + "; ".join(_sentence(place) for place in places)
+            + f". {_REMEDIES[kind]}"
+        )
+
+
+def _nothing_to_learn(num_boxes: int) -> str:
+    return (
+        f"Training would pass over all {num_boxes} boxes: each is of a crowd or "
+        f"narrower than {transforms.MIN_SIDE:g} px. Check the annotations."
+    )
+
+
+def _sentence(finding: annotations.Finding) -> str:
+    return f"{finding.where} ({finding.detail})" if finding.detail else finding.where
+
+
+def _first(findings: Iterable[annotations.Finding]) -> str:
+    first = next(iter(findings), None)
+    return f" First finding: {first.what}: {_sentence(first)}." if first else ""
+
+
+def _used_classes(annotated: annotations.AnnotatedSet) -> set[int]:
+    return {item.category_id for image in annotated.images for item in image.objects}

@@ -1,0 +1,113 @@
+"""Labelme: a JSON file for each picture, shapes of points in pixels."""
+
+import math
+import posixpath
+from typing import Any, NamedTuple
+
+from retinanet_tpu.data import annotations
+from retinanet_tpu.data.annotation_formats import assembly, files
+
+_FRAMED = "shapes stored as the boxes around them"
+_NO_BOX = "shapes that enclose nothing, dropped"
+# Rectangles need no word: theirs are the corners of the box, in any order.
+_ENCLOSING = ("polygon", "oriented_rectangle", "rotation", "mask")
+_NUM_NEEDED = {"polygon": 3}
+
+
+class _File(NamedTuple):
+    """What is in a JSON file."""
+
+    picture: assembly.Picture
+    findings: list[annotations.Finding]
+
+
+def read(
+    directory: str,
+    *,
+    pictures: files.Pictures,
+    categories: list[dict[str, Any]] | None = None,
+) -> annotations.AnnotatedSet:
+    """Reads a folder of Labelme JSON files.
+
+    A rectangle's corners may come in any order. Polygons, circles and the like become
+    the boxes around them; lines and points are dropped; both are counted.
+
+    Args:
+      directory: the JSON files.
+      pictures: the folder of images.
+      categories: the classes; None for all that occur in the folder, sorted.
+
+    Raises:
+      ValueError: no JSON file that can be read, or a class that is not known.
+    """
+    names = files.list_files(directory, ".json")
+    parsed, findings = files.parse_each(directory, names, _parse)
+    found = []
+    for name, (picture, of_shapes) in parsed.items():
+        findings += of_shapes
+        file_name = _file_name(name, picture.file_name, directory, pictures)
+        found.append(picture._replace(file_name=file_name))
+    if categories is None:
+        categories = assembly.found_classes(found)
+    spoken_of = {annotations.stem(name) for name in names}
+    spoken_of |= {picture.file_name for picture in found}
+    findings += annotations.pictures_without_annotation(pictures.names, spoken_of)
+    return assembly.assemble(found, categories, unit="shape", findings=findings)
+
+
+def _file_name(
+    name: str, written: str, directory: str, pictures: files.Pictures
+) -> str:
+    """Returns a JSON file's picture, even if the two were moved apart."""
+    beside = posixpath.join(directory, posixpath.dirname(name))
+    return (
+        pictures.by_path(written, beside=beside)
+        or pictures.by_path(posixpath.basename(written), beside=beside)
+        or pictures.by_stem(annotations.stem(name))
+        or written
+    )
+
+
+def _parse(content: bytes, name: str) -> _File:
+    # The picture itself may be inside; it is read from its file.
+    found = files.parse_json(content, name, without="imageData")
+    for key, kind in (("imagePath", str), ("shapes", list)):
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"{key} is {found.get(key)!r}, no {kind.__name__}")
+    objects, findings = [], []
+    for number, shape in enumerate(found["shapes"], start=1):
+        where = f"shape {number}"
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not label or not isinstance(label, str):
+            raise ValueError(f"{where} has the label {label!r}, no text")
+        kind = shape.get("shape_type") or "polygon"
+        box_xywh = _box(kind, shape.get("points"), where)
+        if box_xywh is None or kind != "rectangle":
+            what = _NO_BOX if box_xywh is None else _FRAMED
+            findings.append(annotations.Finding(what, f"{name}, {where}", kind))
+        if box_xywh is not None:
+            objects.append(assembly.Labelled(label, box_xywh, number))
+    size = files.sides(found.get("imageHeight"), found.get("imageWidth"), "imageHeight")
+    file_name = files.from_windows(found["imagePath"])
+    picture = assembly.Picture(file_name, *size, objects, name)
+    return _File(picture, findings)
+
+
+def _box(
+    kind: str, points: Any, where: str
+) -> tuple[float, float, float, float] | None:
+    """Returns the box around a shape; None if it encloses nothing."""
+    try:
+        points = [(float(x), float(y)) for x, y in points]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} has points {points!r}, not [[x, y], ...]") from error
+    if kind == "circle" and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        points = [(x - radius, y - radius), (x + radius, y + radius)]
+    elif kind == "rectangle":
+        if len(points) < 2:
+            raise ValueError(f"{where} is a rectangle of {len(points)} points, not 2")
+    elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
+        return None
+    return assembly.frame(points)

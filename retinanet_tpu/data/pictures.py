@@ -1,0 +1,147 @@
+"""Pictures for record files: JPEG and PNG as they are, all else as PNG, upright."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import PIL.ExifTags
+import PIL.Image
+import PIL.ImageOps
+import tensorflow as tf
+
+UNREADABLE = "images unreadable"
+EMPTY = "images of 0 bytes"
+TOO_LARGE = "images too large to be pictures"
+_NOT_8_BIT = "images of 32-bit or float pixels"
+_TURNED = "images turned upright (EXIF)"
+# What the TensorFlow decoders of the input pipeline read. MPO is what phones call a
+# JPEG with a second one behind it, which decoders pass over.
+_STORED_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
+_JPEG_QUALITY = 95
+_UPRIGHT = 1
+# EXIF orientations that swap the sides: where a point (x, y) goes of a stored picture
+# of width w and height h.
+_TURNS = {
+    5: lambda x, y, w, h: (y, x),
+    6: lambda x, y, w, h: (h - y, x),
+    7: lambda x, y, w, h: (h - y, w - x),
+    8: lambda x, y, w, h: (y, w - x),
+}
+
+
+class UnusableError(ValueError):
+    """A picture that cannot become a record; `what` is the kind of trouble."""
+
+    def __init__(self, what: str, detail: str):
+        """Takes the kind of trouble, for counting, and what it was in this picture."""
+        super().__init__(detail)
+        self.what = what
+
+
+class Picture(NamedTuple):
+    """A picture as records hold it."""
+
+    encoded: bytes
+    image_format: str  # "jpeg" or "png"
+    height: int  # px, upright
+    width: int
+    orientation: int  # EXIF's, of the file that it was
+    changes: tuple[str, ...]  # what was done to it
+
+    @property
+    def is_turned(self) -> bool:
+        """Returns whether its sides were swapped to make it upright."""
+        return self.orientation in _TURNS
+
+
+def load(encoded: bytes) -> Picture:
+    """Makes a picture ready for records, and proves that the pipeline can read it.
+
+    A file whose header promises more pixels than Pillow thinks sane (179 million) is
+    refused before anything of that size is made. Of 16-bit pixels the upper 8 bits
+    stay, of an animation the first frame; transparency is dropped.
+
+    Args:
+      encoded: the file.
+
+    Raises:
+      UnusableError: the file is empty, broken, too large or of no known format.
+    """
+    if not encoded:
+        raise UnusableError(EMPTY, "0 bytes")
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as picture:
+            stored = _stored(picture, encoded)
+        # The decoder of the input pipeline: what passes here passes there.
+        pixels = tf.io.decode_image(stored.encoded, channels=3, expand_animations=False)
+    except PIL.Image.DecompressionBombError as error:
+        size = str(error).partition(", could")[0]
+        raise UnusableError(TOO_LARGE, size) from error
+    except PIL.UnidentifiedImageError as error:
+        raise UnusableError(UNREADABLE, "of no known format") from error
+    except UnusableError:
+        raise
+    # Pillow's parsers raise whatever they stumble over in a broken file.
+    except Exception as error:
+        # Of TensorFlow's errors without the names of nodes and devices.
+        detail = str(error).rpartition("}} ")[2].partition(" [Op:")[0]
+        raise UnusableError(UNREADABLE, detail or type(error).__name__) from error
+    return stored._replace(height=pixels.shape[0], width=pixels.shape[1])
+
+
+def turn_box(
+    box_xywh: tuple[float, float, float, float], picture: Picture
+) -> tuple[float, float, float, float]:
+    """Moves a box from a picture as stored to the picture upright.
+
+    Args:
+      box_xywh: px of the picture as it was stored.
+      picture: one that is turned.
+    """
+    left, top, width, height = box_xywh
+    # The sides as stored are the upright ones swapped.
+    turn = _TURNS[picture.orientation]
+    size = (picture.height, picture.width)
+    x1, y1 = turn(left, top, *size)
+    x2, y2 = turn(left + width, top + height, *size)
+    return (min(x1, x2), min(y1, y2), height, width)
+
+
+def _stored(picture: PIL.Image.Image, encoded: bytes) -> Picture:
+    orientation = picture.getexif().get(PIL.ExifTags.Base.Orientation, _UPRIGHT)
+    image_format = _STORED_FORMATS.get(picture.format)
+    is_upright = orientation not in range(2, 9)
+    if image_format and is_upright:
+        return Picture(encoded, image_format, 0, 0, _UPRIGHT, ())
+    file, changes = io.BytesIO(), []
+    # Pillow turns a TIFF itself as it loads it, and then there is nothing to transpose.
+    picture.load()
+    upright = PIL.ImageOps.exif_transpose(picture)
+    if not is_upright:
+        changes.append(_TURNED)
+    if image_format == "jpeg":
+        upright.convert("RGB").save(file, "JPEG", quality=_JPEG_QUALITY)
+    else:
+        if not image_format:
+            changes.append(f"images stored as PNG, were {picture.format}")
+        _as_rgb(upright).save(file, "PNG")
+    return Picture(
+        encoded=file.getvalue(),
+        image_format=image_format or "png",
+        height=0,
+        width=0,
+        orientation=_UPRIGHT if is_upright else orientation,
+        changes=tuple(changes),
+    )
+
+
+def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if picture.mode.startswith("I;16"):
+        # Pillow itself would clip at 255, which leaves a white picture.
+        pixels = (np.asarray(picture) >> 8).astype(np.uint8)
+        return PIL.Image.fromarray(pixels).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise UnusableError(
+            _NOT_8_BIT, f"Pillow mode {picture.mode}; store it with 8 bits a channel"
+        )
+    return picture.convert("RGB")

@@ -1,0 +1,88 @@
+import pytest
+
+from retinanet_tpu.data import annotations
+from retinanet_tpu.data.annotation_formats import csv_table, files
+
+HEADER = "image,xmin,ymin,xmax,ymax,class\n"
+
+
+def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8"):
+    path = folder / "boxes.csv"
+    path.write_bytes(text.encode(encoding))
+    pictures = files.Pictures(str(folder / "images"), image_names)
+    return csv_table.read(str(path), pictures=pictures)
+
+
+def boxes(found):
+    return {
+        image.file_name: [(o.category_id, o.box_xywh, o.place) for o in image.objects]
+        for image in found.images
+    }
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "image,xmin,ymin,xmax,ymax,class",
+        "\ufefffilename,x1,y1,x2,y2,label",
+        '"Path", XMin, YMin, XMax, YMax, Name',
+    ],
+)
+def test_columns_go_by_their_names(tmp_path, header):
+    found = read(
+        tmp_path, f"{header}\r\na.jpg,1,2,4,6, dog\r\nb/c.jpg,0, 0,5,5,cat\r\n"
+    )
+    assert boxes(found) == {
+        "a.jpg": [(2, (1, 2, 3, 4), 2)],
+        "b/c.jpg": [(1, (0, 0, 5, 5), 3)],
+    }
+    assert found.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    place = annotations.place_of(found.images[0], found.images[0].objects[0])
+    assert place == "boxes.csv, line 2"
+
+
+def test_more_columns_and_another_order_do_not_matter_and_sizes_are_taken(tmp_path):
+    text = "ymin,ymax,id,class,filename,width,height,xmin,xmax\n"
+    found = read(tmp_path, text + "2,6,99,cat,a.jpg,60,40,1,4\n", ["a.jpg"])
+    assert boxes(found) == {"a.jpg": [(1, (1, 2, 3, 4), 2)]}
+    assert (found.images[0].width, found.images[0].height) == (60, 40)
+
+
+def test_table_without_header_is_that_of_keras_retinanet(tmp_path):
+    found = read(tmp_path, "b/c.jpg,,,,,\na.jpg,1,2,4,6,cat\n")
+    assert boxes(found) == {"a.jpg": [(1, (1, 2, 3, 4), 2)], "b/c.jpg": []}
+
+
+def test_boxes_of_an_image_may_be_apart_and_its_path_absolute_or_relative(tmp_path):
+    absolute, windows = tmp_path / "images/b/c.jpg", r"images\b\c.jpg"
+    lines = [f"{path},1,2,4,6,cat" for path in ("b/c.jpg", absolute, "a.jpg", windows)]
+    found = read(tmp_path, HEADER + "\n".join(lines))
+    assert [len(image.objects) for image in found.images] == [1, 3]
+
+
+def test_comma_and_line_break_in_quotes_belong_to_the_name(tmp_path):
+    found = read(tmp_path, HEADER + 'a.jpg,1,2,4,6,"one, two"\nb/c.jpg,1,2,4,6,x\n')
+    assert found.categories[0]["name"] == "one, two"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("image,xmin,ymin,xmax\n", "line 1.*lacks ymax, class"),
+        ("image;xmin;ymin;xmax;ymax;class\n", "line 1.*lacks.*commas"),
+        (HEADER + "a.jpg,1,2,4,6\n", "line 2 has 5 fields, expected 6"),
+        (HEADER + "a.jpg,1,2,4,six,cat\n", "line 2: expected a number, got 'six'"),
+        (HEADER + "\na.jpg,1,2,4,,cat\n", "line 3: expected a number, got ''"),
+        (HEADER + "a.jpg,1,2,4,6,\n", "line 2 has a box and no class"),
+    ],
+)
+def test_line_that_cannot_be_read_is_an_error_that_names_it(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"boxes\.csv.*{message}"):
+        read(tmp_path, text)
+
+
+def test_other_encodings_are_an_error_that_says_so(tmp_path):
+    text = HEADER + "a.jpg,1,2,4,6,Stra\u00dfe\n"
+    with pytest.raises(ValueError, match=r"not UTF-8 text .line 2.*save it as UTF-8"):
+        read(tmp_path, text, encoding="latin-1")

@@ -1,0 +1,91 @@
+import pytest
+
+import annotation_files
+from retinanet_tpu.data import annotations
+from retinanet_tpu.data.annotation_formats import files, yolo
+
+CATEGORIES = [{"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}]
+
+
+def read(folder, image_names=("a.jpg",), **label_files):
+    for stem, text in label_files.items():
+        (folder / f"{stem}.txt").write_text(text)
+    pictures = files.Pictures("images", image_names)
+    return yolo.read(str(folder), pictures=pictures, categories=CATEGORIES)
+
+
+def test_boxes_are_shares_and_numbers_are_the_ids(tmp_path):
+    found = read(tmp_path, a="7 0.5 0.25 0.5 0.125\n\n0.0 .1 .2 .1 .2\n")
+    (image,) = found.images
+    dog, cat = image.objects
+    assert image.is_norm
+    assert dog[:3] == (1, 7, (0.25, 0.1875, 0.5, 0.125))
+    assert (cat.category_id, cat.place) == (0, 3)
+    assert annotations.place_of(image, cat) == "a.txt, line 3"
+
+
+def test_polygon_becomes_the_box_around_it(tmp_path):
+    found = read(tmp_path, a="0 .5 .5 .5 .5\n0 0.5 0.25 0.75 0.5 0.25 0.5\n")
+    assert found.images[0].objects[1].box_xywh == (0.25, 0.25, 0.5, 0.25)
+    (finding,) = found.findings
+    assert finding[:2] == ("polygons stored as the boxes around them", "a.txt, line 2")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0 .5 .5 .5", "line 2 is '0 .5 .5 .5'; expected class cx cy width height"),
+        ("0 .5 .5 .5 .5 .9", "expected class cx"),
+        ("0.5 .5 .5 .5 .5", "expected class cx"),
+        ("nan .5 .5 .5 .5", "expected class cx"),
+        ("cat .5 .5 .5 .5", "line 2: expected a number, got 'cat'"),
+        ("\xff", "not UTF-8 text (line 2"),
+    ],
+)
+def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, line, message):
+    (tmp_path / "b.txt").write_bytes(f"0 .5 .5 .5 .5\n{line}\n".encode("latin-1"))
+    found = read(tmp_path, ["a.jpg", "b.jpg"], a="0 .5 .5 .5 .5")
+    assert [i.file_name for i in found.images] == ["a.jpg"]
+    (finding,) = found.findings
+    assert finding[:2] == (files.UNREADABLE, "b.txt")
+    assert message in finding.detail
+
+
+def test_unknown_number_is_an_error_with_its_line(tmp_path):
+    message = r"a\.txt, line 1 has class '3'; known are 0, 7"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, a="3 .5 .5 .5 .5")
+
+
+def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
+    found = read(tmp_path, a="0 .5 .5 .5 .5", classes="cat\ndog\n")
+    assert found.findings == ()
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ValueError, match="holds no label file"):
+        read(tmp_path)
+
+
+def test_labels_without_a_single_picture_are_an_error(tmp_path):
+    message = r"None of the 1 label files.*a\.txt.*--images"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, ["b.jpg"], a="0 .5 .5 .5 .5")
+
+
+@pytest.mark.parametrize(
+    "name", ["data.yaml", "labels/classes.txt", "labels/train/classes.txt"]
+)
+def test_names_are_found_beside_the_labels_and_above(tmp_path, name):
+    labels = tmp_path / "labels" / "train"
+    labels.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="--classes"):
+        yolo.find_classes(str(labels))
+    (tmp_path / name).touch()
+    found = yolo.find_classes(f"{labels}/")
+    assert (tmp_path / name).samefile(found)
+
+
+def test_the_format_is_read_as_written_by_the_helper(tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("yolo", tmp_path / "yolo")
+    found = annotation_files.read("yolo", path, tmp_path / "images")
+    assert [c["name"] for c in found.categories] == list(annotation_files.NAMES)

@@ -1,0 +1,251 @@
+"""What may be wrong with a data set, and what the converter says of it.
+
+Each damage takes the folder of a sound data set: images/, and annotations of a format.
+What it says stands beside it, with its place: either of a refused set or of what was
+counted while the rest was converted.
+"""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import annotation_files
+
+SOUND = annotation_files.PICTURES
+
+
+def replace(folder, name, *changes, count=1):
+    """Replaces texts in an annotation file."""
+    path = folder / "annotations" / name
+    text = path.read_text("utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, count)
+    path.write_text(text, "utf-8")
+
+
+def cut_off(folder, name):
+    path = folder / "annotations" / name
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
+
+
+def change_coco(folder, change_fn):
+    path = folder / "annotations" / "instances.json"
+    content = json.loads(path.read_text())
+    change_fn(content)
+    path.write_text(json.dumps(content))
+
+
+def edit(part, position, **changes):
+    """Returns a damage to an entry of a COCO file; None takes a key away."""
+
+    def damage(folder):
+        def change(content):
+            entry = content[part][position]
+            entry.update(changes)
+            for key in [key for key, value in changes.items() if value is None]:
+                del entry[key]
+
+        change_coco(folder, change)
+
+    return damage
+
+
+def edit_all_boxes(box_fn):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = box_fn(*annotation["bbox"])
+
+    return lambda folder: change_coco(folder, change)
+
+
+def save_size(folder, name, width, height):
+    pixels = np.zeros([height, width, 3], np.uint8)
+    PIL.Image.fromarray(pixels).save(folder / "images" / name)
+
+
+def rename(folder, name, path):
+    """Lets a picture be annotated, and lie, elsewhere."""
+    (folder / "images/b.png").rename(folder / "b.png")
+    replace(folder, name, ("b.png", path))
+
+
+def resize_all(folder):
+    for picture in SOUND:
+        save_size(folder, picture.name, picture.width * 2, picture.height * 2)
+
+
+# Name, format, damage, what is said, where. Of these the rest is converted.
+COUNTED = [
+    ("an XML file that is cut off", "voc", lambda f: cut_off(f, "b.xml"),
+     "annotation files unreadable, their images left out", "b.xml"),
+    ("a Labelme file that is cut off", "labelme", lambda f: cut_off(f, "b.json"),
+     "annotation files unreadable, their images left out", "b.json"),
+    ("a Labelme file without a key", "labelme",
+     lambda f: replace(f, "b.json", ('"shapes"', '"forms"')),
+     "annotation files unreadable, their images left out", "b.json"),
+    ("a YOLO line with a number too few", "yolo",
+     lambda f: replace(f, "labels/b.txt", (" 0.484375 ", " ")),
+     "annotation files unreadable, their images left out", "b.txt"),
+    ("an annotated picture that is not there", "coco",
+     lambda f: (f / "images/b.png").unlink(), "images missing on disk", "b.png"),
+    ("a picture without annotation", "voc",
+     lambda f: save_size(f, "new.png", 9, 9),
+     "pictures without annotation, left out", "new.png"),
+    ("a picture without a YOLO file", "yolo",
+     lambda f: save_size(f, "new.png", 9, 9),
+     "images without a label file, kept as background", "new.png"),
+    ("a box of width 0", "csv",
+     lambda f: replace(f, "boxes.csv", ("64,64", "0,64")),
+     "boxes without area, dropped", "boxes.csv, line 3"),
+    ("a box of negative width", "coco", edit("annotations", 1, bbox=[9, 9, -3, 2]),
+     "boxes of negative size (xmin > xmax or ymin > ymax), dropped",
+     "instances.json, annotation 2"),
+    ("corners in the wrong order", "voc",
+     lambda f: replace(f, "b.xml", (">1<", ">50<")),
+     "boxes of negative size (xmin > xmax or ymin > ymax), dropped", "b.xml, object 1"),
+    ("one box in shares among pixels", "csv",
+     lambda f: replace(f, "boxes.csv", ("0,0,64,64", "0.1,0.1,0.9,0.9")),
+     "boxes in 0..1 where pixels were expected, dropped", "boxes.csv, line 3"),
+    ("one box in pixels among shares", "openimages",
+     lambda f: replace(f, "boxes.csv", ("/m/1,0.0,1.0,0.0,1.0", "/m/1,0,64,0,64")),
+     "boxes beyond 0..1 where shares were expected, dropped", "boxes.csv, line 3"),
+    ("NaN in JSON", "coco", edit("annotations", 1, bbox=[1, 2, float("nan"), 4]),
+     "boxes that are not finite, dropped", "instances.json, annotation 2"),
+    ("NaN in a text", "yolo",
+     lambda f: replace(f, "labels/sub/c.txt", ("0.5 0.5", "nan 0.5")),
+     "boxes that are not finite, dropped", "sub/c.txt, line 1"),
+    ("a box beyond the picture", "voc",
+     lambda f: replace(f, "b.xml", (">31<", ">99<")),
+     "boxes beyond the edge, clipped", "b.xml, object 1"),
+    ("a box beside the picture", "voc",
+     lambda f: replace(f, "b.xml", (">1<", ">40<"), (">31<", ">90<")),
+     "boxes outside the picture, dropped", "b.xml, object 1"),
+    ("annotation ids that repeat", "coco", edit("annotations", 1, id=1),
+     "files whose annotation ids are absent, repeated or below 1, renumbered",
+     "instances.json"),
+    ("a picture of 0 bytes", "coco", lambda f: (f / "images/b.png").write_bytes(b""),
+     "images of 0 bytes", "b.png"),
+    ("a picture that is cut off", "coco",
+     lambda f: (f / "images/b.png").write_bytes(
+         (f / "images/b.png").read_bytes()[:60]),
+     "images unreadable", "b.png"),
+    ("a picture of another size than annotated", "voc",
+     lambda f: save_size(f, "b.png", 64, 128),
+     "images of another size than annotated, left out", "b.png"),
+    ("a header of 100,000 x 100,000 px", "csv", 
+     lambda f: (f / "images/b.png").write_bytes(annotation_files.giant_png(100_000)),
+     "images too large to be pictures", "b.png"),
+    ("a path that leaves the folder", "coco",
+     lambda f: rename(f, "instances.json", "../b.png"),
+     "images whose path leaves the folder, left out", "../b.png"),
+    ("an absolute path to elsewhere", "csv",
+     lambda f: rename(f, "boxes.csv", "/etc/b.png"),
+     "images whose path leaves the folder, left out", "/etc/b.png"),
+]  # fmt: skip
+
+# Name, format, damage, what is said.
+REFUSED = [
+    ("a COCO file that is cut off", "coco", lambda f: cut_off(f, "instances.json"),
+     r"instances\.json is not JSON, or cut off: .*line 1 column \d+"),
+    ("a COCO entry without a key", "coco", edit("annotations", 1, bbox=None),
+     r"instances\.json: annotations\[1\] lacks 'bbox'"),
+    ("a COCO list that is missing", "coco",
+     lambda f: change_coco(f, lambda c: c.pop("categories")),
+     r"instances\.json lacks categories"),
+    ("an annotation of an image that is not listed", "coco",
+     edit("annotations", 1, image_id=77),
+     r"instances\.json: annotation 2 is of image 77, which is not listed"),
+    ("an image id that repeats", "coco", edit("images", 1, id=1),
+     r"instances\.json: image id 1 comes 2 times"),
+    ("a category id that repeats", "coco", edit("categories", 1, id=1),
+     r"instances\.json: category id 1 comes 2 times"),
+    ("one picture listed twice", "coco", edit("images", 1, file_name="b.png"),
+     r"b\.png is annotated twice, as image 1 .* and 2"),
+    ("two classes of one name", "yolo",
+     lambda f: replace(f, "data.yaml", ("ampel", "Stra\\u00dfe")),
+     r"'Straße' .id 1: 2 boxes, first sub/c\.txt, line 2.*id 2: 1.*have one name"),
+    ("class names that differ in case only", "voc",
+     lambda f: replace(f, "sub/c.xml", ("ampel", "straße")),
+     r"'Straße'.*sub/c\.xml, object 2.*'straße'.*object 1.*differ in case or blanks"),
+    ("class names that differ in blanks only", "csv",
+     lambda f: replace(f, "boxes.csv", ("ampel,", "Straße ,")),
+     r"'Straße'.*line 4.*'Straße '.*boxes\.csv, line 3.*differ in case or blanks"),
+    ("a class number that has no name", "yolo",
+     lambda f: replace(f, "labels/b.txt", ("3 ", "8 ")),
+     r"b\.txt, line 1 has class '8'; known are 1, 2, 3"),
+    ("shares where pixels were expected", "coco",
+     edit_all_boxes(lambda x, y, w, h: [x / 64, y / 64, w / 64, h / 64]),
+     r"4 of 4 boxes are unusable, 4 of them boxes in 0\.\.1 where pixels were "
+     r"expected: instances\.json, annotation 1 .*Write pixels"),
+    ("pixels where shares were expected", "openimages",
+     lambda f: (f / "annotations/boxes.csv").write_text(
+         "ImageID,LabelName,XMin,XMax,YMin,YMax\nb,/m/1,1,31,2,60\n"),
+     r"1 of 1 boxes.*boxes\.csv, line 2 .*Write shares"),
+    ("width and height in place of corners", "csv",
+     lambda f: (f / "annotations/boxes.csv").write_text(
+         "b.png,20,30,9,9,cat\nsub/c.jpg,5,9,4,8,cat\nb.png,1,2,9,9,cat\n"),
+     r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Is the order of the numbers"),
+    ("no box at all", "voc",
+     lambda f: [p.write_text("<annotation/>") for p in
+                (f / "annotations").rglob("*.xml")],
+     r"The 3 images have no box at all"),
+    ("nothing but crowds", "coco",
+     lambda f: change_coco(
+         f, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
+     r"pass over all 4 boxes: each is of a crowd"),
+    ("the wrong folder of pictures", "coco",
+     lambda f: (f / "images").rename(f / "pictures") and (f / "images").mkdir(),
+     r"None of the 3 images could be stored; check --images.*b\.png"),
+    ("pictures resized after they were annotated", "voc", resize_all,
+     r"3 of 3 images are unusable.*another size than annotated: "
+     r"b\.png \(32 x 64 annotated, is 64 x 128; annotated in b\.xml\)"),
+    ("a table without a column", "csv",
+     lambda f: replace(f, "boxes.csv", ("class,", "colour,")),
+     r"boxes\.csv, line 1 .*lacks class"),
+    ("two pictures of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
+     r"has b\.bmp and b\.png; annotations of b could be of either"),
+]  # fmt: skip
+
+
+def make(kind, damage, folder):
+    """Writes a data set and damages it; returns its annotations' path."""
+    annotation_files.draw(folder / "images")
+    path = annotation_files.write(kind, folder / "annotations")
+    damage(folder)
+    return path
+
+
+def names(cases):
+    return [case[0] for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "what", "where"),
+    [case[1:] for case in COUNTED],
+    ids=names(COUNTED),
+)
+def test_it_is_named_with_its_place_and_the_rest_converted(
+    tmp_path, kind, damage, what, where
+):
+    path = make(kind, damage, tmp_path)
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert [(f.what, f.where) for f in done.findings] == [(what, where)]
+    assert done.counts[what] == 1
+    left_out = not any(word in what for word in ("boxes", "renumbered", "without"))
+    assert len(done.images) == (2 if left_out else 3 + ("background" in what))
+    dropped = what.startswith("boxes") and "clipped" not in what
+    num_in_b = 0 if "b.png" not in [i.file_name for i in done.images] else 1
+    assert done.counts["boxes stored"] == 3 + num_in_b - dropped
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"), [case[1:] for case in REFUSED], ids=names(REFUSED)
+)
+def test_it_is_refused_and_nothing_is_written(tmp_path, kind, damage, message):
+    path = make(kind, damage, tmp_path)
+    with pytest.raises(ValueError, match=message):
+        annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))

@@ -1,0 +1,255 @@
+"""One small data set, written in each format that the converter reads."""
+
+import csv
+import json
+import pathlib
+import struct
+import xml.etree.ElementTree as ET
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from retinanet_tpu.data import annotation_checks, converter
+from retinanet_tpu.data.annotation_formats import (
+    coco,
+    csv_table,
+    files,
+    labelme,
+    openimages,
+    voc,
+    yolo,
+    yolo_names,
+)
+
+FORMATS = ("coco", "voc", "yolo", "csv", "labelme", "openimages")
+# Sorted, as formats without a list of classes number them.
+NAMES = ("Straße", "ampel", "猫 (cat)")
+
+
+class Box(NamedTuple):
+    """A box in pixels."""
+
+    name: str
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+class Picture(NamedTuple):
+    """A picture and its boxes."""
+
+    name: str
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+
+
+# Sides are powers of two, so that shares of them are exact; sorted by name.
+PICTURES = (
+    Picture("b.png", 32, 64, (Box(NAMES[2], 1, 2, 31, 60),)),
+    Picture(
+        "sub/c.jpg", 64, 64, (Box(NAMES[1], 0, 0, 64, 64), Box(NAMES[0], 5, 6, 7, 9))
+    ),
+    Picture("Äpfel 1.jpg", 64, 32, (Box(NAMES[0], 3.5, 4, 20, 30),)),
+)
+
+
+def draw(folder, pictures=PICTURES, **options):
+    """Saves pictures of colour ramps; returns the folder."""
+    for picture in pictures:
+        path = pathlib.Path(folder) / picture.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        x = np.linspace(0, 255, picture.width, dtype=np.uint8)
+        pixels = np.tile(x[None, :, None], [picture.height, 1, 3])
+        PIL.Image.fromarray(pixels).save(path, **options)
+    return folder
+
+
+def write(kind, folder, pictures=PICTURES, names=NAMES):
+    """Writes annotations in a format to a new folder; returns what to read."""
+    folder.mkdir(parents=True)
+    return _WRITERS[kind](folder, pictures, names)
+
+
+def read(kind, path, images_dir):
+    """Reads annotations as tools/create_tfrecords.py does."""
+    names = files.list_pictures(str(images_dir))
+    pictures = files.Pictures(str(images_dir), names)
+    path = str(path)
+    if kind == "coco":
+        return coco.read(path, image_names=names)
+    if kind == "yolo":
+        classes = yolo_names.read(yolo.find_classes(path))
+        return yolo.read(path, pictures=pictures, categories=classes)
+    if kind == "openimages":
+        descriptions = pathlib.Path(path).parent / "class-descriptions.csv"
+        classes = openimages.read_classes(str(descriptions))
+        return openimages.read(path, pictures=pictures, classes=classes)
+    readers = {"voc": voc, "csv": csv_table, "labelme": labelme}
+    return readers[kind].read(path, pictures=pictures)
+
+
+def convert(kind, path, images_dir, output_dir, **options):
+    """Reads, checks and converts to a split "train", as the tool does.
+
+    Returns:
+      The Conversion, its findings after those of the reading.
+    """
+    annotated = read(kind, path, images_dir)
+    annotation_checks.check_set(annotated)
+    conversion = converter.write_shards(
+        annotated,
+        images_dir=str(images_dir),
+        output_dir=str(output_dir),
+        split="train",
+        **{"num_shards": 2} | options,
+    )
+    findings = [*annotated.findings, *conversion.findings]
+    return conversion._replace(findings=findings)
+
+
+def coco_content(pictures=PICTURES, names=NAMES):
+    """Returns what a COCO file of pictures holds, to damage it."""
+    boxes = [(i, b) for i, p in enumerate(pictures, start=1) for b in p.boxes]
+    return {
+        "images": [
+            {"id": i, "file_name": p.name, "width": p.width, "height": p.height}
+            for i, p in enumerate(pictures, start=1)
+        ],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": names.index(b.name) + 1,
+                "bbox": [b.xmin, b.ymin, b.xmax - b.xmin, b.ymax - b.ymin],
+                "segmentation": [[b.xmin, b.ymin, b.xmax, b.ymax, b.xmin, b.ymax]],
+            }
+            for number, (image_id, b) in enumerate(boxes, start=1)
+        ],
+        "categories": [{"id": i, "name": n} for i, n in enumerate(names, start=1)],
+    }
+
+
+def giant_png(side):
+    """Returns a PNG whose header promises side x side pixels, and holds none."""
+    size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + _checksum(name + data)
+        for name, data in chunks
+    )
+
+
+def _checksum(chunk):
+    return struct.pack(">I", zlib.crc32(chunk))
+
+
+def _write_coco(folder, pictures, names):
+    path = folder / "instances.json"
+    path.write_text(json.dumps(coco_content(pictures, names)), "utf-8")
+    return path
+
+
+def _write_voc(folder, pictures, names):
+    for picture in pictures:
+        root = ET.Element("annotation")
+        ET.SubElement(root, "filename").text = picture.name
+        size = ET.SubElement(root, "size")
+        ET.SubElement(size, "width").text = str(picture.width)
+        ET.SubElement(size, "height").text = str(picture.height)
+        for box in picture.boxes:
+            item = ET.SubElement(root, "object")
+            ET.SubElement(item, "name").text = box.name
+            corners = ET.SubElement(item, "bndbox")
+            for side in ("xmin", "ymin", "xmax", "ymax"):
+                ET.SubElement(corners, side).text = str(getattr(box, side))
+        ET.ElementTree(root).write(_beside(folder, picture, ".xml"), "utf-8")
+    return folder
+
+
+def _write_yolo(folder, pictures, names):
+    listed = "".join(f"  {i}: {json.dumps(n)}\n" for i, n in enumerate(names, start=1))
+    (folder / "data.yaml").write_text(f"path: x\nnames:\n{listed}nc: {len(names)}\n")
+    labels = folder / "labels"
+    for picture in pictures:
+        lines = []
+        for b in picture.boxes:
+            center = (b.xmin + b.xmax) / 2, (b.ymin + b.ymax) / 2
+            size = b.xmax - b.xmin, b.ymax - b.ymin
+            sides = (picture.width, picture.height) * 2
+            shares = [v / s for v, s in zip((*center, *size), sides, strict=True)]
+            number = names.index(b.name) + 1
+            lines.append(" ".join(map(str, (number, *shares))) + "\n")
+        _beside(labels, picture, ".txt").write_text("".join(lines))
+    return labels
+
+
+def _write_csv(folder, pictures, names):
+    rows = [["class", "image", "xmin", "ymin", "xmax", "ymax"]]
+    rows += [[b[0], p.name, *b[1:]] for p in pictures for b in p.boxes]
+    return _write_rows(folder / "boxes.csv", rows)
+
+
+def _write_labelme(folder, pictures, names):
+    for picture in pictures:
+        shapes = [
+            # Drawn from the lower right corner.
+            {
+                "label": b.name,
+                "points": [[b.xmax, b.ymax], [b.xmin, b.ymin]],
+                "shape_type": "rectangle",
+            }
+            for b in picture.boxes
+        ]
+        content = {
+            "imagePath": pathlib.Path(picture.name).name,
+            "imageData": "AAAA",
+            "imageWidth": picture.width,
+            "imageHeight": picture.height,
+            "shapes": shapes,
+        }
+        _beside(folder, picture, ".json").write_text(json.dumps(content))
+    return folder
+
+
+def _write_openimages(folder, pictures, names):
+    rows = [["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"]]
+    for p in pictures:
+        stem = p.name.rpartition(".")[0]
+        for b in p.boxes:
+            xs, ys = (
+                (b.xmin / p.width, b.xmax / p.width),
+                (
+                    b.ymin / p.height,
+                    b.ymax / p.height,
+                ),
+            )
+            rows.append([stem, f"/m/{names.index(b.name)}", *xs, *ys, 0])
+    described = [[f"/m/{i}", name] for i, name in enumerate(names)]
+    _write_rows(folder / "class-descriptions.csv", described)
+    return _write_rows(folder / "boxes.csv", rows)
+
+
+def _write_rows(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def _beside(folder, picture, extension):
+    path = (folder / picture.name).with_suffix(extension)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+_WRITERS = {
+    "coco": _write_coco,
+    "voc": _write_voc,
+    "yolo": _write_yolo,
+    "csv": _write_csv,
+    "labelme": _write_labelme,
+    "openimages": _write_openimages,
+}

@@ -1,0 +1,44 @@
+"""A server that finds many objects without having been trained."""
+
+import numpy as np
+import tensorflow as tf
+
+import toy_data
+from retinanet_tpu.data import categories
+from retinanet_tpu.task import serving_fn
+
+CATEGORIES = categories.Categories(
+    3,
+    (
+        categories.Category(0, 7, "left"),
+        categories.Category(2, 40, "right"),
+    ),
+)
+
+
+def make(*bindings: str, seed: int = 0) -> serving_fn.Server:
+    """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
+    settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
+    run = toy_data.experiment(None, "", *settings)
+    params = run.params | {"categories": CATEGORIES}
+    network = run.network_fn(params)
+    rng = np.random.default_rng(seed)
+    for variable in network.heads.variables:
+        if variable.name.startswith("heads/class/logits/bias"):
+            variable.assign(tf.fill(variable.shape, -2.0))
+        elif "/logits/kernel" in variable.name or "/deltas/kernel" in variable.name:
+            spread = 0.3 if "logits" in variable.name else 0.03
+            variable.assign(rng.normal(0, spread, variable.shape))
+    return serving_fn.Server(network, params)
+
+
+def pictures(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
+    """Returns uint8 [num, *size, 3] of coloured rectangles on noise."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
+    for image in images:
+        for _ in range(6):
+            y, x = (int(rng.integers(0, side - 12)) for side in size)
+            height, width = rng.integers(8, 40, 2)
+            image[y : y + height, x : x + width] = rng.integers(60, 256, 3)
+    return images

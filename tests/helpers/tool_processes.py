@@ -1,0 +1,63 @@
+"""The programs of tools/ as processes, with TensorFlow started once for many runs."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+# Runs a tool's main() once for each line of flags: TensorFlow starts only once.
+_SERVER = """
+import contextlib, importlib.util, io, json, sys, traceback
+from absl import flags
+spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+for line in sys.stdin:
+    for name in list(flags.FLAGS):
+        flags.FLAGS[name].unparse()
+    out, error, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            tool.main(flags.FLAGS(["tool", *json.loads(line)]))
+        except Exception:
+            traceback.print_exc()
+            status = 1
+    print(json.dumps([status, out.getvalue(), error.getvalue()]), flush=True)
+"""
+
+
+def path(tool):
+    """Returns the path of a program of tools/."""
+    return str(ROOT / "tools" / tool)
+
+
+def run_python(*arguments):
+    """Runs Python in a process of its own; returns its status and what it wrote."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def serve(tool):
+    """Yields a function that runs a tool's main() with flags, as often as wanted."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER, path(tool)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_ENVIRONMENT,
+    ) as process:
+
+        def run_once(*flags):
+            process.stdin.write(json.dumps(flags) + "\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            return subprocess.CompletedProcess(flags, *answer)
+
+        yield run_once
+        process.stdin.close()
