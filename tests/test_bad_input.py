@@ -14,9 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from absl import flags
-from absl.testing import flagsaver
 
+import commands
 import toy_data
 from retinanet_tpu import evaluate, structures, train
 from retinanet_tpu.data import (
@@ -29,7 +28,6 @@ from retinanet_tpu.data import (
 from retinanet_tpu.estimator import checkpoints
 from retinanet_tpu.task import cli, experiment
 
-SMALL = (*toy_data.TINY, *toy_data.TWO_LEVELS)
 BROKEN = b"\xff\xd8\xff\xe0 no more of it"
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -54,19 +52,6 @@ def make_run(model_dir, data_dir, *bindings, **more):
     return toy_data.experiment(
         model_dir, data_dir, *toy_data.TWO_LEVELS, *bindings, **more
     )
-
-
-def run_command(main, model_dir, data_dir, *bindings, **more):
-    """Runs a command's main() in this process, as its command line would."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
-    gin_param = [*SMALL, f"DATA_DIR = '{data_dir}'", *bindings]
-    settings = {"model_dir": str(model_dir)} | more
-    if main is train.main:
-        settings["gin_file"] = [str(toy_data.GIN_CONFIGS / "quickstart.gin")]
-        settings["gin_param"] = gin_param
-    with flagsaver.flagsaver(**settings):
-        main()
 
 
 def change_record(data_dir, change_fn, *, split="train", number=3):
@@ -97,7 +82,7 @@ def test_a_split_without_files_is_named_with_what_to_set(sound_dir, model_dir):
 
 def test_a_missing_evaluation_split_is_found_before_training(sound_dir, model_dir):
     with pytest.raises(FileNotFoundError, match=r"No file matches .*/test-"):
-        run_command(train.main, model_dir, sound_dir, "Data.eval_split = 'test'")
+        commands.run(train.main, model_dir, sound_dir, "Data.eval_split = 'test'")
     assert not model_dir.exists()
 
 
@@ -150,7 +135,7 @@ def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
     path = change_record(data_dir, break_picture)
     message = rf"Record 3 of {re.escape(path)} \(image 106\) cannot be used.*Mend"
     with pytest.raises(ValueError, match=message):
-        run_command(train.main, model_dir, data_dir)
+        commands.run(train.main, model_dir, data_dir)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +185,7 @@ def test_annotations_of_other_classes_are_found_before_training(data_dir, model_
     path = data_dir / "val.json"
     path.write_text(path.read_text().replace('"id": 7,', '"id": 8,'))
     with pytest.raises(ValueError, match=r"val\.json has category ids \[8\]"):
-        run_command(train.main, model_dir, data_dir)
+        commands.run(train.main, model_dir, data_dir)
 
 
 def test_a_wrong_number_of_classes_is_told_the_right_one(sound_dir, model_dir):
@@ -210,9 +195,9 @@ def test_a_wrong_number_of_classes_is_told_the_right_one(sound_dir, model_dir):
 
 def test_a_mended_setting_may_go_on_in_the_same_model_dir(sound_dir, model_dir):
     with pytest.raises(ValueError, match="set NUM_CLASSES = 2"):
-        run_command(train.main, model_dir, sound_dir, "NUM_CLASSES = 3")
+        commands.run(train.main, model_dir, sound_dir, "NUM_CLASSES = 3")
     with pytest.raises(ValueError, match="never fires"):
-        run_command(train.main, model_dir, sound_dir, "MAX_STEPS = 1")
+        commands.run(train.main, model_dir, sound_dir, "MAX_STEPS = 1")
     assert not model_dir.exists()
 
 
@@ -256,24 +241,24 @@ def started_dir(sound_dir, model_dir):
 def test_a_model_dir_of_another_configuration_is_refused(sound_dir, started_dir):
     changed = r"- BATCH_SIZE = 8\n.*\+ BATCH_SIZE = 4\n.*--accept_changes"
     with pytest.raises(ValueError, match=rf"(?s)another configuration.*{changed}"):
-        run_command(train.main, started_dir, sound_dir, "BATCH_SIZE = 4")
+        commands.run(train.main, started_dir, sound_dir, "BATCH_SIZE = 4")
     assert "BATCH_SIZE = 8" in (started_dir / cli.CONFIG_FILE).read_text()
 
 
 def test_a_checkpoint_of_another_network_is_refused(sound_dir, started_dir):
     more = {"accept_changes": True}
     with pytest.raises(ValueError, match=r"model\.ckpt-1 .* variables differ, first: "):
-        run_command(train.main, started_dir, sound_dir, "BATCH_SIZE = 4", **more)
+        commands.run(train.main, started_dir, sound_dir, "BATCH_SIZE = 4", **more)
     assert "BATCH_SIZE = 4" in (started_dir / cli.CONFIG_FILE).read_text()
 
 
 def test_evaluating_what_was_never_trained_is_an_error(tmp_path, sound_dir):
     with pytest.raises(FileNotFoundError, match=r"No .*config\.gin.*--model_dir"):
-        run_command(evaluate.main, tmp_path, sound_dir, once=True)
+        commands.run(evaluate.main, tmp_path, sound_dir, once=True)
     text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
     (tmp_path / cli.CONFIG_FILE).write_text(text)
     with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train first"):
-        run_command(evaluate.main, tmp_path, sound_dir, once=True)
+        commands.run(evaluate.main, tmp_path, sound_dir, once=True)
 
 
 def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():

@@ -10,7 +10,9 @@ from PIL import Image
 
 import toy_data
 from retinanet_tpu import predict
+from retinanet_tpu.data import photographs
 from retinanet_tpu.estimator import checkpoints, train_and_evaluate
+from retinanet_tpu.serving import artifacts
 from retinanet_tpu.task import serving_fn
 
 
@@ -113,11 +115,10 @@ def test_a_grey_wide_or_tiny_picture_is_served(exported):
 
 def test_predict_writes_findings_and_drawings(exported, data_dir, work_dir):
     output_dir = work_dir / "found"
-    model = predict.load_model(predict.find_saved_model(str(exported)))
-    names = predict.category_names(exported)
-    assert names == {3: "red", 7: "blue"}
-    paths = predict.list_images([f"{data_dir}/pictures/50*.jpg"])
-    predict.predict_files(model, paths, str(output_dir), names=names, min_score=0.001)
+    artifact = artifacts.load(artifacts.find(exported))
+    assert artifact.names == {3: "red", 7: "blue"}
+    paths = photographs.find([f"{data_dir}/pictures/50*.jpg"])
+    predict.predict_files(artifact, paths, str(output_dir), min_score=0.001)
     records = json.loads((output_dir / "detections.json").read_text())
     assert records and {record["category_id"] for record in records} <= {3, 7}
     drawing = Image.open(output_dir / pathlib.Path(paths[0]).name)

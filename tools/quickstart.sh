@@ -20,7 +20,7 @@ if [ gin_configs/quickstart.gin -nt $run/config.gin ]; then rm -rf $run; fi
 python -m retinanet_tpu.train --gin_file=gin_configs/quickstart.gin --model_dir=$run
 python -m retinanet_tpu.evaluate --model_dir=$run
 python -m retinanet_tpu.export --model_dir=$run
-python -m retinanet_tpu.predict --saved_model=$run/export/latest \
+python -m retinanet_tpu.predict --model=$run/export/latest \
   --images='quickstart/toy/val/*' --output_dir=quickstart/detections
 
 python - <<'END'

@@ -1,15 +1,12 @@
 """Non-maximum suppression: of boxes that say the same, the best remains.
 
-Five variants, all with static shapes and without host-only operations, so that they run
-inside a compiled step on any device and convert to other formats:
-
   per_class_hard, combined   boxes of one class suppress each other
   global_hard                all boxes do
   per_class_soft             boxes of one class lower each other's scores
   global_soft                all boxes do
 
-`combined` is TensorFlow's and the reference's name for what per_class_hard does: the
-best of all classes together.
+All have static shapes and no host-only operations, so that they run inside a compiled
+step and convert to other formats. `combined` is TensorFlow's name for per_class_hard.
 """
 
 import dataclasses
@@ -22,15 +19,9 @@ from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.detections import decode
 
-VARIANTS = (
-    "combined",
-    "per_class_hard",
-    "per_class_soft",
-    "global_hard",
-    "global_soft",
-)
-# Candidates that hard suppression settles at once. In most pictures the best hundred
-# objects are among as many candidates; the work of a tile grows with its square.
+_SOFT = ("per_class_soft", "global_soft")
+VARIANTS = ("combined", "per_class_hard", "global_hard", *_SOFT)
+# Candidates that hard suppression settles at once; its work grows with their square.
 _TILE = 128
 # Candidates that soft suppression tries to do with, each time a table of all pairs.
 _WINDOWS = (128, 384)
@@ -97,7 +88,7 @@ class NMS:
     @property
     def is_soft(self) -> bool:
         """Whether overlap lowers scores instead of striking boxes out."""
-        return self.variant.endswith("soft")
+        return self.variant in _SOFT
 
     @property
     def is_per_class(self) -> bool:
@@ -120,8 +111,8 @@ class NMS:
         is_found = taken.scores > 0
         boxes_yxyx = tf.where(tf.expand_dims(is_found, -1), taken.boxes_yxyx, 0.0)
         classes = tf.where(is_found, taken.classes, 0)
-        num_detections = tf.reduce_sum(tf.cast(is_found, tf.int32), axis=-1)
-        return structures.Detections(boxes_yxyx, taken.scores, classes, num_detections)
+        count = tf.reduce_sum(tf.cast(is_found, tf.int32), axis=-1)
+        return structures.Detections(boxes_yxyx, taken.scores, classes, count)
 
     def _take_hard(self, candidates):
         """Returns the candidates left, [B, D], best first; scores 0 past them.
@@ -133,21 +124,19 @@ class NMS:
         tile_size = min(_TILE, num_candidates)
         num_tiles = -(-num_candidates // tile_size)
         padding = num_tiles * tile_size - num_candidates
-        tiles = decode.Candidates(
-            tf.pad(candidates.boxes_yxyx, [[0, 0], [0, padding], [0, 0]]),
-            tf.pad(candidates.scores, [[0, 0], [0, padding]]),
-            tf.pad(candidates.classes, [[0, 0], [0, padding]]),
-        )
-        tiles = tf.nest.map_structure(
-            lambda x: tf.reshape(x, [-1, num_tiles, tile_size, *x.shape[2:]]), tiles
-        )
+
+        def in_tiles(x):
+            sides = [[0, 0]] * (x.shape.rank - 2)
+            padded = tf.pad(x, [[0, 0], [0, padding], *sides])
+            return tf.reshape(padded, [-1, num_tiles, tile_size, *x.shape[2:]])
+
+        tiles = tf.nest.map_structure(in_tiles, candidates)
         best_scores = tf.reduce_max(tiles.scores, axis=-1)  # [B, tiles]
         num_needed = tf.reduce_max(
             tf.where(best_scores > 0, tf.range(1, num_tiles + 1), 0), axis=-1
         )
 
-        def is_any_left(tile, taken, num_taken):
-            del taken
+        def is_any_left(tile, _, num_taken):
             is_left = tf.logical_and(tile < num_needed, num_taken < self.max_detections)
             return tf.reduce_any(is_left)
 
@@ -208,8 +197,7 @@ class NMS:
         has_table = size <= max(_WINDOWS)
         table = self._remains(candidates, candidates) if has_table else None
 
-        def is_any_left(step, scores, taken, taken_scores):
-            del step, taken, taken_scores
+        def is_any_left(_, scores, *__):
             return tf.reduce_any(scores > self.score_threshold)
 
         def take_best(step, scores, taken, taken_scores):
@@ -218,13 +206,10 @@ class NMS:
             taken = tf.where(is_now, best, taken)
             best_score = tf.gather(scores, best, batch_dims=1)
             taken_scores = tf.where(is_now, best_score, taken_scores)
-            if not has_table:
-                one = tf.nest.map_structure(
-                    lambda x: tf.gather(x, best, batch_dims=1), candidates
-                )
-                remains = self._remains(one, candidates)
-            else:
+            if has_table:
                 remains = tf.gather(table, best, batch_dims=1)
+            else:
+                remains = self._remains(_gathered(candidates, best), candidates)
             # A box without area does not overlap itself, so the one taken goes by name.
             remains = tf.where(tf.range(size) == best, 0.0, remains[:, 0])
             return step + 1, scores * remains, taken, taken_scores
@@ -242,11 +227,7 @@ class NMS:
         )
         # The images of a batch run out at different steps.
         taken_scores = tf.where(taken_scores > self.score_threshold, taken_scores, 0.0)
-        return decode.Candidates(
-            tf.gather(candidates.boxes_yxyx, taken, batch_dims=1),
-            taken_scores,
-            tf.gather(candidates.classes, taken, batch_dims=1),
-        )
+        return _gathered(candidates, taken)._replace(scores=taken_scores)
 
     def _overlaps(self, a, b):
         """Returns float32 [B, N, M]: IoUs, 0 for pairs that leave each other alone."""
@@ -259,6 +240,13 @@ class NMS:
     def _remains(self, a, b):
         """Returns float32 [B, N, M]: what each taken a leaves of the scores of b."""
         return self.soft_fn(self._overlaps(a, b), self.iou_threshold)
+
+
+def _gathered(candidates, places):
+    """Returns the Candidates at int32 [B, N] places."""
+    return tf.nest.map_structure(
+        lambda x: tf.gather(x, places, batch_dims=1), candidates
+    )
 
 
 def _settle(is_overlap, is_free):

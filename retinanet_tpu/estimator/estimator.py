@@ -243,9 +243,8 @@ class TPUEstimator:
         network = self._network_fn(self._inputs.plain_params())
         self._load(network, path)
         serving = serving_fn(network, self._inputs.plain_params())
-        exported = exporters.export_saved_model(
-            serving, export_dir_base, path, scores or self.scores(path)
-        )
+        scores = scores or self.scores(path)
+        exported = exporters.export_saved_model(serving, export_dir_base, path, scores)
         logging.info("Exported %s to %s", path, exported)
         return exported
 

@@ -17,6 +17,8 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _TONES = ((0.85, 1.0), (0.62, 1.0), (0.95, 0.78))
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PLATE_ALPHA = 215  # Of 255: what is under a label stays guessable.
+# Labels of all boxes together; a picture of 100 px would be nothing but letters.
+_LABELLED_SHARE = 1 / 3
 _BACKGROUND = (24, 26, 30)
 
 
@@ -47,8 +49,9 @@ def draw_detections(
     """Draws a labelled box around each object found.
 
     Lines and letters grow with the picture, and better detections lie on top. A label
-    goes where its box leaves room; where there is none, it shrinks to the score, then
-    gives way, so that what is written can be read.
+    goes where its box leaves room; where there is none, or a third of the picture is
+    written on, it shrinks to the score, then gives way, so that what is written can be
+    read, and the rest be seen.
 
     Args:
       image: uint8 [H, W, 3], RGB; not changed.
@@ -185,16 +188,15 @@ def _draw_labels(draw, labels: list[_Label], size: tuple[int, int]) -> None:
     # Below 9 px the built-in font loses its shapes.
     font_size = max(9, round(math.sqrt(size[0] * size[1]) * 0.022))
     font = ImageFont.load_default(size=font_size)
-    margin = max(1, font_size // 5)
-    placed = []
+    margin, high = max(1, font_size // 5), sum(font.getmetrics())
+    placed, room = [], size[0] * size[1] * _LABELLED_SHARE
     for label in labels:
         for text in label.texts:
             wide = math.ceil(font.getlength(text)) + 2 * margin + 1
-            plate = _free_plate(
-                label.corners, (wide, sum(font.getmetrics())), size, placed
-            )
-            if plate:
+            plate = _free_plate(label.corners, (wide, high), size, placed)
+            if plate and wide * high <= room:
                 placed.append(plate)
+                room -= wide * high
                 fill = (*label.color, _PLATE_ALPHA)
                 draw.rounded_rectangle(plate, radius=margin, fill=fill)
                 position = (plate[0] + margin, plate[1])
@@ -206,8 +208,11 @@ def _free_plate(corners, plate_size, size, placed):
     """Returns a place (x0, y0, x1, y1) at the box that covers no label, or None."""
     x0, y0, x1, y1 = corners
     wide, high = plate_size
-    # Above the box, flush left, comes first; then inside, at its foot and below.
-    rows = (y0 - high, y0, y1 + 1 - high, y1 + 1)
+    # Above the box, flush left, comes first; then inside, at its foot and below. Inside
+    # a box of less than three lines it would hide what it names.
+    above, inside, below = (y0 - high,), (y0, y1 + 1 - high), (y1 + 1,)
+    is_roomy = y1 + 1 - y0 >= 3 * high
+    rows = above + (inside + below if is_roomy else below + inside)
     for x, y in itertools.product((x0, x1 + 1 - wide), rows):
         left = max(0, min(x, size[0] - wide))
         top = max(0, min(y, size[1] - high))

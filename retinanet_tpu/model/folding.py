@@ -50,7 +50,7 @@ def conv_norm_sum(
     """
     if not all(_folds(conv, norm, is_training) for conv, norm, _ in branches):
         parts = [conv_norm(*branch, is_training=is_training) for branch in branches]
-        return tf.add_n(parts)
+        return functools.reduce(tf.add, parts)  # TFLite cannot quantise an add_n.
     inputs, kernels, total_shift = [], [], 0.0
     for conv, norm, x in branches:
         x = x[:, :: conv.stride, :: conv.stride] if conv.stride > 1 else x

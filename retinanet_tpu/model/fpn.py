@@ -110,8 +110,8 @@ def upsample(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """
     _, height, width, channels = x.shape
     batch = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    x = tf.broadcast_to(
-        x[:, :, None, :, None, :], [batch, height, 2, width, 2, channels]
-    )
+    # Not by indexing with None: TFLite has no slice of six dimensions.
+    x = tf.reshape(x, [batch, height, 1, width, 1, channels])
+    x = tf.broadcast_to(x, [batch, height, 2, width, 2, channels])
     x = tf.reshape(x, [batch, 2 * height, 2 * width, channels])
     return x[:, : size[0], : size[1]]

@@ -29,7 +29,7 @@ from retinanet_tpu.task import (
     serving_fn,
 )
 
-NUM_PICTURES = 16  # Of the evaluation split, that exports are checked on.
+NUM_PICTURES = 32  # Of the evaluation split, that exports are checked on.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,6 +116,25 @@ def test_labels_do_not_cover_each_other():
     assert place is None
 
 
+def test_label_hides_a_small_box_only_where_nothing_else_is_left():
+    plates = []
+    for _ in range(3):
+        plates.append(
+            visualize._free_plate((50, 50, 79, 79), (30, 14), (200, 200), plates)
+        )
+    assert [plate[1] for plate in plates] == [50 - 14, 80, 50]
+
+
+def test_labels_leave_two_thirds_of_a_small_picture_to_be_seen(monkeypatch):
+    image, names = gray(100, 100), {1: "potted plant"}
+    corners = np.random.default_rng(0).uniform(0, 70, (30, 2))
+    boxes = np.concatenate([corners, corners + 30], axis=1)
+    labelled = draw(image, boxes, names=names)
+    monkeypatch.setattr(visualize, "_draw_labels", lambda *_: None)
+    share = (labelled != draw(image, boxes)).any(axis=-1).mean()
+    assert 0.2 < share < 1 / 3
+
+
 def test_better_detection_lies_on_top():
     boxes = [[20, 20, 80, 80], [20, 20, 80, 80]]
     for scores, top in (([0.9, 0.5], 3), ([0.5, 0.9], 4)):

@@ -48,7 +48,8 @@ def test_prediction_is_the_exported_signature_resizing_included(made):
     kinds, found = traced(made["predict"])
     assert "ResizeBilinear" in kinds and "XlaAllReduce" not in kinds
     assert set(found) == {
-        *("image_id", "boxes", "scores", "class_ids", "valid_detections")
+        *("image_id", "boxes", "boxes_xyxy", "scores", "class_ids"),
+        "valid_detections",
     }
 
 

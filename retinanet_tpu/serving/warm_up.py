@@ -1,0 +1,78 @@
+"""Requests that TensorFlow Serving runs before it says that a model is ready.
+
+They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLog
+messages, and make the first request of a user as fast as the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+FILE_NAME = "tf_serving_warmup_requests"
+_PACKAGE = "retinanet_tpu.serving"
+_TENSOR = "tensorflow.TensorProto"
+# Of each message: its fields' names, numbers and types; "*" is a list.
+# Source: tensorflow_serving/apis/{prediction_log,predict,model}.proto. What they are
+# called is not on the wire, and their package needs TensorFlow built for one platform.
+_MESSAGES = {
+    "PredictionLog": {"predict_log": (6, "PredictLog")},
+    "PredictLog": {"request": (1, "PredictRequest")},
+    "PredictRequest": {"model_spec": (1, "ModelSpec"), "inputs": (2, "*Input")},
+    "ModelSpec": {"name": (1, "string"), "signature_name": (3, "string")},
+    "Input": {"key": (1, "string"), "value": (2, _TENSOR)},
+}
+
+
+def request(signature: str, inputs: Mapping[str, Any]) -> bytes:
+    """Returns a serialized PredictionLog that calls a signature.
+
+    Args:
+      signature: its name.
+      inputs: TensorProtos by name.
+    """
+    log = _log_class()()
+    predict = log.predict_log.request
+    predict.model_spec.name = "retinanet"
+    predict.model_spec.signature_name = signature
+    for name, value in inputs.items():
+        predict.inputs.add(key=name, value=value)
+    return log.SerializeToString()
+
+
+def write(directory: str, requests: Sequence[bytes]) -> None:
+    """Writes the requests where TensorFlow Serving looks, below a SavedModel."""
+    with tf.io.TFRecordWriter(f"{directory}/assets.extra/{FILE_NAME}") as writer:
+        for serialized in requests:
+            writer.write(serialized)
+
+
+def _log_class():
+    """Returns the class of PredictionLog."""
+    field_types = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="retinanet_tpu/warm_up.proto", package=_PACKAGE, syntax="proto3"
+    )
+    tensor = tf.compat.v1.TensorInfo.DESCRIPTOR.file.pool.FindMessageTypeByName(_TENSOR)
+    file.dependency.append(tensor.file.name)
+    for message, fields in _MESSAGES.items():
+        declared = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            field = declared.field.add(name=name, number=number)
+            field.label = field_types.LABEL_OPTIONAL
+            if kind.startswith("*"):
+                field.label, kind = field_types.LABEL_REPEATED, kind[1:]
+            if kind == "string":
+                field.type = field_types.TYPE_STRING
+            else:
+                field.type = field_types.TYPE_MESSAGE
+                scope = "" if kind == _TENSOR else f".{_PACKAGE}"
+                field.type_name = f"{scope}.{kind}"
+    pool = descriptor_pool.Default()
+    try:
+        log = pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog")
+    except KeyError:
+        pool.Add(file)
+        log = pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog")
+    return message_factory.GetMessageClass(log)

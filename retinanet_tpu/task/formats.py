@@ -1,0 +1,223 @@
+"""The files of an export: each made of one server, and held against the checkpoint."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.data import categories as categories_lib, transforms
+from retinanet_tpu.detections import nms
+from retinanet_tpu.serving import agreement, onnx_format, tflite_format
+from retinanet_tpu.task import format_checks
+
+NUM_CHECKED = 4  # Pictures that each format is checked on.
+# Each takes seconds, and from 32 to 128 the AP of blood cells rose by less than noise.
+_MOST_CALIBRATED = 32
+
+
+class Format(NamedTuple):
+    """A form of the model.
+
+    Attributes:
+      file: its name in the export; "" is the SavedModel itself.
+      what: a line for people.
+      tolerance: of the check against the checkpoint's own predictions.
+    """
+
+    file: str
+    what: str
+    tolerance: agreement.Tolerance
+
+
+_EXACT = agreement.Tolerance(iou=0.99, score=1e-3)
+# Others resize a picture to the same values but for a pixel in ten thousand.
+_CLOSE = agreement.Tolerance(iou=0.95, score=5e-3, share=0.97, num_without=2)
+FORMATS = {
+    "saved_model": Format("", "SavedModel, four signatures", _EXACT),
+    "onnx": Format("model.onnx", "ONNX, whole, any batch and picture size", _CLOSE),
+    "tensorrt": Format("model_tensorrt.onnx", "ONNX for TensorRT's parser", _CLOSE),
+    "tflite": Format("model.tflite", "TFLite, float32", _CLOSE),
+    "tflite_float16": Format(
+        "model_float16.tflite",
+        "TFLite, weights in float16",
+        agreement.Tolerance(iou=0.9, score=0.02, share=0.95, num_without=2),
+    ),
+    # Eight bits move scores by some hundredths; what passes here is no wreck, and how
+    # good it is tools/evaluate_exported.py says.
+    "tflite_int8": Format(
+        "model_int8.tflite",
+        "TFLite, convolutions in int8",
+        agreement.Tolerance(iou=0.5, score=0.1, share=0.7, num_without=2),
+    ),
+}
+
+
+def check(formats: Sequence[str], suppress: nms.NMS) -> None:
+    """Checks before anything is loaded that formats can be made.
+
+    Args:
+      formats: names.
+      suppress: what the export ends with.
+    Raises:
+      ValueError: an unknown name, a package that is missing, or soft suppression for
+        TensorRT.
+    """
+    if unknown := [name for name in formats if name not in FORMATS] or not formats:
+        raise ValueError(
+            f"--format is {','.join(formats)!r}; choose of {', '.join(FORMATS)}."
+            + (f" There is no {unknown[0]!r}." if formats else "")
+        )
+    if "tensorrt" in formats:
+        _check_efficient_nms(suppress)
+    if {"onnx", "tensorrt"} & set(formats):
+        onnx_format.check_installed()
+
+
+def _check_efficient_nms(suppress):
+    """Raises ValueError for what TensorRT's own suppression cannot do."""
+    if suppress.is_soft:
+        raise ValueError(
+            f"TensorRT's own suppression is hard, but nms.variant is "
+            f"{suppress.variant!r}; set --nms=per_class_hard or --nms=global_hard."
+        )
+    if suppress.score_threshold < onnx_format.LOWEST_SCORE_THRESHOLD:
+        raise ValueError(
+            f"nms.score_threshold is {suppress.score_threshold}; under "
+            f"{onnx_format.LOWEST_SCORE_THRESHOLD} TensorRT's suppression returns "
+            "boxes that were not found: raise it."
+        )
+
+
+def write(
+    server: Any,
+    params: Mapping[str, Any],
+    directory: str,
+    *,
+    formats: Sequence[str],
+    pictures: Sequence[np.ndarray],
+) -> dict[str, agreement.Agreement]:
+    """Writes all formats but the SavedModel, then checks each.
+
+    Args:
+      server: a serving_fn.Server of the checkpoint.
+      params: the server's.
+      directory: of the export; the SavedModel and categories.json are there.
+      formats: names of FORMATS.
+      pictures: uint8 [H, W, 3] each; all calibrate int8, the first few are checked on.
+    Returns:
+      How well each format agrees.
+    Raises:
+      ValueError: a format does not agree with the checkpoint, or there is no picture to
+        calibrate int8 with.
+    """
+    if not pictures:
+        if "tflite_int8" in formats:
+            raise ValueError(
+                "tflite_int8 is calibrated on pictures, and the evaluation split is "
+                "not at hand; name a folder of thirty: --check_images=DIR."
+            )
+        logging.warning("export | no pictures at hand: the check is on made-up ones")
+        pictures = _made_up()
+    shown = pictures[:NUM_CHECKED]
+    expected = format_checks.predict(server.network, params, shown)
+    result = {}
+    for name in formats:
+        logging.info("export | making and checking %s", FORMATS[name].what)
+        path = f"{directory}/{FORMATS[name].file}".rstrip("/")
+        if name == "tensorrt":
+            found = _write_for_tensorrt(server, params, path, shown)
+        else:
+            if name != "saved_model":
+                with _quiet():
+                    content = _converted(server, params, name, pictures)
+                _save(path, content)
+            found = format_checks.found_by(path, shown)
+        result[name] = format_checks.judge(
+            name, found, expected, FORMATS[name].tolerance
+        )
+    return result
+
+
+def _converted(server, params, name, pictures) -> bytes:
+    """Returns the content of a format's file."""
+    if name == "onnx":
+        model = onnx_format.convert(
+            server.detect_images,
+            server.detect_images.input_signature,
+            metadata=_metadata(params),
+        )
+        return model.SerializeToString()
+    _, *shape = server.input_spec.shape
+    kind = name.removeprefix("tflite").lstrip("_") or "float32"
+    shown = pictures[:_MOST_CALIBRATED] if kind == "int8" else []
+    inputs = [transforms.letterbox(x, shape[:2])[0].numpy() for x in shown]
+    return tflite_format.convert(
+        server.predict_inputs,
+        server.read_inputs,
+        tf.TensorSpec([1, *shape], tf.float32, name="inputs"),
+        kind=kind,
+        calibration_inputs=inputs,
+    )
+
+
+def _write_for_tensorrt(server, params, path, pictures):
+    """Writes the raw form; yields what its suppression would find in the pictures.
+
+    TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
+    compared, after NMS of ours.
+    """
+    with _quiet():
+        raw = onnx_format.convert(
+            server.raw, [server.input_spec], metadata=_metadata(params)
+        )
+    session = onnx_format.make_session(raw)
+    suppress = params["nms_fn"]
+    node = onnx_format.with_efficient_nms(
+        raw,
+        iou_threshold=suppress.iou_threshold,
+        score_threshold=suppress.score_threshold,
+        max_detections=suppress.max_detections,
+        class_agnostic=not suppress.is_per_class,
+    )
+    _save(path, node.SerializeToString())
+    yield format_checks.suppressed(session, params, pictures)
+
+
+def _metadata(params):
+    """Returns what lies beside other formats, and inside of ONNX."""
+    return {categories_lib.FILE_NAME: categories_lib.to_json(params["categories"])}
+
+
+def _made_up() -> list[np.ndarray]:
+    """Returns pictures of coloured rectangles on noise."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(NUM_CHECKED):
+        picture = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
+        for top, left in rng.integers(0, 440, (12, 2)):
+            height, width = rng.integers(20, 200, 2)
+            colour = rng.integers(0, 256, 3)
+            picture[top : top + height, left : left + width] = colour
+        pictures.append(picture)
+    return pictures
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TensorFlow from telling about models that it saves on the way."""
+    verbosity, level = logging.get_verbosity(), tf.get_logger().level
+    logging.set_verbosity(logging.WARNING)
+    tf.get_logger().setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tf.get_logger().setLevel(level)
+
+
+def _save(path, content):
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)

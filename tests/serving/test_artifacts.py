@@ -1,0 +1,284 @@
+"""The same finder of bright boxes in all formats, and what is no detector."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.serving import artifacts
+
+IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
+# Of pictures of 30 x 40 px: y, x of the first and behind the last bright pixel.
+BOXES_YXYX = np.float32([[3, 5, 20, 25], [0, 0, 30, 40], [10, 30, 28, 40]])
+ROWS = [{"index": 0, "id": 3, "name": "cat"}, {"index": 2, "id": 90, "name": "emu"}]
+
+
+class BrightFinder(tf.Module):
+    """Finds what is bright, once for sure and once as no category; then rubbish."""
+
+    def find(self, images):
+        is_bright = tf.reduce_min(tf.cast(images, tf.float32), axis=-1) > 127
+        sides = []
+        for axis in (2, 1):
+            is_seen = tf.reduce_any(is_bright, axis=axis)
+            places = tf.cast(tf.range(tf.shape(is_seen)[1]), tf.float32)
+            first = tf.reduce_min(tf.where(is_seen, places, 9999.0), axis=-1)
+            last = tf.reduce_max(tf.where(is_seen, places + 1.0, 0.0), axis=-1)
+            sides.append((first, last))
+        (ymin, ymax), (xmin, xmax) = sides
+        box_xyxy = tf.stack([xmin, ymin, xmax, ymax], axis=-1)
+        ones = tf.ones_like(xmin)
+        return {
+            "boxes_xyxy": tf.stack([box_xyxy, box_xyxy, box_xyxy * 0.5], axis=1),
+            "scores": tf.stack([ones * 0.75, ones * 0.5, ones], axis=1),
+            "class_ids": tf.cast(tf.stack([ones * 90, -ones, ones], 1), tf.int32),
+            "valid_detections": tf.cast(ones * 2, tf.int32),
+        }
+
+    @tf.function(input_signature=[IMAGES])
+    def find_all(self, images):
+        return self.find(images)
+
+    @tf.function(input_signature=[INPUTS])
+    def find_fixed(self, inputs):
+        return self.find(inputs)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, 3], tf.float32, name="image"),
+            tf.TensorSpec([], tf.int32, name="image_id"),
+        ]
+    )
+    def find_one(self, image, image_id):
+        found = {key: value[0] for key, value in self.find(image[None]).items()}
+        return {**found, "boxes": found.pop("boxes_xyxy"), "image_id": image_id}
+
+
+def write_categories(directory):
+    directory.mkdir(exist_ok=True)
+    content = json.dumps({"num_classes": 3, "categories": ROWS})
+    (directory / "categories.json").write_text(content)
+
+
+def convert_to_onnx(function, spec, path):
+    tf2onnx = pytest.importorskip("tf2onnx")
+    pytest.importorskip("onnxruntime")
+    tf2onnx.convert.from_function(
+        function, input_signature=[spec], opset=17, output_path=str(path)
+    )
+
+
+def convert_to_tflite(function, module, path):
+    traced = function.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
+    path.write_bytes(converter.convert())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module", params=["saved", "older", "onnx", "tflite"])
+def artifact(request, folder):
+    finder, path = BrightFinder(), folder / request.param
+    if request.param == "saved":
+        signatures = {"images": finder.find_all, "serving_default": finder.find_one}
+        tf.saved_model.save(finder, str(path), signatures)
+        write_categories(path / "assets.extra")
+    elif request.param == "older":
+        tf.saved_model.save(finder, str(path), {"serving_default": finder.find_one})
+        write_categories(path / "assets.extra")
+    else:
+        path.mkdir()
+        write_categories(path)
+        path = path / f"model.{request.param}"
+    if path.suffix == ".onnx":
+        convert_to_onnx(finder.find_all, IMAGES, path)
+    if path.suffix == ".tflite":
+        convert_to_tflite(finder.find_fixed, finder, path)
+    return artifacts.load(artifacts.find(str(path)))
+
+
+def pictures_of(boxes_yxyx, size=(30, 40)):
+    pictures = np.zeros([len(boxes_yxyx), *size, 3], np.uint8)
+    for picture, (ymin, xmin, ymax, xmax) in zip(
+        pictures, boxes_yxyx.astype(int), strict=True
+    ):
+        picture[ymin:ymax, xmin:xmax] = 255
+    return pictures
+
+
+def test_all_formats_find_the_same_in_pixels_of_the_pictures(artifact):
+    found = artifact.detect(pictures_of(BOXES_YXYX))
+    assert isinstance(found, structures.Detections)
+    assert all(isinstance(values, np.ndarray) for values in found)
+    assert found.boxes_yxyx.shape == (3, 3, 4)
+    # The network's input is 2.13 times as large, and its pixels are whole.
+    atol = 0.5 if artifact.kind == "TFLite" else 0
+    for column in range(2):
+        boxes_yxyx = found.boxes_yxyx[:, column]
+        np.testing.assert_allclose(boxes_yxyx, BOXES_YXYX, atol=atol)
+    np.testing.assert_array_equal(found.scores, np.float32([[0.75, 0.5, 1]] * 3))
+    np.testing.assert_array_equal(found.classes, [[90, -1, 1]] * 3)
+    np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
+    assert found.classes.dtype == found.num_detections.dtype == np.int32
+
+
+def test_boxes_of_a_resized_picture_end_at_its_edge(artifact):
+    size = (256, 128)  # The canvas of TFLite is 64 high and has 32 px of it.
+    found = artifact.detect(pictures_of(np.array([[0, 0, *size]]), size))
+    np.testing.assert_array_equal(found.boxes_yxyx[0, 0], [0, 0, *size])
+
+
+def test_no_pictures_give_no_detections(artifact):
+    found = artifact.detect(np.zeros([0, 30, 40, 3], np.uint8))
+    assert found.boxes_yxyx.shape == (0, 0, 4) and found.num_detections.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        np.zeros([2, 30, 40, 3], np.float32),
+        np.zeros([30, 40, 3], np.uint8),
+        np.zeros([1, 30, 40, 4], np.uint8),
+        np.zeros([1, 0, 40, 3], np.uint8),
+    ],
+    ids=lambda pictures: f"{pictures.dtype} {pictures.shape}",
+)
+def test_what_are_no_pictures_is_refused(artifact, pictures):
+    with pytest.raises(ValueError, match=r"The pictures are (float32|uint8) \[.*give"):
+        artifact.detect(pictures)
+
+
+def test_objects_are_without_padding_and_without_what_is_no_category(artifact):
+    found = artifact.detect(pictures_of(BOXES_YXYX))
+    one = artifacts.objects(found, 1)
+    assert one.num_detections == 1 and one.classes.tolist() == [90]
+    np.testing.assert_allclose(one.boxes_yxyx, BOXES_YXYX[1:2], atol=0.5)
+    assert artifacts.objects(found, 1, min_score=0.75).num_detections == 1
+    assert artifacts.objects(found, 1, min_score=0.76).boxes_yxyx.shape == (0, 4)
+
+
+def test_names_come_with_the_model_or_not_at_all(artifact):
+    assert artifact.names == {3: "cat", 90: "emu"}
+    assert artifact.categories.num_classes == 3
+    assert artifacts.Artifact("", "ONNX", None, None).names == {}
+
+
+def test_files_run_with_as_many_threads_as_wanted(artifact):
+    if artifact.kind == "SavedModel":
+        with pytest.raises(ValueError, match="already runs with other threads than 3"):
+            artifacts.load(artifact.path, num_threads=3)
+    else:
+        one = artifacts.load(artifact.path, num_threads=1)
+        found = one.detect(pictures_of(BOXES_YXYX))
+        np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_newest_version_that_holds_something_is_found(tmp_path):
+    versions = ("1700000001", "1700000002", "17000000033", "temp-1700000009")
+    touch(*(tmp_path / version / "saved_model.pb" for version in versions))
+    (tmp_path / "1700000004").mkdir()
+    newest = str(tmp_path / "1700000002")
+    assert artifacts.find(str(tmp_path)) == newest
+    assert artifacts.find(newest) == newest
+    touch(tmp_path / "1700000003" / "model.tflite")
+    assert artifacts.find(f"{tmp_path}/") == f"{tmp_path}/1700000003/model.tflite"
+
+
+def test_saved_model_goes_before_files_and_several_files_are_a_choice(tmp_path):
+    files = [tmp_path / "1700000001" / n for n in ("model.onnx", "model.tflite")]
+    touch(*files)
+    for path in (tmp_path, tmp_path / "1700000001"):
+        with pytest.raises(ValueError, match=r"has model.onnx, model.tflite and no"):
+            artifacts.find(str(path))
+    assert artifacts.find(str(files[0])) == str(files[0])
+    touch(tmp_path / "1700000001" / "saved_model.pb")
+    assert artifacts.find(str(tmp_path)) == str(tmp_path / "1700000001")
+
+
+def test_path_without_a_model_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match=r"no saved_model.pb, .* found checkpoints"):
+        artifacts.find(str(tmp_path))
+    with pytest.raises(ValueError, match=r"--model=.*absent .* found nothing"):
+        artifacts.find(str(tmp_path / "absent"))
+    touch(tmp_path / "model.h5")
+    with pytest.raises(ValueError, match=r"model.h5 is a file, but no .onnx"):
+        artifacts.find(str(tmp_path / "model.h5"))
+
+
+def test_saved_model_with_other_signatures_is_refused(tmp_path):
+    module = tf.Module()
+    module.f = tf.function(lambda images: {"boxes": images})
+    signature = module.f.get_concrete_function(
+        tf.TensorSpec([1, 64, 64, 3], tf.float32, name="images")
+    )
+    tf.saved_model.save(module, str(tmp_path / "a"), {"images": signature})
+    message = r"maps images float32 \[1, 64, 64, 3\] to boxes, where images uint8 \[\?"
+    with pytest.raises(ValueError, match=message):
+        artifacts.load(str(tmp_path / "a"))
+    tf.saved_model.save(module, str(tmp_path / "b"), {"logits": signature})
+    with pytest.raises(
+        ValueError, match=r"neither signature images nor .* only logits"
+    ):
+        artifacts.load(str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "model.onnx", "model.tflite"])
+def test_what_is_damaged_or_absent_is_named(tmp_path, name):
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+    path = tmp_path if name == "saved_model.pb" else tmp_path / name
+    with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
+        artifacts.load(str(path))
+    (tmp_path / name).write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
+        artifacts.load(str(path))
+
+
+@pytest.mark.parametrize("ending", ["onnx", "tflite"])
+def test_file_that_is_no_detector_is_refused(tmp_path, ending):
+    path = tmp_path / f"model.{ending}"
+    other = tf.function(lambda x: {"y": x + 1.0}, input_signature=[INPUTS])
+    if ending == "onnx":
+        convert_to_onnx(other, INPUTS, path)
+    else:
+        convert_to_tflite(other, tf.Module(), path)
+    message = rf"model.{ending} maps \w+ float32 \[1, 64, 128, 3\] to \w+, where"
+    with pytest.raises(ValueError, match=message):
+        artifacts.load(str(path))
+
+
+def test_model_for_tensorrt_says_what_makes_an_engine_of_it(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    node = onnx.helper.make_node(
+        "EfficientNMS_TRT", ["x"], ["y"], domain="TRT", name="nms"
+    )
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1])
+        for name in "xy"
+    ]
+    graph = onnx.helper.make_graph([node], "raw", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model_tensorrt.onnx")
+    with pytest.raises(ValueError, match=r"only TensorRT.*build_tensorrt_engine\.py"):
+        artifacts.load(artifacts.find(str(tmp_path)))
+
+
+def test_missing_runtime_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    touch(tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[onnx\]'"):
+        artifacts.load(str(tmp_path / "model.onnx"))

@@ -1,0 +1,35 @@
+from retinanet_tpu.serving import model_card
+
+FORMS = {
+    "saved_model": model_card.Form("", "SavedModel", "4 of 4 agree"),
+    "tflite": model_card.Form("model.tflite", "TFLite", "3 of 3 agree"),
+    "tflite_int8": model_card.Form("model_int8.tflite", "TFLite int8", "2 of 3 agree"),
+}
+
+
+def text(scores=None):
+    return model_card.text(
+        FORMS,
+        class_names=["Zelle", "細胞"],
+        image_size=(384, 512),
+        nms="per_class_hard",
+        checkpoint="run/model.ckpt-7",
+        scores=scores,
+        config_text="MAX_STEPS = 7\n",
+    )
+
+
+def test_the_card_says_what_the_model_is():
+    card = text({"AP": 0.61234, "global_step": 7, "per_class": {"Zelle": 0.5}})
+    for wanted in (
+        "run/model.ckpt-7", "384 x 512", "Zelle, 細胞", "| AP | 0.6123 |", "MAX_STEPS",
+        "`saved_model.pb` | 4 of 4 agree |", "`model_int8.tflite` | 2 of 3 agree |",
+        "float32 [1, 384, 512, 3]",
+    ):  # fmt: skip
+        assert wanted in card
+    assert "global_step" not in card and "{" not in card.split("```")[0]
+    assert card.count("get_signature_runner") == 1
+
+
+def test_a_checkpoint_without_scores_is_called_so():
+    assert "Not scored." in text()

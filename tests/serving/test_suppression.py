@@ -1,0 +1,66 @@
+"""Suppression in crowds runs loops inside loops, which converters have got wrong."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from retinanet_tpu.detections import decode, nms
+from retinanet_tpu.serving import onnx_format, tflite_format
+
+NUM = 300
+INPUTS = ("given_boxes", "given_scores", "given_classes")  # Not named as outputs are.
+OUTPUTS = ("boxes_yxyx", "scores", "classes", "num_detections")
+
+
+def crowd(num_images):
+    """Returns candidates that overlap in long chains."""
+    rng = np.random.default_rng(3)
+    corners = rng.uniform(0, 40, (num_images, NUM, 2))
+    sizes = rng.uniform(5, 40, (num_images, NUM, 2))
+    return (
+        np.concatenate([corners, corners + sizes], axis=-1).astype(np.float32),
+        -np.sort(-rng.uniform(0.01, 0.99, (num_images, NUM)).astype(np.float32)),
+        rng.integers(0, 3, (num_images, NUM)).astype(np.int32),
+    )
+
+
+def suppression(variant, num_images):
+    suppress = nms.NMS(variant, iou_threshold=0.2, max_detections=50)
+    specs = [
+        tf.TensorSpec([num_images, NUM, 4], name="given_boxes"),
+        tf.TensorSpec([num_images, NUM], name="given_scores"),
+        tf.TensorSpec([num_images, NUM], tf.int32, name="given_classes"),
+    ]
+    return tf.function(
+        lambda *candidates: suppress(decode.Candidates(*candidates))._asdict(),
+        input_signature=specs,
+    )
+
+
+def assert_same(got, expected):
+    assert expected["num_detections"].numpy().min() > 20
+    for key in OUTPUTS:
+        np.testing.assert_allclose(got[key], expected[key], atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("variant", nms.VARIANTS[1:])
+def test_crowds_are_thinned_in_onnx_as_here(variant):
+    pytest.importorskip("tf2onnx")
+    fn = suppression(variant, None)
+    model = onnx_format.convert(fn, fn.input_signature)
+    session = onnx_format.make_session(model)
+    candidates = crowd(2)
+    got = session.run(OUTPUTS, dict(zip(INPUTS, candidates, strict=True)))
+    assert_same(dict(zip(OUTPUTS, got, strict=True)), fn(*candidates))
+
+
+@pytest.mark.parametrize("variant", nms.VARIANTS[1:])
+def test_crowds_are_thinned_in_tflite_as_here(variant):
+    fn = suppression(variant, 1)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [fn.get_concrete_function()], tf.Module()
+    )
+    run = tflite_format.interpreter(converter.convert()).get_signature_runner()
+    candidates = crowd(1)
+    inputs = dict(zip(INPUTS, candidates, strict=True))
+    assert_same(run(**inputs), fn(*candidates))

@@ -1,0 +1,226 @@
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.lite.python import schema_py_generated as schema
+
+import servers
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import box_ops
+from retinanet_tpu.data import transforms
+from retinanet_tpu.model import layers
+from retinanet_tpu.serving import agreement, tflite_format
+
+KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
+INPUTS = tf.TensorSpec([1, 8, 8, 3], tf.float32, name="inputs")
+
+
+def sensitive(*bindings):
+    """Returns a server whose findings depend on every part of its network."""
+    server = servers.make(*bindings)
+    heads, rng = server.network.heads, np.random.default_rng(1)
+    for variable in server.network.variables:
+        if "/gamma" in variable.name:
+            variable.assign(tf.ones(variable.shape))
+    for tower, spread in ((heads.class_tower, 0.3), (heads.box_tower, 0.05)):
+        kernels = [conv.kernel for conv in tower.convs]
+        for kernel, stddev in [
+            *((k, 0.1) for k in kernels),
+            (tower.last_conv.kernel, spread),
+        ]:
+            kernel.assign(rng.normal(0, stddev, kernel.shape))
+    return server
+
+
+def num_bytes(server):
+    return 4 * layers.num_parameters(server.network.variables)
+
+
+def letterboxed(server, num, seed):
+    images = servers.pictures(num, seed=seed)
+    return transforms.letterbox(images, server.params["image_size"])[0].numpy()
+
+
+def converted(server, kind="float32"):
+    spec = tf.TensorSpec([1, *server.params["image_size"], 3], name="inputs")
+    return tflite_format.convert(
+        server.predict_inputs,
+        server.read_inputs,
+        spec,
+        kind=kind,
+        calibration_inputs=letterboxed(server, 12, seed=9),
+    )
+
+
+def run(content, inputs):
+    signature = tflite_format.interpreter(content).get_signature_runner()
+    return [signature(inputs=picture[None]) for picture in inputs]
+
+
+def expected_of(server, inputs):
+    read = [server.read_inputs(server.predict_inputs(x[None])) for x in inputs]
+    return [{key: x.numpy() for key, x in found.items()} for found in read]
+
+
+def compare(found, expected, **tolerance):
+    rows = [
+        [
+            structures.Detections(
+                box_ops.swap_xy(x["boxes_xyxy"]).numpy(),
+                x["scores"],
+                x["class_ids"],
+                x["valid_detections"],
+            )
+            for x in side
+        ]
+        for side in (found, expected)
+    ]
+    tolerance = agreement.Tolerance(**tolerance)
+    result = agreement.compare(*rows, tolerance)
+    assert result.num_compared > 100
+    return result.num_matched / result.num_compared
+
+
+@pytest.fixture(scope="module")
+def server():
+    return sensitive()
+
+
+@pytest.fixture(scope="module")
+def inputs(server):
+    return letterboxed(server, 8, seed=0)
+
+
+@pytest.fixture(scope="module")
+def expected(server, inputs):
+    return expected_of(server, inputs)
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert set(one) == KEYS
+        assert other["valid_detections"] > 10
+        for key in ("class_ids", "valid_detections"):
+            np.testing.assert_array_equal(one[key], other[key])
+        np.testing.assert_allclose(one["boxes_xyxy"], other["boxes_xyxy"], atol=1e-3)
+        np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
+
+
+def test_float32_finds_what_the_server_finds(server, inputs, expected):
+    assert_same(run(converted(server), inputs), expected)
+
+
+def test_float16_moves_nothing_by_much_in_half_the_space(server, inputs, expected):
+    content = converted(server, "float16")
+    assert len(content) < 0.7 * num_bytes(server)
+    assert compare(run(content, inputs), expected, iou=0.98, score=0.003) == 1
+
+
+def test_int8_finds_the_objects_in_a_fraction_of_the_space(server, inputs, expected):
+    content, tolerance = converted(server, "int8"), {"iou": 0.75, "score": 0.1}
+    assert len(content) < 0.5 * num_bytes(server)
+    assert compare(run(content, inputs), expected, **tolerance) > 0.9
+    # That it could go wrong: other pixels, other objects.
+    assert compare(run(content, inputs / 2), expected, **tolerance) < 0.6
+
+
+def test_soft_suppression_converts(inputs):
+    # More candidates than soft suppression has a window for.
+    server = sensitive("nms.variant = 'per_class_soft'", "decode.num_candidates = 540")
+    assert_same(run(converted(server), inputs), expected_of(server, inputs))
+
+
+def shades(inputs):
+    """Returns 12 maps, to see whether they keep their places."""
+    kernel = np.random.default_rng(0).normal(size=[3, 3, 3, 2]).astype(np.float32)
+    y = tf.nn.conv2d(inputs, kernel, 1, "SAME")
+    return {"first": (y, [y + i for i in range(1, 11)]), "last": y[:, :4]}
+
+
+def read_shades(predictions):
+    y, others = predictions["first"]
+    exact = tf.constant([1000 / 3, 7001 / 11]) + 0 * tf.reduce_mean(y, [0, 1, 2])
+    return {
+        "offsets": tf.stack([tf.reduce_mean(other - y) for other in others]),
+        "last": predictions["last"],
+        "exact": exact,
+    }
+
+
+@pytest.mark.parametrize("kind", tflite_format.KINDS)
+def test_reading_keeps_its_order_and_float32(kind):
+    pictures = np.random.default_rng(0).random([4, 8, 8, 3], dtype=np.float32)
+    content = tflite_format.convert(
+        shades, read_shades, INPUTS, kind=kind, calibration_inputs=pictures
+    )
+    (found,) = run(content, pictures[:1])
+    wanted = read_shades(shades(pictures[:1]))
+    # Of 8 bits, and a sum of some more, an offset may lose a few hundredths.
+    np.testing.assert_allclose(found["offsets"], np.arange(1, 11), atol=0.1)
+    np.testing.assert_allclose(found["last"], wanted["last"], atol=0.1)
+    np.testing.assert_allclose(found["exact"], wanted["exact"], rtol=1e-7)
+
+
+def test_constants_begin_where_kernels_expect_them():
+    content = tflite_format.convert(shades, read_shades, INPUTS)
+    model = schema.Model.GetRootAs(content)
+    tables = [model.Buffers(i)._tab for i in range(model.BuffersLength())]
+    field = 4  # Of the data, the first one of the table Buffer.
+    starts = [
+        table.Vector(table.Offset(field)) for table in tables if table.Offset(field)
+    ]
+    assert len(starts) > 8
+    assert not np.any(np.array(starts) % 16)
+
+
+def until(is_done_fn, step_fn, x):
+    return tf.while_loop(lambda x: tf.logical_not(is_done_fn(x)), step_fn, [x])[0]
+
+
+def test_both_parts_may_have_loops():
+    def grow(x):
+        return until(lambda x: tf.reduce_sum(x) > 100, lambda x: [2 * x], x)
+
+    def shrink(x):
+        return {"y": until(lambda x: tf.reduce_sum(x) < 50, lambda x: [x - 0.1], x)}
+
+    inputs = np.full([8, 8, 3], 0.01, np.float32)
+    (found,) = run(tflite_format.convert(grow, shrink, INPUTS), [inputs])
+    np.testing.assert_allclose(found["y"], shrink(grow(inputs[None]))["y"], rtol=1e-5)
+
+
+def test_an_unknown_kind_names_those_there_are():
+    with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8"):
+        tflite_format.convert(shades, read_shades, INPUTS, kind="int4")
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_int8_wants_pictures(nothing):
+    with pytest.raises(ValueError, match="calibrated on pictures and got none"):
+        tflite_format.convert(
+            shades, read_shades, INPUTS, kind="int8", calibration_inputs=nothing
+        )
+
+
+def test_the_interpreter_does_not_warn_of_its_age(recwarn):
+    content = tflite_format.convert(shades, read_shades, INPUTS)
+    recwarn.clear()
+    assert tflite_format.interpreter(content, num_threads=1)
+    assert not recwarn.list
+
+
+def test_without_an_interpreter_the_successor_is_taken(monkeypatch):
+    made = types.SimpleNamespace(Interpreter=lambda **named: named)
+    monkeypatch.delattr(tf.lite, "Interpreter")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", made)
+    found = tflite_format.interpreter(b"a model", num_threads=3)
+    assert found == {"model_content": b"a model", "num_threads": 3}
+
+
+def test_without_any_interpreter_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.delattr(tf.lite, "Interpreter")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    with pytest.raises(ValueError, match="pip install ai-edge-litert"):
+        tflite_format.interpreter(b"")

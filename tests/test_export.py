@@ -1,0 +1,161 @@
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import commands
+import toy_data
+from retinanet_tpu import export, train
+from retinanet_tpu.serving import agreement, artifacts, onnx_format
+from retinanet_tpu.task import formats
+
+# So that a network of twelve steps finds something.
+FINDS = (
+    "Heads.prior = 0.3",
+    "MAX_STEPS = 12",
+    "cosine.base = 0.02",
+    "RunConfig.save_checkpoints_steps = 12",
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def model_dir(data_dir, tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("runs") / "run"
+    commands.run(train.main, model_dir, data_dir, *FINDS)
+    return model_dir
+
+
+def run_export(model_dir, **more):
+    """Exports; returns the directory of the newest export."""
+    commands.run(export.main, model_dir, None, **more)
+    return max((model_dir / "export" / "latest").glob("[0-9]*"))
+
+
+def exports(model_dir):
+    return set((model_dir / "export" / "latest").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def exported(model_dir):
+    return run_export(model_dir, format=list(formats.FORMATS))
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_every_format_finds_what_the_saved_model_finds(exported, data_dir, name):
+    path = exported / formats.FORMATS[name].file
+    if name == "tensorrt":
+        with pytest.raises(ValueError, match="build_tensorrt_engine"):
+            artifacts.load(str(path))
+        return
+    pictures = sorted(pathlib.Path(data_dir, "pictures").glob("50*.jpg"))[:2]
+    batches = [np.array(Image.open(picture))[None] for picture in pictures]
+    expected = artifacts.load(str(exported))
+    artifact = artifacts.load(str(path))
+    result = agreement.compare(
+        [artifact.detect(batch) for batch in batches],
+        [expected.detect(batch) for batch in batches],
+        formats.FORMATS[name].tolerance,
+    )
+    assert result.num_compared > 4
+    assert result.is_within(formats.FORMATS[name].tolerance)
+    assert artifact.names == {3: "red", 7: "blue"}
+
+
+def test_an_export_carries_all_that_a_server_needs(exported):
+    signatures = tf.saved_model.load(str(exported)).signatures
+    assert set(signatures) == {"serving_default", "images", "image_bytes", "tf_example"}
+    extra = exported / "assets.extra"
+    assert json.loads((extra / "label_map.json").read_text()) == {
+        "3": "red",
+        "7": "blue",
+    }
+    warm_up = tf.data.TFRecordDataset(str(extra / "tf_serving_warmup_requests"))
+    assert len(list(warm_up)) == 3
+    card = (exported / "model_card.md").read_text()
+    for wanted in ("model.ckpt-12", "red, blue", "| AP | ", "MAX_STEPS = 12"):
+        assert wanted in card
+    verdicts = re.findall(r"(\d+) of (\d+) detections agree", card)
+    assert len(verdicts) == len(formats.FORMATS)
+    assert all(int(compared) > 0 for _, compared in verdicts)
+
+
+def test_suppression_can_be_chosen_for_an_export(model_dir):
+    path = run_export(model_dir, nms="global_hard")
+    assert "global_hard (hard)" in (path / "model_card.md").read_text()
+
+
+def test_a_checkpoint_can_be_chosen_and_is_named(model_dir):
+    path = run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-12")
+    assert "model.ckpt-12" in (path / "model_card.md").read_text()
+    with pytest.raises(FileNotFoundError, match=r"model\.ckpt-7"):
+        run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-7")
+
+
+def test_formats_without_a_saved_model_have_none(model_dir):
+    path = run_export(model_dir, format=["tflite"])
+    assert not tf.saved_model.contains_saved_model(str(path))
+    assert (path / "model.tflite").exists()
+    assert artifacts.load(artifacts.find(str(path))).names == {3: "red", 7: "blue"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"format": ["onxx"]}, r"--format is 'onxx'; choose of saved_model, onnx"),
+        ({"format": []}, r"--format is ''; choose of saved_model"),
+        ({"nms": "gentle"}, r"nms\.variant is 'gentle'; choose one of combined"),
+        ({"format": ["tensorrt"], "nms": "global_soft"}, r"--nms=per_class_hard"),
+        (
+            {"format": ["tensorrt"], "gin_param": ["nms.score_threshold = 0.001"]},
+            r"under 0\.007 TensorRT",
+        ),
+        ({"check_images": "/nowhere"}, r"/nowhere matches no picture"),
+        (
+            {"gin_param": ["ResNet.width = 16"]},
+            r"belongs to another configuration; .* is \(3, 3, 8, 8\), not",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_told_and_leaves_nothing(model_dir, flags, told):
+    before = exports(model_dir)
+    with pytest.raises(ValueError, match=told):
+        run_export(model_dir, **flags)
+    assert exports(model_dir) == before
+
+
+def test_a_missing_package_is_named_with_its_extra(model_dir, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(onnx_format.importlib, "import_module", missing)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[onnx\]'"):
+        run_export(model_dir, format=["onnx"])
+
+
+def test_a_run_without_a_checkpoint_is_told_to_train(model_dir, tmp_path):
+    (tmp_path / "config.gin").write_text((model_dir / "config.gin").read_text())
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train"):
+        run_export(tmp_path)
+
+
+def test_an_export_that_finds_other_objects_is_refused(model_dir, monkeypatch):
+    before = exports(model_dir)
+    monkeypatch.setitem(
+        formats.FORMATS,
+        "tflite",
+        formats.FORMATS["tflite"]._replace(
+            tolerance=agreement.Tolerance(iou=2.0, score=-1.0)
+        ),
+    )
+    with pytest.raises(ValueError, match="tflite export does not find what the check"):
+        run_export(model_dir, format=["tflite"])
+    assert exports(model_dir) == before
