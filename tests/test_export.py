@@ -88,6 +88,23 @@ def test_an_export_carries_all_that_a_server_needs(exported):
     assert all(int(compared) > 0 for _, compared in verdicts)
 
 
+def test_the_snippet_of_the_readme_runs(exported, data_dir):
+    readme = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(import json\n.*?)```", readme, re.DOTALL)
+    picture = next(pathlib.Path(data_dir, "pictures").glob("*.jpg"))
+    for told, there in (
+        ("run1/export/latest/1795000000", exported),
+        ("photo.jpg", picture),
+    ):
+        assert snippet.count(told) == 1
+        snippet = snippet.replace(told, str(there))
+    names = {}
+    exec(snippet, names)
+    count = names["valid_detections"]
+    assert 0 < count == len(names["boxes"]) == len(names["scores"])
+    assert len(names["classes"]) == count and set(names["classes"]) <= {"red", "blue"}
+
+
 def test_suppression_can_be_chosen_for_an_export(model_dir):
     path = run_export(model_dir, nms="global_hard")
     assert "global_hard (hard)" in (path / "model_card.md").read_text()
