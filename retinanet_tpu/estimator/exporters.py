@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoints, files, leases, spec
+from retinanet_tpu.estimator import checkpoints, files, leases, quiet, spec
 
 LIST_FILE = "exports.json"
 _REMAINS_SECS = 86400  # No export takes a day, and no two clocks differ by one.
@@ -266,7 +266,8 @@ def export_saved_model(
 def _write(serving, directory):
     if serving.signatures:
         signatures = dict(serving.signatures)
-        tf.saved_model.save(serving.module, directory, signatures=signatures)
+        with quiet.saving():
+            tf.saved_model.save(serving.module, directory, signatures=signatures)
     tf.io.gfile.makedirs(f"{directory}/assets.extra")
     for name, text in serving.assets_extra.items():
         with tf.io.gfile.GFile(f"{directory}/assets.extra/{name}", "w") as file:

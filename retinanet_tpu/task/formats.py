@@ -1,6 +1,5 @@
 """The files of an export: each made of one server, and held against the checkpoint."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from absl import logging
 
 from retinanet_tpu.data import categories as categories_lib, transforms
 from retinanet_tpu.detections import nms
+from retinanet_tpu.estimator import quiet
 from retinanet_tpu.serving import agreement, onnx_format, tflite_format
 from retinanet_tpu.task import format_checks
 
@@ -131,7 +131,7 @@ def write(
             found = _write_for_tensorrt(server, params, path, shown)
         else:
             if name != "saved_model":
-                with _quiet():
+                with quiet.saving():
                     content = _converted(server, params, name, pictures)
                 _save(path, content)
             found = format_checks.found_by(path, shown)
@@ -169,7 +169,7 @@ def _write_for_tensorrt(server, params, path, pictures):
     TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
     compared, after NMS of ours.
     """
-    with _quiet():
+    with quiet.saving():
         raw = onnx_format.convert(
             server.raw, [server.input_spec], metadata=_metadata(params)
         )
@@ -203,19 +203,6 @@ def _made_up() -> list[np.ndarray]:
             picture[top : top + height, left : left + width] = colour
         pictures.append(picture)
     return pictures
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps TensorFlow from telling about models that it saves on the way."""
-    verbosity, level = logging.get_verbosity(), tf.get_logger().level
-    logging.set_verbosity(logging.WARNING)
-    tf.get_logger().setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        tf.get_logger().setLevel(level)
 
 
 def _save(path, content):

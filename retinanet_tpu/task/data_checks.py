@@ -1,0 +1,180 @@
+"""What is wrong with a run's data, found before step 1 instead of after a night.
+
+`check` looks at the heads of the files and takes seconds; tools/inspect_dataset.py
+puts the same questions to every record, and draws the answers.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+from absl import logging
+
+from retinanet_tpu.boxes import anchor_fit
+from retinanet_tpu.data import (
+    examples,
+    findings,
+    record_files,
+    statistics,
+)
+from retinanet_tpu.task import anchor_recall, experiment
+
+_NUM_SAMPLED = 128
+# COCO's 450 MB of training annotations would take too long at each start.
+_MAX_JSON_BYTES = 64 << 20
+# A tenth of the boxes without an anchor of their own is worth a look.
+_LOW_RECALL = 0.9
+_SHOWN = 5  # Examples that a finding names.
+
+
+def check(run: experiment.Experiment) -> None:
+    """Looks for data that cannot give a score above 0; warns of what lowers it.
+
+    Args:
+      run: an experiment with a model_dir.
+    Raises:
+      FileNotFoundError: the split to train on has no records.
+      ValueError: says what is wrong and what to do.
+    """
+    categories, data = run.params["categories"], run.data
+    categories.check_num_classes(run.params["num_classes"])
+    record_files.check_not_empty(record_files.find(data.dir, data.train_split))
+    train = statistics.read(
+        data.dir, data.train_split, categories, num_images=_NUM_SAMPLED
+    )
+    found = [
+        *findings.box_findings(train, categories),
+        *_head_anchor_findings(run, train),
+    ]
+    if not len(train.boxes_yxyx) and not statistics.has_object(
+        data.dir, data.train_split, categories.id_to_index
+    ):
+        found.append(findings.no_boxes(train.name))
+    if run.plan.evaluates and tf.io.gfile.exists(data.annotation_file):
+        found += _evaluation_findings(run)
+    report(found)
+
+
+def report(found: list[findings.Finding]) -> None:
+    """Logs warnings, raises errors.
+
+    Raises:
+      ValueError: one of them is an error; has the texts of all that are.
+    """
+    for finding in found:
+        if finding.severity == findings.Severity.WARNING:
+            logging.warning("data | %s", finding.text)
+    errors = [f.text for f in found if f.severity == findings.Severity.ERROR]
+    if errors:
+        raise ValueError(
+            "\n  ".join(errors) + "\ntools/inspect_dataset.py draws what is there."
+        )
+
+
+def anchor_findings(
+    reach_of: Mapping[str, anchor_fit.Reach], split_name: str
+) -> list[findings.Finding]:
+    """Returns which sizes of boxes the anchors do not reach.
+
+    Args:
+      reach_of: COCO's size to how well boxes of it are reached, as the network sees
+        them.
+      split_name: whose boxes.
+    """
+    total = reach_of[anchor_recall.ALL_SIZES]
+    remedy = "tools/fit_anchors.py finds better ones (Anchors.size above all)."
+    if total.num_boxes and not total.recall:
+        text = (
+            f"No box of {split_name} has an anchor of IoU {anchor_fit.REACHED_AT} at "
+            f"the training size (mean best IoU {total.mean_iou:.3f}); {remedy}"
+        )
+        return [findings.Finding(findings.Severity.ERROR, text)]
+    found = []
+    for size, reach in reach_of.items():
+        if reach.num_boxes and reach.recall < _LOW_RECALL:
+            text = (
+                f"{1 - reach.recall:.1%} of {size} boxes of {split_name} have no "
+                f"anchor of IoU {anchor_fit.REACHED_AT} at the training size; {remedy}"
+            )
+            found.append(findings.Finding(findings.Severity.WARNING, text))
+    return found
+
+
+def plan_findings(
+    run: experiment.Experiment, splits: Sequence[statistics.Split]
+) -> list[findings.Finding]:
+    """Returns how whole splits fit the batches and the padded labels of a run.
+
+    Args:
+      run: the run; a plain network will do.
+      splits: measured, the one to train on first.
+    """
+    train, found = splits[0], []
+    num_images, batch_size = len(train.image_ids), run.plan.batch_size
+    whole, rest = divmod(num_images, batch_size)
+    rest_text = f" and {rest} images, which go into the next epoch's first batch"
+    text = (
+        f"An epoch of {train.name} is {whole:,} batches of {batch_size}"
+        f"{rest_text if rest else ''}; none is dropped. Plan.max_steps "
+        f"{run.plan.max_steps:,} is {run.plan.max_steps * batch_size / num_images:.1f} "
+        "epochs."
+    )
+    if num_images:
+        found.append(findings.Finding(findings.Severity.NOTE, text))
+    num_full = int((train.boxes_per_image > run.data.max_boxes).sum())
+    if num_full:
+        text = (
+            f"{num_full} images of {train.name} have more than Data.max_boxes "
+            f"{run.data.max_boxes} boxes (up to {train.boxes_per_image.max()}); the "
+            "smallest ones are dropped, and what they show is trained as background."
+        )
+        found.append(findings.Finding(findings.Severity.WARNING, text))
+    for split in splits[1:]:
+        batch_size = run.plan.eval_batch_per_replica
+        padding = -len(split.image_ids) % batch_size
+        text = (
+            f"Scoring {split.name} takes {-(-len(split.image_ids) // batch_size):,} "
+            f"batches of {batch_size} on one replica, of which {padding} images are "
+            "padding."
+        )
+        found.append(findings.Finding(findings.Severity.NOTE, text))
+    return found
+
+
+def _head_anchor_findings(run, train):
+    canvas = examples.Canvas(run.params["image_size"], run.data.max_boxes)
+    shown = anchor_recall.shown_boxes(train, canvas, augmentation=run.data.augmentation)
+    anchors, image_size = run.params["anchors"], run.params["image_size"]
+    ious = anchor_fit.best_iou(shown.boxes_yxyx, anchors, image_size)
+    total = {anchor_recall.ALL_SIZES: anchor_fit.reach(ious)}
+    return anchor_findings(total, f"the first images of {train.name}")
+
+
+def _evaluation_findings(run):
+    data, found = run.data, []
+    if tf.io.gfile.stat(data.annotation_file).length > _MAX_JSON_BYTES:
+        return found
+    val = statistics.annotated_pictures(data.annotation_file)
+    # Each key ends with its boxes, and each box begins with its category id.
+    ids = {box[0] for key in val for box in key[-1]}
+    if ids and not statistics.has_object(data.dir, data.train_split, ids):
+        found.append(findings.no_common_class(data.train_split, data.eval_split))
+    head = statistics.read(
+        data.dir, data.eval_split, run.params["categories"], num_images=_NUM_SAMPLED
+    )
+    found += findings.box_findings(head, run.params["categories"])
+    found += findings.annotation_findings(head, data.annotation_file)
+    train_file = f"{data.dir}/{data.train_split}.json"
+    if (
+        tf.io.gfile.exists(train_file)
+        and tf.io.gfile.stat(train_file).length <= _MAX_JSON_BYTES
+    ):
+        both = sorted(set(val) & set(statistics.annotated_pictures(train_file)))
+        if both:
+            names = ", ".join(str(key[0]) for key in both[:_SHOWN])
+            splits = data.train_split, data.eval_split
+            found.append(
+                findings.overlap(
+                    *splits, num_shared=len(both), num_val=len(val), names=names
+                )
+            )
+    return found
