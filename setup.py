@@ -26,7 +26,7 @@ setuptools.setup(
         "numpy>=1.26",
         "pycocotools>=2.0.9",  # The only COCO numbers that count are its own.
         "pillow>=10.1",  # Draws detections; checks pictures before they become records.
-        "tqdm>=4.66",  # Progress bars of the tools.
+        "tqdm>=4.66",  # Progress bars of predict and the tools.
     ],
     # TensorFlow is an extra: as a requirement it would overwrite the build of a TPU VM.
     extras_require={
@@ -38,7 +38,7 @@ setuptools.setup(
         # The TPU compiler, and the way to it; pinned, as not all of it is public.
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "onnx": ONNX,
-        "plots": ["matplotlib>=3.8"],  # tools/plot_run.py draws learning curves.
+        "plots": ["matplotlib>=3.8"],  # Draws learning curves and the data report.
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9", *ONNX],
     },
 )

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu.estimator import interruptions, train_and_evaluate, training
-from retinanet_tpu.task import cli, configurables, experiment
+from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
 EXIT_DIVERGED = 5
@@ -55,6 +55,8 @@ def _train(text, listener):
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     if eval_spec:
         experiment.check_evaluation(run)
+    with cli.data_errors_explained(run):
+        data_checks.check(run)
     cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
