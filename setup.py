@@ -38,6 +38,8 @@ setuptools.setup(
         # The TPU compiler, and the way to it; pinned, as not all of it is public.
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "onnx": ONNX,
+        # Reads .pth files of backbones; .safetensors and Keras's files need nothing.
+        "torch": ["torch>=2.0"],
         "plots": ["matplotlib>=3.8"],  # Draws learning curves and the data report.
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9", *ONNX],
     },

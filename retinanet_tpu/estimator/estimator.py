@@ -48,7 +48,7 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
-        warm_start_from: warm_start.WarmStartSettings | str | None = None,
+        warm_start_from: warm_start.WarmStartSettings | Callable | str | None = None,
     ):
         """Takes functions and sizes; makes no variables yet.
 
@@ -65,7 +65,7 @@ class TPUEstimator:
           strategy_fn: makes the strategy anew after its devices were lost.
           train_batch_size: images of one step over all replicas; so are the others.
           warm_start_from: where a run without a checkpoint takes its weights from;
-            settings, or just a path.
+            settings, just a path, or a function that is called with the network.
         Raises:
           ValueError: a batch size that the replicas cannot divide, or a reserved param.
         """
@@ -82,7 +82,7 @@ class TPUEstimator:
         }
         if isinstance(warm_start_from, str):
             warm_start_from = warm_start.WarmStartSettings(warm_start_from)
-        has_source = warm_start_from and warm_start_from.checkpoint
+        has_source = getattr(warm_start_from, "checkpoint", warm_start_from)
         self._warm_start_from = warm_start_from if has_source else None
         self._place(strategy or tf.distribute.get_strategy())
 

@@ -107,14 +107,16 @@ def start(
     model_dir: str,
     network_fn: Callable[[], tf.Module],
     update_fn: Callable[[tf.Module], Any],
-    warm_start_from: warm_start.WarmStartSettings | None,
+    warm_start_from: warm_start.WarmStartSettings | Callable[[tf.Module], Any] | None,
 ) -> training.TrainState:
     """Returns the state of the latest checkpoint, or a new one."""
     checkpoints.remove_remains(model_dir)
     logging.info("Looking for checkpoints in %s", model_dir)
     path = checkpoints.latest_sound(model_dir)
     network = network_fn()
-    if not path and warm_start_from:
+    if not path and callable(warm_start_from):
+        warm_start_from(network)
+    elif not path and warm_start_from:
         warm_start.warm_start(network, warm_start_from)
     # After the warm start: averages begin as copies of the weights.
     state = training.TrainState(network, update_fn(network))

@@ -23,6 +23,7 @@ from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.learning import losses, targets
 from retinanet_tpu.model import layers, retinanet
 from retinanet_tpu.task import (
+    first_weights,
     input_fn as input_fn_lib,
     metric_fn,
     model_fn as model_fn_lib,
@@ -172,6 +173,7 @@ def experiment(
     run_config: config.RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
+    backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[Callable] = (),
 ) -> Experiment:
     """Joins all parts into a run.
@@ -186,6 +188,7 @@ def experiment(
       run_config: when to save; how to run.
       strategy_fn: makes the strategy, before anything else touches a device.
       warm_start_from: whose weights a new run takes, where path and shape agree.
+      backbone_checkpoint: instead, where its backbone comes from: see pretrained.load.
       exporter_fns: each makes an exporter of what is scored from serving_fn.
     Raises:
       ValueError: parts that do not fit each other.
@@ -199,12 +202,12 @@ def experiment(
         input_fn_lib.input_fn, data=data, seed=run_config.tf_random_seed
     )
     make_network = functools.partial(build_network, network_fn=network_fn)
-    has_weights = bool(warm_start_from and warm_start_from.checkpoint)
+    start_from = first_weights.source(warm_start_from, backbone_checkpoint)
     runner = estimator.TPUEstimator(
         model_fn_lib.model_fn,
         model_dir or "",
         network_fn=make_network,
-        update_fn=functools.partial(_start_update, params, update_fn, has_weights),
+        update_fn=functools.partial(_start_update, params, update_fn, start_from),
         params=params,
         config=run_config,
         strategy=where,
@@ -212,7 +215,7 @@ def experiment(
         train_batch_size=plan.batch_size,
         eval_batch_size=forward_size,
         predict_batch_size=forward_size,
-        warm_start_from=warm_start_from,
+        warm_start_from=start_from,
     )
     train_spec = spec.TrainSpec(
         functools.partial(inputs, is_training=True), plan.max_steps
@@ -244,16 +247,11 @@ def check_evaluation(run: Experiment) -> None:
         )
 
 
-def _start_update(params, update_fn, has_weights, network):
+def _start_update(params, update_fn, start_from, network):
     """Returns the update of a network about to be trained, and logs its counts."""
     for line in network_lines(network, params):
         logging.info(line)
-    num_frozen = len(network.weights) - len(network.trainable_variables)
-    if num_frozen and not has_weights:
-        raise ValueError(
-            f"FROZEN keeps {num_frozen} weights at their random first values; set "
-            "WARM_START to a checkpoint that has trained ones, or FROZEN = ()."
-        )
+    first_weights.check_frozen(network, start_from)
     made = update_fn(network)
     if network.compute_dtype == "float16" and not made.has_loss_scale:
         raise ValueError(

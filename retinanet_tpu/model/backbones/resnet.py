@@ -11,7 +11,7 @@ import tensorflow as tf
 from retinanet_tpu.model import folding, layers
 
 # depth: (blocks of stages 2 to 5, whether they are bottlenecks)
-_DEPTHS = {
+DEPTHS = {
     10: ((1, 1, 1, 1), False),
     14: ((1, 1, 1, 1), True),
     18: ((2, 2, 2, 2), False),
@@ -27,8 +27,9 @@ _DEPTHS = {
 class ResNet(tf.Module):
     """A residual network: a stem, then stages 2 to 5 of strides 4 to 32.
 
-    The first block of every stage projects its shortcut, also where shapes would allow
-    the identity, and a bottleneck strides in its 3x3 convolution.
+    By default the first block of every stage projects its shortcut, also where shapes
+    would allow the identity, and a bottleneck strides in its 3x3 convolution. Published
+    weights want the layers that they were trained in, see `pretrained`.
 
     Source: arXiv:1512.03385; the stride as in v1.5 of public implementations.
     """
@@ -38,6 +39,9 @@ class ResNet(tf.Module):
         *,
         depth: int = 50,
         width: int = 64,
+        is_v1: bool = False,
+        has_symmetric_pool: bool = False,
+        has_identity_start: bool = False,
         norm_fn: Callable = layers.BatchNorm,
         seed: int = 0,
     ):
@@ -46,16 +50,23 @@ class ResNet(tf.Module):
         Args:
           depth: 10, 18, 34 (basic blocks), 14, 26, 50, 101, 152 or 200 (bottlenecks).
           width: channels of the stem; stage s is 2 ** (s - 2) times as wide.
+          is_v1: whether a bottleneck strides in its first 1x1 convolution.
+          has_symmetric_pool: whether the stem's pool pads all sides, not below and
+            right only where an image is even: Keras and PyTorch do.
+          has_identity_start: whether stage 2 of basic blocks has no projection.
           norm_fn: makes a normalisation from (num_channels, name=, initial_gamma=).
           seed: of the kernels.
         Raises:
           ValueError: the depth is none of these.
         """
         super().__init__("backbone")
-        if depth not in _DEPTHS:
-            raise ValueError(f"ResNet depth {depth} is not one of {sorted(_DEPTHS)}.")
-        stage_blocks, is_bottleneck = _DEPTHS[depth]
+        if depth not in DEPTHS:
+            raise ValueError(f"ResNet depth {depth} is not one of {sorted(DEPTHS)}.")
+        stage_blocks, is_bottleneck = DEPTHS[depth]
         make = {"norm_fn": norm_fn, "seed": seed}
+        self.is_v1 = is_v1
+        self.has_symmetric_pool = has_symmetric_pool
+        self.has_identity_start = has_identity_start
         self.stages = []
         with self.name_scope:
             with tf.name_scope("stem"):
@@ -66,16 +77,22 @@ class ResNet(tf.Module):
             in_channels = width
             for stage, num_blocks in enumerate(stage_blocks, start=2):
                 channels = width * 2 ** (stage - 2)
+                stride = 1 if stage == 2 else 2
+                first = _kernels(channels, stride, is_bottleneck, is_v1)
+                others = _kernels(channels, 1, is_bottleneck, is_v1)
+                out_channels = first[-1][0]
+                is_same = stride == 1 and in_channels == out_channels
+                projects = not (has_identity_start and is_same)
                 with tf.name_scope(f"stage{stage}"):
-                    blocks = []
-                    for i in range(num_blocks):
-                        stride = 2 if i == 0 and stage > 2 else 1
-                        kernels = _kernels(channels, stride, is_bottleneck)
-                        name = f"block{i + 1}"
-                        block = _Block(in_channels, kernels, i == 0, name=name, **make)
-                        blocks.append(block)
-                        in_channels = kernels[-1][0]
-                    self.stages.append(blocks)
+                    blocks = [
+                        _Block(in_channels, first, projects, name="block1", **make)
+                    ]
+                    blocks += [
+                        _Block(out_channels, others, False, name=f"block{i}", **make)
+                        for i in range(2, num_blocks + 1)
+                    ]
+                self.stages.append(blocks)
+                in_channels = out_channels
 
     @property
     def channels(self) -> dict[int, int]:
@@ -95,7 +112,11 @@ class ResNet(tf.Module):
         x = folding.conv_norm(
             self.stem_conv, self.stem_norm, x, is_training=is_training
         )
-        x = tf.nn.max_pool2d(tf.nn.relu(x), 3, 2, "SAME")
+        x = tf.nn.relu(x)
+        if self.has_symmetric_pool:
+            # After a ReLU a zero never wins. XLA has no pool with paddings of its own.
+            x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+        x = tf.nn.max_pool2d(x, 3, 2, "VALID" if self.has_symmetric_pool else "SAME")
         features = {}
         for level, blocks in enumerate(self.stages, start=2):
             for block in blocks:
@@ -126,10 +147,11 @@ class _StemConv(layers.Conv):
         return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, padding)
 
 
-def _kernels(channels, stride, is_bottleneck):
+def _kernels(channels, stride, is_bottleneck, is_v1):
     """Returns (out_channels, kernel_size, stride) of a block's convolutions."""
     if is_bottleneck:
-        return [(channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)]
+        first, second = (stride, 1) if is_v1 else (1, stride)
+        return [(channels, 1, first), (channels, 3, second), (4 * channels, 1, 1)]
     return [(channels, 3, stride), (channels, 3, 1)]
 
 

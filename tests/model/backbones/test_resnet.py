@@ -40,6 +40,49 @@ def test_bottleneck_strides_in_its_3x3_convolution():
     assert block.shortcut.stride == 2
 
 
+def test_v1_strides_in_its_first_convolution():
+    block = resnet.ResNet(depth=14, width=4, is_v1=True).stages[1][0]
+    assert [conv.stride for conv in block.convs] == [2, 1, 1]
+    assert block.shortcut.stride == 2
+
+
+@pytest.mark.parametrize(("depth", "projects"), [(10, False), (14, True)])
+def test_identity_start_drops_the_projection_that_changes_no_shape(depth, projects):
+    backbone = resnet.ResNet(depth=depth, width=4, has_identity_start=True)
+    firsts = [blocks[0].shortcut is not None for blocks in backbone.stages]
+    assert firsts == [projects, True, True, True]
+    assert backbone.channels == resnet.ResNet(depth=depth, width=4).channels
+
+
+def test_symmetric_pool_changes_images_of_even_sides_only():
+    # The pool sees half of the sides: 31 and 33 pad alike either way, 32 does not.
+    symmetric = resnet.ResNet(depth=10, width=4, has_symmetric_pool=True)
+    plain = resnet.ResNet(depth=10, width=4)
+    for size, is_same in (((62, 66), True), ((64, 66), False)):
+        x = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
+        one, two = (b(x, is_training=False)[2] for b in (symmetric, plain))
+        assert one.shape == two.shape
+        assert np.allclose(one, two, atol=1e-6) == is_same
+
+
+@pytest.mark.parametrize("is_v1", [False, True])
+def test_layers_of_published_weights_train_with_xla(is_v1):
+    backbone = resnet.ResNet(
+        depth=14, width=4, is_v1=is_v1, has_symmetric_pool=True, has_identity_start=True
+    )
+
+    @tf.function(jit_compile=True)
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            features = backbone(x, is_training=True)
+            loss = tf.add_n([tf.reduce_mean(f**2) for f in features.values()])
+        return tape.gradient(loss, backbone.trainable_variables)
+
+    x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    for gradient in gradients(tf.constant(x)):
+        assert np.isfinite(gradient).all()
+
+
 def test_unknown_depth_is_answered_with_the_known_ones():
     with pytest.raises(ValueError, match=r"depth 51 .*50, 101"):
         resnet.ResNet(depth=51)

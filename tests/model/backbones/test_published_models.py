@@ -1,0 +1,146 @@
+"""Converted weights against the libraries that they come from."""
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import foreign_resnets
+import torch_models
+from retinanet_tpu.model.backbones import pretrained, weight_files
+
+KERAS, TORCHVISION = foreign_resnets.KERAS, foreign_resnets.TORCHVISION
+
+
+@pytest.fixture(scope="module")
+def keras_model():
+    """Keras's ResNet-50, all of its variables random."""
+    model = tf.keras.applications.ResNet50(weights=None, include_top=False)
+    rng = np.random.default_rng(3)
+    for layer in model.layers:
+        if layer.name.endswith("_bn"):
+            layer.set_weights(foreign_resnets.statistics(rng, layer.gamma.shape[0]))
+        elif layer.name.endswith("_conv"):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, rng.normal(0, 0.1, bias.shape)])
+    return model
+
+
+def _keras_features(model, images):
+    names = ["conv2_block3_out", "conv3_block4_out", "conv4_block6_out"]
+    outputs = [model.get_layer(name).output for name in [*names, "conv5_block3_out"]]
+    preprocess = tf.keras.applications.resnet.preprocess_input
+    return [
+        x.numpy()
+        for x in tf.keras.Model(model.inputs, outputs)(preprocess(images.astype("f4")))
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "legacy.h5"])
+def test_files_of_keras_give_its_features(keras_model, tmp_path, name):
+    file = tmp_path / name
+    keras_model.save_weights(file) if ".weights" in name else keras_model.save(file)
+    backbone = foreign_resnets.make_backbone(KERAS, depth=50)
+    assert foreign_resnets.load(backbone, file, KERAS) == "a ResNet-50 of Keras"
+    images = foreign_resnets.pictures()
+    made = foreign_resnets.features(backbone, KERAS, images)
+    foreign_resnets.assert_same(made, _keras_features(keras_model, images))
+
+
+@pytest.fixture
+def fetched(keras_model, monkeypatch):
+    """Stands in for Keras's loader, and returns what it fetches."""
+
+    def fetch(*, weights, include_top):
+        assert (weights, include_top) == ("imagenet", False)
+        return keras_model
+
+    monkeypatch.setattr(tf.keras.applications, "ResNet50", fetch)
+    return keras_model
+
+
+def test_kerass_own_loader_is_asked_for_the_depth_of_the_backbone(fetched):
+    backbone = foreign_resnets.make_backbone(KERAS, depth=50)
+    foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
+    kernel = fetched.get_layer("conv1_conv").kernel.numpy()
+    np.testing.assert_array_equal(backbone.stem_conv.kernel, kernel[:, :, ::-1])
+
+
+def test_a_depth_that_keras_lacks_is_an_error():
+    backbone = foreign_resnets.make_backbone(KERAS, depth=10, width=4)
+    with pytest.raises(ValueError, match=r"-50, -101 and -152, not of ResNet-10"):
+        foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
+
+
+@pytest.mark.usefixtures("fetched")
+def test_keras_weights_with_settings_of_torch_are_an_error():
+    backbone = foreign_resnets.make_backbone(TORCHVISION, depth=50)
+    message = r"is_v1 is False, not True; `normalize` .*model/pretrained_keras.gin"
+    with pytest.raises(ValueError, match=message):
+        foreign_resnets.load(backbone, pretrained.IMAGENET, TORCHVISION)
+
+
+def test_what_keras_cannot_fetch_is_told(monkeypatch):
+    def fetch(**kwargs):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr(tf.keras.applications, "ResNet101", fetch)
+    with pytest.raises(ValueError, match=r"ResNet-101 \(URL fetch failure\).*\.h5"):
+        weight_files.download_keras(101)
+
+
+def test_another_model_of_keras_is_an_error(tmp_path):
+    layers = [tf.keras.Input([8, 8, 3]), tf.keras.layers.Conv2D(2, 3)]
+    tf.keras.Sequential(layers).save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(ValueError, match=r"has 1 convolutions.*have 53, 104, 155"):
+        weight_files.read_keras(str(tmp_path / "a.weights.h5"))
+    tf.io.gfile.copy(str(tmp_path / "a.weights.h5"), "ram://weights/a.h5")
+    with pytest.raises(ValueError, match=r"ram.*has 1 convolutions"):
+        weight_files.read_keras("ram://weights/a.h5")
+    (tmp_path / "b.h5").write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"b.h5 is no Keras file"):
+        weight_files.read_keras(str(tmp_path / "b.h5"))
+
+
+@pytest.mark.parametrize(
+    ("library", "depth", "name"),
+    [
+        ("torchvision", 18, "a.pth"),
+        ("torchvision", 50, "a.pth"),
+        ("timm", 26, "a.safetensors"),
+        ("timm", 34, "a.safetensors"),
+    ],
+)
+def test_files_of_pytorch_give_its_features(tmp_path, library, depth, name):
+    # Not imported here: see torch_models.
+    if not importlib.util.find_spec(library):
+        pytest.skip(f"{library} is not installed")
+    images = foreign_resnets.pictures()
+    np.save(tmp_path / "pictures.npy", images)
+    paths = [tmp_path / file for file in ("pictures.npy", name, "features.npz")]
+    command = [sys.executable, torch_models.__file__, library, depth, *paths]
+    subprocess.run(list(map(str, command)), check=True)
+    backbone = foreign_resnets.make_backbone(TORCHVISION, depth=depth)
+    foreign_resnets.load(backbone, paths[1], TORCHVISION)
+    made = foreign_resnets.features(backbone, TORCHVISION, images)
+    foreign_resnets.assert_same(made, list(np.load(paths[2]).values()))
+
+
+def test_torch_files_of_something_else_are_an_error(tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "a.pth"
+    torch.save({"backbone": {"patch_embed": torch.zeros(1)}}, file)
+    with pytest.raises(ValueError, match=r"\['backbone'\], no state dict of a ResNet"):
+        weight_files.read_torch(str(file))
+    torch.save(tmp_path, file)  # A path is an object, not a tensor.
+    with pytest.raises(ValueError, match=r"cannot be read as a file of tensors"):
+        weight_files.read_torch(str(file))
+
+
+def test_without_torch_its_files_are_answered_with_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ValueError, match=r"missing: pip install.*\.safetensors"):
+        weight_files.read_torch(str(tmp_path / "a.pth"))
