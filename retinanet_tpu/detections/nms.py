@@ -271,7 +271,7 @@ def _settle(is_overlap, is_free):
         now = tf.where(num_suppressors > 0.5, 0.0, free)
         return tf.reduce_any(now != kept), now
 
-    # The flag is part of the state, for tf2onnx loses a state that is only passed on.
+    # The flag is a state, for tf2onnx loses states that are only passed on.
     _, settled = tf.while_loop(
         lambda is_moving, _: is_moving,
         ask_again,

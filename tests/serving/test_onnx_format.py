@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 import servers
-from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.serving import onnx_format
 
 onnx = pytest.importorskip("onnx")
@@ -83,34 +82,6 @@ def test_the_graph_finds_what_the_server_finds(server, session, num, size):
 def test_a_picture_may_be_one_pixel(server, session):
     pixel = servers.pictures(1)[:, :1, :1]
     assert_same(run(session, images=pixel), server.detect_images(pixel))
-
-
-@pytest.mark.parametrize("variant", ["per_class_hard", "global_soft"])
-def test_suppression_of_many_candidates_converts(variant):
-    num = 500  # More than a tile of hard suppression and a window of soft.
-    rng = np.random.default_rng(0)
-    corners = rng.uniform(0, 60, (2, num, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(5, 30, (2, num, 2))], -1)
-    scores = -np.sort(-rng.uniform(0, 1, (2, num)), axis=-1)
-    specs = [
-        tf.TensorSpec([None, num, 4], tf.float32, "of_boxes"),
-        tf.TensorSpec([None, num], tf.float32, "of_scores"),
-        tf.TensorSpec([None, num], tf.int32, "of_classes"),
-    ]
-
-    def suppress(of_boxes, of_scores, of_classes):
-        candidates = decode.Candidates(of_boxes, of_scores, of_classes)
-        return nms.NMS(variant, max_detections=80)(candidates)._asdict()
-
-    inputs = {
-        "of_boxes": boxes.astype(np.float32),
-        "of_scores": scores.astype(np.float32),
-        "of_classes": rng.integers(0, 4, (2, num), dtype=np.int32),
-    }
-    session = onnx_format.make_session(onnx_format.convert(suppress, specs))
-    expected = suppress(**inputs)
-    assert np.all(expected["num_detections"] > 20)
-    assert_same(run(session, **inputs), expected)
 
 
 def test_inputs_and_outputs_have_the_names_and_dimensions_of_the_server(model):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.serving import onnx_format, tflite_format
 
-NUM = 300
+NUM = 500  # More than a tile of hard suppression and the windows of soft.
 INPUTS = ("given_boxes", "given_scores", "given_classes")  # Not named as outputs are.
 OUTPUTS = ("boxes_yxyx", "scores", "classes", "num_detections")
 
