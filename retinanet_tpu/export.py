@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from retinanet_tpu.data import photographs
 from retinanet_tpu.estimator import strategy
-from retinanet_tpu.task import cli, configurables, serving_fn
+from retinanet_tpu.task import cli, configurables, formats, serving_fn
 
 _CHECKPOINT = cli.checkpoint_flag()
 _FORMAT = flags.DEFINE_list("format", ["saved_model"], "Formats, see above.")
@@ -24,7 +24,6 @@ _NMS = flags.DEFINE_string("nms", None, "Overrides nms.variant of the run.")
 _CHECK_IMAGES = flags.DEFINE_string(
     "check_images", None, "Folder or glob of pictures to check and calibrate with."
 )
-_MOST_PICTURES = 32  # No format looks at more.
 
 
 def main() -> None:
@@ -58,7 +57,8 @@ def _pictures():
     """
     if _CHECK_IMAGES.value is None:
         return None
-    paths = photographs.find([_CHECK_IMAGES.value])[:_MOST_PICTURES]
+    paths = photographs.find([_CHECK_IMAGES.value])
+    paths = paths[: formats.num_pictures(_FORMAT.value)]
     logging.info(
         "export | checks on %s", f"{len(paths)} pictures of {_CHECK_IMAGES.value}"
     )

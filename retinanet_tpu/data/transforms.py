@@ -99,7 +99,7 @@ def load_window(
         )
 
     pixels, image_size, window = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
-    return _resized(pixels, window), image_size, window
+    return tf.cast(_resized(pixels, window), tf.uint8), image_size, window
 
 
 def letterbox(
@@ -117,7 +117,7 @@ def letterbox(
     """
     window = crop_window(tf.shape(images)[-3:-1], canvas_size)
     images = tf.clip_by_value(tf.cast(images, tf.float32), 0.0, 255.0)
-    resized = tf.round(tf.image.resize(images, window.resized, method="bilinear"))
+    resized = _resized(images, window)
     below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
     mean = tf.constant(MEAN_COLOUR, tf.float32)
@@ -187,8 +187,7 @@ def paste(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
 
 
 def _resized(pixels: tf.Tensor, window: Window) -> tf.Tensor:
-    """Returns uint8 [h, w, 3] of the window's resized size."""
+    """Returns float32 [..., h, w, 3], whole numbers, of the window's resized size."""
     # TensorFlow resizes float32 in two thirds of the time of uint8, to the same values.
     pixels = tf.cast(pixels, tf.float32)
-    resized = tf.image.resize(pixels, window.resized, method="bilinear")
-    return tf.cast(tf.round(resized), tf.uint8)
+    return tf.round(tf.image.resize(pixels, window.resized, method="bilinear"))

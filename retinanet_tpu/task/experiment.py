@@ -30,8 +30,6 @@ from retinanet_tpu.task import (
     serving_fn,
 )
 
-NUM_PICTURES = 32  # Of the evaluation split, that exports are checked on.
-
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -273,7 +271,7 @@ def _data_params(model_dir, data, params, plan):
     examples_fn = functools.partial(_examples, data, params, categories, plan)
     return {
         "categories": categories,
-        "pictures_fn": functools.partial(data.read_pictures, NUM_PICTURES),
+        "pictures_fn": data.read_pictures,
         "metric_fn": metric_fn.make_metric_fn(
             data.annotation_file,
             categories=categories,

@@ -63,11 +63,16 @@ def found_by(
       path: see `artifacts.load`.
       pictures: uint8 [H, W, 3] each.
     """
-    artifact = artifacts.load(path)
-    yield [artifact.detect(picture[None]) for picture in pictures]
-    if artifact.kind != "SavedModel":
+    if not tf.saved_model.contains_saved_model(path):
+        artifact = artifacts.load(path)
+        yield [artifact.detect(picture[None]) for picture in pictures]
         return
-    signatures = tf.saved_model.load(path).signatures
+    model = tf.saved_model.load(path)  # Owns the weights; its signatures do not.
+    signatures = model.signatures
+    yield [
+        runtimes.detections(signatures["images"](images=tf.constant(picture[None])))
+        for picture in pictures
+    ]
     yield [
         _in_batch(
             signatures["serving_default"](

@@ -13,9 +13,9 @@ from retinanet_tpu.estimator import quiet
 from retinanet_tpu.serving import agreement, onnx_format, tflite_format
 from retinanet_tpu.task import format_checks
 
-NUM_CHECKED = 4  # Pictures that each format is checked on.
+_NUM_CHECKED = 4  # Pictures that each format is checked on.
 # Each takes seconds, and from 32 to 128 the AP of blood cells rose by less than noise.
-_MOST_CALIBRATED = 32
+_NUM_CALIBRATED = 32
 
 
 class Format(NamedTuple):
@@ -76,6 +76,11 @@ def check(formats: Sequence[str], suppress: nms.NMS) -> None:
         onnx_format.check_installed()
 
 
+def num_pictures(formats: Sequence[str]) -> int:
+    """Returns how many pictures `write` looks at."""
+    return _NUM_CALIBRATED if "tflite_int8" in formats else _NUM_CHECKED
+
+
 def _check_efficient_nms(suppress):
     """Raises ValueError for what TensorRT's own suppression cannot do."""
     if suppress.is_soft:
@@ -121,7 +126,7 @@ def write(
             )
         logging.warning("export | no pictures at hand: the check is on made-up ones")
         pictures = _made_up()
-    shown = pictures[:NUM_CHECKED]
+    shown = pictures[:_NUM_CHECKED]
     expected = format_checks.predict(server.network, params, shown)
     result = {}
     for name in formats:
@@ -152,7 +157,7 @@ def _converted(server, params, name, pictures) -> bytes:
         return model.SerializeToString()
     _, *shape = server.input_spec.shape
     kind = name.removeprefix("tflite").lstrip("_") or "float32"
-    shown = pictures[:_MOST_CALIBRATED] if kind == "int8" else []
+    shown = pictures[:_NUM_CALIBRATED] if kind == "int8" else []
     inputs = [transforms.letterbox(x, shape[:2])[0].numpy() for x in shown]
     return tflite_format.convert(
         server.predict_inputs,
@@ -195,7 +200,7 @@ def _made_up() -> list[np.ndarray]:
     """Returns pictures of coloured rectangles on noise."""
     rng = np.random.default_rng(0)
     pictures = []
-    for _ in range(NUM_CHECKED):
+    for _ in range(_NUM_CHECKED):
         picture = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
         for top, left in rng.integers(0, 440, (12, 2)):
             height, width = rng.integers(20, 200, 2)

@@ -193,12 +193,15 @@ def serving_fn(
     names = {str(entry.id): entry.name for entry in categories.categories}
 
     def finish(directory, checkpoint_path, scores):
+        shown = pictures
+        if pictures is None:
+            shown = params["pictures_fn"](formats_lib.num_pictures(formats))
         results = formats_lib.write(
             server,
             params,
             directory,
             formats=formats,
-            pictures=params["pictures_fn"]() if pictures is None else pictures,
+            pictures=shown,
         )
         if is_saved_model:
             warm_up.write(directory, _warm_up_requests())

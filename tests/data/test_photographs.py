@@ -4,18 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import photo_folder
 from retinanet_tpu.data import photographs
 
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    Image.new("RGB", (80, 60), (90, 120, 30)).save(folder / "a.jpg")
-    Image.new("L", (30, 50), 128).save(folder / "b.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
-    return folder
+    return photo_folder.write(tmp_path / "photos")
 
 
 def names_of(paths):
