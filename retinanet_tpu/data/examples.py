@@ -14,6 +14,11 @@ class Augmentation(NamedTuple):
 
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of size, 1 fits the canvas
     flip: bool = True  # mirror every other picture, left to right
+    vertical_flip: bool = False  # and, independently, top to bottom
+    colour: float = 0.0  # brightness, contrast, saturation by factors within 1 +- this
+
+
+NUM_DRAWS = 8  # random numbers that an example's augmentation takes
 
 
 class Canvas(NamedTuple):
@@ -37,7 +42,7 @@ def load_example(
       categories: of the data directory.
       canvas: the shape to give it.
       augmentation: None shows the whole picture, as evaluation does.
-      draws: float32 [4] in [0, 1), the luck of the augmentation.
+      draws: float32 [NUM_DRAWS] in [0, 1), the luck of the augmentation.
 
     Raises:
       tf.errors.InvalidArgumentError: when run, the record lacks a key, its picture does
@@ -59,12 +64,8 @@ def load_example(
     picture, image_size, window = transforms.load_window(example.encoded, window_fn)
     original = tf.tile(tf.cast(image_size, tf.float32), [2])
     boxes_yxyx = transforms.move_boxes(example.boxes_yxyx_norm * original, window)
-    if augmentation is not None and augmentation.flip:
-        picture, boxes_yxyx = tf.cond(
-            draws[3] < 0.5,
-            lambda: transforms.flip(picture, boxes_yxyx),
-            lambda: (picture, boxes_yxyx),
-        )
+    if augmentation is not None:
+        picture, boxes_yxyx = _augmented(picture, boxes_yxyx, augmentation, draws)
     features = structures.Features(
         images=transforms.paste(picture, canvas.image_size),
         image_ids=example.image_id,
@@ -89,6 +90,31 @@ def padding_example(canvas: Canvas) -> tuple[structures.Features, structures.Lab
     no_boxes = tf.zeros([0, 4])
     classes, crowds = tf.zeros([0], tf.int32), tf.zeros([0], tf.bool)
     return features, _padded_labels(no_boxes, classes, crowds, canvas.max_boxes)
+
+
+def _augmented(
+    picture: tf.Tensor,
+    boxes_yxyx: tf.Tensor,
+    augmentation: Augmentation,
+    draws: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the resized picture and its boxes, mirrored and recoloured by chance."""
+    if augmentation.flip:
+        picture, boxes_yxyx = tf.cond(
+            draws[3] < 0.5,
+            lambda: transforms.flip(picture, boxes_yxyx),
+            lambda: (picture, boxes_yxyx),
+        )
+    if augmentation.vertical_flip:
+        picture, boxes_yxyx = tf.cond(
+            draws[4] < 0.5,
+            lambda: transforms.flip(picture, boxes_yxyx, is_vertical=True),
+            lambda: (picture, boxes_yxyx),
+        )
+    if augmentation.colour:
+        factors = 1.0 + augmentation.colour * (2.0 * draws[5:8] - 1.0)
+        picture = transforms.recolour(picture, *tf.unstack(factors))
+    return picture, boxes_yxyx
 
 
 def _class_indexes(

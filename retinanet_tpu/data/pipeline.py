@@ -80,7 +80,7 @@ def make_train_dataset(
     def load(place: tf.Tensor, serialized: tf.Tensor):
         # Host i of n numbers its examples i, n + i, ...: no two share their draws.
         seed = tf.stack([order.seed, place * num_hosts + order.shard[0]])
-        draws = tf.random.stateless_uniform([4], seed)
+        draws = tf.random.stateless_uniform([examples.NUM_DRAWS], seed)
         return examples.load_example(
             serialized, categories, canvas, augmentation, draws
         )

@@ -142,17 +142,51 @@ def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
     return tf.clip_by_value(moved, 0.0, edge)
 
 
-def flip(picture: tf.Tensor, boxes_yxyx: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors a picture and its boxes, left to right.
+def flip(
+    picture: tf.Tensor, boxes_yxyx: tf.Tensor, *, is_vertical: bool = False
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors a picture and its boxes.
 
     Args:
       picture: uint8 [h, w, 3].
       boxes_yxyx: float32 [N, 4], px of the picture.
+      is_vertical: top to bottom, not left to right.
     """
-    width = tf.cast(tf.shape(picture)[1], tf.float32)
-    top, left, bottom, right = tf.unstack(boxes_yxyx, axis=-1)
-    mirrored = tf.stack([top, width - right, bottom, width - left], axis=-1)
-    return tf.reverse(picture, axis=[1]), mirrored
+    axis = 0 if is_vertical else 1
+    side = tf.cast(tf.shape(picture)[axis], tf.float32)
+    corners = tf.unstack(boxes_yxyx, axis=-1)
+    corners[axis], corners[axis + 2] = side - corners[axis + 2], side - corners[axis]
+    return tf.reverse(picture, axis=[axis]), tf.stack(corners, axis=-1)
+
+
+def recolour(
+    picture: tf.Tensor,
+    brightness: tf.Tensor,
+    contrast: tf.Tensor,
+    saturation: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the picture in another light, uint8 [h, w, 3].
+
+    All three in one matrix for each picture: saturation moves a pixel from its grey,
+    contrast from MEAN_COLOUR, brightness from black.
+
+    Args:
+      picture: uint8 [h, w, 3], RGB.
+      brightness: float32 [], a factor; 1 changes nothing.
+      contrast: the same.
+      saturation: the same; 0 leaves grey.
+
+    Source: the luma weights are those of ITU-R BT.601.
+    """
+    luma = tf.constant([0.299, 0.587, 0.114])
+    # Row vectors: rgb @ matrix.
+    to_grey = tf.tile(luma[:, tf.newaxis], [1, 3])
+    matrix = saturation * tf.eye(3) + (1.0 - saturation) * to_grey
+    middle = (1.0 - contrast) * tf.constant(MEAN_COLOUR, tf.float32)
+    rgb = tf.reshape(tf.cast(picture, tf.float32), [-1, 3])
+    changed = brightness * (contrast * (rgb @ matrix) + middle)
+    changed = tf.round(tf.clip_by_value(changed, 0.0, 255.0))
+    return tf.reshape(tf.cast(changed, tf.uint8), tf.shape(picture))
 
 
 def visible(boxes_yxyx: tf.Tensor) -> tf.Tensor:

@@ -37,12 +37,17 @@ class Data:
     max_boxes: int = 100
 
     def __post_init__(self):
-        """Raises ValueError for a scale jitter that is no range above 0."""
+        """Raises ValueError for an augmentation out of its range."""
         low, high = self.augmentation.scale_jitter
         if not 0 < low <= high:
             raise ValueError(
                 f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
                 "largest) size, both above 0, (0.8, 1.2) say."
+            )
+        if not 0 <= self.augmentation.colour < 1:
+            raise ValueError(
+                f"Augmentation.colour is {self.augmentation.colour}; factors lie "
+                "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
             )
 
     @property

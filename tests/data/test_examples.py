@@ -34,8 +34,8 @@ def record(boxes=(TARGET,), *, category_id=9, image_format="PNG", crowds=()):
 
 
 @tf.function
-def load(serialized, draws, *, jitter=(0.5, 2.0), flip=True):
-    augmentation = examples.Augmentation(jitter, flip)
+def load(serialized, draws, *, jitter=(0.5, 2.0), flip=True, more=()):
+    augmentation = examples.Augmentation(jitter, flip, *more)
     return examples.load_example(serialized, CATEGORIES, CANVAS, augmentation, draws)
 
 
@@ -51,8 +51,9 @@ def bright_box(image, resized):
 def test_box_frames_its_object_after_jitter_crop_and_flip(image_format):
     serialized, rng = record(image_format=image_format), np.random.default_rng(1)
     num_seen = num_cut = 0
-    for _ in range(40):
-        features, labels = load(serialized, tf.constant(rng.random(4), tf.float32))
+    for _ in range(60):
+        draws = tf.constant(rng.random(examples.NUM_DRAWS), tf.float32)
+        features, labels = load(serialized, draws, more=(True,))
         size = np.array([120, 200]) * features.scales.numpy()
         resized = np.minimum(np.round(size).astype(int), CANVAS.image_size)
         if labels.num_boxes == 0:
@@ -78,6 +79,27 @@ def test_flip_does_not_hang_on_the_scale():
         wanted = width - (60 + 50) * scales[-1][1] if flip < 0.5 else 60 * scales[-1][1]
         np.testing.assert_allclose(left, wanted, atol=0.5)
     np.testing.assert_array_equal(*scales)
+
+
+def test_each_flip_has_its_own_luck():
+    serialized, corners = record(), set()
+    for left_right, top_down in np.ndindex(2, 2):
+        draws = tf.constant([0.5, 0, 0, left_right, top_down, 0, 0, 0], tf.float32)
+        _, labels = load(serialized, draws, jitter=(1.0, 1.0), more=(True,))
+        corners.add(tuple(labels.boxes_yxyx[0, :2].numpy().round(3)))
+    assert len(corners) == 4
+
+
+def test_colour_follows_its_own_draws_and_leaves_the_boxes_alone():
+    serialized = record()
+    middle = [0.5, 0, 0, 0.9, 0.9, 0.5, 0.5, 0.5]
+    features, labels = load(serialized, tf.constant(middle), more=(False, 0.4))
+    plain, _ = load(serialized, tf.constant(middle))
+    np.testing.assert_array_equal(features.images, plain.images)
+    bright = tf.constant([*middle[:5], 1.0, 0.5, 0.5])
+    brighter, moved = load(serialized, bright, more=(False, 0.4))
+    np.testing.assert_array_equal(moved.boxes_yxyx, labels.boxes_yxyx)
+    assert features.images[0, 0, 0] == 40 and brighter.images[0, 0, 0] == 56
 
 
 def test_evaluation_shows_the_whole_picture_and_says_how_it_was_resized():

@@ -139,15 +139,41 @@ def test_boxes_move_with_the_window():
     np.testing.assert_allclose(moved, [[10, 10, 40, 30], [0, 0, 100, 50]])
 
 
-def test_flip_twice_changes_nothing():
+@pytest.mark.parametrize("is_vertical", [False, True])
+def test_flip_mirrors_pixels_and_boxes_and_twice_changes_nothing(is_vertical):
     picture = tf.constant(smooth_picture(20, 30))
-    boxes = tf.constant([[1.0, 2.0, 9.0, 17.0]])
-    once, moved = transforms.flip(picture, boxes)
-    np.testing.assert_allclose(moved, [[1, 13, 9, 28]])
-    np.testing.assert_array_equal(once[:, 0], picture[:, -1])
-    twice, back = transforms.flip(once, moved)
-    np.testing.assert_array_equal(twice, picture)
+    boxes = tf.constant([[2.0, 3.0, 9.0, 28.0], [0.0, 0.0, 20.0, 30.0]])
+    flipped, moved = transforms.flip(picture, boxes, is_vertical=is_vertical)
+    mirror = np.flipud if is_vertical else np.fliplr
+    np.testing.assert_array_equal(flipped, mirror(picture))
+    np.testing.assert_array_equal(
+        moved[0], [11, 3, 18, 28] if is_vertical else [2, 2, 9, 27]
+    )
+    again, back = transforms.flip(flipped, moved, is_vertical=is_vertical)
+    np.testing.assert_array_equal(again, picture)
     np.testing.assert_array_equal(back, boxes)
+
+
+def recoloured(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
+    """Brightness, contrast and saturation one after the other, in NumPy."""
+    rgb = pixels.astype(np.float64)
+    grey = (rgb @ [0.299, 0.587, 0.114])[..., None]
+    rgb = grey + saturation * (rgb - grey)
+    middle = np.array(transforms.MEAN_COLOUR)
+    rgb = brightness * (middle + contrast * (rgb - middle))
+    return np.clip(np.round(rgb), 0, 255)
+
+
+@pytest.mark.parametrize(
+    "factors", [(1, 1, 1), (1.3, 1, 1), (1, 0.7, 1), (1, 1, 0), (0.8, 1.2, 1.4)]
+)
+def test_recolour_changes_light_as_its_three_factors_say(factors):
+    pixels = smooth_picture(20, 30)
+    found = transforms.recolour(pixels, *map(tf.constant, np.float32(factors)))
+    assert found.dtype == tf.uint8
+    difference = found.numpy() - recoloured(pixels, *factors)
+    # Of float32 and float64 one may round a half up.
+    assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.05
 
 
 def test_slivers_are_not_visible():
