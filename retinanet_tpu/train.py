@@ -53,8 +53,6 @@ def _train(text, listener):
     run = configurables.make_experiment(cli.model_dir())
     eval_spec = run.eval_spec if run.plan.evaluates else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    if eval_spec:
-        experiment.check_evaluation(run)
     with cli.data_errors_explained(run):
         data_checks.check(run)
     cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)

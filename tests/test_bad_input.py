@@ -26,7 +26,7 @@ from retinanet_tpu.data import (
     record_files,
 )
 from retinanet_tpu.estimator import checkpoints
-from retinanet_tpu.task import cli, experiment
+from retinanet_tpu.task import cli, data_checks
 
 BROKEN = b"\xff\xd8\xff\xe0 no more of it"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -212,7 +212,7 @@ def test_an_annotation_file_with_an_empty_list_is_an_error(data_dir, model_dir, 
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: []}))
     run = make_run(model_dir, data_dir)
     with pytest.raises(ValueError, match=rf"val\.json lists no {key}"):
-        experiment.check_evaluation(run)
+        data_checks.check(run)
 
 
 def test_pictures_without_any_annotation_are_scored_as_such(data_dir, model_dir):

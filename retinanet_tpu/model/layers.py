@@ -34,8 +34,7 @@ def frozen(patterns: Sequence[str]) -> Iterator[None]:
     variable has no backward pass; a frozen `BatchNorm` keeps its moving statistics.
 
     Args:
-      patterns: shell patterns (`*` crosses "/"), each matching a whole path or its
-        leading parts: "backbone/stage2", "heads/*norm*".
+      patterns: see `matching`.
     Raises:
       ValueError: patterns is a string, or one of them matches no variable.
     """
@@ -45,20 +44,33 @@ def frozen(patterns: Sequence[str]) -> Iterator[None]:
 
     def creator(next_creator, **kwargs):
         paths.append(_path_here(kwargs["name"]))
-        if any(_matches(paths[-1], pattern) for pattern in patterns):
+        if any(matching(paths[-1:], pattern) for pattern in patterns):
             kwargs["trainable"] = False
         return next_creator(**kwargs)
 
     with tf.variable_creator_scope(creator):
         yield
     for pattern in patterns:
-        if not any(_matches(path_, pattern) for path_ in paths):
+        if not matching(paths, pattern):
             hint = _suggestion(pattern, paths)
             raise ValueError(f"frozen: {pattern!r} matches no variable; {hint}.")
 
 
-def _matches(path_, pattern):
-    return any(fnmatch.fnmatchcase(path_, p) for p in (pattern, f"{pattern}/*"))
+def matching(paths: Iterable[str], pattern: str) -> list[str]:
+    """Returns the paths that a pattern selects.
+
+    Args:
+      paths: of variables.
+      pattern: a shell pattern (`*` crosses "/") of a whole path or of its leading
+        parts: "backbone/stage2", "heads/*norm*". "batch_norm" stands for every batch
+        norm at or below its place: "batch_norm", "backbone/batch_norm".
+    """
+    parts = ["*norm*" if part == "batch_norm" else part for part in pattern.split("/")]
+    whole = "/".join(parts)
+    wanted = (whole, f"{whole}/*")
+    return [
+        path_ for path_ in paths if any(fnmatch.fnmatchcase(path_, w) for w in wanted)
+    ]
 
 
 def _suggestion(pattern, paths):

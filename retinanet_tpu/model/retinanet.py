@@ -63,7 +63,7 @@ class RetinaNet(tf.Module):
           normalize_fn: from pixels in 0..255 to what the backbone expects.
           compute_dtype: of activations: float32, bfloat16 or float16. Variables and
             moments are float32.
-          frozen: paths that stay as they are, see `layers.frozen`.
+          frozen: patterns of paths that stay as they are, see `layers.frozen`.
           seed: of all kernels.
         Raises:
           ValueError: compute_dtype is none of the three, or a pattern matches nothing.
@@ -74,6 +74,7 @@ class RetinaNet(tf.Module):
                 f"compute_dtype {compute_dtype!r} not in {_COMPUTE_DTYPES}."
             )
         self.compute_dtype = compute_dtype
+        self.frozen = tuple(frozen)
         self.normalize_fn = normalize_fn
         make = {"norm_fn": norm_fn, "seed": seed}
         with layers.frozen(frozen):

@@ -11,11 +11,13 @@ from absl import logging
 
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
+    categories as categories_lib,
     examples,
     findings,
     record_files,
     statistics,
 )
+from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.task import anchor_recall, experiment
 
 _NUM_SAMPLED = 128
@@ -32,10 +34,12 @@ def check(run: experiment.Experiment) -> None:
     Args:
       run: an experiment with a model_dir.
     Raises:
-      FileNotFoundError: the split to train on has no records.
+      FileNotFoundError: a split has no records, or that to score on no annotations.
       ValueError: says what is wrong and what to do.
     """
     categories, data = run.params["categories"], run.data
+    if run.plan.evaluates:
+        _check_evaluation(data, categories)
     categories.check_num_classes(run.params["num_classes"])
     record_files.check_not_empty(record_files.find(data.dir, data.train_split))
     train = statistics.read(
@@ -49,9 +53,20 @@ def check(run: experiment.Experiment) -> None:
         data.dir, data.train_split, categories.id_to_index
     ):
         found.append(findings.no_boxes(train.name))
-    if run.plan.evaluates and tf.io.gfile.exists(data.annotation_file):
+    if run.plan.evaluates:
         found += _evaluation_findings(run)
     report(found)
+
+
+def _check_evaluation(data, categories):
+    """Raises an error if the end of a long run could not be scored."""
+    record_files.find(data.dir, data.eval_split)
+    truth = coco_metric.ground_truth(data.annotation_file)
+    if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
+        raise ValueError(
+            f"{data.annotation_file} has category ids {unknown[:10]}, which "
+            f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
+        )
 
 
 def report(found: list[findings.Finding]) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import replicas
 from retinanet_tpu.boxes import anchors as anchors_lib
-from retinanet_tpu.data import categories as categories_lib, pipeline, record_files
+from retinanet_tpu.data import categories as categories_lib, pipeline
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import (
     checkpoints,
@@ -19,7 +20,6 @@ from retinanet_tpu.estimator import (
     strategy,
     warm_start,
 )
-from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.learning import losses, targets
 from retinanet_tpu.model import layers, retinanet
 from retinanet_tpu.task import (
@@ -127,7 +127,18 @@ def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> li
         f"Trainable weights after freezing: {len(trainable)}",
         f"Initial l2_regularization: {float(l2):.5f}",
         f"Trainable parameters: {layers.num_parameters(trainable):,}",
+        *_frozen_lines(network),
     ]
+
+
+def _frozen_lines(network):
+    weights = {replicas.path(weight): weight for weight in network.weights}
+    for pattern in network.frozen:
+        chosen = [weights[path] for path in layers.matching(weights, pattern)]
+        yield (
+            f"Frozen by '{pattern}': {len(chosen)} weights, "
+            f"{layers.num_parameters(chosen):,} parameters"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,23 +237,6 @@ def experiment(
     return Experiment(
         runner, train_spec, eval_spec, params, make_network, update_fn, data, plan
     )
-
-
-def check_evaluation(run: Experiment) -> None:
-    """Checks before a long run that its end can be scored.
-
-    Raises:
-      FileNotFoundError: the split to score on has no records or no annotation file.
-      ValueError: the annotation file is empty, or has other categories.
-    """
-    record_files.find(run.data.dir, run.data.eval_split)
-    truth = coco_metric.ground_truth(run.data.annotation_file)
-    known = run.params["categories"].id_to_index
-    if unknown := sorted(set(truth.cats) - set(known)):
-        raise ValueError(
-            f"{run.data.annotation_file} has category ids {unknown[:10]}, which "
-            f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
-        )
 
 
 def _start_update(params, update_fn, start_from, network):

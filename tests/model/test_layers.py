@@ -221,6 +221,11 @@ def _frozen_paths(patterns):
         ("stage2/conv/kernel", {"stage2/conv/kernel"}),
         ("*/conv", {"stage2/conv/kernel", "stage20/conv/kernel"}),
         ("stage20/norm*", {"stage20/norm1/gamma", "stage20/norm1/beta"}),
+        ("stage2/batch_norm", {"stage2/norm1/gamma", "stage2/norm1/beta"}),
+        (
+            "batch_norm",
+            {f"stage{n}/norm1/{w}" for n in (2, 20) for w in ("gamma", "beta")},
+        ),
     ],
 )
 def test_pattern_freezes_what_lies_below_it(pattern, paths):
