@@ -13,8 +13,9 @@ _REMEDIES = {
     annotated_boxes.NOT_FINITE: "Look at what wrote the annotations.",
     annotated_boxes.WRONG_ORDER: "Is the order of the numbers that of --format?",
     annotated_boxes.NO_AREA: "Look at what wrote the annotations.",
-    annotated_boxes.NOT_PIXELS: "Write pixels, or use a --format of shares.",
-    annotated_boxes.NOT_SHARES: "Write shares of the sides, or use a --format of px.",
+    annotated_boxes.NOT_PIXELS: "Write pixels, or take a --format of shares.",
+    annotated_boxes.NOT_SHARES: "Write shares of the sides, or take a --format of "
+    "pixels.",
     annotated_boxes.OUTSIDE: "Were the pictures resized after they were annotated?",
     OTHER_SIZE: "Were the pictures resized after they were annotated? If it is only "
     "the annotated sizes that are wrong, take them out.",

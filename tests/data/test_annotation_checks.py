@@ -76,9 +76,9 @@ def test_set_that_teaches_nothing_is_refused(images, message):
         (
             (0.1, 0.1, 0.2, 0.3),
             False,
-            "boxes in 0..1.*use a --format of shares",
+            "boxes in 0..1.*take a --format of shares",
         ),
-        ((100, 80, 20, 30), True, "boxes beyond 0..1.*use a --format of px"),
+        ((100, 80, 20, 30), True, "boxes beyond 0..1.*take a --format of pixels"),
         ((9, 9, -3, 2), False, "boxes of negative size.*order of the numbers"),
         ((9, 9, 0, 2), False, "boxes without area"),
         ((float("nan"), 9, 3, 2), False, "boxes that are not finite"),

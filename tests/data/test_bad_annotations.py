@@ -6,6 +6,8 @@ counted while the rest was converted.
 """
 
 import json
+import pathlib
+import re
 
 import numpy as np
 import PIL.Image
@@ -222,17 +224,31 @@ def names(cases):
     return [case[0] for case in cases]
 
 
+DOCUMENTED = {
+    name: said.removesuffix(" …")
+    for name, said in re.findall(
+        r"^\| (.*?) \| \w+ \| (.*) \|$",
+        (pathlib.Path(__file__).parents[2] / "docs/broken_data.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
+}
+
+
+def test_the_page_of_broken_data_has_every_case():
+    assert {*names(COUNTED), *names(REFUSED)} == DOCUMENTED.keys() - {"what was wrong"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "damage", "what", "where"),
-    [case[1:] for case in COUNTED],
-    ids=names(COUNTED),
+    ("name", "kind", "damage", "what", "where"), COUNTED, ids=names(COUNTED)
 )
 def test_it_is_named_with_its_place_and_the_rest_converted(
-    tmp_path, kind, damage, what, where
+    tmp_path, name, kind, damage, what, where
 ):
     path = make(kind, damage, tmp_path)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert [(f.what, f.where) for f in done.findings] == [(what, where)]
+    said = "{0.where}: {0.what} ({0.detail})".format(*done.findings)
+    assert said.startswith(DOCUMENTED[name])
     assert done.counts[what] == 1
     left_out = not any(word in what for word in ("boxes", "renumbered", "without"))
     assert len(done.images) == (2 if left_out else 3 + ("background" in what))
@@ -242,10 +258,12 @@ def test_it_is_named_with_its_place_and_the_rest_converted(
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "message"), [case[1:] for case in REFUSED], ids=names(REFUSED)
+    ("name", "kind", "damage", "message"), REFUSED, ids=names(REFUSED)
 )
-def test_it_is_refused_and_nothing_is_written(tmp_path, kind, damage, message):
+def test_it_is_refused_and_nothing_is_written(tmp_path, name, kind, damage, message):
     path = make(kind, damage, tmp_path)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
+    said = re.sub(rf"{re.escape(str(tmp_path))}/(annotations/)?", "", str(caught.value))
+    assert said.startswith(DOCUMENTED[name])
