@@ -12,6 +12,9 @@ VERSION = re.search(
 
 # tf2onnx turns a TensorFlow graph into ONNX, onnxruntime runs it, also to check it.
 ONNX = ["tf2onnx>=1.17", "onnx>=1.20", "onnxruntime>=1.20"]
+# Looks up TPUs by name. Its old dependencies would take protobuf 3, which breaks
+# TensorFlow, so TensorFlow's own bound stands beside it.
+TPU_NAMES = ["cloud-tpu-client>=0.10", "protobuf>=5.28"]
 
 setuptools.setup(
     name="retinanet_tpu",
@@ -32,15 +35,22 @@ setuptools.setup(
     extras_require={
         "cpu": ["tensorflow-cpu~=2.20.0"],
         "gpu": ["tensorflow[and-cuda]~=2.20.0"],
-        # 2.20 is the newest TensorFlow with a TPU build. The client looks up TPUs by
-        # name; a TPU VM itself does without.
-        "tpu": ["tensorflow-tpu~=2.20.0", "cloud-tpu-client>=0.10"],
+        # 2.20 is the newest TensorFlow with a TPU build.
+        "tpu": ["tensorflow-tpu~=2.20.0", *TPU_NAMES],
         # The TPU compiler, and the way to it; pinned, as not all of it is public.
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "onnx": ONNX,
         # Reads .pth files of backbones; .safetensors and Keras's files need nothing.
         "torch": ["torch>=2.0"],
         "plots": ["matplotlib>=3.8"],  # Draws learning curves and the data report.
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9", *ONNX],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "pyyaml>=6",  # Reads the Kubernetes manifests,
+            "kubernetes-validate>=1.31",  # and has their schemas.
+            *ONNX,
+            *TPU_NAMES,
+        ],
     },
 )

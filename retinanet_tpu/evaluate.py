@@ -70,7 +70,9 @@ def _evaluate():
     cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if is_cpu else []))
     run = configurables.make_experiment(
         cli.model_dir(),
-        strategy_fn=lambda: strategy.make_strategy(_DEVICE.value, num_devices=1),
+        strategy_fn=lambda: strategy.make_strategy(
+            _DEVICE.value, num_devices=1, is_alone=True
+        ),
     )
     with cli.data_errors_explained(run):
         if _CHECKPOINT.value:

@@ -33,7 +33,7 @@ def main() -> None:
         settings.append(f"nms.variant = '{_NMS.value}'")
     config_text = cli.parse_model_dir(*settings)
     run = configurables.make_experiment(
-        cli.model_dir(), strategy_fn=strategy.make_strategy
+        cli.model_dir(), strategy_fn=lambda: strategy.make_strategy(is_alone=True)
     )
     print(
         run.estimator.export_saved_model(

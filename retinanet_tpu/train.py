@@ -11,7 +11,9 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
    1  failed: an error, which the same command would meet again
    5  failed: a loss or a weight is not finite; the last checkpoint is from before
   42  preempted: stopped by SIGTERM, SIGINT (Ctrl-C) or the cloud's notice that it takes
-      the machine away; everything is saved, start the same command again
+      the machine away; everything is saved, start the same command again. Of several
+      workers all stop so when one is told to; and when one is lost, the others, which
+      then go on from the last checkpoint
 """
 
 import sys
@@ -19,7 +21,12 @@ import sys
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu.estimator import interruptions, train_and_evaluate, training
+from retinanet_tpu.estimator import (
+    interruptions,
+    train_and_evaluate,
+    training,
+    workers,
+)
 from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
@@ -43,7 +50,11 @@ def main() -> None:
         host = interruptions.find_metadata_host()
         with interruptions.Listener(host, POLL_SECS) as listener:
             _train(text, listener)
-    except (interruptions.Interrupted, training.DivergedError) as error:
+    except (
+        interruptions.Interrupted,
+        training.DivergedError,
+        workers.LostError,
+    ) as error:
         is_diverged = isinstance(error, training.DivergedError)
         print(f"error: {error}" if is_diverged else error, file=sys.stderr)
         sys.exit(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)

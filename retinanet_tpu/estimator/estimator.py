@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import replicas
 from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
@@ -17,21 +16,22 @@ from retinanet_tpu.estimator import (
     inference,
     inputs,
     interruptions,
+    saver,
     spec,
     strategy as strategy_lib,
     summaries,
     train_loop,
     training,
     warm_start,
+    workers as workers_lib,
 )
 
 
 class TPUEstimator:
     """Runs one model_fn under a strategy, from and to the checkpoints of one model_dir.
 
-    In TensorFlow 2 variables outlive a trace, so beside model_fn there are two
-    functions that make them, called once in the strategy's scope: network_fn and
-    update_fn.
+    In TensorFlow 2 variables outlive a trace, so beside model_fn two functions make
+    them, called once in the strategy's scope: network_fn and update_fn.
     """
 
     def __init__(
@@ -126,6 +126,7 @@ class TPUEstimator:
                 lambda: self._network_fn(self._inputs.plain_params()),
                 self._update_fn,
                 self._warm_start_from,
+                self.workers,
             )
         if state.step >= max_steps:
             logging.info("Step %d of %d is trained already", state.step, max_steps)
@@ -138,15 +139,18 @@ class TPUEstimator:
             is_deterministic=self.config.is_deterministic,
         )
         where, batch_size = self.model_dir, self._inputs.batch_size(mode)
+        events_dir = where if self.workers.is_chief else None
         train_loop.train(
             state,
             train_loop.make_train_loop(self.strategy, step_fn, self._jit_compile),
             lambda first: iter(self._inputs.dataset(input_fn, mode, first)),
             max_steps=max_steps,
             config=self.config,
-            saver=train_loop.Saver(where, self.config, state.step, saving_listeners),
-            writer=summaries.LoopWriter(where, max_steps, batch_size),
-            stop_reason=stop_reason,
+            saver=saver.Saver(
+                where, self.config, state.step, saving_listeners, self.workers
+            ),
+            writer=summaries.LoopWriter(events_dir, max_steps, batch_size),
+            stop_reason=self.workers.agreed(stop_reason),
         )
         return checkpoints.latest(self.model_dir)
 
@@ -182,8 +186,7 @@ class TPUEstimator:
         losses = []
         batches = self._batches(forward, input_fn, spec.ModeKeys.EVAL, steps, losses)
         batches = interruptions.until(stop_reason, batches, checkpoints.step_of(path))
-        first = next(batches, None)
-        if first is None:
+        if (first := next(batches, None)) is None:
             raise ValueError("The evaluation's input_fn gave no batch at all.")
         batches = itertools.chain([first], batches)
         metrics = forward.metric_fn(batches) if forward.metric_fn else {}
@@ -241,7 +244,7 @@ class TPUEstimator:
         """
         path = self._checkpoint(checkpoint_path)
         network = self._network_fn(self._inputs.plain_params())
-        self._load(network, path)
+        training.load(network, path)
         serving = serving_fn(network, self._inputs.plain_params())
         scores = scores or self.scores(path)
         exported = exporters.export_saved_model(serving, export_dir_base, path, scores)
@@ -257,7 +260,7 @@ class TPUEstimator:
 
     def _place(self, strategy):
         """Takes a strategy, under which nothing is made yet."""
-        self.strategy = strategy
+        self.strategy, self.workers = strategy, workers_lib.Workers(strategy)
         self._inputs = inputs.Inputs(strategy, self._params, self._batch_sizes)
         self._eval_network, self._forward_passes = None, {}
 
@@ -271,16 +274,13 @@ class TPUEstimator:
             f"No checkpoint in {self.model_dir}; train first or check --model_dir."
         )
 
-    def _load(self, network, path):
-        weights = {replicas.path(v): v for v in network.variables}
-        training.assign(weights, training.network_weights(path), path)
-
     def _forward_pass(self, mode, path):
         """Returns the traced forward pass of a mode, its network loaded from a path."""
+        self.workers.check_alone()
         if self._eval_network is None:
             with self.strategy.scope():
                 self._eval_network = self._network_fn(self._inputs.plain_params())
-        self._load(self._eval_network, path)
+        training.load(self._eval_network, path)
         if mode not in self._forward_passes:
             self._forward_passes[mode] = inference.ForwardPass(
                 self.strategy,

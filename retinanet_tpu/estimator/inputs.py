@@ -67,8 +67,15 @@ class Inputs:
                 context.input_pipeline_id,
                 first_step,
             )
-            return spec.call_by_name(
+            dataset = spec.call_by_name(
                 input_fn, params=self.params(mode, context=host), mode=mode
             )
+            if host.num_hosts > 1 and mode == spec.ModeKeys.TRAIN:
+                # Else each step begins with the hosts asking each other for its end.
+                endless = tf.data.experimental.assert_cardinality(
+                    tf.data.INFINITE_CARDINALITY
+                )
+                dataset = dataset.apply(endless)
+            return dataset
 
         return self._strategy.distribute_datasets_from_function(dataset_fn)

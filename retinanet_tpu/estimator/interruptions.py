@@ -5,6 +5,7 @@ and raises Interrupted. (TensorFlow's PreemptionCheckpointHandler does nothing o
 VM.)
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 # The machine's make as Linux shows it: tells without a network whether it is Google's.
 _PRODUCT = "/sys/class/dmi/id/product_name"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _METADATA_HOST = "metadata.google.internal"
 # What announces this VM's end, under instance/ of the server. A machine that is moved
 # while it runs (MIGRATE_ON_HOST_MAINTENANCE) need not stop.
@@ -29,7 +31,7 @@ _NOTICES = {
 
 
 class Interrupted(Exception):
-    """A run stopped because it was asked to; all that it trained is saved.
+    """A run stopped from outside; started again it goes on from the step it names.
 
     Attributes:
       step: of its newest checkpoint.
@@ -57,7 +59,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         """Begins to listen."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _SIGNALS:
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._host:
             logging.info("Asking %s for notices of preemption", self._host)
@@ -86,6 +88,23 @@ class Listener:
                 if said == bad:
                     self._reason = f"the machine's {name} is {said}"
                     return
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Puts the handlers of signals back after code that sets its own.
+
+    Meanwhile a signal ends the process, unless that code takes it: what waits in C++
+    would not let Python hear it.
+    """
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def find_metadata_host() -> str | None:

@@ -59,15 +59,19 @@ class Heartbeat:
       step: of the newest checkpoint; set it after each save.
     """
 
-    def __init__(self, model_dir: str, every_secs: float, step: int = 0):
-        self.state, self.step = RUNNING, step
+    def __init__(self, model_dir: str, every_secs: float, *, is_silent: bool = False):
+        """Takes where to write and how often; silent, of a worker that is no chief."""
+        self.state, self.step = RUNNING, 0
         self._model_dir, self._every_secs = model_dir, every_secs
+        self._is_silent = is_silent
         self._beat = 0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Heartbeat":
         """Says that the trainer runs, now and from now on."""
+        if self._is_silent:
+            return self
         tf.io.gfile.makedirs(self._model_dir)
         before = read(self._model_dir)
         self._beat = before.beat if before else 0
@@ -77,6 +81,8 @@ class Heartbeat:
 
     def __exit__(self, error_type, error, traceback):
         """Says how it ended."""
+        if self._is_silent:
+            return
         self._is_over.set()
         self._thread.join()
         if self.state == RUNNING:

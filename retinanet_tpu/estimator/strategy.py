@@ -1,32 +1,60 @@
-"""Where the step runs: one TPU, a pod, one or several GPUs, or CPUs."""
+"""Where the step runs: one TPU, a pod, GPUs of one or several machines, or CPUs."""
 
 import contextlib
 
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu.estimator import interruptions, tpu_nodes, workers
+
 
 def make_strategy(
-    device: str = "cpu", *, tpu: str = "local", num_devices: int | None = None
+    device: str = "cpu",
+    *,
+    tpu: str = "local",
+    tpu_zone: str | None = None,
+    tpu_project: str | None = None,
+    tpu_wait_secs: float = 1200,
+    may_change_tpu_version: bool = False,
+    num_devices: int | None = None,
+    is_alone: bool = False,
 ):
     """Returns the tf.distribute strategy for a kind of device.
 
     Args:
       device: "tpu", "gpu" or "cpu".
       tpu: "local" on a TPU VM of one host; else a TPU's name or grpc:// address, also
-        of a pod, whose one coordinator runs the program.
-      num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU.
+        of a pod, whose one coordinator runs the program. Only a name is looked up.
+      tpu_zone: of a TPU by name; None for that of this VM.
+      tpu_project: of a TPU by name; None for that of this VM.
+      tpu_wait_secs: how long a TPU by name may take to be ready.
+      may_change_tpu_version: a TPU Node that runs another TensorFlow is restarted with
+        ours, which ends whatever runs on it.
+      num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU; of each
+        machine where TF_CONFIG names several.
+      is_alone: pass TF_CONFIG over; of who only looks at what workers train.
     Raises:
-      ValueError: no such kind, or fewer devices than asked for.
+      ValueError: no such kind, fewer devices than asked for, or a TF_CONFIG that makes
+        no sense; no TPU of that name, or not one for us.
+      TimeoutError: the TPU was not ready in time.
+      LostError: the workers that TF_CONFIG names did not come together.
     """
     if device == "tpu":
-        return _tpu_strategy(tpu)
+        return _tpu_strategy(
+            tpu,
+            zone=tpu_zone,
+            project=tpu_project,
+            wait_secs=tpu_wait_secs,
+            may_change_version=may_change_tpu_version,
+        )
     if device not in ("gpu", "cpu"):
         raise ValueError(
             f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
         )
     if device == "cpu":
         _hide_gpus()
+    if not is_alone and workers.count_in_environment() > 1:
+        return _strategy_of_workers(device, num_devices)
     found = tf.config.list_logical_devices(device.upper())
     wanted = num_devices or (len(found) if device == "gpu" else 1)
     if not found or wanted > len(found):
@@ -42,6 +70,39 @@ def make_strategy(
     return tf.distribute.MirroredStrategy(names, cross_device_ops=exchange)
 
 
+def _strategy_of_workers(device, num_devices):
+    """Joins the workers that TF_CONFIG names, waiting until all are there."""
+    if device == "gpu":
+        _show_gpus(num_devices)
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=kinds.NCCL if device == "gpu" else kinds.RING
+    )
+    logging.info("Waiting for all %d workers", workers.count_in_environment())
+    try:
+        with interruptions.handlers_kept():  # TensorFlow takes SIGTERM for itself.
+            made = tf.distribute.MultiWorkerMirroredStrategy(
+                communication_options=options
+            )
+    except workers.LOST as error:
+        raise workers.LostError(
+            "The workers that TF_CONFIG names did not all come, or one left again; "
+            f"start the same command on all of them. TensorFlow says: {error}"
+        ) from error
+    except RuntimeError as error:  # TensorFlow joins them before it computes anything.
+        raise ValueError(
+            f"make_strategy must come first in a process: {error}"
+        ) from error
+    tf.get_logger().setLevel("WARNING")  # Else each exchange of a step is a line.
+    found = len(made.extended.worker_devices)
+    if num_devices not in (None, found):
+        raise ValueError(
+            f"make_strategy.num_devices is {num_devices}, but TensorFlow takes {found} "
+            f"{device.upper()} of each worker; leave num_devices out."
+        )
+    return made
+
+
 def make_deterministic() -> None:
     """Makes a step on CPUs give the same bits again, in this whole process.
 
@@ -52,16 +113,30 @@ def make_deterministic() -> None:
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
+def _show_gpus(num_devices):
+    """Leaves the first GPUs in sight, for workers take all that they see."""
+    found = tf.config.list_physical_devices("GPU")
+    if len(found) < (num_devices or 1):
+        raise ValueError(
+            f"make_strategy asks for {num_devices or 'a'} GPU of each worker, but "
+            f"TensorFlow sees {len(found)} here; set make_strategy.num_devices or "
+            "make_strategy.device."
+        )
+    tf.config.set_visible_devices(found[:num_devices], "GPU")
+
+
 def _hide_gpus():
     """Leaves a GPU's memory to the trainer beside which this may be an evaluator."""
     with contextlib.suppress(RuntimeError):  # TensorFlow has started: too late.
         tf.config.set_visible_devices([], "GPU")
 
 
-def _tpu_strategy(tpu):
+def _tpu_strategy(tpu, **look_up):
     """Connects to a TPU; on a TPU VM ('local') there is nothing to connect to."""
     is_local = tpu == "local"
-    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu)
+    is_name = not is_local and not tpu.startswith("grpc://")
+    address = tpu_nodes.wait_until_ready(tpu, **look_up) if is_name else tpu
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
     if not is_local:
         tf.config.experimental_connect_to_cluster(resolver)
     topology = tf.tpu.experimental.initialize_tpu_system(resolver)

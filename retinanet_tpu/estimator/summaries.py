@@ -38,8 +38,9 @@ class Writer:
 class LoopWriter:
     """Reports a training run, loop by loop: a log line and TensorBoard scalars."""
 
-    def __init__(self, directory: str, max_steps: int, batch_size: int):
-        self._writer = Writer(directory)
+    def __init__(self, directory: str | None, max_steps: int, batch_size: int):
+        """Takes where the scalars go, None for log lines only."""
+        self._writer = Writer(directory) if directory else None
         self._max_steps, self._batch_size = max_steps, batch_size
 
     def report_loop(
@@ -67,7 +68,8 @@ class LoopWriter:
         )
         logging.info(line)
         rates = {"global_step/sec": rate, "examples/sec": rate * self._batch_size}
-        self._writer.write(step, shown | rates)
+        if self._writer:
+            self._writer.write(step, shown | rates)
 
 
 def write_evaluation(

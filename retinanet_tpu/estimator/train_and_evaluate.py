@@ -18,6 +18,7 @@ from retinanet_tpu.estimator import (
     interruptions,
     run_state,
     spec,
+    workers,
 )
 
 # What a TPU says whose worker was reset.
@@ -45,14 +46,18 @@ def train_and_evaluate(
     Returns:
       The results of the last evaluation, None if there was none to make.
     Raises:
-      ValueError: an evaluation interval that no checkpoint falls on.
+      ValueError: an evaluation interval that no checkpoint falls on, or workers that
+        are to score.
       DivergedError: a loss or a weight is not finite.
-      Interrupted: there was a reason to stop; all that was trained is saved.
+      Interrupted: there was a reason to stop, and all that was trained is saved; or
+        another worker was lost, and what it trained since the last checkpoint.
     """
     check_intervals(estimator, train_spec, eval_spec)
     model_dir, config = estimator.model_dir, estimator.config
     num_losses = 0
-    with run_state.Heartbeat(model_dir, config.heartbeat_secs) as heartbeat:
+    with run_state.Heartbeat(
+        model_dir, config.heartbeat_secs, is_silent=not estimator.workers.is_chief
+    ) as heartbeat:
         heartbeat.step = step = _newest_step(model_dir)
         while True:
             try:
@@ -85,8 +90,11 @@ def check_intervals(
     """Checks before the first step that every interval will be reached.
 
     Raises:
-      ValueError: saving or evaluating would never be due, or exporters share a name.
+      ValueError: saving or evaluating would never be due, exporters share a name, or
+        several workers are to score.
     """
+    if eval_spec:
+        estimator.workers.check_alone()
     estimator.config.check_save_interval(train_spec.max_steps)
     exporters.check_names(eval_spec.exporters if eval_spec else ())
     every = eval_spec.every_steps if eval_spec else None
@@ -120,9 +128,17 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
         if eval_spec:
             score(path, checkpoints.step_of(path))
     listeners = (beat, *train_spec.saving_listeners, *([score] if eval_spec else []))
-    estimator.train(
-        train_spec.input_fn, train_spec.max_steps, listeners, stop_reason=stop_reason
-    )
+    steps = train_spec.max_steps
+    try:
+        estimator.train(train_spec.input_fn, steps, listeners, stop_reason=stop_reason)
+    except workers.LOST as error:
+        if estimator.workers.count == 1:
+            raise
+        logging.error("Lost a worker: %s", error.__cause__ or error)
+        # TensorFlow joins workers once in a process, so all begin anew.
+        step = _newest_step(estimator.model_dir)
+        reason = "another worker was lost; start all of them again"
+        raise interruptions.Interrupted(reason, step) from error
     return results or None
 
 

@@ -3,9 +3,8 @@
 Between two loops is the only place where a run is saved, scored or stopped.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +15,11 @@ from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
     interruptions,
-    leases,
+    saver as saver_lib,
     summaries,
     training,
     warm_start,
+    workers as workers_lib,
 )
 
 
@@ -32,85 +32,16 @@ class LoopResult(NamedTuple):
     num_traces: int  # of the loop so far; 1, or something changes shape
 
 
-class Saver:
-    """Writes the checkpoints of a run when they are due, and deletes the oldest.
-
-    Attributes:
-      model_dir: where they lie.
-    """
-
-    def __init__(
-        self,
-        model_dir: str,
-        config: config_lib.RunConfig,
-        first_step: int,
-        listeners: Sequence[Callable] = (),
-    ):
-        """Takes where and when to save.
-
-        Args:
-          model_dir: gets the checkpoints.
-          config: says when, and how many stay.
-          first_step: that the run begins with; it needs no saving.
-          listeners: each is called with (path, step) after a save.
-        """
-        self.model_dir, self._config = model_dir, config
-        self._listeners = listeners
-        self._readers = leases.LeaseBook(model_dir)
-        self._saved_step, self._saved_at = first_step, time.monotonic()
-
-    def save_if_due(self, state: training.TrainState, max_steps: int) -> None:
-        """Saves where the configuration says so, and at the last step.
-
-        Raises:
-          DivergedError: a value is not finite; nothing is written.
-        """
-        secs = time.monotonic() - self._saved_at
-        if self._config.is_save_due(state.step, max_steps, secs):
-            self.save(state)
-
-    def save_rest(self, state: training.TrainState) -> None:
-        """Saves what was trained since the last checkpoint, if anything was."""
-        if state.step != self._saved_step:
-            self.save(state)
-
-    def save(self, state: training.TrainState) -> None:
-        """Saves, deletes what is old and not being read, and tells the listeners."""
-        path = state.save(self.model_dir)
-        logging.info("Saved %s", path)
-        self._delete_old(state.step)
-        self._saved_step = state.step
-        for listener in self._listeners:
-            listener(path, state.step)
-        self._saved_at = time.monotonic()
-
-    def _delete_old(self, newest):
-        """Deletes what is too old, later if someone reads it now.
-
-        Who takes a lease looks for others' afterwards, and so do readers: one of the
-        two sees the other.
-        """
-        # Above the newest are only damaged ones, which this run will write anew.
-        found = [s for s in checkpoints.steps(self.model_dir) if s <= newest]
-        keep = self._config.keep_checkpoint_max
-        old = found[:-keep] if keep else []
-        with contextlib.ExitStack() as stack:
-            own = set()
-            for path in [checkpoints.path_of(self.model_dir, step) for step in old]:
-                lease = leases.hold(self.model_dir, path, "delete")
-                own.add(stack.enter_context(lease))
-            held = self._readers.held_steps(own) if old else ()
-            checkpoints.delete(self.model_dir, [s for s in old if s not in held])
-
-
 def start(
     model_dir: str,
     network_fn: Callable[[], tf.Module],
     update_fn: Callable[[tf.Module], Any],
     warm_start_from: warm_start.WarmStartSettings | Callable[[tf.Module], Any] | None,
+    workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> training.TrainState:
-    """Returns the state of the latest checkpoint, or a new one."""
-    checkpoints.remove_remains(model_dir)
+    """Returns the state of the latest checkpoint, the same for all, or a new one."""
+    if workers.is_chief:
+        checkpoints.remove_remains(model_dir)
     logging.info("Looking for checkpoints in %s", model_dir)
     path = checkpoints.latest_sound(model_dir)
     network = network_fn()
@@ -125,6 +56,7 @@ def start(
         logging.info("Going on from %s", path)
     elif not warm_start_from:
         logging.warning("No checkpoint found; starting from random weights")
+    workers.check_same(state.step, "The step of the latest checkpoint")
     return state
 
 
@@ -135,7 +67,7 @@ def train(
     *,
     max_steps: int,
     config: config_lib.RunConfig,
-    saver: Saver,
+    saver: saver_lib.Saver,
     writer: summaries.LoopWriter,
     stop_reason: Callable[[], str | None] = interruptions.never,
 ) -> None:
@@ -214,7 +146,8 @@ def make_train_loop(
       step_fn: (batch, global step) -> scalars by name; runs on every replica.
       jit_compile: compile the step with XLA.
     Returns:
-      (iterator, first_step, num_steps) -> LoopResult. Raises DivergedError.
+      (iterator, first_step, num_steps) -> LoopResult. Raises DivergedError, and
+      ValueError for data that end.
     """
     names = []
     replica_step = tf.function(
@@ -242,7 +175,13 @@ def make_train_loop(
     def run(iterator, first_step, num_steps):
         start = time.monotonic()
         count = tf.constant(num_steps, tf.int32)
-        history, times = loop(iterator, tf.constant(first_step, tf.int64), count)
+        try:
+            history, times = loop(iterator, tf.constant(first_step, tf.int64), count)
+        except tf.errors.OutOfRangeError as error:
+            raise ValueError(
+                f"The training data ended before step {first_step + num_steps}; "
+                "training wants data without end: dataset.repeat()."
+            ) from error
         history, secs = history.numpy(), time.monotonic() - start
         _check_finite(history, names, first_step)
         means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))

@@ -46,15 +46,27 @@ class TrainState:
         return self.step + self.num_skipped
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Returns all variables by their names in a checkpoint."""
-        weights = {_WEIGHTS + replicas.path(v): v for v in self.network.variables}
-        return weights | self.update.variables
+        """Returns all variables by their names in a checkpoint.
+
+        Raises:
+          ValueError: the network has two of one name.
+        """
+        weights = _by_path(self.network)
+        return {_WEIGHTS + p: v for p, v in weights.items()} | self.update.variables
 
     def save(self, model_dir: str) -> str:
         """Writes the checkpoint of this step; returns its path.
 
         Raises:
           DivergedError: a value is not finite; nothing is written.
+        """
+        return checkpoints.save(model_dir, self.step, self.tensors())
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Returns what a checkpoint of this step holds, by name.
+
+        Raises:
+          DivergedError: a value is not finite.
         """
         tensors = {
             name: variable.numpy() for name, variable in self.variables().items()
@@ -68,7 +80,7 @@ class TrainState:
             )
         tensors["global_step"] = np.int64(self.step)
         tensors["num_skipped"] = np.int64(self.num_skipped)
-        return checkpoints.save(model_dir, self.step, tensors)
+        return tensors
 
     def restore(self, path: str) -> None:
         """Takes all values from a checkpoint.
@@ -86,6 +98,15 @@ class TrainState:
 def network_weights(path: str) -> dict[str, np.ndarray]:
     """Returns a checkpoint's weights for evaluation: their averages if it has them."""
     return checkpoints.read(path, _AVERAGES) or checkpoints.read(path, _WEIGHTS)
+
+
+def load(network: tf.Module, path: str) -> None:
+    """Gives a network the weights for evaluation that a checkpoint holds.
+
+    Raises:
+      ValueError: it is of another network.
+    """
+    assign(_by_path(network), network_weights(path), path)
 
 
 def assign(
@@ -111,6 +132,18 @@ def assign(
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
+
+
+def _by_path(network):
+    found = {replicas.path(v): v for v in network.variables}
+    if len(found) < len(network.variables):
+        paths = [replicas.path(v) for v in network.variables]
+        twice = sorted(p for p in found if paths.count(p) > 1)
+        raise ValueError(
+            f"Several variables of the network are named {', '.join(twice[:4])}, and a "
+            "checkpoint has one place for each name; make them under name scopes."
+        )
+    return found
 
 
 def make_replica_fn(step_fn: Callable, names: list[str]) -> Callable:
@@ -160,9 +193,13 @@ def make_step_fn(
             else tape.gradient(objective, weights)
         )
         _check_all_used(gradients, weights)
-        scalars = state.update.apply(replicas.mean_over_replicas(gradients), step)
-        merged = dict(result.scalars or {"loss": result.loss}) | scalars
-        return {name: tf.cast(value, tf.float32) for name, value in merged.items()}
+        moved = state.update.apply(replicas.mean_over_replicas(gradients), step)
+        scalars = dict(result.scalars or {})
+        if not any(value is result.loss for value in scalars.values()):
+            # All that is reported is held to be finite.
+            scalars.setdefault("loss", result.loss)
+        scalars |= moved
+        return {name: tf.cast(value, tf.float32) for name, value in scalars.items()}
 
     return step_fn
 

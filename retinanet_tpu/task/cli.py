@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
@@ -38,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_):
         try:
             main()
-        except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             logging.debug("Where it happened", exc_info=True)
             message = str(error).split("\n  In call to configurable")[0]  # Gin adds it.
             sys.exit(f"error: {message} (--verbosity=1 shows where)")
@@ -103,8 +104,10 @@ def claim_model_dir(
     """Writes configuration and classes to the model_dir, if the run is its own.
 
     Raises:
-      ValueError: the model_dir was started with another configuration.
+      ValueError: the model_dir was started with another configuration, or a worker was.
     """
+    workers = run.estimator.workers
+    workers.check_same(zlib.crc32(text.encode()), "The configuration's CRC")
     path = f"{model_dir()}/{CONFIG_FILE}"
     is_started = checkpoints.latest(model_dir()) and tf.io.gfile.exists(path)
     if is_started and not accept_changes:
@@ -116,6 +119,8 @@ def claim_model_dir(
                 + "\n  ".join(changes)
                 + "\nUse another --model_dir, or go on with the new: --accept_changes."
             )
+    if not workers.is_chief:
+        return
     tf.io.gfile.makedirs(model_dir())
     # Whole, for a kill at this moment must leave what can be resumed.
     files.write_whole(path, text)

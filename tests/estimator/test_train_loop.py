@@ -11,6 +11,7 @@ from retinanet_tpu.estimator import (
     config,
     interruptions,
     leases,
+    saver,
     spec,
     strategy,
     summaries,
@@ -179,11 +180,11 @@ def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
 def test_an_older_checkpoint_than_a_damaged_one_is_not_deleted_for_it(tmp_path):
     state = training.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
     settings = config.RunConfig(save_checkpoints_steps=1, keep_checkpoint_max=1)
-    saver = train_loop.Saver(str(tmp_path), settings, first_step=0)
+    saves = saver.Saver(str(tmp_path), settings, first_step=0)
     checkpoints.save(str(tmp_path), 9, {"global_step": np.int64(9)})  # Damaged, say.
     for step in (3, 5):
         state.step = step
-        saver.save(state)
+        saves.save(state)
         assert checkpoints.steps(str(tmp_path)) == [step, 9]
 
 
@@ -302,3 +303,27 @@ def test_a_loop_that_is_traced_again_is_counted():
         data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()
         counts.append(run_loop(iter(data), 0, 3).num_traces)
     assert counts == [1, 1, 2]
+
+
+def test_variables_of_one_name_are_an_error_not_lost(tmp_path):
+    network = tf.Module()
+    network.weights = [replicas.make_variable(1.0, name="weight") for _ in range(2)]
+    with pytest.raises(ValueError, match=r"Several variables .* named weight"):
+        training.TrainState(network, linear.Descent(network)).save(str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_is_seen_whatever_is_reported(tmp_path):
+    def model_fn(features, labels, mode, network):
+        result = linear.model_fn(features, labels, mode, network)
+        return result._replace(loss=result.loss * np.nan, scalars={"other": 1.0})
+
+    runner = linear.make_estimator(tmp_path)
+    runner._model_fn = model_fn
+    with pytest.raises(training.DivergedError, match="loss is nan at step 1"):
+        runner.train(linear.train_input_fn, 10)
+
+
+def test_training_data_that_end_are_an_error_that_says_so(tmp_path):
+    runner = linear.make_estimator(tmp_path)
+    with pytest.raises(ValueError, match=r"ended before step 4; .*repeat\(\)"):
+        runner.train(lambda params: linear.train_input_fn(params).take(3), 10)

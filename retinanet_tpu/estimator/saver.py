@@ -1,0 +1,96 @@
+"""When a run saves, and which checkpoints stay."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from absl import logging
+
+from retinanet_tpu.estimator import (
+    checkpoints,
+    config as config_lib,
+    leases,
+    training,
+    workers as workers_lib,
+)
+
+
+class Saver:
+    """Writes the checkpoints of a run when they are due, and deletes the oldest.
+
+    Of several workers the chief does so, and the others wait for it.
+
+    Attributes:
+      model_dir: where they lie.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        config: config_lib.RunConfig,
+        first_step: int,
+        listeners: Sequence[Callable] = (),
+        workers: workers_lib.Workers = workers_lib.ALONE,
+    ):
+        """Takes where and when to save.
+
+        Args:
+          model_dir: gets the checkpoints.
+          config: says when, and how many stay.
+          first_step: that the run begins with; it needs no saving.
+          listeners: each is called with (path, step) after a save, on the chief.
+          workers: of the run.
+        """
+        self.model_dir, self._config = model_dir, config
+        self._listeners, self._workers = listeners, workers
+        self._readers = leases.LeaseBook(model_dir)
+        self._saved_step, self._saved_at = first_step, time.monotonic()
+
+    def save_if_due(self, state: training.TrainState, max_steps: int) -> None:
+        """Saves where the configuration says so, and at the last step.
+
+        Raises:
+          DivergedError: a value is not finite; nothing is written.
+        """
+        secs = time.monotonic() - self._saved_at
+        if self._workers.any(self._config.is_save_due(state.step, max_steps, secs)):
+            self.save(state)
+
+    def save_rest(self, state: training.TrainState) -> None:
+        """Saves what was trained since the last checkpoint, if anything was."""
+        if state.step != self._saved_step:
+            self.save(state)
+
+    def save(self, state: training.TrainState) -> None:
+        """Saves, deletes what is old and not being read, and tells the listeners."""
+        if self._workers.is_chief:
+            self._write(state)
+        else:
+            state.tensors()  # Where the chief finds that they diverged, so do all.
+        self._workers.wait()
+        self._saved_step, self._saved_at = state.step, time.monotonic()
+
+    def _write(self, state):
+        path = state.save(self.model_dir)
+        logging.info("Saved %s", path)
+        self._delete_old(state.step)
+        for listener in self._listeners:
+            listener(path, state.step)
+
+    def _delete_old(self, newest):
+        """Deletes what is too old, later if someone reads it now.
+
+        Who takes a lease looks for others' afterwards, and so do readers: one of the
+        two sees the other.
+        """
+        # Above the newest are only damaged ones, which this run will write anew.
+        found = [s for s in checkpoints.steps(self.model_dir) if s <= newest]
+        keep = self._config.keep_checkpoint_max
+        old = found[:-keep] if keep else []
+        with contextlib.ExitStack() as stack:
+            own = set()
+            for path in [checkpoints.path_of(self.model_dir, step) for step in old]:
+                lease = leases.hold(self.model_dir, path, "delete")
+                own.add(stack.enter_context(lease))
+            held = self._readers.held_steps(own) if old else ()
+            checkpoints.delete(self.model_dir, [s for s in old if s not in held])

@@ -1,0 +1,37 @@
+"""Runs a module of the package as a worker with several logical CPUs as its replicas.
+
+  python worker.py NUM_DEVICES retinanet_tpu.train --flags…
+
+TensorFlow takes one CPU of each worker; this has it take as many as there are, as it
+does with GPUs. Given a file instead of a module, it runs that.
+"""
+
+import os
+import runpy
+import sys
+
+import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy
+
+
+def take_cpus(num_devices: int) -> None:
+    """Makes logical CPUs, and has the strategy of several workers use all of them."""
+
+    def local_devices(self, resolver, worker):
+        return tuple(f"{worker}/device:CPU:{i}" for i in range(num_devices)), "CPU"
+
+    extended = collective_all_reduce_strategy.CollectiveAllReduceExtended
+    extended._initialize_local_devices = local_devices
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * num_devices,
+    )
+
+
+if __name__ == "__main__":
+    take_cpus(int(sys.argv[1]))
+    target, sys.argv = sys.argv[2], sys.argv[2:]
+    if os.path.exists(target):
+        runpy.run_path(target, run_name="__main__")
+    else:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)

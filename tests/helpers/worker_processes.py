@@ -1,0 +1,86 @@
+"""Workers as processes on this machine, each with logical CPUs as its replicas."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import processes
+import toy_data
+
+_WORKER = pathlib.Path(__file__).parent / "worker.py"
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Worker(processes.Process):
+    """A module or file that runs as one of several workers."""
+
+    def __init__(
+        self,
+        target: str,
+        *flags: str,
+        log: pathlib.Path,
+        tf_config: str,
+        num_devices: int,
+    ):
+        """Starts it."""
+        self.log = log
+        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+        with log.open("w") as out:
+            self._popen = subprocess.Popen(
+                [sys.executable, str(_WORKER), str(num_devices), target, *flags],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ
+                | processes.ENVIRONMENT
+                | {"TF_CONFIG": tf_config, "PYTHONPATH": path},
+            )
+
+
+class Team(processes.Run):
+    """A model_dir, and workers that train in it."""
+
+    def __init__(self, model_dir, data_dir, *bindings: str, count: int = 2):
+        super().__init__(model_dir, data_dir, *bindings)
+        self.addresses = [f"localhost:{port}" for port in free_ports(count)]
+
+    def start(self, *flags: str, num_devices: int) -> list[Worker]:
+        """Starts the trainer on every worker."""
+        indices = range(len(self.addresses))
+        return [self.start_one(i, *flags, num_devices=num_devices) for i in indices]
+
+    def start_one(self, index: int, *flags: str, num_devices: int) -> Worker:
+        """Starts the trainer on one worker."""
+        gin_files = [
+            toy_data.GIN_CONFIGS / name
+            for name in ("quickstart.gin", "device/cpu_workers.gin")
+        ]
+        worker = Worker(
+            "retinanet_tpu.train",
+            *(f"--gin_file={path}" for path in gin_files),
+            *(f"--gin_param={binding}" for binding in self.bindings),
+            f"--model_dir={self.model_dir}",
+            *flags,
+            log=self.model_dir.parent / f"worker{index}-{len(self.processes)}.log",
+            tf_config=tf_config(self.addresses, index),
+            num_devices=num_devices,
+        )
+        self.processes.append(worker)
+        return worker
+
+
+def tf_config(addresses: list[str], index: int) -> str:
+    """Returns the TF_CONFIG of one of the workers at some addresses."""
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports of this machine that nobody listens at."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
