@@ -1,6 +1,7 @@
 """The slices of TPUs that can be rented, and the least time a program takes on one."""
 
 import difflib
+import math
 from typing import NamedTuple
 
 
@@ -19,6 +20,14 @@ class Accelerator(NamedTuple):
     num_devices: int
     num_hosts: int
     device: Device
+
+
+class Interconnect(NamedTuple):
+    """What the chips of a slice have between them."""
+
+    num_chips: int
+    bytes_per_sec: float  # that the chip with the fewest links sends at once
+    num_hops: int  # along one way through all sides
 
 
 class Roofline(NamedTuple):
@@ -44,6 +53,16 @@ _TORUS_3D = {8: "2x2x1", 16: "2x2x2", 32: "2x2x4", 64: "2x4x4", 128: "4x4x4"}
 _TORUS_3D |= {256: "4x4x8", 512: "4x8x8", 1024: "8x8x8", 2048: "8x8x16"}
 _CHIPS = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
 _CHIPS |= {128: "8x16", 256: "16x16"}
+
+# Bytes/s of one link in one direction. v2: 496 Gbit/s, CACM 63(7), "A Domain-Specific
+# Supercomputer"; v3 and v4: arXiv:2304.01433, table 4; later ones: Google Cloud's
+# figures of a chip, by its 4 (v5e, v6e) or 6 (v5p) links and two directions.
+_LINK = {"v2": 62e9, "v3": 70e9, "v4": 50e9, "v5e": 50e9, "v5p": 100e9, "v6e": 100e9}
+# A side as long as a whole pod's is closed to a ring. Of the three-dimensional ones it
+# takes cubes of 4 x 4 x 4 chips.
+_POD_SIDE = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}
+# Virtual CPUs of a host of 4 chips, by Google Cloud's machine types; two share a core.
+HOST_CPUS = {"v2": 96, "v3": 96, "v4": 240, "v5e": 112, "v5p": 208, "v6e": 180}
 
 
 def _slices():
@@ -87,3 +106,28 @@ def roofline(flops: float, hbm_bytes: float, device: Device) -> Roofline:
     compute, memory = flops / device.flops_per_sec, hbm_bytes / device.bytes_per_sec
     bound = "compute" if compute >= memory else "memory"
     return Roofline(max(compute, memory), bound)
+
+
+def generation(target: Accelerator) -> str:
+    """Returns the kind of chip of a slice, such as "v3"."""
+    return target.topology.partition(":")[0]
+
+
+def interconnect(target: Accelerator) -> Interconnect:
+    """Returns what a slice has between its chips.
+
+    Where a side is open, its corners have one link in that direction instead of two.
+    """
+    kind = generation(target)
+    sides = [int(side) for side in target.topology.partition(":")[2].split("x")]
+    if kind in _POD_SIDE:
+        is_ring = [side == _POD_SIDE[kind] for side in sides]
+    else:
+        is_ring = [all(side % 4 == 0 for side in sides)] * len(sides)
+    pairs = zip(sides, is_ring, strict=True)
+    num_links = sum(0 if side == 1 else 1 + closed for side, closed in pairs)
+    return Interconnect(
+        num_chips=math.prod(sides),
+        bytes_per_sec=num_links * _LINK[kind],
+        num_hops=sum(side - 1 for side in sides),
+    )

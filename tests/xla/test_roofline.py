@@ -40,3 +40,29 @@ def test_every_slice_has_a_chip_for_each_place_of_its_topology():
             num_chips *= int(side)
         assert found.num_devices == num_chips * cores_of_a_chip[kind], name
         assert found.num_devices % found.num_hosts == 0, name
+
+
+@pytest.mark.parametrize(
+    "name, num_chips, bytes_per_sec, num_hops",
+    [
+        ("v3-8", 4, 2 * 70e9, 2),
+        ("v3-32", 16, 2 * 70e9, 6),
+        ("v3-2048", 1024, 4 * 70e9, 62),
+        ("v4-32", 16, 3 * 50e9, 5),
+        ("v4-128", 64, 6 * 50e9, 9),
+        ("v5litepod-1", 1, 0, 0),
+        ("v5litepod-128", 128, 3 * 50e9, 22),
+        ("v6e-256", 256, 4 * 100e9, 30),
+    ],
+)
+def test_a_corner_has_half_the_links_where_sides_are_open(
+    name, num_chips, bytes_per_sec, num_hops
+):
+    found = roofline.interconnect(roofline.accelerator(name))
+    assert found == (num_chips, bytes_per_sec, num_hops)
+
+
+def test_every_generation_has_links_and_hosts():
+    for target in roofline.ACCELERATORS.values():
+        assert roofline.HOST_CPUS[roofline.generation(target)] > 0
+        assert roofline.interconnect(target).bytes_per_sec >= 0
