@@ -6,19 +6,11 @@ The workers read the records themselves: they need them under the consumers' pat
 
 import socket
 import urllib.parse
-from typing import NamedTuple
 
 import tensorflow as tf
 
 _CONNECT_SECS = 10
 _EXAMPLE = "grpc://HOST:5050"
-
-
-class Service(NamedTuple):
-    """A running service, and the consumers that share one pass over the data."""
-
-    address: str  # of the dispatcher, grpc://HOST:PORT
-    job: str  # the same on all hosts of a run, and of no other run
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -65,25 +57,22 @@ def reach(address: str) -> str:
         ) from cause
 
 
-def distribute(batches: tf.data.Dataset, service: Service) -> tf.data.Dataset:
+def distribute(batches: tf.data.Dataset, address: str) -> tf.data.Dataset:
     """Returns the batches as the workers make them, in the order they are ready.
 
-    Each element of the dataset's source goes to one worker, once. What a worker has in
-    hand when it dies is lost.
+    Each element of the dataset's source goes to one worker, once. What comes of it is
+    lost where that worker dies; the others go on, and new ones may join. Without any,
+    the reader waits.
 
     Args:
-      batches: what to make; the same from all consumers of the job.
-      service: where, reached before; the first consumer's batches count for all.
+      batches: what to make; each iterator over the result has all of it made anew.
+      address: of the dispatcher, reached before.
     """
-    # Named, for unnamed datasets of several consumers would be jobs of their own.
     # Uncompressed: noise hardly shrinks, and the workers' CPUs are what is short.
-    dataset_id = tf.data.experimental.service.register_dataset(
-        service.address, batches, compression=None, dataset_id=service.job
-    )
-    return tf.data.experimental.service.from_dataset_id(
-        tf.data.experimental.service.ShardingPolicy.DYNAMIC,
-        service.address,
-        dataset_id,
-        element_spec=batches.element_spec,
-        job_name=service.job,
+    return batches.apply(
+        tf.data.experimental.service.distribute(
+            tf.data.experimental.service.ShardingPolicy.DYNAMIC,
+            address,
+            compression=None,
+        )
     )

@@ -2,31 +2,23 @@
 
 Normalising and target assignment are the device's work. Nothing here depends on time,
 on the number of threads or on TensorFlow's global seed: the same arguments give the
-same batches, bit for bit.
+same batches, bit for bit. Only the tf.data service, where one is named, gives that up:
+its workers' batches come in the order in which they are ready.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import tensorflow as tf
-from absl import logging
 
-from retinanet_tpu.data import categories as categories_lib, examples, record_files
+from retinanet_tpu.data import (
+    categories as categories_lib,
+    data_service,
+    examples,
+    record_files,
+    record_order,
+)
 
-# Files read at once; 16 hides the latency of remote storage.
-_CYCLE_LENGTH = 16
-_READ_BUFFER_BYTES = 4 << 20
-
-
-class Order(NamedTuple):
-    """Which examples training sees, one after the other."""
-
-    seed: int = 0  # of the shuffle and of the augmentation
-    shard: tuple[int, int] = (0, 1)  # (index of this host, number of hosts)
-    first_example: int = 0  # how many this host has used up before a resume
-    shuffle_buffer: int = 1024  # records; at COCO's 160 kB each, 160 MB of memory
-
-
+Order = record_order.Order
 DEFAULT_AUGMENTATION = examples.Augmentation()
 DEFAULT_ORDER = Order()
 
@@ -49,6 +41,12 @@ def make_train_dataset(
     Boxes cropped to less than a pixel are dropped; of more than max_boxes the largest
     stay.
 
+    With order.service_address each epoch has every record of the host once, too, and
+    another augmentation each time. But the workers read up to 16 files each, and their
+    batches come as they are ready, so that epochs overlap by what is open. A resumed
+    run goes on with the first file that the straight run would not have used up. The
+    open files of a worker that dies are left out of that epoch.
+
     Args:
       data_dir: the folder of `<split>-?????-of-?????.tfrecord`.
       split: "train", for instance.
@@ -64,30 +62,27 @@ def make_train_dataset(
 
     Raises:
       FileNotFoundError: the split has no files.
-      ValueError: fewer files than hosts, or empty or truncated files.
+      ValueError: fewer files than hosts, or empty or truncated files; the service does
+        not answer.
     """
+    address = order.service_address
+    if address is not None:
+        data_service.reach(address)
     files = record_files.find(data_dir, split)
-    num_hosts = order.shard[1]
-    if len(files) < num_hosts:
-        raise ValueError(
-            f"{len(files)} {split} files cannot be shared out to {num_hosts} hosts; "
-            f"convert again with --num_shards={num_hosts} or a multiple."
-        )
-    files = record_files.share(files, order.shard)
-    record_files.check_not_empty(files)
+    files = record_order.files_of_host(files, split, order.shard)
+    read = record_order.one_by_one if address is None else record_order.file_by_file
     canvas = examples.Canvas(image_size, max_boxes)
 
-    def load(place: tf.Tensor, serialized: tf.Tensor):
-        # Host i of n numbers its examples i, n + i, ...: no two share their draws.
-        seed = tf.stack([order.seed, place * num_hosts + order.shard[0]])
+    def load(number: tf.Tensor, serialized: tf.Tensor):
+        seed = tf.stack([order.seed, number])
         draws = tf.random.stateless_uniform([examples.NUM_DRAWS], seed)
         return examples.load_example(
             serialized, categories, canvas, augmentation, draws
         )
 
-    records = _serialized_for_training(files, order).enumerate(order.first_example)
-    loaded = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    return _batched(loaded, batch_size)
+    loaded = read(files, order).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = _batched(loaded, batch_size)
+    return batches if address is None else data_service.distribute(batches, address)
 
 
 def make_eval_dataset(
@@ -129,7 +124,7 @@ def make_eval_dataset(
     )
     canvas = examples.Canvas(image_size, max_boxes)
     records = tf.data.TFRecordDataset(
-        record_files.share(files, shard), buffer_size=_READ_BUFFER_BYTES
+        record_files.share(files, shard), buffer_size=record_order.READ_BUFFER_BYTES
     )
     loaded = records.map(
         lambda serialized: examples.load_example(serialized, categories, canvas),
@@ -183,46 +178,6 @@ def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | N
                 "again with tools/create_tfrecords.py, which skips broken pictures."
             )
         number += 1
-
-
-def _serialized_for_training(files: list[str], order: Order) -> tf.data.Dataset:
-    """Returns the records for ever, from first_example on, not yet parsed."""
-    epoch, used_up = 0, 0
-    if order.first_example:
-        num_records = sum(record_files.count_records(files))
-        epoch, used_up = divmod(order.first_example, num_records)
-        logging.info("records | going on at record %d of epoch %d", used_up, epoch)
-
-    def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Negative, because the examples' own seeds are not.
-        shuffle_seed = tf.stack([order.seed, -1 - epoch])
-        paths = tf.random.experimental.stateless_shuffle(files, shuffle_seed)
-        records = tf.data.Dataset.from_tensor_slices(paths).interleave(
-            lambda path: tf.data.TFRecordDataset(path, buffer_size=_READ_BUFFER_BYTES),
-            cycle_length=min(_CYCLE_LENGTH, len(files)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        return _shuffled(records, order.shuffle_buffer, shuffle_seed)
-
-    epochs = tf.data.Dataset.counter(epoch)
-    return epochs.flat_map(read_epoch).skip(used_up)
-
-
-def _shuffled(
-    records: tf.data.Dataset, buffer_size: int, seed: tf.Tensor
-) -> tf.data.Dataset:
-    """Returns Dataset.shuffle, which would mix TensorFlow's global seed into ours."""
-    shuffled = tf.raw_ops.ShuffleDataset(
-        input_dataset=tf.data.experimental.to_variant(records),
-        buffer_size=tf.constant(buffer_size, tf.int64),
-        seed=seed[0],
-        seed2=seed[1],
-        reshuffle_each_iteration=False,
-        output_types=[tf.string],
-        output_shapes=[[]],
-    )
-    return tf.data.experimental.from_variant(shuffled, records.element_spec)
 
 
 def _batched(loaded: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import gin
 import tensorflow as tf
@@ -169,9 +169,22 @@ def parse(
     return text
 
 
-def differences(before: str, after: str) -> list[str]:
-    """Returns the lines by which two configurations differ, as '- old' and '+ new'."""
-    lines = [[x for x in t.splitlines() if _is_setting(x)] for t in (before, after)]
+def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list[str]:
+    """Returns the lines by which two configurations differ, as '- old' and '+ new'.
+
+    Args:
+      before: a whole configuration.
+      after: another.
+      ignoring: names whose settings may differ.
+    """
+    lines = [
+        [
+            x
+            for x in text.splitlines()
+            if _is_setting(x) and x.partition(" =")[0] not in ignoring
+        ]
+        for text in (before, after)
+    ]
     return [x for x in difflib.ndiff(*lines) if x[0] in "+-"]
 
 

@@ -15,6 +15,8 @@ from retinanet_tpu.estimator import checkpoints, config, files
 from retinanet_tpu.task import configurables, experiment
 
 CONFIG_FILE = "config.gin"
+# Settings that a run may go on with otherwise: who makes its batches.
+_MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
 # Runs of your own may include these from wherever they lie.
 GIN_CONFIGS = str(pathlib.Path(__file__).parents[2] / "gin_configs")
 
@@ -112,7 +114,7 @@ def claim_model_dir(
     is_started = checkpoints.latest(model_dir()) and tf.io.gfile.exists(path)
     if is_started and not accept_changes:
         with tf.io.gfile.GFile(path) as file:
-            changes = config.differences(file.read(), text)
+            changes = config.differences(file.read(), text, _MAY_CHANGE)
         if changes:
             raise ValueError(
                 f"{model_dir()} belongs to another configuration; it differs in\n  "

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from retinanet_tpu.data import (
     categories as categories_lib,
+    data_service,
     examples,
     pipeline,
     record_files,
@@ -26,6 +27,8 @@ class Data:
       eval_split: to score on.
       augmentation: of training images.
       max_boxes: rows of the padded labels; of more boxes the largest stay.
+      service_address: grpc://HOST:PORT of a tf.data service that makes the training
+        batches, in no fixed order; None makes them here, in one.
     """
 
     dir: str
@@ -35,9 +38,10 @@ class Data:
         default_factory=examples.Augmentation
     )
     max_boxes: int = 100
+    service_address: str | None = None
 
     def __post_init__(self):
-        """Raises ValueError for an augmentation out of its range."""
+        """Raises ValueError for an augmentation out of its range, or no address."""
         low, high = self.augmentation.scale_jitter
         if not 0 < low <= high:
             raise ValueError(
@@ -49,6 +53,8 @@ class Data:
                 f"Augmentation.colour is {self.augmentation.colour}; factors lie "
                 "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
             )
+        if self.service_address is not None:
+            data_service.parse_address(self.service_address)
 
     @property
     def annotation_file(self) -> str:
@@ -84,6 +90,8 @@ def input_fn(
 ) -> tf.data.Dataset:
     """Returns batches of (Features, Labels) for this host's replicas.
 
+    Only training goes through a tf.data service: a score is of each image once.
+
     Args:
       params: of the estimator: batch_size is per replica; context says which host of
         how many this is and which step comes first.
@@ -92,7 +100,8 @@ def input_fn(
         fill up the last batches.
       seed: of order and augmentation; the same run again sees the same batches.
     Raises:
-      ValueError: the data's classes are not those of the run.
+      ValueError: the data's classes are not those of the run; the service of data does
+        not answer.
     """
     _check_categories(data, params["categories"])
     context, batch_size = params["context"], params["batch_size"]
@@ -110,7 +119,12 @@ def input_fn(
             data.train_split,
             batch_size=batch_size,
             augmentation=data.augmentation,
-            order=pipeline.Order(seed, shard, context.first_step * step_size),
+            order=pipeline.Order(
+                seed,
+                shard,
+                context.first_step * step_size,
+                service_address=data.service_address,
+            ),
             **shapes,
         )
     # A pass must end at the same step on every replica, so a host pads whole steps.

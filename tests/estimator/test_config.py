@@ -65,6 +65,10 @@ def test_the_text_parses_back_to_itself(tmp_path):
         "- paint.color = 'gold'",
         "+ paint.color = 'pink'",
     ]
+    assert config.differences("A = 1\nAB = 2", "A = 3\nAB = 4", ["A"]) == [
+        "- AB = 2",
+        "+ AB = 4",
+    ]
 
 
 def test_a_missing_file_is_named():

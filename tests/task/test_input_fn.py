@@ -1,3 +1,5 @@
+import socket
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -49,3 +51,22 @@ def test_what_was_trained_on_is_passed_over_before_it_is_decoded(data_dir, tmp_p
     with pytest.raises(tf.errors.InvalidArgumentError):
         for _ in range(3):  # The next epoch decodes them.
             next(resumed)
+
+
+def test_training_needs_the_data_service_that_it_names_and_scoring_none(data_dir):
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"grpc://localhost:{server.getsockname()[1]}"
+    run = toy_data.experiment(
+        str(data_dir) + "/run", data_dir, f"DATA_SERVICE_ADDRESS = '{address}'"
+    )
+    with pytest.raises(ValueError, match=f"No dispatcher .* at {address}"):
+        batches(run, 0)
+    context = spec.TPUContext(1, 1, 0)
+    params = run.params | {"batch_size": BATCH_SIZE, "context": context}
+    features, _ = next(iter(run.eval_spec.input_fn(params)))
+    assert features.image_ids.shape == [BATCH_SIZE]
+
+
+def test_an_address_of_no_form_is_an_error_before_anything_starts(data_dir):
+    with pytest.raises(ValueError, match=r"DATA_SERVICE_ADDRESS is 'host:1'"):
+        toy_data.experiment(None, data_dir, "DATA_SERVICE_ADDRESS = 'host:1'")
