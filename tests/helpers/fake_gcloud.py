@@ -1,0 +1,183 @@
+"""Stands in for `gcloud compute tpus tpu-vm`: a slice whose hosts are folders here.
+
+A process of its own, as the scripts of tools/tpu_vm call it. FAKE_CLOUD is a folder:
+`calls` gets a line of JSON for each call, `state` is that of the slice, `host0` and so
+on are the home directories of its hosts, and `bin` comes first on their PATH. Where
+there is a file `error`, every call fails with what it says.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import select
+import shutil
+import signal
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPTS = ROOT / "tools" / "tpu_vm"
+DEADLINE_SECS = 120
+CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
+
+# On a host: notes how it was called. As a trainer it ends as the next line of `ends`
+# says, or says that it trains and waits for SIGTERM, which it takes for a preemption.
+PYTHON = f"""#!{sys.executable}
+import json, os, pathlib, signal, sys
+home = pathlib.Path.home()
+names = ("TPU_NAME", "TPU_LOAD_LIBRARY", "NEXT_PLUGGABLE_DEVICE_USE_C_API")
+seen = {{name: os.environ[name] for name in names if name in os.environ}}
+with (home / "python_calls").open("a") as file:
+    file.write(json.dumps([os.getcwd(), sys.argv[1:], seen]) + "\\n")
+if sys.argv[1:3] == ["-m", "retinanet_tpu.train"]:
+    end, *rest = (home / "ends").read_text().split()
+    (home / "ends").write_text(" ".join(rest))
+    print("training until", end, flush=True)
+    if end == "stopped":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(42))
+        (home / "trains").open("w").close()
+        while True:
+            signal.pause()
+    sys.exit(int(end))
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command; returns its exit code."""
+    if (CLOUD / "error").exists():
+        sys.exit((CLOUD / "error").read_text())
+    with (CLOUD / "calls").open("a") as file:
+        file.write(json.dumps(arguments) + "\n")
+    assert arguments[:3] == ["compute", "tpus", "tpu-vm"], arguments
+    command, *rest = arguments[3:]
+    flags = dict(x[2:].partition("=")[::2] for x in rest if x.startswith("--"))
+    names = [x for x in rest if not x.startswith("--")]
+    state = CLOUD / "state"
+    if command == "describe":
+        if not state.exists():
+            sys.exit("ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: no such")
+        print(state.read_text())
+    if command == "create":
+        state.write_text("READY")
+    elif command == "delete":
+        state.unlink()
+    elif command == "scp":
+        for home in hosts(flags["worker"]):
+            shutil.copy(names[0], home / names[1].partition(":")[2])
+    elif command == "ssh":
+        # As gcloud does, which hands ssh the words and ssh joins them.
+        script = " ".join(flags["command"].split(" "))
+        return max(run(script, home) for home in hosts(flags["worker"]))
+    return 0
+
+
+def hosts(worker: str) -> list[pathlib.Path]:
+    """Returns the home directories that --worker means."""
+    homes = sorted(CLOUD.glob("host*"))
+    return homes if worker == "all" else [homes[int(worker)]]
+
+
+def run(script: str, home: pathlib.Path) -> int:
+    """Runs a shell script as a host would; returns its exit code."""
+    environment = {
+        "HOME": str(home),
+        "PATH": f"{CLOUD / 'bin'}:{os.environ['PATH']}",
+        "RESTART_SECS": "0",
+    }
+    command = ["bash", "-c", script]
+    return subprocess.run(command, cwd=home, env=environment).returncode
+
+
+class Cloud:
+    """A slice that this file serves, and the scripts of tools/tpu_vm for it."""
+
+    def __init__(self, folder, flags, num_hosts=1):
+        """Takes where it is, the flags to start trainers with, and its size."""
+        self.folder, self._flags = folder, flags
+        self.host = folder / "host0"
+        for name in ("bin", "local", *(f"host{i}" for i in range(num_hosts))):
+            (folder / name).mkdir()
+        self._write("bin/python3", PYTHON)
+        here = pathlib.Path(__file__)
+        self._write("local/gcloud", f'#!/bin/sh\nexec {sys.executable} {here} "$@"\n')
+        self.settings = {
+            "NAME": "big",
+            "PROJECT": "mine",
+            "ZONE": "us-east1-d",
+            "ACCELERATOR_TYPE": "v3-8" if num_hosts == 1 else "v3-32",
+            "RUNTIME_VERSION": "tpu-vm-tf-2.20.0"
+            + ("-pod" * (num_hosts > 1))
+            + "-pjrt",
+        }
+
+    def run(self, script, *arguments, **changes):
+        """Runs a script; returns the finished process, its output in one."""
+        settings = {k: v for k, v in (self.settings | changes).items() if v is not None}
+        return subprocess.run(
+            [str(SCRIPTS / script), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE_SECS,
+            env=settings
+            | {
+                "PATH": f"{self.folder / 'local'}:{os.environ['PATH']}",
+                "FAKE_CLOUD": str(self.folder),
+            },
+        )
+
+    def install(self, *ends):
+        """Makes the slice, as set up, and says how its trainers end."""
+        (self.folder / "state").write_text("READY")
+        there = self.host / "retinanet_tpu" / "tools" / "tpu_vm"
+        if not there.exists():
+            shutil.copytree(SCRIPTS, there)
+        (self.host / "ends").write_text(" ".join(ends))
+
+    def start(self):
+        """Runs start.sh with a trainer that waits, until that trainer trains."""
+        trains = self.host / "trains"
+        os.mkfifo(trains)
+        reader = os.open(trains, os.O_RDONLY | os.O_NONBLOCK)
+        done = self.run("start.sh", *self._flags)
+        # A writer that comes and goes makes the end of the file readable.
+        assert select.select([reader], [], [], DEADLINE_SECS)[0], done.stdout
+        os.close(reader)
+        trains.unlink()
+        return done
+
+    def calls(self):
+        """Returns the commands so far, without what all of them share."""
+        if not (self.folder / "calls").exists():
+            return []
+        lines = (self.folder / "calls").read_text().splitlines()
+        calls = [json.loads(line)[3:] for line in lines]
+        place = ["--project=mine", "--zone=us-east1-d"]
+        assert all(set(place) <= set(call) for call in calls)
+        return [[word for word in call if word not in place] for call in calls]
+
+    def trainers(self):
+        """Returns (folder, flags, variables) of each start of a trainer."""
+        lines = (self.host / "python_calls").read_text().splitlines()
+        calls = [json.loads(line) for line in lines]
+        return [
+            (folder, words[2:], seen)
+            for folder, words, seen in calls
+            if words[:2] == ["-m", "retinanet_tpu.train"]
+        ]
+
+    def end(self):
+        """Kills what still runs."""
+        pid = self.host / "retinanet_tpu_run" / "pid"
+        if pid.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+    def _write(self, name, text):
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

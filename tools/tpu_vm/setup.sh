@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Copies this checkout, edits and new files included, to all hosts and installs it there.
+#   tools/tpu_vm/setup.sh
+# Run it again after a change. Images named tpu-vm-tf-… keep their own TensorFlow, others
+# get that of the extra [tpu]. Settings: see common.sh.
+source "$(dirname "$0")/common.sh"
+need RUNTIME_VERSION
+[[ $# -eq 0 ]] || usage
+
+wheels=https://storage.googleapis.com/libtpu-tf-releases/index.html
+case "$RUNTIME_VERSION" in
+  tpu-vm-tf-*) packages="-e . 'cloud-tpu-client>=0.10'" ;;
+  *) packages="-e '.[tpu]' --find-links=$wheels" ;;
+esac
+archive=$(mktemp)
+trap 'rm -f "$archive"' EXIT
+git -C "$root" ls-files -z --cached --others --exclude-standard |
+  tar -C "$root" --null -czf "$archive" -T -
+tpu scp "$archive" "$NAME:$remote_root.tar.gz" --worker=all
+# The version of TensorFlow must be the same on all hosts: the last line shows it.
+on_hosts all "set -e
+mkdir -p $remote_root
+tar -xzf $remote_root.tar.gz -C $remote_root
+cd $remote_root
+python3 -m pip install --quiet --disable-pip-version-check $packages
+TPU_LOAD_LIBRARY=0 TF_CPP_MIN_LOG_LEVEL=2 python3 -c 'import tensorflow as tf
+print(\"TensorFlow\", tf.__version__)'"
+echo "All hosts of $NAME are set up. Next: tools/tpu_vm/start.sh FLAGS OF THE TRAINER"
