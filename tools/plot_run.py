@@ -1,6 +1,8 @@
-"""Draws a run's learning curves: losses on the left, COCO AP on the right.
+"""Draws learning curves: losses on the left, COCO AP on the right.
 
   python tools/plot_run.py --model_dir=runs/bccd --output=curves.png
+
+Of several runs (--model_dir repeated) it draws the total loss and AP, to compare.
 
 Needs matplotlib (pip install -e '.[plots]').
 """
@@ -15,10 +17,11 @@ from tensorboard.backend.event_processing import event_accumulator
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
+_MODEL_DIR = flags.DEFINE_multi_string("model_dir", None, "Of a run; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")
 _LOSSES = ("total-loss", "class-loss", "box-loss")
 _SCORES = ("AP50", "AP75", "AP")
+_TO_COMPARE = ("total-loss", "AP50", "AP")
 
 
 def loss_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -42,13 +45,20 @@ def score_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
     return {name: (steps, [r[name] for r in records]) for name in _SCORES}
 
 
-def draw(panel, title: str, names, curves) -> None:
-    """Draws one panel; the legend has the last values."""
-    for name in names:
-        if name in curves:
-            steps, values = curves[name]
-            marker = "." if len(steps) < 30 else ""
-            panel.plot(steps, values, marker=marker, label=f"{name} {values[-1]:.3g}")
+def draw(panel, title: str, curves) -> None:
+    """Draws one panel; the legend has the last values, each run its colour."""
+    num_runs = len(_MODEL_DIR.value)
+    num_colours = len(curves) if num_runs == 1 else num_runs
+    for place, (name, (steps, values)) in enumerate(curves.items()):
+        style, colour = divmod(place, num_colours)
+        panel.plot(
+            steps,
+            values,
+            color=f"C{colour}",
+            linestyle=("-", "--")[style],
+            marker="." if len(steps) < 30 else "",
+            label=f"{name} {values[-1]:.3g}",
+        )
     panel.set_title(title)
     panel.set_xlabel("step")
     panel.grid(alpha=0.3)
@@ -56,14 +66,28 @@ def draw(panel, title: str, names, curves) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
+def _curves(names, read_fn):
+    """Returns the named curves of one run, or of each run those that sum it up."""
+    runs = _MODEL_DIR.value
+    found = {run: read_fn(run) for run in runs}
+    if len(runs) == 1:
+        return {name: found[runs[0]][name] for name in names if name in found[runs[0]]}
+    return {
+        f"{name}, {run.rstrip('/').rpartition('/')[2]}": curves[name]
+        for name in _TO_COMPARE
+        for run, curves in found.items()
+        if name in curves
+    }
+
+
 def main(argv: list[str]) -> None:
     """Writes the picture."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
-    draw(left, "training loss", _LOSSES, loss_curves(_MODEL_DIR.value))
+    draw(left, "training loss", _curves(_LOSSES, loss_curves))
+    draw(right, "evaluation", _curves(_SCORES, score_curves))
     left.set_yscale("log")
-    draw(right, "evaluation", _SCORES, score_curves(_MODEL_DIR.value))
     right.set_ylim(0, 1)
     figure.tight_layout()
     figure.savefig(_OUTPUT.value)
