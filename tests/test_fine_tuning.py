@@ -123,6 +123,7 @@ def test_the_guide_leads_from_photographs_to_drawn_detections(work_dir):
     assert re.search(r"mismatched +2 +heads/class/logits", warm)
     (frozen,) = [text for command, text in said.items() if "FROZEN" in command]
     assert re.search(r"Frozen by 'batch_norm': \d+ weights", frozen)
-    for name in ("report.html", "anchors.gin", "curves.png", "found/detections.json"):
+    for name in ("report.html", "anchors.gin", "curves.png"):
         assert (work_dir / name).stat().st_size > 100
+    assert (work_dir / "found/detections.json").exists()
     assert len(list((work_dir / "found").glob("*.jpg"))) == 10
