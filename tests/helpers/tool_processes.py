@@ -22,7 +22,9 @@ for line in sys.stdin:
     out, error, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:
-            tool.main(flags.FLAGS(["tool", *json.loads(line)]))
+            arguments = flags.FLAGS(["tool", *json.loads(line)])
+            takes_any = tool.main.__code__.co_argcount
+            tool.main(*[arguments][:takes_any])
         except Exception:
             traceback.print_exc()
             status = 1

@@ -1,34 +1,12 @@
 import copy
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 import tool_processes
 import toy_data
 
-# Runs main() once for each line of flags, in one process that loads TensorFlow once.
-DRIVER = """
-import contextlib, importlib.util, io, json, sys
-from absl import flags
-spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
-for line in sys.stdin:
-    for name in list(flags.FLAGS):
-        flags.FLAGS[name].unparse()
-    out, error = io.StringIO(), None
-    try:
-        flags.FLAGS(["tool", *json.loads(line)])
-        with contextlib.redirect_stdout(out):
-            tool.main()
-    except (ValueError, FileNotFoundError) as found:
-        error = str(found)
-    print(json.dumps([out.getvalue(), error]), flush=True)
-"""
 # In form what preflight --json prints; an image takes 1 TFLOP and so 16 ms of a v3.
 STEP = {
     "images": 1,
@@ -56,21 +34,14 @@ def plan(tmp_path_factory):
     settings = [*toy_data.TINY, "Plan.eval_batch_per_replica = 1"]
     always += [f"--gin_param={setting}" for setting in settings]
     always += [f"--preflight_json={path}", "--topology=v3-8"]
-    command = [sys.executable, "-c", DRIVER, tool_processes.path("plan_run.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    found = os.environ | {"PYTHONPATH": str(tool_processes.ROOT)}
-    with subprocess.Popen(
-        command, **pipes, stderr=subprocess.DEVNULL, env=found
-    ) as process:
+    with tool_processes.serve("plan_run.py") as run_once:
 
         def run(report, *flags):
             path.write_text(report if isinstance(report, str) else json.dumps(report))
-            process.stdin.write(json.dumps([*always, *flags]) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+            done = run_once(*always, *flags)
+            return done.stdout, done.stderr.partition("Error: ")[2] or None
 
         yield run
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
