@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Copies this checkout, edits and new files included, to all hosts and installs it there.
 #   tools/tpu_vm/setup.sh
-# Run it again after a change. Images named tpu-vm-tf-… keep their own TensorFlow, others
-# get that of the extra [tpu]. Settings: see common.sh.
+# Run it again after a change. Images named tpu-vm-tf-… keep their own TensorFlow, and its
+# protobuf, which cloud-tpu-client alone would take back to 3; others get those of the
+# extra [tpu]. Settings: see common.sh.
 source "$(dirname "$0")/common.sh"
 need RUNTIME_VERSION
 [[ $# -eq 0 ]] || usage
 
 wheels=https://storage.googleapis.com/libtpu-tf-releases/index.html
 case "$RUNTIME_VERSION" in
-  tpu-vm-tf-*) packages="-e . 'cloud-tpu-client>=0.10'" ;;
+  tpu-vm-tf-*) packages="-e . 'cloud-tpu-client>=0.10' 'protobuf>=5.28'" ;;
   *) packages="-e '.[tpu]' --find-links=$wheels" ;;
 esac
 archive=$(mktemp)
