@@ -100,21 +100,23 @@ def _augmented(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the resized picture and its boxes, mirrored and recoloured by chance."""
     if augmentation.flip:
-        picture, boxes_yxyx = tf.cond(
-            draws[3] < 0.5,
-            lambda: transforms.flip(picture, boxes_yxyx),
-            lambda: (picture, boxes_yxyx),
-        )
+        picture, boxes_yxyx = _flipped_by_half(picture, boxes_yxyx, draws[3])
     if augmentation.vertical_flip:
-        picture, boxes_yxyx = tf.cond(
-            draws[4] < 0.5,
-            lambda: transforms.flip(picture, boxes_yxyx, is_vertical=True),
-            lambda: (picture, boxes_yxyx),
+        picture, boxes_yxyx = _flipped_by_half(
+            picture, boxes_yxyx, draws[4], is_vertical=True
         )
     if augmentation.colour:
         factors = 1.0 + augmentation.colour * (2.0 * draws[5:8] - 1.0)
         picture = transforms.recolour(picture, *tf.unstack(factors))
     return picture, boxes_yxyx
+
+
+def _flipped_by_half(picture, boxes_yxyx, draw, *, is_vertical=False):
+    return tf.cond(
+        draw < 0.5,
+        lambda: transforms.flip(picture, boxes_yxyx, is_vertical=is_vertical),
+        lambda: (picture, boxes_yxyx),
+    )
 
 
 def _class_indexes(

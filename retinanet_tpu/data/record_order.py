@@ -88,10 +88,10 @@ def file_by_file(files: list[str], order: Order) -> tf.data.Dataset:
 
     def read(place: tf.Tensor) -> tf.data.Dataset:
         epoch, index = place // len(files), place % len(files)
-        path = tf.gather(files, _file_order(len(files), order.seed, epoch)[index])
+        path = _shuffled_files(files, order.seed, epoch)[index]
         records = tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES)
         # Within its file, so that an epoch leaves nothing in a buffer for the next.
-        shuffle_seed = tf.stack([order.seed, -1 - place])
+        shuffle_seed = _shuffle_seed(order.seed, place)
         buffer_size = max(1, order.shuffle_buffer // num_at_once)
         shuffled = _shuffled(records, buffer_size, shuffle_seed)
         first_number = (place * num_hosts + host) * _MAX_RECORDS
@@ -111,7 +111,7 @@ def _first_place(files, order):
         return 0
     counts = np.array(record_files.count_records(files))
     epoch, used_up = divmod(order.first_example, int(counts.sum()))
-    ends = np.cumsum(counts[_file_order(len(files), order.seed, epoch)])
+    ends = np.cumsum(_shuffled_files(counts, order.seed, epoch))
     num_whole = int(np.searchsorted(ends, used_up, side="right"))
     logging.info("records | going on at file %d of epoch %d", num_whole, epoch)
     return epoch * len(files) + num_whole
@@ -126,24 +126,31 @@ def _serialized_for_training(files: list[str], order: Order) -> tf.data.Dataset:
         logging.info("records | going on at record %d of epoch %d", used_up, epoch)
 
     def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Negative, because the examples' own seeds are not.
-        shuffle_seed = tf.stack([order.seed, -1 - epoch])
-        paths = tf.random.experimental.stateless_shuffle(files, shuffle_seed)
+        paths = _shuffled_files(files, order.seed, epoch)
         records = tf.data.Dataset.from_tensor_slices(paths).interleave(
             lambda path: tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES),
             cycle_length=min(_CYCLE_LENGTH, len(files)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        return _shuffled(records, order.shuffle_buffer, shuffle_seed)
+        return _shuffled(
+            records, order.shuffle_buffer, _shuffle_seed(order.seed, epoch)
+        )
 
     epochs = tf.data.Dataset.counter(epoch)
     return epochs.flat_map(read_epoch).skip(used_up)
 
 
-def _file_order(num_files: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    shuffle_seed = tf.stack([seed, -1 - epoch])
-    return tf.random.experimental.stateless_shuffle(tf.range(num_files), shuffle_seed)
+def _shuffled_files(of_files, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Returns what each file has, in the order of an epoch."""
+    return tf.random.experimental.stateless_shuffle(
+        of_files, _shuffle_seed(seed, epoch)
+    )
+
+
+def _shuffle_seed(seed: int, number: tf.Tensor) -> tf.Tensor:
+    # Negative, because the examples' own seeds are not.
+    return tf.stack([seed, -1 - number])
 
 
 def _shuffled(
