@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu.estimator import files
 from retinanet_tpu.model import layers
 from retinanet_tpu.task import cli, configurables, experiment, run_plan, steps
 from retinanet_tpu.xla import lower, roofline
@@ -205,10 +206,11 @@ def read_report() -> dict[str, Any]:
       ValueError: it is not of preflight --json, or preflight failed.
     """
     path = _PREFLIGHT_JSON.value
-    if path and not tf.io.gfile.exists(path):
+    text = files.read_if_there(path) if path else _run_preflight()
+    if text is None:
         raise FileNotFoundError(f"No {path}; preflight --json > {path} writes it.")
     try:
-        report = json.loads(_read(path) if path else _run_preflight())
+        report = json.loads(text)
         report["steps"]["train"], report["steps"]["eval"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         what = f"{path} is not of" if path else "See above what stopped"
@@ -239,11 +241,6 @@ def main() -> None:
     )
     lines += scaling_lines(shared, f"{batch} images on all devices")
     print("\n".join(lines))
-
-
-def _read(path):
-    with tf.io.gfile.GFile(path) as file:
-        return file.read()
 
 
 def _run_preflight():

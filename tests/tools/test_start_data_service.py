@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
+import worker_processes
 from retinanet_tpu.data import data_service
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,13 +76,8 @@ def read(iterator, num):
     return list(itertools.islice(iterator, num))
 
 
-def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
-
-
 def test_workers_may_die_and_join_and_a_signal_ends_what_is_left(start):
-    port = free_port()
+    (port,) = worker_processes.free_ports(1)
     dispatcher = start("--role=dispatcher", f"--port={port}")
     assert dispatcher.port() == port
     flags = ("--role=worker", f"--dispatcher=localhost:{port}")
@@ -101,7 +97,7 @@ def test_workers_may_die_and_join_and_a_signal_ends_what_is_left(start):
 
 
 def test_a_dispatcher_with_a_work_dir_may_be_started_again(tool, tmp_path):
-    port, work_dir = free_port(), str(tmp_path)
+    (port,), work_dir = worker_processes.free_ports(1), str(tmp_path)
     dispatcher = tool.start_dispatcher(port, work_dir)
     worker = tool.start_worker(0, f"localhost:{port}")
     numbers = counted(f"grpc://localhost:{port}")
@@ -125,7 +121,8 @@ def test_parts_do_not_start_where_they_cannot(tool):
         with pytest.raises(ValueError, match=rf"port {port} .*another --port"):
             tool.start_worker(port, address)
     with pytest.raises(ValueError, match=r"No dispatcher .*--role=dispatcher"):
-        tool.start_worker(0, f"localhost:{free_port()}")
+        (port,) = worker_processes.free_ports(1)
+        tool.start_worker(0, f"localhost:{port}")
 
 
 @pytest.mark.parametrize(
