@@ -22,9 +22,10 @@ import time
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import checkpoints, leases, sidecar, strategy, summaries
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, guard
 
 EXIT_CODES = {
     sidecar.StorageError: 1,
@@ -118,11 +119,11 @@ def _show_newest():
     """Logs the newest score there is, where nothing was left to score."""
     records = summaries.read_evaluations(f"{cli.model_dir()}/eval")
     if not records and not checkpoints.latest(cli.model_dir()):
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No checkpoint in {cli.model_dir()}; train first or check --model_dir."
         )
     if not records:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No checkpoint in {cli.model_dir()} was scored; the log says why."
         )
     newest = max(records, key=lambda record: record["global_step"])
@@ -131,4 +132,4 @@ def _show_newest():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

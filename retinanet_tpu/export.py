@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from retinanet_tpu.data import photographs
 from retinanet_tpu.estimator import strategy
-from retinanet_tpu.task import cli, configurables, formats, serving_fn
+from retinanet_tpu.task import cli, configurables, formats, guard, serving_fn
 
 _CHECKPOINT = cli.checkpoint_flag()
 _FORMAT = flags.DEFINE_list("format", ["saved_model"], "Formats, see above.")
@@ -66,4 +66,4 @@ def _pictures():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

@@ -16,18 +16,18 @@ that cannot be read are named and skipped; the exit code is 0 if any could.
 import functools
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 import tqdm
-from absl import app, flags, logging
+from absl import flags, logging
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import photographs
 from retinanet_tpu.evaluation import coco_metric, visualize
 from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 
@@ -51,11 +51,11 @@ def predict_files(
     Returns:
       How many of the files could be read.
     Raises:
-      ValueError: a drawing would overwrite a picture.
+      UserError: a drawing would overwrite a picture.
     """
     folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
     if os.path.realpath(output_dir) in folders:
-        raise ValueError(
+        raise errors.UserError(
             f"--output_dir={output_dir} holds the pictures themselves, which the "
             "drawings would overwrite; choose another folder."
         )
@@ -141,16 +141,9 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
-def main(argv: Sequence[str]) -> int:
+def main(paths: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    logging.set_verbosity(logging.INFO)
-    try:
-        return _predict(photographs.find([*FLAGS.images, *argv[1:]]))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
-def _predict(paths: Sequence[str]) -> int:
+    paths = photographs.find([*FLAGS.images, *paths])
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     logging.info(
         f"predict | {artifact.kind} {artifact.path} | {len(paths)} images to read"
@@ -170,4 +163,4 @@ def _predict(paths: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    guard.run(main, takes_arguments=True)

@@ -20,7 +20,8 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu.task import cli, configurables, host_rate, steps
+from retinanet_tpu import errors
+from retinanet_tpu.task import cli, configurables, guard, host_rate, steps
 from retinanet_tpu.xla import (
     compile as compiler,
     lower,
@@ -52,10 +53,7 @@ _HEARTBEAT_SECS = 30
 
 def main() -> None:
     """Runs the command."""
-    try:
-        compiler.check_installed()
-    except ImportError as error:
-        sys.exit(f"error: {error}")
+    compiler.check_installed()
     target = roofline.accelerator(_TOPOLOGY.value)
     cli.parse_files(*_overrides(target))
     run = configurables.make_experiment(
@@ -143,7 +141,7 @@ def _overrides(target):
     if rest:
         below, above = wanted - rest, wanted - rest + target.num_devices
         choice = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(
+        raise errors.UserError(
             f"--batch_size is {wanted}, which the {target.num_devices} devices of "
             f"{_TOPOLOGY.value} cannot share out equally; try {choice}."
         )
@@ -252,4 +250,4 @@ def _dump(directory, name, content):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

@@ -27,7 +27,7 @@ from retinanet_tpu.estimator import (
     training,
     workers,
 )
-from retinanet_tpu.task import cli, configurables, data_checks, experiment
+from retinanet_tpu.task import cli, configurables, data_checks, experiment, guard
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
 EXIT_DIVERGED = 5
@@ -98,4 +98,4 @@ def dry_run_lines() -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

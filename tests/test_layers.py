@@ -6,6 +6,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "retinanet_tpu"
 # Folders of one layer do not know each other; commands import what they start.
 LAYERS = [
+    {"errors"},
     {"structures", "replicas"},
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
@@ -60,4 +61,4 @@ def test_only_two_modules_know_gin(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 400

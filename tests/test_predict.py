@@ -118,9 +118,9 @@ def test_exit_code_says_that_no_file_could_be_read(
     values |= {"batch_size": 8}
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
     more = str(photos / "notes.txt")
-    assert predict.main(["predict", more]) == 1
+    assert predict.main([more]) == 1
     assert read_json(tmp_path / "found" / "detections.json") == []
-    assert predict.main(["predict", more, str(photos / "a.jpg")]) == 0
+    assert predict.main([more, str(photos / "a.jpg")]) == 0
 
 
 def test_low_min_score_lets_weak_detections_through_but_no_padding_and_no_category(

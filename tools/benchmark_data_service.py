@@ -23,8 +23,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import pipeline
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, guard
 
 _WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to compare.")
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "To measure for, each time.")
@@ -68,7 +69,7 @@ def _port(process, log):
             return int(found[1])
         time.sleep(0.1)
     log.seek(0)
-    raise ValueError(f"A part of the service did not start: {log.read()}")
+    raise errors.UserError(f"A part of the service did not start: {log.read()}")
 
 
 def images_per_sec(batches: tf.data.Dataset, batch_size: int, secs: float) -> float:
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

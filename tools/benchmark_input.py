@@ -25,8 +25,9 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import record_files
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, guard
 
 _DATA = flags.DEFINE_string("data", None, "DIR/SPLIT-*.tfrecord; not with --gin_file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Sides of the canvas, px.")
@@ -57,8 +58,8 @@ def setting_of_flags() -> dict[str, Any]:
     """Returns what all contenders have to do.
 
     Raises:
-      ValueError: neither --data nor --gin_file, or --data is no pattern of records.
-      FileNotFoundError: no records there.
+      UserError: neither --data nor --gin_file, or --data is no pattern of records.
+      MissingFileError: no records there.
     """
     setting = _setting_of_run() if cli.GIN_FILE.value else _setting_of_data()
     record_files.find(setting["data_dir"], setting["split"])
@@ -139,7 +140,7 @@ def _spread(values, digits):
 def _setting_of_data():
     match = re.fullmatch(r"(?:(.*)/)?([^/]+?)-[^/]*\.tfrecord", _DATA.value or "")
     if not match:
-        raise ValueError(
+        raise errors.UserError(
             f"--data is {_DATA.value}; it must be DIR/SPLIT-*.tfrecord, or name a run "
             "by --gin_file."
         )
@@ -191,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

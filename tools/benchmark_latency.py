@@ -30,6 +30,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from retinanet_tpu import errors
+from retinanet_tpu.task import guard
+
 _WORKER = pathlib.Path(__file__).parent / "benchmarks" / "timed_detector.py"
 
 
@@ -56,18 +59,22 @@ def parse_artifact(text: str) -> Artifact:
     """Returns what NAME=PATH[@SIGNATURE] says.
 
     Raises:
-      ValueError: it says something else, or no artifact is there.
+      UserError: it says something else, or no artifact is there.
     """
     match = re.fullmatch(r"([^=]+)=(.+?)(?:@([\w.-]+))?", text)
     if not match:
-        raise ValueError(f"'{text}' is neither NAME=PATH nor NAME=PATH@SIGNATURE.")
+        raise errors.UserError(
+            f"'{text}' is neither NAME=PATH nor NAME=PATH@SIGNATURE."
+        )
     name, path, signature = match.groups(default="")
     place = pathlib.Path(path)
     if not place.exists():
-        raise ValueError(f"There is no {path}, which '{name}' is to be; mend the path.")
+        raise errors.UserError(
+            f"There is no {path}, which '{name}' is to be; mend the path."
+        )
     is_saved_model = (place / "saved_model.pb").is_file()
     if not is_saved_model and place.suffix not in (".onnx", ".tflite"):
-        raise ValueError(
+        raise errors.UserError(
             f"{path} is neither a SavedModel (a directory with a saved_model.pb) nor a "
             ".onnx or .tflite file."
         )
@@ -81,7 +88,7 @@ class Worker:
         """Starts it and waits until the artifact is loaded.
 
         Raises:
-          ValueError: the artifact does not load, or takes no pictures.
+          UserError: the artifact does not load, or takes no pictures.
         """
         self._artifact = artifact
         self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for `close`.
@@ -101,7 +108,7 @@ class Worker:
         """Returns what a turn of some seconds brings; see Results.
 
         Raises:
-          ValueError: the artifact does not take such a batch, or fails.
+          UserError: the artifact does not take such a batch, or fails.
         """
         request = json.dumps(case._asdict() | {"secs": secs})
         print(request, file=self._process.stdin, flush=True)
@@ -116,7 +123,7 @@ class Worker:
         line = self._process.stdout.readline()
         found = json.loads(line) if line else {"error": self._last_words()}
         if "error" in found:
-            raise ValueError(f"{self._artifact.name}: {found['error']}")
+            raise errors.UserError(f"{self._artifact.name}: {found['error']}")
         return found
 
     def _last_words(self):
@@ -248,7 +255,7 @@ def _artifacts(texts):
     found = [parse_artifact(text) for text in texts]
     names = [artifact.name for artifact in found]
     if len(set(names)) < len(names):
-        raise ValueError(f"The names {names} are not all different; rename some.")
+        raise errors.UserError(f"The names {names} are not all different; rename some.")
     return found
 
 
@@ -265,19 +272,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     today = datetime.date.today().isoformat()
     lines = [f"{today}, {_processor()}, {flags.threads} threads, {flags.rounds} rounds"]
     cases = [Case(size, batch) for size in flags.size for batch in flags.batch]
-    with contextlib.ExitStack() as stack:
-        try:
-            workers = {}
-            for artifact in _artifacts(flags.artifacts):
-                worker = Worker(artifact, flags.threads)
-                stack.callback(worker.close)
-                workers[artifact.name] = worker
-                lines.append(f"{artifact.name}: {artifact.path}, {worker.runs_on}")
-            results = measure_in_turn(
-                workers, cases, num_rounds=flags.rounds, secs=flags.seconds
-            )
-        except ValueError as error:
-            sys.exit(f"error: {error}")
+    with contextlib.ExitStack() as stack, guard.explained():
+        workers = {}
+        for artifact in _artifacts(flags.artifacts):
+            worker = Worker(artifact, flags.threads)
+            stack.callback(worker.close)
+            workers[artifact.name] = worker
+            lines.append(f"{artifact.name}: {artifact.path}, {worker.runs_on}")
+        results = measure_in_turn(
+            workers, cases, num_rounds=flags.rounds, secs=flags.seconds
+        )
     between = "\n\n" if flags.markdown else "\n"
     print(between.join([*lines, table(results, is_markdown=flags.markdown)]))
 

@@ -19,9 +19,10 @@ import time
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 from retinanet_tpu.detections import decode, nms
+from retinanet_tpu.task import guard
 
 _IMAGES = flags.DEFINE_integer("images", 8, "B.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 80, "K.", lower_bound=1)
@@ -152,7 +153,7 @@ def check(functions) -> None:
             )
 
 
-def main(_) -> None:
+def main() -> None:
     """Runs the command."""
     shape = (_IMAGES.value, _CANDIDATES.value)
     columns = {}
@@ -171,4 +172,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    guard.run(main)

@@ -22,12 +22,14 @@ import os
 import pathlib
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from retinanet_tpu import errors
+from retinanet_tpu.task import guard
 
 _INSTALL = "pip install 'jax[cuda12]==0.10.2' (or jax==0.10.2 for --platform=cpu)"
 # As StableHLO writes them; ml_dtypes, which comes with jax, adds bfloat16 to NumPy.
@@ -101,7 +103,7 @@ def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
       images: of one step; None takes them from the shape of the pictures.
 
     Raises:
-      ValueError: the program is for several replicas, or does not say how many images.
+      UserError: the program is for several replicas, or does not say how many images.
     """
     import jax
     from jax._src.interpreters import mlir
@@ -112,14 +114,14 @@ def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
         module = _without_copy_markers(_jax.mlir.hlo_to_stablehlo(serialized))
         replicas = _num_replicas(module)
         if replicas > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"{path} is a program for {replicas} replicas; lower it for one "
                 "(preflight --topology=v6e-1 --dump_hlo=DIR)."
             )
         arguments = _arguments(module)
         images = images or num_images(arguments)
         if not images:
-            raise ValueError(
+            raise errors.UserError(
                 f"No argument of {path} is [batch, height, width, 3]; say how many "
                 "images a step takes: --images=N."
             )
@@ -237,12 +239,14 @@ def _device(platform):
         import jax
         from jax.extend import backend
     except ImportError as error:
-        raise ValueError(f"jax is missing ({error}): {_INSTALL}") from error
+        raise errors.UserError(f"jax is missing ({error}): {_INSTALL}") from error
     jax.config.update("jax_enable_x64", True)  # Else int64 inputs shrink to int32.
     try:
         return backend.get_backend(platform).local_devices()[0]
     except RuntimeError as error:
-        raise ValueError(f"No device of --platform={platform}: {error}") from error
+        raise errors.UserError(
+            f"No device of --platform={platform}: {error}"
+        ) from error
 
 
 def _flags(arguments):
@@ -261,11 +265,9 @@ def _flags(arguments):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     flags = _flags(arguments)
-    try:
+    with guard.explained():
         device = _device(flags.platform)
         programs = {str(p): load(p, device, flags.images) for p in flags.programs}
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
     secs = {name: [] for name in programs}
     for program in programs.values():
         secs_per_step(program, flags.warm_up_steps)

@@ -25,16 +25,17 @@ import importlib
 import math
 import os
 import statistics
-import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
 import tensorrt_engine
-from absl import app, flags
+from absl import flags
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import photographs, transforms
+from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 _NODE = b"EfficientNMS_TRT"
@@ -45,16 +46,16 @@ def read_model(path: str) -> bytes:
     """Returns the content of a model_tensorrt.onnx.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-        raise ValueError(
+        raise errors.UserError(
             f"--onnx={path} is no file; name the model_tensorrt.onnx of an export."
         )
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
     if _NODE not in content:
-        raise ValueError(
+        raise errors.UserError(
             f"--onnx={path} has no {_NODE.decode()} node; name the model_tensorrt.onnx "
             "that `python -m retinanet_tpu.export --format=tensorrt` writes."
         )
@@ -65,7 +66,7 @@ def batch_sizes(texts: Sequence[str]) -> tuple[int, int, int]:
     """Returns the least, usual and greatest batch of --batch_size.
 
     Raises:
-      ValueError: it is not one number, or three that rise.
+      UserError: it is not one number, or three that rise.
     """
     try:
         sizes = [int(text) for text in texts]
@@ -73,7 +74,7 @@ def batch_sizes(texts: Sequence[str]) -> tuple[int, int, int]:
         sizes = []
     sizes = sizes * 3 if len(sizes) == 1 else sizes
     if len(sizes) != 3 or sizes != sorted(sizes) or sizes[0] < 1:
-        raise ValueError(
+        raise errors.UserError(
             f"--batch_size={','.join(texts)} is not one number or three that rise, "
             "such as 1,8,16."
         )
@@ -84,16 +85,16 @@ def check_precision(tensorrt: ModuleType, precision: str) -> None:
     """Checks that a TensorRT can build what is asked for.
 
     Raises:
-      ValueError: it is too old, or too new for fp16 and int8.
+      UserError: it is too old, or too new for fp16 and int8.
 
     Source: TensorRT's guide "Migrating from TensorRT 10.x to 11.x": weak typing and
       calibrators are deprecated since 10.1 and gone in 11.
     """
     version = tensorrt.__version__
     if int(version.partition(".")[0]) < 10:
-        raise ValueError(f"TensorRT {version} is too old; install 10 or 11.")
+        raise errors.UserError(f"TensorRT {version} is too old; install 10 or 11.")
     if precision != "fp32" and not hasattr(tensorrt.BuilderFlag, "FP16"):
-        raise ValueError(
+        raise errors.UserError(
             f"TensorRT {version} takes precisions from the file alone, so "
             f"--precision={precision} needs TensorRT 10: pip install 'tensorrt<11'. Or "
             "export in half precision, --gin_param=\"COMPUTE_DTYPE = 'float16'\", and "
@@ -105,10 +106,10 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
     """Returns the files to calibrate on; what does not fill a batch is left out.
 
     Raises:
-      ValueError: there are too few.
+      UserError: there are too few.
     """
     if not folder:
-        raise ValueError(
+        raise errors.UserError(
             "int8 is calibrated; name some hundred pictures with --calibration_images, "
             "or the --cache of a run before."
         )
@@ -119,7 +120,7 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
         if name.lower().endswith(photographs.EXTENSIONS)
     )
     if len(paths) < batch_size:
-        raise ValueError(
+        raise errors.UserError(
             f"--calibration_images={folder} has {len(paths)} pictures, and a batch "
             f"takes {batch_size}; name a folder with some hundred."
         )
@@ -132,7 +133,7 @@ def load_batches(
     """Returns uint8 [N, B, H, W, 3]: pictures as the server shows them the network.
 
     Raises:
-      ValueError: one cannot be read.
+      UserError: one cannot be read.
     """
     inputs = []
     for path in paths:
@@ -141,7 +142,7 @@ def load_batches(
     return np.stack(inputs).reshape([-1, batch_size, *image_size, 3])
 
 
-def _build_and_time() -> None:
+def main() -> None:
     """Does what the flags say."""
     content = read_model(FLAGS.onnx)
     sizes = batch_sizes(FLAGS.batch_size)
@@ -192,7 +193,7 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{_PACKAGES[name]} cannot be imported ({error}): "
             f"pip install {_PACKAGES[name]}, where there is an NVIDIA GPU."
         ) from error
@@ -213,16 +214,6 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["onnx", "output"])
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    try:
-        _build_and_time()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    guard.run(main)

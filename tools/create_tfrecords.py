@@ -16,13 +16,13 @@ and line in <split>.findings.txt.
 
 import functools
 import os
-import sys
 from typing import Any
 
 import tensorflow as tf
 import tqdm
-from absl import app, flags
+from absl import flags
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import (
     annotation_checks,
     annotations,
@@ -42,6 +42,7 @@ from retinanet_tpu.data.annotation_formats import (
     yolo,
     yolo_names,
 )
+from retinanet_tpu.task import guard
 
 _FORMAT = flags.DEFINE_enum(
     "format",
@@ -98,17 +99,17 @@ _USED_BY = {
 
 
 def check_flags() -> None:
-    """Raises ValueError where flags do not go together."""
+    """Raises UserError where flags do not go together."""
     for name, formats in _USED_BY.items():
         if flags.FLAGS[name].value is not None and _FORMAT.value not in formats:
-            raise ValueError(
+            raise errors.UserError(
                 f"--{name} is for --format={', '.join(formats)}, not for "
                 f"{_FORMAT.value}; leave it out."
             )
     if (_SPLIT.value is None) == (_VAL_FRACTION.value is None):
-        raise ValueError("Say either --split=NAME or --val_fraction=SHARE.")
+        raise errors.UserError("Say either --split=NAME or --val_fraction=SHARE.")
     if _VAL_FRACTION.value is not None and not 0 < _VAL_FRACTION.value < 1:
-        raise ValueError(
+        raise errors.UserError(
             f"--val_fraction={_VAL_FRACTION.value:g} must lie between 0 and 1."
         )
 
@@ -129,7 +130,9 @@ def read_annotations(
         )
     if _FORMAT.value == "openimages":
         if _CLASSES.value is None:
-            raise ValueError("--format=openimages needs --classes=DESCRIPTIONS.csv.")
+            raise errors.UserError(
+                "--format=openimages needs --classes=DESCRIPTIONS.csv."
+            )
         classes = openimages.read_classes(_CLASSES.value)
         return openimages.read(path, pictures=pictures, classes=classes)
     read_fn = {
@@ -169,9 +172,9 @@ def split_up(
 def check_agreement(
     existing: categories.Categories | None, wanted: categories.Categories, path: str
 ) -> None:
-    """Raises ValueError where an existing categories.json says something else."""
+    """Raises UserError where an existing categories.json says something else."""
     if existing is not None and existing != wanted:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has {_listed(existing)}; this split would write "
             f"{_listed(wanted)}. All splits of a directory share one numbering: use "
             "the same --names and --index_by_id, or another --output_dir."
@@ -179,7 +182,7 @@ def check_agreement(
 
 
 def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> None:
-    """Raises ValueError where older shards of another number would stay."""
+    """Raises UserError where older shards of another number would stay."""
     pattern = os.path.join(output_dir, f"{split}-?????-of-?????.tfrecord*")
     others = [
         path
@@ -187,7 +190,7 @@ def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> N
         if f"-of-{num_shards:05d}.tfrecord" not in path
     ]
     if others:
-        raise ValueError(
+        raise errors.UserError(
             f"{output_dir} holds shards of an earlier conversion, such as "
             f"{os.path.basename(others[0])}; delete the {split}-*.tfrecord* files "
             "first or use the same --num_shards."
@@ -256,10 +259,8 @@ def write_findings(findings: list[annotations.Finding], split: str) -> None:
         print(f"{len(findings)} findings, each with its place, are in {path}.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Converts the splits that the flags describe."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
     check_flags()
     output_dir = _OUTPUT_DIR.value
     categories_path = os.path.join(output_dir, categories.FILE_NAME)
@@ -280,14 +281,6 @@ def main(argv: list[str]) -> None:
         shard_states.forget(output_dir, split)
 
 
-def run(argv: list[str]) -> None:
-    """Runs main(); what a person can mend ends it with a sentence."""
-    try:
-        main(argv)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
 def _listed(entries: categories.Categories) -> str:
     listed = ", ".join(f"{c.index}={c.name}" for c in entries.categories[:5])
     return f"{entries.num_classes} classes ({listed}, ...)"
@@ -295,4 +288,4 @@ def _listed(entries: categories.Categories) -> str:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["format", "images", "annotations", "output_dir"])
-    app.run(run)
+    guard.run(main)

@@ -13,8 +13,10 @@ import os
 
 import numpy as np
 import tqdm
-from absl import app, flags
+from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
+
+from retinanet_tpu.task import guard
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder to write to.")
 _NUM_TRAIN = flags.DEFINE_integer(
@@ -148,10 +150,8 @@ def write_split(output_dir: str, split: str, count: int, seed: int, size: int) -
         json.dump(content, file)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Draws both splits."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
     for split, count in (("train", _NUM_TRAIN.value), ("val", _NUM_VAL.value)):
         write_split(_OUTPUT_DIR.value, split, count, _SEED.value, _IMAGE_SIZE.value)
 
@@ -191,4 +191,4 @@ def _paint(picture: Image.Image, points: np.ndarray, colour: tuple) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["output_dir"])
-    app.run(main)
+    guard.run(main)

@@ -16,18 +16,18 @@ upright, and one that was annotated lying on its side is an error.
 import functools
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 from pycocotools import coco as coco_lib
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import pictures
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 
@@ -36,7 +36,7 @@ def check_categories(artifact: artifacts.Artifact, truth: coco_lib.COCO) -> None
     """Checks before a long evaluation that its end can be scored.
 
     Raises:
-      ValueError: the annotations have other categories than the model.
+      UserError: the annotations have other categories than the model.
     """
     if artifact.categories is None:
         logging.warning(
@@ -49,7 +49,7 @@ def check_categories(artifact: artifacts.Artifact, truth: coco_lib.COCO) -> None
     differing = sorted({i for i, _ in known.items() ^ annotated.items()})
     if differing:
         first = differing[0]
-        raise ValueError(
+        raise errors.UserError(
             f"Model and annotations differ in {len(differing)} categories, such as id "
             f"{first}: {known.get(first)} to {artifact.path}, {annotated.get(first)} "
             "to the annotations; both must be of one data set."
@@ -60,7 +60,7 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     """Returns the path of each annotated picture, by image id.
 
     Raises:
-      ValueError: some are not there.
+      UserError: some are not there.
     """
     names = {image_id: image["file_name"] for image_id, image in truth.imgs.items()}
     # Listing a remote folder is one request, asking for each picture thousands.
@@ -73,7 +73,7 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     }
     missing = [name for name in names.values() if name not in there]
     if missing:
-        raise ValueError(
+        raise errors.UserError(
             f"--images={images_dir} lacks {len(missing)} of {len(names)} annotated "
             f"pictures, such as {missing[0]}."
         )
@@ -91,16 +91,16 @@ def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     Returns:
       uint8 [H, W, 3], RGB, as evaluation would get it from a record.
     Raises:
-      ValueError: it cannot be read, or has another size.
+      UserError: it cannot be read, or has another size.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             stored = pictures.load(file.read())
     except pictures.UnusableError as error:
-        raise ValueError(f"{path} cannot be read: {error}; mend it.") from error
+        raise errors.UserError(f"{path} cannot be read: {error}; mend it.") from error
     found = (stored.height, stored.width)
     if size and found != size:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} is {found[0]} px high and {found[1]} wide"
             f"{', turned upright,' if stored.is_turned else ''} but annotated as "
             f"{size[0]} and {size[1]}; score on the pictures that were annotated."
@@ -128,7 +128,7 @@ def detections(
     Returns:
       Pairs of Detections and image ids, as `coco_metric.evaluate` takes them.
     Raises:
-      ValueError: a picture is missing, broken or of another size than annotated.
+      UserError: a picture is missing, broken or of another size than annotated.
     """
     paths = find_pictures(truth, images_dir)
     load_fn = functools.partial(_load, truth=truth)
@@ -154,7 +154,8 @@ def _recorded(batches, records: list[dict]):
         yield found, image_ids
 
 
-def _evaluate():
+def main() -> None:
+    """Runs the command."""
     truth = coco_metric.ground_truth(FLAGS.annotations)
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     check_categories(artifact, truth)
@@ -187,17 +188,6 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["model", "images", "annotations"])
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    logging.set_verbosity(logging.INFO)
-    try:
-        _evaluate()
-    except (ValueError, FileNotFoundError, tf.errors.NotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    guard.run(main)

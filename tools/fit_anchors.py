@@ -15,9 +15,10 @@ the search never saw, says whether the find is more than luck.
 import tensorflow as tf
 from absl import flags
 
+from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchor_fit, anchors as anchors_lib
 from retinanet_tpu.data import examples, statistics
-from retinanet_tpu.task import anchor_recall, cli, configurables, experiment
+from retinanet_tpu.task import anchor_recall, cli, configurables, experiment, guard
 
 _OUTPUT = flags.DEFINE_string("output", None, "Gin file to write.")
 _NUM_SCALES = flags.DEFINE_integer("num_scales", None, "As in the run by default.")
@@ -71,8 +72,8 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
     """Returns the anchors and the tables that say what they gain.
 
     Raises:
-      FileNotFoundError: the split to train on has no records.
-      ValueError: it has no boxes, or a record is damaged.
+      MissingFileError: the split to train on has no records.
+      UserError: it has no boxes, or a record is damaged.
     """
     params, data, categories = run.params, run.data, run.data.read_categories()
     start, image_size = params["anchors"], params["image_size"]
@@ -82,7 +83,7 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
         train, canvas, augmentation=data.augmentation, passes=_PASSES
     )
     if not len(shown.boxes_yxyx):
-        raise ValueError(
+        raise errors.UserError(
             f"No box of {data.train_split} can be seen at {image_size}; "
             "tools/inspect_dataset.py says why."
         )
@@ -146,4 +147,4 @@ def _short(values) -> str:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["output"])
-    cli.run(main)
+    guard.run(main)

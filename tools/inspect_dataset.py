@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
     categories as categories_lib,
@@ -42,6 +43,7 @@ from retinanet_tpu.task import (
     configurables,
     data_checks,
     experiment,
+    guard,
 )
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
@@ -88,12 +90,12 @@ def read_subject() -> Subject:
     """Reads what the flags name.
 
     Raises:
-      FileNotFoundError: there are no records or no classes.
-      ValueError: the flags name neither a run nor a directory, or targets without a
+      MissingFileError: there are no records or no classes.
+      UserError: the flags name neither a run nor a directory, or targets without a
         run; or a record is damaged.
     """
     if _DRAW_TARGETS.value and not cli.GIN_FILE.value:
-        raise ValueError("--draw_targets needs a network: name it by --gin_file.")
+        raise errors.UserError("--draw_targets needs a network: name it by --gin_file.")
     run = None
     if cli.GIN_FILE.value:
         cli.parse_files()
@@ -104,7 +106,9 @@ def read_subject() -> Subject:
         names = dict.fromkeys([run.data.train_split, run.data.eval_split])
     else:
         if not _DATA_DIR.value:
-            raise ValueError("Name what to look at: --gin_file=… or --data_dir=….")
+            raise errors.UserError(
+                "Name what to look at: --gin_file=… or --data_dir=…."
+            )
         data_dir = _DATA_DIR.value.rstrip("/")
         names = split_names(data_dir)
     categories = categories_lib.read(f"{data_dir}/{categories_lib.FILE_NAME}")
@@ -116,14 +120,14 @@ def split_names(data_dir: str) -> list[str]:
     """Returns the splits of a directory, those named train… first.
 
     Raises:
-      FileNotFoundError: it has no records.
+      MissingFileError: it has no records.
     """
     pattern = f"{data_dir}/*-00000-of-?????.tfrecord"
     ending = len("-00000-of-00000.tfrecord")
     paths = tf.io.gfile.glob(pattern)
     names = {path.rsplit("/", 1)[-1][:-ending] for path in paths}
     if not names:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No file matches {pattern}; write records with tools/create_tfrecords.py."
         )
     return sorted(names, key=lambda name: (not name.startswith("train"), name))
@@ -284,4 +288,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["output"])
-    cli.run(main)
+    guard.run(main)

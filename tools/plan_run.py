@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import files
 from retinanet_tpu.model import layers
-from retinanet_tpu.task import cli, configurables, experiment, run_plan, steps
+from retinanet_tpu.task import cli, configurables, experiment, guard, run_plan, steps
 from retinanet_tpu.xla import lower, roofline
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -82,11 +83,11 @@ def check(report: dict[str, Any], run: Run) -> None:
     """Checks that preflight's figures are those of this run on this slice.
 
     Raises:
-      ValueError: they are another's, or a step does not fit.
+      UserError: they are another's, or a step does not fit.
     """
     train, evaluation = report["steps"]["train"], report["steps"]["eval"]
     if not (train["fits"] and evaluation["fits"]):
-        raise ValueError(
+        raise errors.UserError(
             f"train {train['outcome']} and eval {evaluation['outcome']} on "
             f"{report['topology']}; python -m retinanet_tpu.preflight says more."
         )
@@ -98,12 +99,14 @@ def check(report: dict[str, Any], run: Run) -> None:
         ("Plan.eval_batch_per_replica", each, plan.eval_batch_per_replica),
     ):
         if found != wanted:
-            raise ValueError(f"{name} is {wanted}, preflight's was {found}; {_AGAIN}")
+            raise errors.UserError(
+                f"{name} is {wanted}, preflight's was {found}; {_AGAIN}"
+            )
     # Arrays in HBM fill whole tiles, so they take more; what is less is another's.
     batch_specs = steps.batch_spec(run.experiment, train["images"])
     least = (run.state_bytes + _num_bytes(tf.nest.flatten(batch_specs))) / 1e6
     if not 0.98 * least <= train["argument_mb"] <= 1.5 * least + 5:
-        raise ValueError(
+        raise errors.UserError(
             f"The training step of --preflight_json takes {train['argument_mb']:,.1f} "
             f"MB, but weights, slots and batch of this run are {least:,.1f} MB: it is "
             f"another network or IMAGE_SIZE; {_AGAIN}"
@@ -202,19 +205,21 @@ def read_report() -> dict[str, Any]:
     """Returns preflight's figures, from the file or from preflight itself.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not of preflight --json, or preflight failed.
+      MissingFileError: there is no such file.
+      UserError: it is not of preflight --json, or preflight failed.
     """
     path = _PREFLIGHT_JSON.value
     text = files.read_if_there(path) if path else _run_preflight()
     if text is None:
-        raise FileNotFoundError(f"No {path}; preflight --json > {path} writes it.")
+        raise errors.MissingFileError(
+            f"No {path}; preflight --json > {path} writes it."
+        )
     try:
         report = json.loads(text)
         report["steps"]["train"], report["steps"]["eval"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         what = f"{path} is not of" if path else "See above what stopped"
-        raise ValueError(f"{what} preflight --json.") from error
+        raise errors.UserError(f"{what} preflight --json.") from error
     return report
 
 
@@ -294,4 +299,4 @@ def _aligned(lines):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

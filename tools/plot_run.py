@@ -11,8 +11,10 @@ import json
 
 import matplotlib
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 from tensorboard.backend.event_processing import event_accumulator
+
+from retinanet_tpu.task import guard
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -80,10 +82,8 @@ def _curves(names, read_fn):
     }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Writes the picture."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
     draw(left, "training loss", _curves(_LOSSES, loss_curves))
     draw(right, "evaluation", _curves(_SCORES, score_curves))
@@ -95,4 +95,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model_dir", "output"])
-    app.run(main)
+    guard.run(main)

@@ -16,16 +16,16 @@ July 2025; whether anything still takes results was not tried. With
 SOTABENCH_STORE_FILENAME=results.json the result goes into a file as the site took it.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import evaluate_exported
-import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 
@@ -39,12 +39,12 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
       year: of the data set, "2017".
       model: its model_name, paper_arxiv_id and so on.
     Raises:
-      ValueError: the package is missing, or there are no annotations.
+      UserError: the package is missing, or there are no annotations.
     """
     try:
         from sotabencheval import object_detection
     except ImportError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"sotabencheval cannot be imported ({error}): pip install --no-deps "
             "sotabencheval==0.0.38 sotabenchapi==0.0.16; pip install click requests "
             "tabulate"
@@ -54,7 +54,7 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
             root=coco_root, split=split, dataset_year=year, **model
         )
     except OSError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"--coco_root={coco_root} has no annotations/instances_{split}{year}.json: "
             f"{error}."
         ) from error
@@ -77,7 +77,7 @@ def feed(
     Returns:
       sotabench's six numbers: "box AP", "AP50", "AP75", "APS", "APM", "APL".
     Raises:
-      ValueError: the model and the annotations do not fit, a picture cannot be read,
+      UserError: the model and the annotations do not fit, a picture cannot be read,
         nothing was found, which the evaluator cannot take, or it fails.
     """
     truth = evaluator.coco
@@ -102,7 +102,7 @@ def feed(
     meter.close()
     logging.info(f"sotabench | {meter}")
     if is_first:
-        raise ValueError("The model finds nothing, which sotabench cannot score.")
+        raise errors.UserError("The model finds nothing, which sotabench cannot score.")
     if records:
         _call(evaluator.add, records)
     return _call(evaluator.save).results
@@ -113,13 +113,14 @@ def _call(method: Callable, *arguments: Any) -> Any:
     try:
         return method(*arguments)
     except Exception as error:
-        raise ValueError(
+        raise errors.UserError(
             f"sotabencheval failed with {type(error).__name__}: {error}; "
             "tools/evaluate_exported.py gives the same APs without it."
         ) from error
 
 
-def _score():
+def main() -> None:
+    """Runs the command."""
     evaluator = make_evaluator(
         FLAGS.coco_root,
         FLAGS.split,
@@ -150,17 +151,6 @@ def define_flags() -> None:
     flags.mark_flags_as_required(["model", "coco_root"])
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    logging.set_verbosity(logging.INFO)
-    try:
-        _score()
-    except (ValueError, FileNotFoundError, tf.errors.NotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    guard.run(main)

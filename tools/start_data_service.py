@@ -23,8 +23,9 @@ import threading
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import data_service
-from retinanet_tpu.task import cli
+from retinanet_tpu.task import guard
 
 _ROLE = flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What to start.")
 _PORT = flags.DEFINE_integer(
@@ -45,7 +46,7 @@ def start_dispatcher(
       port: to listen on; 0 for a free one.
       work_dir: where its state is kept; None keeps none.
     Raises:
-      ValueError: the port is taken.
+      UserError: the port is taken.
     """
     config = tf.data.experimental.service.DispatcherConfig(
         port=port, work_dir=work_dir, fault_tolerant_mode=work_dir is not None
@@ -65,7 +66,7 @@ def start_worker(
       port: to listen on; 0 for a free one.
       dispatcher: HOST:PORT.
     Raises:
-      ValueError: the port is taken, or the dispatcher does not answer.
+      UserError: the port is taken, or the dispatcher does not answer.
     """
     own_host = data_service.reach(f"grpc://{dispatcher}")
     own_host = f"[{own_host}]" if ":" in own_host else own_host
@@ -84,7 +85,7 @@ def _listening(make_server, config):
     try:
         return make_server(config)
     except (RuntimeError, tf.errors.OpError) as cause:
-        raise ValueError(
+        raise errors.UserError(
             f"The server could not listen on port {config.port} ({cause}); if another "
             "program has it, choose another --port."
         ) from cause
@@ -94,12 +95,14 @@ def main() -> None:
     """Runs the command."""
     role, dispatcher, work_dir = _ROLE.value, _DISPATCHER.value, _WORK_DIR.value
     if role is None:
-        raise ValueError("--role is missing: dispatcher or worker.")
+        raise errors.UserError("--role is missing: dispatcher or worker.")
     is_address = re.fullmatch(r"[^\s/]+:\d+", dispatcher or "")
     if role == "worker" and (not is_address or work_dir):
-        raise ValueError("A worker takes --dispatcher=HOST:PORT, and no --work_dir.")
+        raise errors.UserError(
+            "A worker takes --dispatcher=HOST:PORT, and no --work_dir."
+        )
     if role == "dispatcher" and dispatcher:
-        raise ValueError("A dispatcher takes no --dispatcher; is this a worker?")
+        raise errors.UserError("A dispatcher takes no --dispatcher; is this a worker?")
     is_over = threading.Event()  # Not server.join(), in which Python hears no signal.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_over.set())
@@ -115,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 _WARM_UP_RUNS = 20  # Clocks rise and caches fill.
 
 
@@ -36,7 +38,7 @@ def device_name(cudart: ModuleType) -> str:
     """Returns what the GPU in use is called.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     properties = _checked(cudart, *cudart.cudaGetDeviceProperties(0))
     return properties.name.decode().rstrip("\0")
@@ -108,7 +110,7 @@ def build(
       workspace_gib: GPU memory that kernels may take.
       calibrator_fn: (H, W) of the input -> calibrator, for int8.
     Raises:
-      ValueError: TensorRT cannot read the file, or build it.
+      UserError: TensorRT cannot read the file, or build it.
     """
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     tensorrt.init_libnvinfer_plugins(logger, "")
@@ -116,9 +118,9 @@ def build(
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(content):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        lines = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors]
-        raise ValueError("\n  ".join(["TensorRT cannot read the file:", *lines]))
+        found = [parser.get_error(i) for i in range(parser.num_errors)]
+        lines = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
+        raise errors.UserError("\n  ".join(["TensorRT cannot read the file:", *lines]))
     image_size = tuple(network.get_input(0).shape)[1:3]
 
     def profile(*batches):
@@ -143,7 +145,9 @@ def build(
         config.set_calibration_profile(profile(*[sizes[1]] * 3))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ValueError("TensorRT built no engine; its own messages above say why.")
+        raise errors.UserError(
+            "TensorRT built no engine; its own messages above say why."
+        )
     return bytes(engine)
 
 
@@ -158,12 +162,14 @@ def run_times(
     """Returns ms of each run, on noise that is in the GPU's memory already.
 
     Raises:
-      ValueError: the engine does not run.
+      UserError: the engine does not run.
     """
     runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(engine_content)
     if engine is None:
-        raise ValueError("TensorRT does not read its own engine; see its messages.")
+        raise errors.UserError(
+            "TensorRT does not read its own engine; see its messages."
+        )
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     input_name = next(
@@ -185,7 +191,9 @@ def run_times(
     for _ in range(_WARM_UP_RUNS + num_runs):
         start = time.perf_counter()
         if not context.execute_v2(addresses):
-            raise ValueError("The engine does not run; TensorRT's messages say why.")
+            raise errors.UserError(
+                "The engine does not run; TensorRT's messages say why."
+            )
         times.append(1e3 * (time.perf_counter() - start))
     return times[_WARM_UP_RUNS:]
 
@@ -216,5 +224,5 @@ def _keep_boxes_in_float32(tensorrt, network):
 def _checked(cudart, error, value=None):
     """Returns the value of a call to CUDA, which returns its error first."""
     if error != cudart.cudaError_t.cudaSuccess:
-        raise ValueError(f"CUDA failed: {error.name}; is there an NVIDIA GPU?")
+        raise errors.UserError(f"CUDA failed: {error.name}; is there an NVIDIA GPU?")
     return value

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
 from retinanet_tpu import replicas
@@ -26,6 +26,7 @@ from retinanet_tpu.estimator import (
     spec,
     train_and_evaluate,
 )
+from retinanet_tpu.task import guard
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.")
 _MAX_STEPS = flags.DEFINE_integer("max_steps", 300, "Steps over all runs, from 100.")
@@ -179,11 +180,8 @@ def make_estimator(
     )
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Trains, scores each checkpoint, keeps the best as a SavedModel."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}.")
-    logging.set_verbosity(logging.INFO)
     runner = make_estimator(_MODEL_DIR.value)
     best = exporters.BestExporter(serving_fn, metric="accuracy")
     train_and_evaluate.train_and_evaluate(
@@ -197,4 +195,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model_dir"])
-    app.run(main)
+    guard.run(main)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchors as anchors_lib
 
 REACHED_AT = 0.5  # RetinaNet's threshold of a positive anchor.
@@ -56,7 +57,7 @@ def best_iou(
       anchors: the shapes and levels.
       image_size: height and width of the network's input, px.
     Raises:
-      ValueError: a side that the coarsest level's stride does not divide.
+      UserError: a side that the coarsest level's stride does not divide.
     """
     boxes = np.asarray(boxes_yxyx, np.float32)
     sides = np.maximum(boxes[:, None, 2:] - boxes[:, None, :2], 0)
@@ -114,7 +115,7 @@ def fit(
     Returns:
       Anchors, or `start` itself where nothing better was found.
     Raises:
-      ValueError: there are no boxes, counts are below 1, or the size does not fit.
+      UserError: there are no boxes, counts are below 1, or the size does not fit.
     Source: ours; k-means as in YOLO9000, arXiv:1612.08242, section 2 "Dimension
       Clusters". The evolution judges IoUs on the grid: where an anchor lies matters to
       small boxes as much as its shape.
@@ -122,7 +123,7 @@ def fit(
     start_counts = len(start.scales), len(start.aspect_ratios)
     counts = counts or start_counts
     if not len(boxes_yxyx) or min(counts) < 1:
-        raise ValueError(
+        raise errors.UserError(
             f"fit got {len(boxes_yxyx)} boxes, {counts[0]} scales and {counts[1]} "
             "aspect ratios; it needs at least one of each."
         )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retinanet_tpu import errors
+
 
 class Anchors:
     """The fixed boxes that predictions are offsets from, level by level, row by row.
@@ -31,16 +33,16 @@ class Anchors:
           aspect_ratios: width / height; the area stays.
           size: base side in strides; 4 gives 32 px on P3 to 512 px on P7.
         Raises:
-          ValueError: levels that do not rise, or a shape that is empty or not positive.
+          UserError: levels that do not rise, or a shape that is empty or not positive.
         """
         if not 0 <= min_level <= max_level:
-            raise ValueError(
+            raise errors.UserError(
                 f"Anchors needs 0 <= min_level <= max_level, got {min_level} and "
                 f"{max_level}."
             )
         shapes = (*scales, *aspect_ratios, size)
         if not (len(scales) and len(aspect_ratios) and min(shapes) > 0):
-            raise ValueError(
+            raise errors.UserError(
                 f"Anchors needs at least one scale ({scales}) and one aspect ratio "
                 f"({aspect_ratios}), all of them and size ({size}) above 0."
             )
@@ -66,7 +68,7 @@ class Anchors:
         Args:
           image_size: height and width of the network's input, px.
         Raises:
-          ValueError: a side that the coarsest level's stride does not divide.
+          UserError: a side that the coarsest level's stride does not divide.
         """
         stride = 2**self.max_level
         if any(side <= 0 or side % stride for side in image_size):
@@ -76,7 +78,7 @@ class Anchors:
                 )
                 for side in (max(side, 1) for side in image_size)
             )
-            raise ValueError(
+            raise errors.UserError(
                 f"image_size {tuple(image_size)} must be a multiple of {stride}, the "
                 f"stride of P{self.max_level}, on both sides; set IMAGE_SIZE to a "
                 f"height of {nearest[0]} and a width of {nearest[1]}, or near it."
@@ -92,7 +94,7 @@ class Anchors:
         Returns:
           Centres and sizes in px, not cut at the border of the image.
         Raises:
-          ValueError: a side that the coarsest level's stride does not divide.
+          UserError: a side that the coarsest level's stride does not divide.
         """
         sizes = np.array(
             [

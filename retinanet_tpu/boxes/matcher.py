@@ -9,7 +9,7 @@ Compiled for a TPU v3 the whole match moves 0.06 GB.
 
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.boxes import box_ops
 
 # An anchor more than half inside a crowd region would be judged by COCO against the
@@ -39,12 +39,12 @@ def match(
     Returns:
       int32 [B, A]: index into the boxes, or BACKGROUND, or IGNORE.
     Raises:
-      ValueError: thresholds out of 0 < negative_below <= positive_at <= 1.
+      UserError: thresholds out of 0 < negative_below <= positive_at <= 1.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors"; the best anchor of a box
       as in Faster R-CNN, arXiv:1506.01497, section 3.1.2; crowds as in COCO's scoring.
     """
     if not 0 < negative_below <= positive_at <= 1:
-        raise ValueError(
+        raise errors.UserError(
             "match needs 0 < negative_below <= positive_at <= 1, got "
             f"negative_below={negative_below}, positive_at={positive_at}."
         )

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotated_boxes, annotations, transforms
 
 OTHER_SIZE = "images of another size than annotated, left out"
@@ -28,7 +29,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
     """Looks for what makes a conversion pointless, before a picture is read.
 
     Raises:
-      ValueError: a class has no name, two classes or two images have one, or the boxes
+      UserError: a class has no name, two classes or two images have one, or the boxes
         are such that a network trained on them would find nothing.
     """
     _check_names(annotated)
@@ -36,7 +37,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
     for image in annotated.images:
         other = first.setdefault(image.file_name, image)
         if other is not image:
-            raise ValueError(
+            raise errors.UserError(
                 f"{image.file_name} is annotated twice, as image {other.image_id} "
                 f"({other.source}) and {image.image_id} ({image.source}); put its "
                 "boxes together."
@@ -50,7 +51,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
                 faults.append(annotated_boxes.describe(fault, image, item))
     _check_share(faults, num_boxes, "boxes")
     if not num_boxes:
-        raise ValueError(
+        raise errors.UserError(
             f"The {len(annotated.images)} images have no box at all; a network cannot "
             f"learn from that. Check --annotations.{_first(annotated.findings)}"
         )
@@ -59,23 +60,23 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
         for image in annotated.images
         for item in image.objects
     ):
-        raise ValueError(_nothing_to_learn(num_boxes))
+        raise errors.UserError(_nothing_to_learn(num_boxes))
 
 
 def check_splits(
     train: annotations.AnnotatedSet, val: annotations.AnnotatedSet
 ) -> None:
-    """Raises ValueError where a split is empty, or what one has the other lacks."""
+    """Raises UserError where a split is empty, or what one has the other lacks."""
     for split, other in ((train, val), (val, train)):
         if not split.images or not _used_classes(split):
-            raise ValueError(
+            raise errors.UserError(
                 f"Of {len(split.images) + len(other.images)} images the split gives "
                 f"{len(train.images)} to train and {len(val.images)} to val, and one "
                 "of them has no box; use another --val_fraction or --seed, or annotate "
                 "more images."
             )
     if not _used_classes(train) & _used_classes(val):
-        raise ValueError(
+        raise errors.UserError(
             "train and val have no class in common; use another --seed or annotate "
             "more images."
         )
@@ -95,7 +96,7 @@ def check_conversion(
       annotated: the images that were to be stored.
 
     Raises:
-      ValueError: no image was stored, most boxes or images did not fit, or training
+      UserError: no image was stored, most boxes or images did not fit, or training
         would pass over all that is left.
     """
     findings = list(findings)
@@ -105,13 +106,13 @@ def check_conversion(
     _check_share(other_size, len(annotated), "images")
     _check_share([f for f in faults if f.what != OTHER_SIZE], num_boxes, "boxes")
     if not images:
-        raise ValueError(
+        raise errors.UserError(
             f"None of the {len(annotated)} images could be stored; check --images."
             f"{_first(findings)}"
         )
     items = [item for image in images for item in image.objects]
     if not any(map(annotated_boxes.is_learnable, items)):
-        raise ValueError(_nothing_to_learn(len(items)) + _first(findings))
+        raise errors.UserError(_nothing_to_learn(len(items)) + _first(findings))
 
 
 def classes_without_boxes(
@@ -127,13 +128,13 @@ def classes_without_boxes(
 
 
 def _check_names(annotated: annotations.AnnotatedSet) -> None:
-    """Raises ValueError where class names are the same to a person's eye."""
+    """Raises UserError where class names are the same to a person's eye."""
     seen = {}
     for category in annotated.categories:
         name = unicodedata.normalize("NFKC", category["name"])
         key = "".join(name.split()).casefold()
         if not key or not key.isprintable():
-            raise ValueError(
+            raise errors.UserError(
                 f"Class {_listed(category, annotated)} has no name that can be "
                 "written; give it one in the annotations."
             )
@@ -144,7 +145,7 @@ def _check_names(annotated: annotations.AnnotatedSet) -> None:
                 if twin["name"] == category["name"]
                 else "differ in case or blanks only"
             )
-            raise ValueError(
+            raise errors.UserError(
                 f"Classes {_listed(twin, annotated)} and {_listed(category, annotated)}"
                 f" {how}; make them one in the annotations."
             )
@@ -166,7 +167,7 @@ def _check_share(faults: list[annotations.Finding], count: int, what: str) -> No
         kinds = collections.Counter(fault.what for fault in faults)
         kind, frequency = kinds.most_common(1)[0]
         places = [f for f in faults if f.what == kind][:_NAMED]
-        raise ValueError(
+        raise errors.UserError(
             f"{len(faults)} of {count} {what} are unusable, {frequency} of them "
             f"{kind.rpartition(',')[0]}: "
             + "; ".join(_sentence(place) for place in places)

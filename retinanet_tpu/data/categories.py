@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 FILE_NAME = "categories.json"
 NO_CATEGORY = -1  # The dataset id of an index that stands for no category.
 
@@ -51,10 +53,10 @@ class Categories(NamedTuple):
         """Compares the data with the network before the first step.
 
         Raises:
-          ValueError: the network has another number of classes.
+          UserError: the network has another number of classes.
         """
         if num_classes != self.num_classes:
-            raise ValueError(
+            raise errors.UserError(
                 f"The network has {num_classes} classes and the data's {FILE_NAME} "
                 f"has {self.num_classes}; set NUM_CLASSES = {self.num_classes}."
             )
@@ -72,10 +74,12 @@ def from_coco(
         COCO, whose ids 1..90 make 91 classes.
 
     Raises:
-      ValueError: no category, or an id or a name that comes twice.
+      UserError: no category, or an id or a name that comes twice.
     """
     if not categories:
-        raise ValueError("No categories: the annotation file's `categories` is empty.")
+        raise errors.UserError(
+            "No categories: the annotation file's `categories` is empty."
+        )
     ordered = sorted(categories, key=lambda category: category["id"])
     entries = tuple(
         Category(int(c["id"]) if index_by_id else position, int(c["id"]), c["name"])
@@ -92,20 +96,20 @@ def read(path: str) -> Categories:
       path: local or remote file, written by tools/create_tfrecords.py.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not what the converter writes.
+      MissingFileError: there is no such file.
+      UserError: the file is not what the converter writes.
     """
     try:
         with tf.io.gfile.GFile(path) as file:
             content = json.load(file)
     except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No {path}; tools/create_tfrecords.py writes it beside the records. "
             "For records from elsewhere write it by hand: "
             '{"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "cat"}]}.'
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
+        raise errors.UserError(f"{path} is not JSON: {error}.") from error
     try:
         entries = tuple(
             Category(int(c["index"]), int(c["id"]), str(c["name"]))
@@ -113,7 +117,7 @@ def read(path: str) -> Categories:
         )
         num_classes = int(content["num_classes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} needs `num_classes` and `categories` with index, id and name of "
             f"each; got {type(error).__name__}: {error}."
         ) from error
@@ -140,13 +144,13 @@ def _checked(categories: Categories, source: str) -> Categories:
         counts = collections.Counter(getattr(c, field) for c in categories.categories)
         repeated = [value for value, count in counts.items() if count > 1]
         if repeated:
-            raise ValueError(
+            raise errors.UserError(
                 f"{source} has two categories of {field} {repeated[0]!r}; each must "
                 "have its own."
             )
     for category in categories.categories:
         if not 0 <= category.index < categories.num_classes:
-            raise ValueError(
+            raise errors.UserError(
                 f"{source} gives {category.name!r} the index {category.index}; indexes "
                 f"are 0..{categories.num_classes - 1} with num_classes "
                 f"{categories.num_classes}."

@@ -9,6 +9,8 @@ import urllib.parse
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 _CONNECT_SECS = 10
 _EXAMPLE = "grpc://HOST:5050"
 
@@ -17,7 +19,7 @@ def parse_address(address: str) -> tuple[str, int]:
     """Returns host and port of a dispatcher's address.
 
     Raises:
-      ValueError: it is not of the form grpc://HOST:PORT.
+      UserError: it is not of the form grpc://HOST:PORT.
     """
     try:
         parts = urllib.parse.urlsplit(address)
@@ -25,7 +27,7 @@ def parse_address(address: str) -> tuple[str, int]:
     except (AttributeError, TypeError, ValueError):  # not a string, or no such port
         is_whole = False
     if not is_whole:
-        raise ValueError(
+        raise errors.UserError(
             f"DATA_SERVICE_ADDRESS is {address!r}; it must be the dispatcher's "
             f"'{_EXAMPLE}', as tools/start_data_service.py logs it, or None."
         )
@@ -42,14 +44,14 @@ def reach(address: str) -> str:
       This machine's IP address as the dispatcher sees it.
 
     Raises:
-      ValueError: nothing answers within 10 s, or the address is no address.
+      UserError: nothing answers within 10 s, or the address is no address.
     """
     host, port = parse_address(address)
     try:
         with socket.create_connection((host, port), _CONNECT_SECS) as connection:
             return connection.getsockname()[0]
     except OSError as cause:
-        raise ValueError(
+        raise errors.UserError(
             f"No dispatcher of the tf.data service answers at {address} ({cause}); "
             f"start it with tools/start_data_service.py --role=dispatcher --port={port}"
             " and workers beside it, or correct DATA_SERVICE_ADDRESS (None does "

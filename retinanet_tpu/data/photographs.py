@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retinanet_tpu import errors
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -17,10 +19,12 @@ def find(patterns: Sequence[str]) -> list[str]:
     Args:
       patterns: a folder stands for the pictures right inside it, told by extension.
     Raises:
-      ValueError: nothing was asked for, or one of the patterns matches no file.
+      UserError: nothing was asked for, or one of the patterns matches no file.
     """
     if not patterns:
-        raise ValueError("No images asked for; set --images to a folder, glob or file.")
+        raise errors.UserError(
+            "No images asked for; set --images to a folder, glob or file."
+        )
     paths = []
     for pattern in patterns:
         if tf.io.gfile.isdir(pattern):
@@ -32,7 +36,7 @@ def find(patterns: Sequence[str]) -> list[str]:
         else:
             found = tf.io.gfile.glob(pattern)
         if not found:
-            raise ValueError(
+            raise errors.UserError(
                 f"--images={pattern} matches no picture; give a folder with "
                 f"{', '.join(EXTENSIONS)} files, a glob in quotes, or a file."
             )
@@ -46,7 +50,7 @@ def load(path: str) -> np.ndarray:
     Returns:
       uint8 [H, W, 3] RGB, turned by its EXIF orientation; transparency is dropped.
     Raises:
-      ValueError: the file cannot be read or is not a picture.
+      UserError: the file cannot be read or is not a picture.
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -57,6 +61,8 @@ def load(path: str) -> np.ndarray:
             image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
         return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no picture that Pillow knows.") from error
+        raise errors.UserError(f"{path} is no picture that Pillow knows.") from error
     except Exception as error:  # Pillow's decoders raise errors of ten kinds.
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise errors.UserError(
+            f"{path} cannot be read as a picture: {error}"
+        ) from error

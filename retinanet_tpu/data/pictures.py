@@ -9,6 +9,8 @@ import PIL.Image
 import PIL.ImageOps
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 UNREADABLE = "images unreadable"
 EMPTY = "images of 0 bytes"
 TOO_LARGE = "images too large to be pictures"
@@ -29,7 +31,7 @@ _TURNS = {
 }
 
 
-class UnusableError(ValueError):
+class UnusableError(errors.UserError):
     """A picture that cannot become a record; `what` is the kind of trouble."""
 
     def __init__(self, what: str, detail: str):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import (
     categories as categories_lib,
     data_service,
@@ -61,8 +62,8 @@ def make_train_dataset(
       Dataset of (structures.Features, structures.Labels) with static shapes.
 
     Raises:
-      FileNotFoundError: the split has no files.
-      ValueError: fewer files than hosts, or empty or truncated files; the service does
+      MissingFileError: the split has no files.
+      UserError: fewer files than hosts, or empty or truncated files; the service does
         not answer.
     """
     address = order.service_address
@@ -113,8 +114,8 @@ def make_eval_dataset(
       Dataset of (structures.Features, structures.Labels) with static shapes.
 
     Raises:
-      FileNotFoundError: the split has no files.
-      ValueError: a truncated file.
+      MissingFileError: the split has no files.
+      UserError: a truncated file.
     """
     files = record_files.find(data_dir, split)
     counts = record_files.count_records(files)
@@ -167,12 +168,12 @@ def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | N
         except StopIteration:
             return None
         except tf.errors.DataLossError as cause:
-            return ValueError(
+            return errors.UserError(
                 f"{path} is damaged at record {number} ({_first_line(cause)}); copy "
                 "the file again, or write it again with tools/create_tfrecords.py."
             )
         except tf.errors.InvalidArgumentError as cause:
-            return ValueError(
+            return errors.UserError(
                 f"Record {number} of {path} (image {_source_id(serialized)}) cannot be "
                 f"used: {_first_line(cause)}. Mend or leave out that image and convert "
                 "again with tools/create_tfrecords.py, which skips broken pictures."

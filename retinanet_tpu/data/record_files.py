@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
+
 # TFRecord framing: uint64 length, uint32 checksum, the record, uint32 checksum.
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
@@ -25,26 +27,26 @@ def find(data_dir: str, split: str) -> list[str]:
     """Returns the record files of a split, sorted, the same list on every host.
 
     Raises:
-      FileNotFoundError: no file matches, or one of the set is absent.
-      ValueError: the files are of more than one conversion.
+      MissingFileError: no file matches, or one of the set is absent.
+      UserError: the files are of more than one conversion.
     """
     pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
     files = sorted(tf.io.gfile.glob(pattern))
     if not files:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No file matches {pattern}; write the records with "
             "tools/create_tfrecords.py or set DATA_DIR."
         )
     totals = sorted({int(re.search(r"-of-(\d+)", path[-24:])[1]) for path in files})
     if len(totals) > 1:
-        raise ValueError(
+        raise errors.UserError(
             f"{data_dir} holds {split} shards of two conversions (of {totals[0]} and "
             f"of {totals[1]}); delete one set."
         )
     expected = {file_name(split, index, totals[0]) for index in range(totals[0])}
     absent = sorted(expected - {os.path.basename(path) for path in files})
     if absent:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"{data_dir} lacks {len(absent)} of {totals[0]} {split} shards, first "
             f"{absent[0]}; copy it there or convert again."
         )
@@ -59,11 +61,11 @@ def share(files: Sequence[str], shard: tuple[int, int]) -> list[str]:
       shard: (index of this host, number of hosts).
 
     Raises:
-      ValueError: the index is not in 0..count-1.
+      UserError: the index is not in 0..count-1.
     """
     index, count = shard
     if not 0 <= index < count:
-        raise ValueError(f"Shard index {index} must be in 0..{count - 1}.")
+        raise errors.UserError(f"Shard index {index} must be in 0..{count - 1}.")
     used = list(files[index::count])
     logging.info(
         "records | %d files found, %d used by host %d of %d | first %s",
@@ -80,16 +82,16 @@ def count_records(files: Sequence[str]) -> list[int]:
     """Returns how many records each file holds, by hopping from length to length.
 
     Raises:
-      ValueError: a file ends within a record.
+      UserError: a file ends within a record.
     """
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
         return list(readers.map(_count, files))
 
 
 def check_not_empty(files: Sequence[str]) -> None:
-    """Raises ValueError where no file holds a byte: reading would never end."""
+    """Raises UserError where no file holds a byte: reading would never end."""
     if not any(tf.io.gfile.stat(path).length for path in files):
-        raise ValueError(
+        raise errors.UserError(
             f"The {len(files)} record files of this host are empty (first {files[0]}); "
             "convert again with a smaller --num_shards."
         )
@@ -104,7 +106,7 @@ def _count(path: str) -> int:
             if len(head) == _LENGTH.size:
                 position += _FRAME_BYTES + _LENGTH.unpack(head)[0]
             if len(head) < _LENGTH.size or position > size:
-                raise ValueError(
+                raise errors.UserError(
                     f"{path} is truncated: it ends within record {count}. Copy the "
                     "file again, or write it again with tools/create_tfrecords.py."
                 )

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import record_files
 
 # Files read at once; 16 hides the latency of remote storage.
@@ -34,10 +35,10 @@ def files_of_host(files: list[str], split: str, shard: tuple[int, int]) -> list[
       shard: (index of this host, number of hosts).
 
     Raises:
-      ValueError: fewer files than hosts, or nothing in those of this host.
+      UserError: fewer files than hosts, or nothing in those of this host.
     """
     if len(files) < shard[1]:
-        raise ValueError(
+        raise errors.UserError(
             f"{len(files)} {split} files cannot be shared out to {shard[1]} hosts; "
             f"convert again with --num_shards={shard[1]} or a multiple."
         )
@@ -58,7 +59,7 @@ def one_by_one(files: list[str], order: Order) -> tf.data.Dataset:
       records share a number.
 
     Raises:
-      ValueError: a truncated file.
+      UserError: a truncated file.
     """
     host, num_hosts = order.shard
     # Host i of n numbers its examples i, n + i, ...
@@ -81,7 +82,7 @@ def file_by_file(files: list[str], order: Order) -> tf.data.Dataset:
       Dataset of (number, record), as one_by_one has it.
 
     Raises:
-      ValueError: a truncated file.
+      UserError: a truncated file.
     """
     host, num_hosts = order.shard
     num_at_once = min(_CYCLE_LENGTH, len(files))

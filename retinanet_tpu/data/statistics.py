@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import (
     categories as categories_lib,
     pipeline,
@@ -86,8 +87,8 @@ def read(
       categories: of the folder's categories.json; ids that it lacks are kept.
       num_images: how many at most, from the heads of up to 16 files; None for all.
     Raises:
-      FileNotFoundError: the split has no files.
-      ValueError: a record is damaged; says which.
+      MissingFileError: the split has no files.
+      UserError: a record is damaged; says which.
     """
     files = record_files.find(data_dir, split)
     if num_images is None:
@@ -111,7 +112,7 @@ def has_object(data_dir: str, split: str, category_ids: Iterable[int]) -> bool:
     Reads up to the first such box, which in sound data is in one of the first records.
 
     Raises:
-      FileNotFoundError: the split has no files.
+      MissingFileError: the split has no files.
     """
     wanted = tf.constant(sorted(category_ids), tf.int64)
 
@@ -176,16 +177,18 @@ def read_annotations(annotation_file: str) -> dict[str, Any]:
     """Reads a COCO JSON.
 
     Raises:
-      ValueError: it lacks images or annotations, or is no JSON.
+      UserError: it lacks images or annotations, or is no JSON.
     """
     with tf.io.gfile.GFile(annotation_file) as file:
         try:
             content = json.load(file)
         except ValueError as error:
-            raise ValueError(f"{annotation_file} is not JSON: {error}.") from error
+            raise errors.UserError(
+                f"{annotation_file} is not JSON: {error}."
+            ) from error
     lacking = {"images", "annotations"} - set(content)
     if lacking:
-        raise ValueError(
+        raise errors.UserError(
             f"{annotation_file} lacks {sorted(lacking)}; write it again with "
             "tools/create_tfrecords.py."
         )

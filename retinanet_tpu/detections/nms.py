@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.detections import decode
 
@@ -67,13 +67,13 @@ class NMS:
     max_detections: int = 100
 
     def __post_init__(self):
-        """Raises ValueError for an unknown variant, or a score_threshold below 0."""
+        """Raises UserError for an unknown variant, or a score_threshold below 0."""
         if self.variant not in VARIANTS:
-            raise ValueError(
+            raise errors.UserError(
                 f"nms.variant is {self.variant!r}; choose one of {', '.join(VARIANTS)}."
             )
         if self.score_threshold < 0:
-            raise ValueError(
+            raise errors.UserError(
                 f"nms.score_threshold is {self.score_threshold}; it must be 0 or more."
             )
 

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import files
 
 _PREFIX = "model.ckpt-"
@@ -48,10 +49,10 @@ def read(path: str, group: str = "") -> dict[str, np.ndarray]:
     """Returns the tensors of a checkpoint whose names start with `group`, without it.
 
     Raises:
-      FileNotFoundError: there is no complete checkpoint at this path.
+      MissingFileError: there is no complete checkpoint at this path.
     """
     if not is_complete(path):
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No complete checkpoint at {path}; expected its .index and .data files."
         )
     # tf.train.load_checkpoint looks for files in a way that ram:// does not answer.
@@ -126,11 +127,11 @@ def step_of(path: str) -> int:
     """Returns the global step that a checkpoint's name says.
 
     Raises:
-      ValueError: the name does not end in a step.
+      UserError: the name does not end in a step.
     """
     number = path.rpartition("-")[2]
     if not number.isdigit():
-        raise ValueError(f"Checkpoint {path} is not named like {_PREFIX}1000.")
+        raise errors.UserError(f"Checkpoint {path} is not named like {_PREFIX}1000.")
     return int(number)
 
 

@@ -13,6 +13,8 @@ import gin
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
+
 # What gin raises for text that is wrong; KeyError for a name that two things have.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
 
@@ -32,7 +34,7 @@ class TPUConfig:
     jit_compile: bool = False
 
     def __post_init__(self):
-        """Raises ValueError for a loop without steps."""
+        """Raises UserError for a loop without steps."""
         _check_positive("TPUConfig.iterations_per_loop", self.iterations_per_loop)
 
 
@@ -69,9 +71,9 @@ class RunConfig:
     tpu_config: TPUConfig = dataclasses.field(default_factory=TPUConfig)
 
     def __post_init__(self):
-        """Raises ValueError for intervals that contradict each other or never fire."""
+        """Raises UserError for intervals that contradict each other or never fire."""
         if self.save_checkpoints_steps and self.save_checkpoints_secs:
-            raise ValueError(
+            raise errors.UserError(
                 "RunConfig has both save_checkpoints_steps and save_checkpoints_secs; "
                 "set one of them to None."
             )
@@ -79,20 +81,20 @@ class RunConfig:
             if getattr(self, name) is not None:
                 _check_positive(f"RunConfig.{name}", getattr(self, name))
         if self.heartbeat_secs <= 0:
-            raise ValueError(
+            raise errors.UserError(
                 f"RunConfig.heartbeat_secs is {self.heartbeat_secs}; take 10, say."
             )
         for name in ("max_restarts", "restart_secs", "max_rollbacks"):
             if getattr(self, name) < 0:
-                raise ValueError(
+                raise errors.UserError(
                     f"RunConfig.{name} is {getattr(self, name)}; 0 is the least."
                 )
 
     def check_save_interval(self, max_steps: int) -> None:
-        """Raises ValueError for a save interval that a run never reaches."""
+        """Raises UserError for a save interval that a run never reaches."""
         every = self.save_checkpoints_steps
         if every and every > max_steps:
-            raise ValueError(
+            raise errors.UserError(
                 f"RunConfig.save_checkpoints_steps is {every}, but the run has "
                 f"{max_steps} steps, so it never fires; lower it (the last step is "
                 "always saved)."
@@ -141,13 +143,13 @@ def parse(
       gin_params: bindings such as "MAX_STEPS = 100"; they override the files.
       known: what was registered, for telling what a misspelt name may have meant.
     Raises:
-      ValueError: a name that nothing has, or a macro that nothing uses.
-      FileNotFoundError: no such file.
+      UserError: a name that nothing has, or a macro that nothing uses.
+      MissingFileError: no such file.
     """
     gin.clear_config()
     for path in gin_files:
         if not tf.io.gfile.exists(path):
-            raise FileNotFoundError(f"No gin file {path}; look in gin_configs/.")
+            raise errors.MissingFileError(f"No gin file {path}; look in gin_configs/.")
         gin.add_config_file_search_path(os.path.dirname(path))
     try:
         with _quiet():  # Gin logs each place where an include is not.
@@ -165,7 +167,7 @@ def parse(
         message = str(error).partition(" in config string:")[0]
         hint = _suggestion(message, known)
         told = f"The gin configuration is wrong: {message}\n{hint}".rstrip()
-        raise ValueError(told) from error
+        raise errors.UserError(told) from error
     return text
 
 
@@ -190,7 +192,9 @@ def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list
 
 def _check_positive(name, value):
     if not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{name} is {value}; expected a whole number of at least 1.")
+        raise errors.UserError(
+            f"{name} is {value}; expected a whole number of at least 1."
+        )
 
 
 @contextlib.contextmanager
@@ -212,9 +216,13 @@ def _check_macros(text):
     defined = set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
     used = set(re.findall(r"%(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)))
     for name in sorted(defined - used):
-        raise ValueError(f"{name} is set, but nothing uses it.{_close(name, used)}")
+        raise errors.UserError(
+            f"{name} is set, but nothing uses it.{_close(name, used)}"
+        )
     for name in sorted(used - defined - {"gin"}):
-        raise ValueError(f"%{name} is used, but never set.{_close(name, defined)}")
+        raise errors.UserError(
+            f"%{name} is used, but never set.{_close(name, defined)}"
+        )
 
 
 def _suggestion(message, known):

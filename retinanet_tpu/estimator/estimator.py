@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
@@ -67,7 +68,7 @@ class TPUEstimator:
           warm_start_from: where a run without a checkpoint takes its weights from;
             settings, just a path, or a function that is called with the network.
         Raises:
-          ValueError: a batch size that the replicas cannot divide, or a reserved param.
+          UserError: a batch size that the replicas cannot divide, or a reserved param.
         """
         self.model_dir = model_dir.rstrip("/")
         self.config = config or config_lib.RunConfig()
@@ -115,7 +116,7 @@ class TPUEstimator:
         Raises:
           DivergedError: a loss is not finite; says which and at which step.
           Interrupted: there was a reason to stop; all that was trained is saved.
-          ValueError: a save interval above max_steps, which never fires.
+          UserError: a save interval above max_steps, which never fires.
         """
         self.config.check_save_interval(max_steps)
         if self.config.is_deterministic:
@@ -177,7 +178,7 @@ class TPUEstimator:
         Returns:
           What metric_fn returned, with `loss` (mean over batches) and `global_step`.
         Raises:
-          FileNotFoundError: there is no checkpoint.
+          MissingFileError: there is no checkpoint.
           Interrupted: there was a reason to stop.
         """
         start = time.monotonic()
@@ -187,7 +188,7 @@ class TPUEstimator:
         batches = self._batches(forward, input_fn, spec.ModeKeys.EVAL, steps, losses)
         batches = interruptions.until(stop_reason, batches, checkpoints.step_of(path))
         if (first := next(batches, None)) is None:
-            raise ValueError("The evaluation's input_fn gave no batch at all.")
+            raise errors.UserError("The evaluation's input_fn gave no batch at all.")
         batches = itertools.chain([first], batches)
         metrics = forward.metric_fn(batches) if forward.metric_fn else {}
         for _ in batches:  # What metric_fn left, it still counts in the loss.
@@ -215,7 +216,7 @@ class TPUEstimator:
           input_fn: (params) -> finite tf.data.Dataset of features.
           checkpoint_path: None for the latest.
         Raises:
-          FileNotFoundError: there is no checkpoint.
+          MissingFileError: there is no checkpoint.
         """
         forward = self._forward_pass(
             spec.ModeKeys.PREDICT, self._checkpoint(checkpoint_path)
@@ -240,7 +241,7 @@ class TPUEstimator:
         Returns:
           The directory written.
         Raises:
-          FileNotFoundError: there is no checkpoint.
+          MissingFileError: there is no checkpoint.
         """
         path = self._checkpoint(checkpoint_path)
         network = self._network_fn(self._inputs.plain_params())
@@ -270,7 +271,7 @@ class TPUEstimator:
     def _checkpoint(self, path):
         if found := path or checkpoints.latest(self.model_dir):
             return found
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"No checkpoint in {self.model_dir}; train first or check --model_dir."
         )
 

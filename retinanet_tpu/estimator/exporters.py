@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import checkpoints, files, leases, quiet, spec
 
 LIST_FILE = "exports.json"
@@ -66,11 +67,11 @@ class BestExporter:
         """Exports a checkpoint that is among the best; see `export_and_prune`.
 
         Raises:
-          ValueError: the results have no such metric.
+          UserError: the results have no such metric.
         """
         del is_the_final_export
         if self.metric not in eval_result:
-            raise ValueError(
+            raise errors.UserError(
                 f"BestExporter.metric is '{self.metric}', but an evaluation has "
                 f"{sorted(eval_result)}; choose one of them."
             )
@@ -150,10 +151,12 @@ class FinalExporter:
 
 
 def check_names(exporters: Sequence[Any]) -> None:
-    """Raises ValueError if two exporters would write to one directory."""
+    """Raises UserError if two exporters would write to one directory."""
     names = [exporter.name for exporter in exporters]
     if len(set(names)) < len(names) or not all(names):
-        raise ValueError(f"The exporters are named {names}; give each its own name.")
+        raise errors.UserError(
+            f"The exporters are named {names}; give each its own name."
+        )
 
 
 def export_all(

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import spec
 
 
@@ -21,18 +22,18 @@ class Inputs:
         """Takes the user's params and the global batch size of each mode.
 
         Raises:
-          ValueError: a batch size that the replicas cannot divide, or a reserved param.
+          UserError: a batch size that the replicas cannot divide, or a reserved param.
         """
         self._strategy, self._params = strategy, dict(params)
         self._batch_sizes = dict(batch_sizes)
         if reserved := {"batch_size", "context"} & set(params):
-            raise ValueError(
+            raise errors.UserError(
                 f"params has {sorted(reserved)}, which the estimator sets."
             )
         num_replicas = strategy.num_replicas_in_sync
         for mode, size in batch_sizes.items():
             if size is not None and size % num_replicas:
-                raise ValueError(
+                raise errors.UserError(
                     f"The {mode} batch of {size} does not divide by {num_replicas} "
                     "replicas; choose a multiple."
                 )
@@ -41,11 +42,13 @@ class Inputs:
         """Returns the examples of a step over all replicas.
 
         Raises:
-          ValueError: none was given for this mode.
+          UserError: none was given for this mode.
         """
         size = self._batch_sizes[mode]
         if size is None:
-            raise ValueError(f"Mode '{mode}' needs its batch size: none was given.")
+            raise errors.UserError(
+                f"Mode '{mode}' needs its batch size: none was given."
+            )
         return size
 
     def plain_params(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoints,
     estimator as estimator_lib,
@@ -97,12 +98,12 @@ class Sidecar:
           clock: monotonic seconds.
           sleep: waits for seconds.
         Raises:
-          ValueError: no such policy, or "every_k" without a number.
+          UserError: no such policy, or "every_k" without a number.
         """
         if policy not in POLICIES:
-            raise ValueError(f"The policy is '{policy}'; use one of {POLICIES}.")
+            raise errors.UserError(f"The policy is '{policy}'; use one of {POLICIES}.")
         if policy == "every_k" and (every_k_steps or 0) < 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"every_k_steps is {every_k_steps}; the policy 'every_k' needs a whole "
                 "number of at least 1."
             )
@@ -125,8 +126,8 @@ class Sidecar:
             for preemption_secs.
           RunFailedError: the trainer ended with an error.
           StorageError: nothing could be written for timeout_secs.
-          FileNotFoundError: the final checkpoint of a finished run cannot be scored.
-          ValueError: a checkpoint is of another configuration.
+          MissingFileError: the final checkpoint of a finished run cannot be scored.
+          UserError: a checkpoint is of another configuration.
         """
         scored = []
         while True:
@@ -200,7 +201,7 @@ class Sidecar:
         elif state.step not in self._scorer.taken_steps():
             if state.step in self._scorer.scored_steps():
                 return True
-            raise FileNotFoundError(
+            raise errors.MissingFileError(
                 f"{self._model_dir} finished at step {state.step}, but there is no "
                 "whole checkpoint of that step to score."
             )

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 
 class ModeKeys:
     """What a call of model_fn is for."""
@@ -110,7 +112,7 @@ def call_by_name(fn: Callable, **available: Any) -> Any:
     """Calls fn with those of the available arguments that its signature names.
 
     Raises:
-      ValueError: fn requires an argument that is not available.
+      UserError: fn requires an argument that is not available.
     """
     parameters = inspect.signature(fn).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -118,7 +120,7 @@ def call_by_name(fn: Callable, **available: Any) -> Any:
     required = {p.name for p in parameters if p.default is p.empty}
     if unknown := required - set(available):
         name = getattr(fn, "__name__", repr(fn))
-        raise ValueError(
+        raise errors.UserError(
             f"{name} asks for {sorted(unknown)}; it can have {sorted(available)}. "
             "Arguments are matched by name: rename them or give them defaults."
         )

@@ -5,6 +5,7 @@ import contextlib
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import interruptions, tpu_nodes, workers
 
 
@@ -34,7 +35,7 @@ def make_strategy(
         machine where TF_CONFIG names several.
       is_alone: pass TF_CONFIG over; of who only looks at what workers train.
     Raises:
-      ValueError: no such kind, fewer devices than asked for, or a TF_CONFIG that makes
+      UserError: no such kind, fewer devices than asked for, or a TF_CONFIG that makes
         no sense; no TPU of that name, or not one for us.
       TimeoutError: the TPU was not ready in time.
       LostError: the workers that TF_CONFIG names did not come together.
@@ -48,7 +49,7 @@ def make_strategy(
             may_change_version=may_change_tpu_version,
         )
     if device not in ("gpu", "cpu"):
-        raise ValueError(
+        raise errors.UserError(
             f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
         )
     if device == "cpu":
@@ -58,7 +59,7 @@ def make_strategy(
     found = tf.config.list_logical_devices(device.upper())
     wanted = num_devices or (len(found) if device == "gpu" else 1)
     if not found or wanted > len(found):
-        raise ValueError(
+        raise errors.UserError(
             f"make_strategy asks for {wanted or 'a'} {device.upper()}, but TensorFlow "
             f"sees {len(found)}; set make_strategy.num_devices or make_strategy.device."
         )
@@ -90,13 +91,13 @@ def _strategy_of_workers(device, num_devices):
             f"start the same command on all of them. TensorFlow says: {error}"
         ) from error
     except RuntimeError as error:  # TensorFlow joins them before it computes anything.
-        raise ValueError(
+        raise errors.UserError(
             f"make_strategy must come first in a process: {error}"
         ) from error
     tf.get_logger().setLevel("WARNING")  # Else each exchange of a step is a line.
     found = len(made.extended.worker_devices)
     if num_devices not in (None, found):
-        raise ValueError(
+        raise errors.UserError(
             f"make_strategy.num_devices is {num_devices}, but TensorFlow takes {found} "
             f"{device.upper()} of each worker; leave num_devices out."
         )
@@ -117,7 +118,7 @@ def _show_gpus(num_devices):
     """Leaves the first GPUs in sight, for workers take all that they see."""
     found = tf.config.list_physical_devices("GPU")
     if len(found) < (num_devices or 1):
-        raise ValueError(
+        raise errors.UserError(
             f"make_strategy asks for {num_devices or 'a'} GPU of each worker, but "
             f"TensorFlow sees {len(found)} here; set make_strategy.num_devices or "
             "make_strategy.device."

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
+
 try:  # Of the extra [tpu]; a TPU VM does without for its own TPU.
     import cloud_tpu_client
     import httplib2
     import oauth2client.client
-    from googleapiclient import errors
+    from googleapiclient import errors as api_errors
 except ImportError:
     cloud_tpu_client = None
 
@@ -65,7 +67,7 @@ def wait_until_ready(
     Returns:
       "grpc://HOST:PORT", several with commas between; TPUClusterResolver takes it.
     Raises:
-      ValueError: cloud-tpu-client is missing; no such TPU; no credentials for it; its
+      UserError: cloud-tpu-client is missing; no such TPU; no credentials for it; its
         TensorFlow is not ours.
       TimeoutError: it was not ready in time.
     """
@@ -122,21 +124,21 @@ class _Node:
     """A TPU, as the Cloud TPU API tells of it."""
 
     def __init__(self, name, zone, project):
-        """Raises ValueError where it cannot be asked for."""
+        """Raises UserError where it cannot be asked for."""
         if cloud_tpu_client is None:
-            raise ValueError(
+            raise errors.UserError(
                 f"TPU '{name}' is looked up by cloud-tpu-client, which is missing: "
                 "pip install -e '.[tpu]'; or set make_strategy.tpu to 'local' or to "
                 "grpc://HOST:8470."
             )
         if not name:
-            raise ValueError(
+            raise errors.UserError(
                 "make_strategy.tpu is empty; use 'local', a TPU's name or grpc://…"
             )
         try:
             self._client = cloud_tpu_client.Client(name, zone, project)
         except OSError as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"This machine does not know where TPU '{name}' is ({error}); set "
                 "make_strategy.tpu_zone and make_strategy.tpu_project."
             ) from error
@@ -164,7 +166,7 @@ class _Node:
         return f"`{self._gcloud(verb, self.name)}` {effect}"
 
     def check_may_change(self, version, is_allowed):
-        """Raises ValueError for another version that is to stay, or has to."""
+        """Raises UserError for another version that is to stay, or has to."""
         if is_allowed and self._is_node:
             return
         ours, theirs = tf.__version__, _VERSION.match(version)
@@ -178,7 +180,7 @@ class _Node:
                 ", or set make_strategy.may_change_tpu_version = True, which restarts "
                 "the TPU and ends whatever runs on it"
             )
-        raise ValueError(f"{text}.")
+        raise errors.UserError(f"{text}.")
 
     def change_version(self):
         """Restarts the TPU with our TensorFlow."""
@@ -191,7 +193,7 @@ class _Node:
         try:
             self._client.configure_tpu_version(tf.__version__, restart_type="ifNeeded")
         except Exception as error:  # The client raises no other type.
-            raise ValueError(
+            raise errors.UserError(
                 f"TPU '{self.name}' did not take TensorFlow {tf.__version__}: {error} "
                 f"{self.remedy(None)}."
             ) from error
@@ -206,13 +208,13 @@ class _Node:
         cause = error.__context__ if is_wrapped else error
         code = getattr(getattr(cause, "resp", None), "status", None)
         if isinstance(cause, oauth2client.client.Error):
-            raise ValueError(
+            raise errors.UserError(
                 f"No credentials to look up TPU '{self.name}' with: {cause} Run "
                 "`gcloud auth application-default login`, or give this VM's service "
                 "account the role roles/tpu.viewer and the scope cloud-platform."
             ) from error
         if code in (401, 403):
-            raise ValueError(
+            raise errors.UserError(
                 f"Google Cloud does not let this account see TPU '{self.name}': "
                 f"{cause}. It needs the role roles/tpu.viewer, and the project "
                 "`gcloud services enable tpu.googleapis.com`."
@@ -220,13 +222,13 @@ class _Node:
         if code == 404 and self._was_seen:
             return _Status(_DELETED, _DELETED)
         if code in (400, 404):
-            raise ValueError(
+            raise errors.UserError(
                 f"There is no TPU '{self.name}': {cause}. "
                 f"`{self._gcloud('list')}` shows those there are; set "
                 "make_strategy.tpu, make_strategy.tpu_zone and "
                 "make_strategy.tpu_project."
             ) from error
-        passing = (errors.Error, httplib2.HttpLib2Error, OSError, RuntimeError)
+        passing = (api_errors.Error, httplib2.HttpLib2Error, OSError, RuntimeError)
         if isinstance(cause, passing):
             return _Status(text=f"no answer ({cause})")
         raise error

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoints,
     estimator as estimator_lib,
@@ -46,7 +47,7 @@ def train_and_evaluate(
     Returns:
       The results of the last evaluation, None if there was none to make.
     Raises:
-      ValueError: an evaluation interval that no checkpoint falls on, or workers that
+      UserError: an evaluation interval that no checkpoint falls on, or workers that
         are to score.
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop, and all that was trained is saved; or
@@ -90,7 +91,7 @@ def check_intervals(
     """Checks before the first step that every interval will be reached.
 
     Raises:
-      ValueError: saving or evaluating would never be due, exporters share a name, or
+      UserError: saving or evaluating would never be due, exporters share a name, or
         several workers are to score.
     """
     if eval_spec:
@@ -102,7 +103,7 @@ def check_intervals(
         return
     saves = estimator.config.save_checkpoints_steps
     if every > train_spec.max_steps or not saves or every % saves:
-        raise ValueError(
+        raise errors.UserError(
             f"EVAL_EVERY (EvalSpec.every_steps) is {every}: evaluation would never be "
             f"due. Make it a multiple of save_checkpoints_steps ({saves}), at most "
             f"max_steps ({train_spec.max_steps}), or None to score only the end."

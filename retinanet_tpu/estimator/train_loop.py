@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
@@ -178,7 +179,7 @@ def make_train_loop(
         try:
             history, times = loop(iterator, tf.constant(first_step, tf.int64), count)
         except tf.errors.OutOfRangeError as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"The training data ended before step {first_step + num_steps}; "
                 "training wants data without end: dataset.repeat()."
             ) from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import checkpoints, spec
 
 _WEIGHTS = "weights/"
@@ -49,7 +49,7 @@ class TrainState:
         """Returns all variables by their names in a checkpoint.
 
         Raises:
-          ValueError: the network has two of one name.
+          UserError: the network has two of one name.
         """
         weights = _by_path(self.network)
         return {_WEIGHTS + p: v for p, v in weights.items()} | self.update.variables
@@ -86,7 +86,7 @@ class TrainState:
         """Takes all values from a checkpoint.
 
         Raises:
-          ValueError: it holds other variables than this state.
+          UserError: it holds other variables than this state.
         """
         tensors = checkpoints.read(path)
         step = int(tensors.pop("global_step"))
@@ -104,7 +104,7 @@ def load(network: tf.Module, path: str) -> None:
     """Gives a network the weights for evaluation that a checkpoint holds.
 
     Raises:
-      ValueError: it is of another network.
+      UserError: it is of another network.
     """
     assign(_by_path(network), network_weights(path), path)
 
@@ -115,7 +115,7 @@ def assign(
     """Assigns tensors to the variables of the same names.
 
     Raises:
-      ValueError: a name or a shape is on one side only.
+      UserError: a name or a shape is on one side only.
     """
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
@@ -125,7 +125,7 @@ def assign(
             for name in shapes.keys() | found.keys()
             if shapes.get(name) != found.get(name)
         )
-        raise ValueError(
+        raise errors.UserError(
             f"Checkpoint {source} belongs to another configuration; {len(wrong)} "
             f"variables differ, first: {'; '.join(wrong[:4])}. Use another --model_dir "
             "or the gin settings that wrote it (config.gin beside it)."
@@ -139,7 +139,7 @@ def _by_path(network):
     if len(found) < len(network.variables):
         paths = [replicas.path(v) for v in network.variables]
         twice = sorted(p for p in found if paths.count(p) > 1)
-        raise ValueError(
+        raise errors.UserError(
             f"Several variables of the network are named {', '.join(twice[:4])}, and a "
             "checkpoint has one place for each name; make them under name scopes."
         )
@@ -210,7 +210,7 @@ def call_model_fn(
     """Calls model_fn and checks what it returns.
 
     Raises:
-      ValueError: the spec lacks what its mode needs.
+      UserError: the spec lacks what its mode needs.
     """
     features, labels = batch if type(batch) is tuple else (batch, None)
     result = spec.call_by_name(
@@ -223,7 +223,7 @@ def call_model_fn(
     )
     field = "predictions" if mode == spec.ModeKeys.PREDICT else "loss"
     if getattr(result, field, None) is None:
-        raise ValueError(f"model_fn returned no {field} in mode '{mode}'.")
+        raise errors.UserError(f"model_fn returned no {field} in mode '{mode}'.")
     return result
 
 
@@ -241,4 +241,6 @@ def _check_all_used(gradients, weights):
         replicas.path(w) for g, w in zip(gradients, weights, strict=True) if g is None
     ]
     if unused:
-        raise ValueError(f"The loss does not depend on {unused[:4]}; freeze them.")
+        raise errors.UserError(
+            f"The loss does not depend on {unused[:4]}; freeze them."
+        )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import checkpoints, training
 
 
@@ -28,16 +28,16 @@ class WarmStartSettings:
     min_share: float = 0.5
 
     def __post_init__(self):
-        """Raises ValueError for what is no regular expression, and no share."""
+        """Raises UserError for what is no regular expression, and no share."""
         try:
             re.compile(self.variables)
         except re.error as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"WarmStartSettings.variables is '{self.variables}', no regular "
                 f"expression ({error}); 'backbone/' is one, say."
             ) from error
         if not 0 <= self.min_share <= 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"WarmStartSettings.min_share is {self.min_share}; it must be 0 to 1."
             )
 
@@ -56,8 +56,8 @@ def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartRepo
     """Assigns the checkpoint's values to the variables of the same path and shape.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
-      ValueError: fewer were found than settings.min_share.
+      MissingFileError: there is no checkpoint.
+      UserError: fewer were found than settings.min_share.
     """
     path = checkpoints.latest(settings.checkpoint) or settings.checkpoint
     tensors = training.network_weights(path)
@@ -92,7 +92,7 @@ def table(report: WarmStartReport) -> str:
 def _check_share(report, settings, path):
     wanted = len(report.loaded) + len(report.mismatched) + len(report.absent)
     if len(report.loaded) < max(1, settings.min_share * wanted):
-        raise ValueError(
+        raise errors.UserError(
             f"Only {len(report.loaded)} of {wanted} variables were found in {path}, "
             f"less than WarmStartSettings.min_share {settings.min_share}:\n"
             f"{table(report)}\nIs it of the same architecture? To take only a "

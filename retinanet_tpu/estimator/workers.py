@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 
 # Of TF_CONFIG's kinds of tasks those that take steps; the first of them is the chief.
 _JOBS = ("chief", "worker")
@@ -85,9 +85,9 @@ class Workers:
         self.gather(0)
 
     def check_alone(self) -> None:
-        """Raises ValueError where there are several workers: scoring knows but one."""
+        """Raises UserError where there are several workers: scoring knows but one."""
         if self.count > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"The run has {self.count} workers, which do not score; set "
                 "Plan.evaluates = False, and run evaluate.py beside it."
             )
@@ -96,11 +96,11 @@ class Workers:
         """Checks that all workers have the same number.
 
         Raises:
-          ValueError: they do not; `what` begins the sentence.
+          UserError: they do not; `what` begins the sentence.
         """
         found = np.rint(self.gather(number)).astype(int)
         if len(set(found)) > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"{what} must be the same on all workers, but is {found.tolist()}, by "
                 "worker. Start all with the same command and a --model_dir that all "
                 "of them read, such as gs://."
@@ -130,7 +130,7 @@ def count_in_environment() -> int:
     """Returns how many workers TF_CONFIG names, 1 where it is not set.
 
     Raises:
-      ValueError: it makes no sense, or names what is no worker.
+      UserError: it makes no sense, or names what is no worker.
     """
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
@@ -138,13 +138,13 @@ def count_in_environment() -> int:
         cluster, task = dict(config.get("cluster", {})), dict(config.get("task", {}))
         sizes = {job: len(addresses) for job, addresses in cluster.items() if addresses}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise errors.UserError(
             f"TF_CONFIG is no JSON of a cluster: {text}. {_HELP}"
         ) from error
     job, index = task.get("type"), task.get("index")
     others = sorted({*sizes, *([job] if job else [])} - set(_JOBS))
     if others:
-        raise ValueError(
+        raise errors.UserError(
             f"TF_CONFIG has {others}; only {list(_JOBS)} train. There are no parameter "
             "servers here, and evaluate.py scores beside the run, without TF_CONFIG. "
             + _HELP
@@ -152,7 +152,7 @@ def count_in_environment() -> int:
     if sum(sizes.values()) <= 1:
         return 1
     if not isinstance(index, int) or not 0 <= index < sizes.get(job, 0):
-        raise ValueError(
+        raise errors.UserError(
             f"TF_CONFIG says that this is {job} {index}, but the cluster has {sizes}. "
             + _HELP
         )

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from pycocotools import coco as coco_lib, cocoeval
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 
 
 class Metric(NamedTuple):
@@ -59,7 +59,7 @@ def ground_truth(path: str) -> coco_lib.COCO:
     Returns:
       pycocotools' index of the file.
     Raises:
-      ValueError: the file is no JSON, lacks one of the three lists, has no images or
+      UserError: the file is no JSON, lacks one of the three lists, has no images or
         no categories, an image id that is no integer >= 0, or an image id, category id
         or category name twice.
     """
@@ -67,7 +67,7 @@ def ground_truth(path: str) -> coco_lib.COCO:
         try:
             dataset = json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a JSON file: {error}.") from error
+            raise errors.UserError(f"{path} is not a JSON file: {error}.") from error
     _check_annotation_file(dataset, path)
     dataset.setdefault("info", {})
     for number, annotation in enumerate(dataset["annotations"], start=1):
@@ -128,19 +128,19 @@ def evaluate(
       `num_images` and `num_detections`. 0 where nothing was detected, -1 where nothing
       is annotated.
     Raises:
-      ValueError: an image came twice, is not in the file or never came; a category is
+      UserError: an image came twice, is not in the file or never came; a category is
         not in the file; a box or score is not finite.
     """
     records, image_ids = _collect(batches, ground_truth)
     missing = sorted(set(ground_truth.imgs) - image_ids)
     if missing and not is_partial:
-        raise ValueError(
+        raise errors.UserError(
             f"{len(missing)} of {len(ground_truth.imgs)} annotated images were never "
             f"predicted: ids {_few(missing)}. Evaluate the whole set (do not drop the "
             "last batch), or pass is_partial=True."
         )
     if not image_ids:
-        raise ValueError("No image was predicted; check the evaluation files.")
+        raise errors.UserError("No image was predicted; check the evaluation files.")
     evaluator = _run(ground_truth, records, sorted(image_ids))
     stats = map(float, evaluator.stats)
     result = {metric.name: value for metric, value in zip(METRICS, stats, strict=True)}
@@ -185,17 +185,19 @@ def _check_annotation_file(dataset: object, path: str) -> None:
     keys = dataset.keys() if isinstance(dataset, dict) else ()
     absent = [key for key in ("images", "annotations", "categories") if key not in keys]
     if absent:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} lacks {', '.join(absent)}; it has {', '.join(keys) or 'no keys'}. "
             "Give a file of COCO's object detection format (instances_*.json)."
         )
     empty = [key for key in ("images", "categories") if not dataset[key]]
     if empty:
-        raise ValueError(f"{path} lists no {empty[0]}; give a file that has some.")
+        raise errors.UserError(
+            f"{path} lists no {empty[0]}; give a file that has some."
+        )
     image_ids = [image["id"] for image in dataset["images"]]
     wrong = [value for value in image_ids if not isinstance(value, int) or value < 0]
     if wrong:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has image ids that are no integers >= 0: {_few(wrong)}; renumber "
             "the images here and in the TFRecords."
         )
@@ -208,7 +210,7 @@ def _check_annotation_file(dataset: object, path: str) -> None:
 def _check_unique(what: str, values: list, path: str) -> None:
     twice = [value for value, n in collections.Counter(values).items() if n > 1]
     if twice:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has {what} {_few(twice)} more than once; keep one of each."
         )
 
@@ -227,12 +229,12 @@ def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]
             if image_id == structures.PADDING_IMAGE:
                 continue
             if image_id in seen:
-                raise ValueError(
+                raise errors.UserError(
                     f"Image {image_id} was predicted twice; the evaluation data must "
                     "not repeat, and no two hosts may read the same file."
                 )
             if image_id not in ground_truth.imgs:
-                raise ValueError(
+                raise errors.UserError(
                     f"Image {image_id} is not in the annotation file (ids "
                     f"{_few(sorted(ground_truth.imgs))}); the TFRecords and the "
                     "annotation file must come from the same data set."
@@ -241,7 +243,7 @@ def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]
             records += _image_records(detections, row, image_id)
     unknown = {record["category_id"] for record in records} - set(ground_truth.cats)
     if unknown:
-        raise ValueError(
+        raise errors.UserError(
             f"Detections have category ids {_few(sorted(unknown))}; the annotation "
             f"file has {_few(sorted(ground_truth.cats))}. Train and evaluate with the "
             "same categories.json, whose ids are the file's."
@@ -255,7 +257,7 @@ def _image_records(detections, row: int, image_id: int) -> list[dict]:
     scores = np.asarray(detections.scores)[row, :count]
     classes = np.asarray(detections.classes)[row, :count]
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ValueError(
+        raise errors.UserError(
             f"Image {image_id} has a detection that is not finite; the checkpoint's "
             "weights have probably diverged, go back to an earlier one."
         )

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
+from retinanet_tpu import errors
+
 # Steps of the golden ratio keep any run of consecutive ids far apart on the wheel.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # Cycling through three tones as well tells apart hues that meet again after 8 steps.
@@ -64,7 +66,7 @@ def draw_detections(
     Returns:
       uint8 [H, W, 3].
     Raises:
-      ValueError: image is not uint8 [H, W, 3], or the arrays differ in length.
+      UserError: image is not uint8 [H, W, 3], or the arrays differ in length.
     """
     image, scores = np.asarray(image), np.asarray(scores)
     boxes, classes = np.reshape(boxes_yxyx, [-1, 4]), np.asarray(classes)
@@ -103,10 +105,10 @@ def grid(
     Returns:
       uint8 [rows * (height + gap) + gap, widest row, 3].
     Raises:
-      ValueError: there are no images, or fewer than one column.
+      UserError: there are no images, or fewer than one column.
     """
     if not images or columns < 1:
-        raise ValueError(
+        raise errors.UserError(
             f"{len(images)} images in {columns} columns; both must be >= 1."
         )
     pictures = []
@@ -140,12 +142,12 @@ def save(image: np.ndarray, path: str) -> None:
 
 def _check(image, boxes, scores, classes) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
+        raise errors.UserError(
             f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]; "
             "convert it to RGB in 0..255."
         )
     if not len(boxes) == len(scores) == len(classes):
-        raise ValueError(
+        raise errors.UserError(
             f"{len(boxes)} boxes, {len(scores)} scores and {len(classes)} classes; "
             "give one of each per detection."
         )

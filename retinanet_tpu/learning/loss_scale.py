@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 
 
 class DynamicLossScale:
@@ -28,10 +28,10 @@ class DynamicLossScale:
           growth_interval: finite steps in a row after which the scale grows.
           factor: by how much it grows and shrinks.
         Raises:
-          ValueError: settings with which the scale could not move.
+          UserError: settings with which the scale could not move.
         """
         if initial < 1 or growth_interval < 1 or factor <= 1:
-            raise ValueError(
+            raise errors.UserError(
                 "DynamicLossScale needs initial >= 1, growth_interval >= 1 and "
                 f"factor > 1; got {initial}, {growth_interval}, {factor}."
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 
 Schedule = Callable[[tf.Tensor], tf.Tensor]
 
@@ -147,10 +147,10 @@ def clip_by_global_norm(
     Returns:
       The gradients, and their norm before shrinking, float32 [].
     Raises:
-      ValueError: max_norm is 0 or less.
+      UserError: max_norm is 0 or less.
     """
     if max_norm is not None and max_norm <= 0:
-        raise ValueError(f"max_norm must be above 0, or None, got {max_norm}.")
+        raise errors.UserError(f"max_norm must be above 0, or None, got {max_norm}.")
     halves = [tf.nn.l2_loss(tf.cast(gradient, tf.float32)) for gradient in gradients]
     norm = tf.sqrt(2.0 * tf.add_n(halves))
     if max_norm is None:
@@ -164,7 +164,9 @@ def _make_slots(variables, names) -> dict[str, tf.Variable]:
     paths = [replicas.path(variable) for variable in variables]
     twice = sorted({p for p in paths if paths.count(p) > 1})
     if twice:
-        raise ValueError(f"Variables need names of their own, used twice: {twice}.")
+        raise errors.UserError(
+            f"Variables need names of their own, used twice: {twice}."
+        )
     return {
         f"{p}/{name}": replicas.make_variable(
             tf.zeros(variable.shape), name=f"{p}/{name}"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 
 def constant(
     step: tf.Tensor, *, base: float, warmup_steps: int = 0, warmup_from: float = 0.0
@@ -52,22 +54,22 @@ def piecewise(
       warmup_steps: steps of a linear rise to values[0].
       warmup_from: the rate at step 0, if there is a rise.
     Raises:
-      ValueError: lengths that do not fit, boundaries that do not rise or lie beyond
+      UserError: lengths that do not fit, boundaries that do not rise or lie beyond
         the run, or a warm-up beyond the first of them.
     """
     if len(values) != len(boundaries) + 1:
-        raise ValueError(
+        raise errors.UserError(
             f"piecewise needs one value more than boundaries, got {len(values)} values "
             f"and {len(boundaries)} boundaries."
         )
     if total_steps is not None and max(boundaries, default=0) >= total_steps:
-        raise ValueError(
+        raise errors.UserError(
             f"piecewise never reaches its last rate: boundary {boundaries[-1]}, "
             f"end of the run {total_steps}. Set piecewise.boundaries beside MAX_STEPS."
         )
     marks = [warmup_steps, *boundaries]
     if list(boundaries) != sorted(set(boundaries)) or min(marks) != warmup_steps:
-        raise ValueError(
+        raise errors.UserError(
             "piecewise needs rising boundaries, none before the end of the warm-up; "
             f"got boundaries {list(boundaries)} and warmup_steps {warmup_steps}."
         )
@@ -96,11 +98,11 @@ def cosine(
       warmup_steps: steps of a linear rise to base.
       warmup_from: the rate at step 0, if there is a rise.
     Raises:
-      ValueError: a warm-up that leaves no step to fall.
+      UserError: a warm-up that leaves no step to fall.
     Source: SGDR, arXiv:1608.03983, equation 5, without restarts.
     """
     if not warmup_steps < total_steps:
-        raise ValueError(
+        raise errors.UserError(
             f"cosine needs warmup_steps below total_steps, got {warmup_steps} and "
             f"{total_steps}."
         )

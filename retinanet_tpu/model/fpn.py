@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.model import layers
 
 
@@ -40,11 +41,11 @@ class FPN(tf.Module):
           norm_fn: makes a normalisation from (num_channels, name=).
           seed: of the kernels.
         Raises:
-          ValueError: the backbone lacks min_level, or max_level is below it.
+          UserError: the backbone lacks min_level, or max_level is below it.
         """
         super().__init__("fpn")
         if min_level not in channels or max_level < min_level:
-            raise ValueError(
+            raise errors.UserError(
                 f"FPN levels {min_level}..{max_level} must rise from one of the"
                 f" backbone's levels {sorted(channels)}; set min_level and max_level."
             )

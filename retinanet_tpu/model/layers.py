@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 
 # What is left of a unit normal's standard deviation after cutting it at +-2.
 _TRUNCATED_STDDEV = 0.87962566
@@ -36,10 +36,12 @@ def frozen(patterns: Sequence[str]) -> Iterator[None]:
     Args:
       patterns: see `matching`.
     Raises:
-      ValueError: patterns is a string, or one of them matches no variable.
+      UserError: patterns is a string, or one of them matches no variable.
     """
     if isinstance(patterns, str):
-        raise ValueError(f"frozen is a list of patterns, got the string {patterns!r}.")
+        raise errors.UserError(
+            f"frozen is a list of patterns, got the string {patterns!r}."
+        )
     paths = []
 
     def creator(next_creator, **kwargs):
@@ -53,7 +55,7 @@ def frozen(patterns: Sequence[str]) -> Iterator[None]:
     for pattern in patterns:
         if not matching(paths, pattern):
             hint = _suggestion(pattern, paths)
-            raise ValueError(f"frozen: {pattern!r} matches no variable; {hint}.")
+            raise errors.UserError(f"frozen: {pattern!r} matches no variable; {hint}.")
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import replicas, structures
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.model import fpn, heads, layers
 from retinanet_tpu.model.backbones import resnet
 
@@ -66,11 +66,11 @@ class RetinaNet(tf.Module):
           frozen: patterns of paths that stay as they are, see `layers.frozen`.
           seed: of all kernels.
         Raises:
-          ValueError: compute_dtype is none of the three, or a pattern matches nothing.
+          UserError: compute_dtype is none of the three, or a pattern matches nothing.
         """
         super().__init__("retinanet")
         if compute_dtype not in _COMPUTE_DTYPES:
-            raise ValueError(
+            raise errors.UserError(
                 f"compute_dtype {compute_dtype!r} not in {_COMPUTE_DTYPES}."
             )
         self.compute_dtype = compute_dtype

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import categories as categories_lib
 from retinanet_tpu.serving import runtimes
 
@@ -55,13 +55,13 @@ class Artifact:
         Returns:
           Detections of NumPy arrays: boxes in px of the pictures, ids of the data set.
         Raises:
-          ValueError: the pictures are anything else.
+          UserError: the pictures are anything else.
         """
         pictures = np.asarray(pictures)
         shape = list(pictures.shape)
         is_rgb = pictures.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
         if not is_rgb or 0 in shape[1:]:
-            raise ValueError(
+            raise errors.UserError(
                 f"The pictures are {pictures.dtype} {shape}; give uint8 [B, H, W, 3] "
                 "with something to see."
             )
@@ -102,12 +102,12 @@ def find(path: str) -> str:
       path: a .onnx or .tflite file, a SavedModel, an export (its SavedModel, else the
         only file in it), or a folder of exports named by 10 digits (of the newest).
     Raises:
-      ValueError: there is none, or there are several files to choose from.
+      UserError: there is none, or there are several files to choose from.
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         if path.endswith(tuple(_LOADERS)):
             return path
-        raise ValueError(
+        raise errors.UserError(
             f"--model={path} is a file, but no .onnx or .tflite; a SavedModel is named "
             "by its directory."
         )
@@ -120,11 +120,11 @@ def find(path: str) -> str:
         if len(files) == 1:
             return os.path.join(directory, files[0])
         if files:
-            raise ValueError(
+            raise errors.UserError(
                 f"--model={path} leaves a choice: {directory} has {', '.join(files)} "
                 "and no SavedModel; name a file."
             )
-    raise ValueError(
+    raise errors.UserError(
         f"--model={path} holds no saved_model.pb, .onnx or .tflite, and no folder "
         f"named by 10 digits that does; found {', '.join(names) or 'nothing'}. Run "
         "`python -m retinanet_tpu.export` or correct the path."
@@ -139,7 +139,7 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
       num_threads: of the CPU to use; None leaves it to the runtime. For a SavedModel
         they are TensorFlow's own, of the whole process.
     Raises:
-      ValueError: the file is damaged, no detector of ours, or for TensorRT; its runtime
+      UserError: the file is damaged, no detector of ours, or for TensorRT; its runtime
         is missing; or TensorFlow already runs with another num_threads.
     """
     kind, load_fn = _LOADERS.get(

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 import retinanet_tpu
+from retinanet_tpu import errors
 
 # The newest that tf2onnx 1.17 writes; it has all operations of the graph.
 OPSET = 18
@@ -26,7 +27,7 @@ def check_installed() -> None:
     """Checks that ONNX files can be made and run here.
 
     Raises:
-      ValueError: a package is missing.
+      UserError: a package is missing.
     """
     for name in ("onnx", "tf2onnx", "onnxruntime"):
         _package(name)
@@ -53,7 +54,7 @@ def convert(
     Returns:
       The model, with fn's names of inputs and outputs.
     Raises:
-      ValueError: a package is missing, fn computes in bfloat16, or does what ONNX
+      UserError: a package is missing, fn computes in bfloat16, or does what ONNX
         cannot.
     """
     onnx = _package("onnx")
@@ -68,7 +69,7 @@ def convert(
         weight.data_type == onnx.TensorProto.BFLOAT16
         for weight in model.graph.initializer
     ):
-        raise ValueError(
+        raise errors.UserError(
             "The network computes in bfloat16, for which ONNX has no convolutions; "
             "export with COMPUTE_DTYPE = 'float32'."
         )
@@ -85,7 +86,9 @@ def convert(
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ValueError(f"ONNX {opset} cannot say what fn does: {error}") from error
+        raise errors.UserError(
+            f"ONNX {opset} cannot say what fn does: {error}"
+        ) from error
     return model
 
 
@@ -93,7 +96,7 @@ def make_session(model: Any) -> Any:
     """Returns an onnxruntime.InferenceSession of an onnx.ModelProto, on the CPU.
 
     Raises:
-      ValueError: onnxruntime is missing.
+      UserError: onnxruntime is missing.
     """
     onnxruntime = _package("onnxruntime")
     return onnxruntime.InferenceSession(
@@ -137,7 +140,7 @@ def with_efficient_nms(
       max_detections: D.
       class_agnostic: whether suppression is global.
     Raises:
-      ValueError: onnx is missing.
+      UserError: onnx is missing.
 
     Source: NVIDIA/TensorRT, plugin/efficientNMSPlugin: README.md, and the .cu and .cuh
       beside it.
@@ -183,7 +186,7 @@ def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{name.partition('.')[0]} is missing: pip install -e '.[onnx]'"
         ) from error
 

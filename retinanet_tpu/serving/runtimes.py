@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.serving import tflite_format
@@ -32,7 +32,7 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
       path: directory of the SavedModel.
       num_threads: sets TensorFlow's own, of the whole process; None leaves them.
     Raises:
-      ValueError: it is damaged, has other signatures, or TensorFlow runs with other
+      UserError: it is damaged, has other signatures, or TensorFlow runs with other
         threads.
     """
     if num_threads is not None:
@@ -41,7 +41,7 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
         model = tf.saved_model.load(path)
     signatures = model.signatures
     if not {"images", "serving_default"} & set(signatures):
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has neither signature images nor serving_default, only "
             f"{', '.join(signatures) or 'none'}; export the model again."
         )
@@ -78,19 +78,19 @@ def load_onnx(path: str, *, num_threads: int | None = None) -> Callable:
       path: of the file, local or remote.
       num_threads: of the CPU; None leaves it to onnxruntime.
     Raises:
-      ValueError: onnxruntime is missing, or the file is damaged, for TensorRT, or no
+      UserError: onnxruntime is missing, or the file is damaged, for TensorRT, or no
         detector of ours.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} needs onnxruntime, which is missing: pip install -e '.[onnx]'"
         ) from error
     with _named(path):
         content = _read(path)
     if _TENSORRT_NODE in content:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} ends in EfficientNMS_TRT, which only TensorRT has; make an engine "
             "with tools/build_tensorrt_engine.py, or name the model.onnx of an export."
         )
@@ -124,7 +124,7 @@ def load_tflite(path: str, *, num_threads: int | None = None) -> Callable:
       path: of the file, local or remote.
       num_threads: of the CPU; None leaves it to TensorFlow Lite.
     Raises:
-      ValueError: the file is damaged or no detector of ours.
+      UserError: the file is damaged or no detector of ours.
     """
     with _named(path):
         interpreter = tflite_format.interpreter(_read(path), num_threads=num_threads)
@@ -172,17 +172,17 @@ def _set_tensorflow_threads(num_threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)
     except RuntimeError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"TensorFlow already runs with other threads than {num_threads}; load the "
             "SavedModel before anything else uses TensorFlow."
         ) from error
 
 
 def _check(what: str, inputs, outputs: Collection[str], *, expected) -> None:
-    """Raises ValueError where inputs (name -> type) or outputs (names) differ."""
+    """Raises UserError where inputs (name -> type) or outputs (names) differ."""
     wanted_inputs, wanted_outputs = expected
     if inputs != wanted_inputs or not set(wanted_outputs).issubset(outputs):
-        raise ValueError(
+        raise errors.UserError(
             f"{what} maps {_listed(inputs)} to {', '.join(sorted(outputs))}, where "
             f"{_listed(wanted_inputs)} to {', '.join(sorted(wanted_outputs))} is "
             "expected; make it with `python -m retinanet_tpu.export`."
@@ -205,7 +205,7 @@ def _named(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # What the runtimes raise has no class in common.
-        raise ValueError(f"{path} cannot be loaded: {error}") from error
+        raise errors.UserError(f"{path} cannot be loaded: {error}") from error
 
 
 def _read(path: str) -> bytes:

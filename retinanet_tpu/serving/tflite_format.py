@@ -14,6 +14,8 @@ import flatbuffers
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 KINDS = ("float32", "float16", "int8")
 
 
@@ -38,14 +40,16 @@ def convert(
     Returns:
       The content of a .tflite file with the signature serving_default.
     Raises:
-      ValueError: an unknown kind, or int8 without inputs to calibrate on.
+      UserError: an unknown kind, or int8 without inputs to calibrate on.
     Source: ours; int8 is post-training quantisation, arXiv:1712.05877, with a scale
       for each output channel of a kernel.
     """
     if kind not in KINDS:
-        raise ValueError(f"TFLite kind {kind!r} is not one of {', '.join(KINDS)}.")
+        raise errors.UserError(
+            f"TFLite kind {kind!r} is not one of {', '.join(KINDS)}."
+        )
     if kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
-        raise ValueError(
+        raise errors.UserError(
             "TFLite int8 is calibrated on pictures and got none; give some like those "
             "that the network will see."
         )
@@ -83,14 +87,14 @@ def interpreter(content: bytes, *, num_threads: int | None = None) -> Any:
       content: of the file.
       num_threads: of the CPU; None leaves it to the runtime.
     Raises:
-      ValueError: there is neither, or the content is no model.
+      UserError: there is neither, or the content is no model.
     """
     interpreter_class = getattr(tf.lite, "Interpreter", None)
     if interpreter_class is None:
         try:
             litert = importlib.import_module("ai_edge_litert.interpreter")
         except ImportError as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"TensorFlow {tf.__version__} has no tf.lite.Interpreter, and its "
                 "successor is missing: pip install ai-edge-litert"
             ) from error

@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import pathlib
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import flags, logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import categories, pipeline, record_files
 from retinanet_tpu.estimator import checkpoints, config, files
 from retinanet_tpu.task import configurables, experiment
@@ -35,32 +35,17 @@ def checkpoint_flag() -> flags.FlagHolder:
     )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command; what users can mend ends in a sentence, not a traceback."""
-
-    def guarded(_):
-        try:
-            main()
-        except (ValueError, OSError, FloatingPointError) as error:
-            logging.debug("Where it happened", exc_info=True)
-            message = str(error).split("\n  In call to configurable")[0]  # Gin adds it.
-            sys.exit(f"error: {message} (--verbosity=1 shows where)")
-
-    logging.set_verbosity(logging.INFO)
-    app.run(guarded)
-
-
 def parse_files(*overrides: str) -> str:
     """Reads --gin_file and --gin_param; returns the whole configuration.
 
     Args:
       overrides: bindings that the command wants, above --gin_param.
     Raises:
-      ValueError: no file was named, or a setting is wrong.
+      UserError: no file was named, or a setting is wrong.
     """
     config.add_search_path(GIN_CONFIGS)
     if not GIN_FILE.value:
-        raise ValueError(
+        raise errors.UserError(
             "Name a run: --gin_file=gin_configs/quickstart.gin, or another."
         )
     return config.parse(
@@ -76,12 +61,12 @@ def parse_model_dir(*overrides: str) -> str:
     Args:
       overrides: bindings that the command wants, below --gin_param.
     Raises:
-      FileNotFoundError: there is no run.
-      ValueError: --model_dir is missing, or a setting is wrong.
+      MissingFileError: there is no run.
+      UserError: --model_dir is missing, or a setting is wrong.
     """
     path = f"{model_dir()}/{CONFIG_FILE}"
     if not tf.io.gfile.exists(path):
-        raise FileNotFoundError(f"No {path}; is --model_dir that of a run?")
+        raise errors.MissingFileError(f"No {path}; is --model_dir that of a run?")
     return config.parse(
         [path, *GIN_FILE.value],
         [*overrides, *GIN_PARAM.value],
@@ -93,10 +78,10 @@ def model_dir() -> str:
     """Returns --model_dir without a slash at its end.
 
     Raises:
-      ValueError: the flag is missing.
+      UserError: the flag is missing.
     """
     if not MODEL_DIR.value:
-        raise ValueError("--model_dir is missing: the directory of the run.")
+        raise errors.UserError("--model_dir is missing: the directory of the run.")
     return MODEL_DIR.value.rstrip("/")
 
 
@@ -106,7 +91,7 @@ def claim_model_dir(
     """Writes configuration and classes to the model_dir, if the run is its own.
 
     Raises:
-      ValueError: the model_dir was started with another configuration, or a worker was.
+      UserError: the model_dir was started with another configuration, or a worker was.
     """
     workers = run.estimator.workers
     workers.check_same(zlib.crc32(text.encode()), "The configuration's CRC")
@@ -116,7 +101,7 @@ def claim_model_dir(
         with tf.io.gfile.GFile(path) as file:
             changes = config.differences(file.read(), text, _MAY_CHANGE)
         if changes:
-            raise ValueError(
+            raise errors.UserError(
                 f"{model_dir()} belongs to another configuration; it differs in\n  "
                 + "\n  ".join(changes)
                 + "\nUse another --model_dir, or go on with the new: --accept_changes."
@@ -135,7 +120,7 @@ def data_errors_explained(run: experiment.Experiment) -> Iterator[None]:
     """Turns a step's failure over a damaged record into an error that names it.
 
     Raises:
-      ValueError: says file, record and image.
+      UserError: says file, record and image.
     """
     try:
         yield

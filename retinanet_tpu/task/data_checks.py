@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
     categories as categories_lib,
@@ -34,8 +35,8 @@ def check(run: experiment.Experiment) -> None:
     Args:
       run: an experiment with a model_dir.
     Raises:
-      FileNotFoundError: a split has no records, or that to score on no annotations.
-      ValueError: says what is wrong and what to do.
+      MissingFileError: a split has no records, or that to score on no annotations.
+      UserError: says what is wrong and what to do.
     """
     categories, data = run.params["categories"], run.data
     if run.plan.evaluates:
@@ -63,7 +64,7 @@ def _check_evaluation(data, categories):
     record_files.find(data.dir, data.eval_split)
     truth = coco_metric.ground_truth(data.annotation_file)
     if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
-        raise ValueError(
+        raise errors.UserError(
             f"{data.annotation_file} has category ids {unknown[:10]}, which "
             f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
         )
@@ -73,15 +74,15 @@ def report(found: list[findings.Finding]) -> None:
     """Logs warnings, raises errors.
 
     Raises:
-      ValueError: one of them is an error; has the texts of all that are.
+      UserError: one of them is an error; has the texts of all that are.
     """
     for finding in found:
         if finding.severity == findings.Severity.WARNING:
             logging.warning("data | %s", finding.text)
-    errors = [f.text for f in found if f.severity == findings.Severity.ERROR]
-    if errors:
-        raise ValueError(
-            "\n  ".join(errors) + "\ntools/inspect_dataset.py draws what is there."
+    texts = [f.text for f in found if f.severity == findings.Severity.ERROR]
+    if texts:
+        raise errors.UserError(
+            "\n  ".join(texts) + "\ntools/inspect_dataset.py draws what is there."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib, pipeline
 from retinanet_tpu.detections import decode, nms
@@ -79,10 +79,10 @@ def retinanet_params(
       decode_fn: predictions -> candidates.
       nms_fn: candidates -> detections; None for NMS as it comes.
     Raises:
-      ValueError: image_size does not fit the pyramid.
+      UserError: image_size does not fit the pyramid.
     """
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
-        raise ValueError(
+        raise errors.UserError(
             f"IMAGE_SIZE is {image_size}; it must be (height, width), (640, 640) say."
         )
     anchors.grid_sizes(tuple(image_size))  # Checks it before anything is built.
@@ -104,14 +104,14 @@ def build_network(
     """Returns the network that params describe.
 
     Raises:
-      ValueError: it has other levels than the anchors.
+      UserError: it has other levels than the anchors.
     """
     anchors = params["anchors"]
     network = network_fn(
         num_classes=params["num_classes"], num_anchors=anchors.num_per_cell
     )
     if tuple(network.fpn.levels) != tuple(anchors.levels):
-        raise ValueError(
+        raise errors.UserError(
             f"The pyramid has levels {network.fpn.levels}, but the anchors have "
             f"{anchors.levels}; set min_level and max_level of both FPN and Anchors."
         )
@@ -163,10 +163,10 @@ class Plan:
     evaluates: bool = True
 
     def __post_init__(self):
-        """Raises ValueError for counts below 1."""
+        """Raises UserError for counts below 1."""
         for name in ("max_steps", "batch_size", "eval_batch_per_replica"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise errors.UserError(
                     f"Plan.{name} is {getattr(self, name)}; it must be at least 1."
                 )
 
@@ -200,7 +200,7 @@ def experiment(
       backbone_checkpoint: instead, where its backbone comes from: see pretrained.load.
       exporter_fns: each makes an exporter of what is scored from serving_fn.
     Raises:
-      ValueError: parts that do not fit each other.
+      UserError: parts that do not fit each other.
     """
     run_config = run_config or config.RunConfig()
     where = strategy_fn()
@@ -246,7 +246,7 @@ def _start_update(params, update_fn, start_from, network):
     first_weights.check_frozen(network, start_from)
     made = update_fn(network)
     if network.compute_dtype == "float16" and not made.has_loss_scale:
-        raise ValueError(
+        raise errors.UserError(
             "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; take "
             "device/gpu_float16.gin, or WeightUpdate.loss_scale = @DynamicLossScale()."
         )

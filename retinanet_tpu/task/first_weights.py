@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import checkpoints, training, warm_start
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
@@ -24,11 +24,11 @@ def source(
       warm_start_from: another run, for all that agrees with it.
       backbone_checkpoint: see pretrained.load; for the backbone alone.
     Raises:
-      ValueError: both are given.
+      UserError: both are given.
     """
     has_run = bool(warm_start_from and warm_start_from.checkpoint)
     if has_run and backbone_checkpoint:
-        raise ValueError(
+        raise errors.UserError(
             f"WARM_START is {warm_start_from.checkpoint} and BACKBONE_CHECKPOINT is "
             f"{backbone_checkpoint}; a warm start has a backbone, set one to None."
         )
@@ -47,7 +47,7 @@ def check_frozen(
       network: about to be trained.
       given: what `source` returned.
     Raises:
-      ValueError: a frozen weight has no source.
+      UserError: a frozen weight has no source.
     """
     frozen = [v for v in network.weights if not v.trainable]
     if callable(given):
@@ -55,7 +55,7 @@ def check_frozen(
     elif given:
         return
     if frozen:
-        raise ValueError(
+        raise errors.UserError(
             f"FROZEN keeps {len(frozen)} weights at their random first values, such as "
             f"{replicas.path(frozen[0])}; set WARM_START to a checkpoint that has "
             "trained ones (or BACKBONE_CHECKPOINT, for those of the backbone), or "
@@ -81,7 +81,7 @@ def _read_run(network, path) -> dict[str, np.ndarray]:
 
 
 def _check_settings(network, config_file):
-    """Raises ValueError if a run had other layers or pixels, as its config.gin says."""
+    """Raises UserError if a run had other layers or pixels, as its config.gin says."""
     if not tf.io.gfile.exists(config_file):
         return
     with tf.io.gfile.GFile(config_file) as file:
@@ -104,7 +104,7 @@ def _check_settings(network, config_file):
         wrong += [f"normalize.{name} = {value}" for name, value in colours.items()]
         wrong = wrong or ["normalize as it comes"]
     if wrong:
-        raise ValueError(
+        raise errors.UserError(
             f"BACKBONE_CHECKPOINT was trained with {'; '.join(wrong)} ({config_file}), "
             "and this run is not; include the model/pretrained_*.gin that it had."
         )

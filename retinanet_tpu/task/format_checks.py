@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator import spec
@@ -127,12 +127,12 @@ def judge(
       expected: what the checkpoint finds.
       tolerance: how far they may differ.
     Raises:
-      ValueError: one of them does not agree.
+      UserError: one of them does not agree.
     """
     results = [agreement.compare(found, expected, tolerance) for found in ways]
     worst = min(results, key=lambda r: (r.num_matched - r.num_compared, -r.score_drift))
     if not worst.is_within(tolerance):
-        raise ValueError(
+        raise errors.UserError(
             f"The {name} export does not find what the checkpoint finds: {worst}. "
             f"Mates overlap by IoU {tolerance.iou} and score within {tolerance.score}; "
             f"{tolerance.share:.0%} must have one. Nothing was exported."

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import categories as categories_lib, transforms
 from retinanet_tpu.detections import nms
 from retinanet_tpu.estimator import quiet
@@ -62,11 +63,11 @@ def check(formats: Sequence[str], suppress: nms.NMS) -> None:
       formats: names.
       suppress: what the export ends with.
     Raises:
-      ValueError: an unknown name, a package that is missing, or soft suppression for
+      UserError: an unknown name, a package that is missing, or soft suppression for
         TensorRT.
     """
     if unknown := [name for name in formats if name not in FORMATS] or not formats:
-        raise ValueError(
+        raise errors.UserError(
             f"--format is {','.join(formats)!r}; choose of {', '.join(FORMATS)}."
             + (f" There is no {unknown[0]!r}." if formats else "")
         )
@@ -82,14 +83,14 @@ def num_pictures(formats: Sequence[str]) -> int:
 
 
 def _check_efficient_nms(suppress):
-    """Raises ValueError for what TensorRT's own suppression cannot do."""
+    """Raises UserError for what TensorRT's own suppression cannot do."""
     if suppress.is_soft:
-        raise ValueError(
+        raise errors.UserError(
             f"TensorRT's own suppression is hard, but nms.variant is "
             f"{suppress.variant!r}; set --nms=per_class_hard or --nms=global_hard."
         )
     if suppress.score_threshold < onnx_format.LOWEST_SCORE_THRESHOLD:
-        raise ValueError(
+        raise errors.UserError(
             f"nms.score_threshold is {suppress.score_threshold}; under "
             f"{onnx_format.LOWEST_SCORE_THRESHOLD} TensorRT's suppression returns "
             "boxes that were not found: raise it."
@@ -115,12 +116,12 @@ def write(
     Returns:
       How well each format agrees.
     Raises:
-      ValueError: a format does not agree with the checkpoint, or there is no picture to
+      UserError: a format does not agree with the checkpoint, or there is no picture to
         calibrate int8 with.
     """
     if not pictures:
         if "tflite_int8" in formats:
-            raise ValueError(
+            raise errors.UserError(
                 "tflite_int8 is calibrated on pictures, and the evaluation split is "
                 "not at hand; name a folder of thirty: --check_images=DIR."
             )

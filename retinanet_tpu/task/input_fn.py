@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import (
     categories as categories_lib,
     data_service,
@@ -41,15 +42,15 @@ class Data:
     service_address: str | None = None
 
     def __post_init__(self):
-        """Raises ValueError for an augmentation out of its range, or no address."""
+        """Raises UserError for an augmentation out of its range, or no address."""
         low, high = self.augmentation.scale_jitter
         if not 0 < low <= high:
-            raise ValueError(
+            raise errors.UserError(
                 f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
                 "largest) size, both above 0, (0.8, 1.2) say."
             )
         if not 0 <= self.augmentation.colour < 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"Augmentation.colour is {self.augmentation.colour}; factors lie "
                 "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
             )
@@ -100,7 +101,7 @@ def input_fn(
         fill up the last batches.
       seed: of order and augmentation; the same run again sees the same batches.
     Raises:
-      ValueError: the data's classes are not those of the run; the service of data does
+      UserError: the data's classes are not those of the run; the service of data does
         not answer.
     """
     _check_categories(data, params["categories"])
@@ -138,7 +139,7 @@ def input_fn(
 def _check_categories(data, expected):
     found = data.read_categories()
     if found != expected:
-        raise ValueError(
+        raise errors.UserError(
             f"The classes of {data.dir}/{categories_lib.FILE_NAME} are not those that "
             "the model_dir was started with; use the same data or another --model_dir."
         )

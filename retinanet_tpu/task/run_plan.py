@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import config
 from retinanet_tpu.xla import roofline
 
@@ -110,12 +111,12 @@ def reached_efficiency(
     """Returns the share of the device's bound that a measured rate stands for.
 
     Raises:
-      ValueError: the rate is above the bound.
+      UserError: the rate is above the bound.
     """
     bound = step_time(work, target)
     left = bound.images / images_per_sec - bound.exchange_secs
     if left < bound.device_secs:
-        raise ValueError(
+        raise errors.UserError(
             f"{images_per_sec:,.0f} images/s is more than the bound of "
             f"{bound.images_per_sec:,.0f}; was it measured on this slice, with this "
             "batch and network?"

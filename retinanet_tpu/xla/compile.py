@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retinanet_tpu import errors
+
 INSTALL = "pip install -e '.[preflight]'"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
@@ -61,7 +63,11 @@ class OutOfMemoryError(CompileError):
 
 
 def check_installed() -> None:
-    """Raises ImportError, saying what to install, if jax or libtpu is not there."""
+    """Checks that jax and libtpu can be imported.
+
+    Raises:
+      MissingPackageError: One cannot; says what to install.
+    """
     _modules()
 
 
@@ -73,7 +79,7 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
       topology: such as "v3:2x2x1".
       num_replicas: devices that run the program together.
     Raises:
-      ImportError: jax or libtpu is not there; says what to install.
+      MissingPackageError: jax or libtpu is not there; says what to install.
       OutOfMemoryError: the compiler found that the program does not fit.
       CompileError: the program does not compile; the compiler's words.
     """
@@ -158,7 +164,7 @@ def _modules():
         from jax._src.lib import _jax, xla_client
         from jax.experimental import topologies
     except ImportError as error:
-        raise ImportError(
+        raise errors.MissingPackageError(
             f"The TPU compiler is missing ({error}): {INSTALL}"
         ) from error
     return _jax, xla_client, topologies, mlir

@@ -4,6 +4,8 @@ import difflib
 import math
 from typing import NamedTuple
 
+from retinanet_tpu import errors
+
 
 class Device(NamedTuple):
     """Peak figures of one device, by its vendor."""
@@ -92,12 +94,12 @@ def accelerator(name: str) -> Accelerator:
     """Returns the slice that Google Cloud calls so.
 
     Raises:
-      ValueError: no such name; says the nearest ones.
+      UserError: no such name; says the nearest ones.
     """
     if name not in ACCELERATORS:
         close = difflib.get_close_matches(name, ACCELERATORS, n=3)
         known = close or sorted(ACCELERATORS)
-        raise ValueError(f"--topology is '{name}'; known are {', '.join(known)}.")
+        raise errors.UserError(f"--topology is '{name}'; known are {', '.join(known)}.")
     return ACCELERATORS[name]
 
 

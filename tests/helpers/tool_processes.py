@@ -13,6 +13,7 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "
 _SERVER = """
 import contextlib, importlib.util, io, json, sys, traceback
 from absl import flags
+from retinanet_tpu.task import guard
 spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
@@ -23,8 +24,8 @@ for line in sys.stdin:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:
             arguments = flags.FLAGS(["tool", *json.loads(line)])
-            takes_any = tool.main.__code__.co_argcount
-            tool.main(*[arguments][:takes_any])
+            guard.check_no_arguments(arguments[1:])
+            tool.main()
         except Exception:
             traceback.print_exc()
             status = 1

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import stopwatch
 
+from retinanet_tpu import errors
+
 _DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}  # onnxruntime's
 
 
@@ -53,7 +55,7 @@ def load(path: str, signature: str, threads: int) -> Detector:
       signature: of the SavedModel, empty for the usual one.
       threads: to run it on.
     Raises:
-      ValueError: it does not take pictures, or what runs it is not installed.
+      UserError: it does not take pictures, or what runs it is not installed.
     """
     loader = _LOADERS.get(pathlib.Path(path).suffix)
     try:
@@ -62,9 +64,9 @@ def load(path: str, signature: str, threads: int) -> Detector:
         else:
             detector = _load_saved_model(path, signature, threads)
     except ImportError as error:
-        raise ValueError(f"{path} needs {error.name}: pip install it.") from error
+        raise errors.UserError(f"{path} needs {error.name}: pip install it.") from error
     if len(detector.shape) != 4 or detector.shape[3] not in (None, 3):
-        raise ValueError(
+        raise errors.UserError(
             f"{path} takes {list(detector.shape)}, which is no batch of pictures "
             "[B, H, W, 3]; of a SavedModel, name a signature that does: PATH@SIGNATURE."
         )
@@ -79,7 +81,7 @@ def _load_saved_model(path, signature, threads):
     signatures = tf.saved_model.load(path).signatures
     name = signature or ("images" if "images" in signatures else "serving_default")
     if name not in signatures:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has no signature '{name}'; name one of {sorted(signatures)}: "
             "PATH@SIGNATURE."
         )
@@ -145,7 +147,9 @@ def _only(path, inputs):
     """Returns the input of an artifact, if it is a single one."""
     found = list(inputs)
     if len(found) != 1:
-        raise ValueError(f"{path} takes {len(found)} inputs; one, of pictures, is due.")
+        raise errors.UserError(
+            f"{path} takes {len(found)} inputs; one, of pictures, is due."
+        )
     return found[0]
 
 
@@ -156,7 +160,7 @@ def feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
       detector: says what it takes.
       images: uint8 [B, H, W, 3].
     Raises:
-      ValueError: the batch or the pictures do not fit.
+      UserError: the batch or the pictures do not fit.
     """
     batch, *sides = images.shape[:3]
     at_once, *input_sides = detector.shape[:3]
@@ -165,7 +169,7 @@ def feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
         (most or side) - side for most, side in zip(input_sides, sides, strict=True)
     ]
     if batch % at_once or min(room) < 0:
-        raise ValueError(
+        raise errors.UserError(
             f"A batch of {batch} pictures of {sides} px does not go into an input of "
             f"{list(detector.shape)}; choose another --batch or --size."
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 
 # What image/source_id may hold, and fits an int64.
@@ -61,7 +62,7 @@ def assemble(
       is_norm: boxes are shares of the picture's sides.
 
     Raises:
-      ValueError: an object is of none of the classes.
+      UserError: an object is of none of the classes.
     """
     if ids is None:
         ids = {category["name"]: category["id"] for category in categories}
@@ -71,7 +72,7 @@ def assemble(
         objects = []
         for item in picture.objects:
             if item.label not in ids:
-                raise ValueError(_unknown(item, picture, unit, ids))
+                raise errors.UserError(_unknown(item, picture, unit, ids))
             area = item.box_xywh[2] * item.box_xywh[3]
             objects.append(
                 annotations.AnnotatedObject(

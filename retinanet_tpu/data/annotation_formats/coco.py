@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import files
 
@@ -28,9 +29,9 @@ def read(path: str, *, image_names: Iterable[str] = ()) -> annotations.Annotated
       image_names: the folder's pictures, to find those that are not listed.
 
     Raises:
-      ValueError: a part or a key is missing or of another type, an id is negative or
+      UserError: a part or a key is missing or of another type, an id is negative or
         comes twice, or an annotation names an image or a category that is not listed.
-      FileNotFoundError: there is no such file.
+      MissingFileError: there is no such file.
     """
     content = files.parse_json(files.read_bytes(path), path, without="segmentation")
     _check_parts(content, path)
@@ -46,9 +47,11 @@ def read(path: str, *, image_names: Iterable[str] = ()) -> annotations.Annotated
         where = f"{path}: annotation {number}"
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         if image_id not in image_ids:
-            raise ValueError(f"{where} is of image {image_id}, which is not listed.")
+            raise errors.UserError(
+                f"{where} is of image {image_id}, which is not listed."
+            )
         if category_id not in category_ids:
-            raise ValueError(f"{where} has unlisted category {category_id}.")
+            raise errors.UserError(f"{where} has unlisted category {category_id}.")
         objects[image_id].append(_object(annotation, number, where))
     images = [
         annotations.AnnotatedImage(
@@ -76,7 +79,7 @@ def _object(
         x, y, width, height = (float(value) for value in annotation["bbox"])
         area = width * height if area is None else float(area)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{where} has bbox {annotation['bbox']!r} and area {area!r}; expected [x, "
             "y, width, height] in pixels and a number."
         ) from error
@@ -93,24 +96,26 @@ def _object(
 def _check_parts(content: dict[str, Any], path: str) -> None:
     absent = [part for part in _KEYS if not isinstance(content.get(part), list)]
     if absent:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} lacks {', '.join(absent)}; a COCO detection file has images, "
             "annotations and categories."
         )
     if not content["images"]:
-        raise ValueError(f"{path} lists no images; check that it is the right file.")
+        raise errors.UserError(
+            f"{path} lists no images; check that it is the right file."
+        )
     for part, keys in _KEYS.items():
         for position, entry in enumerate(content[part]):
             where = f"{path}: {part}[{position}]"
             if not isinstance(entry, dict):
-                raise ValueError(f"{where} is {entry!r}; expected an object.")
+                raise errors.UserError(f"{where} is {entry!r}; expected an object.")
             for key, kind in keys.items():
                 if key not in entry:
-                    raise ValueError(
+                    raise errors.UserError(
                         f"{where} lacks {key!r}; it has {', '.join(entry)}."
                     )
                 if not _is_a(entry[key], kind):
-                    raise ValueError(
+                    raise errors.UserError(
                         f"{where} has {key} {entry[key]!r}; expected {kind.__name__}."
                     )
 
@@ -122,9 +127,11 @@ def _is_a(value: Any, kind: type) -> bool:
 def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
     for value, count in collections.Counter(entry["id"] for entry in entries).items():
         if count > 1:
-            raise ValueError(f"{what} {value} comes {count} times; ids must differ.")
+            raise errors.UserError(
+                f"{what} {value} comes {count} times; ids must differ."
+            )
         if value < 0:
-            raise ValueError(f"{what} {value} is negative; expected 0 or more.")
+            raise errors.UserError(f"{what} {value} is negative; expected 0 or more.")
     return {entry["id"] for entry in entries}
 
 
@@ -134,6 +141,6 @@ def _side(image: dict[str, Any], key: str, path: str) -> int:
     try:
         return int(value or 0)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path}: image {image['id']} has {key} {value!r}, no number."
         ) from error

@@ -10,6 +10,7 @@ import itertools
 import os
 from typing import Any, NamedTuple
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import assembly, files
 
@@ -51,19 +52,19 @@ def read(
       categories: the classes; None for all that occur in the file, sorted.
 
     Raises:
-      ValueError: a column is missing, a line has too few fields or no numbers, or a
+      UserError: a column is missing, a line has too few fields or no numbers, or a
         class that is not known. The line is named.
     """
     rows = files.csv_rows(path)
     first = next(rows, None)
     if first is None:
-        raise ValueError(f"{path} is empty.")
+        raise errors.UserError(f"{path} is empty.")
     layout, has_header = _layout(first[1], path)
     found, file_names = {}, {}
     for line, row in itertools.chain([] if has_header else [first], rows):
         where = f"{path}, line {line}"
         if len(row) != layout.num_fields:
-            raise ValueError(
+            raise errors.UserError(
                 f"{where} has {len(row)} fields, expected {layout.num_fields}; a field "
                 "that holds a comma must be in quotes."
             )
@@ -95,7 +96,7 @@ def _layout(row: list[str], path: str) -> tuple[_Layout, bool]:
             columns[name] = places[0]
     absent = [n for n in _ALIASES if n not in columns and n not in _OPTIONAL]
     if absent:
-        raise ValueError(
+        raise errors.UserError(
             f"{path}, line 1 is {','.join(row)!r}, which lacks {', '.join(absent)}; "
             "expected a header with image,xmin,ymin,xmax,ymax,class, or lines of "
             "path,x1,y1,x2,y2,class, with commas between."
@@ -119,7 +120,7 @@ def _labelled(fields: dict[str, str], line: int, where: str) -> list[assembly.La
     if not any(corners) and not fields["class"]:
         return []
     if not fields["class"]:
-        raise ValueError(f"{where} has a box and no class.")
+        raise errors.UserError(f"{where} has a box and no class.")
     box_xywh = assembly.corners_to_xywh(*files.numbers(corners, where))
     return [assembly.Labelled(fields["class"], box_xywh, line)]
 

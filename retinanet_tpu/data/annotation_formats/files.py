@@ -13,6 +13,7 @@ from typing import Any
 import PIL.Image
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 
 UNREADABLE = "annotation files unreadable, their images left out"
@@ -36,11 +37,11 @@ class Pictures:
         """Returns the picture of a stem, whatever its extension, or None.
 
         Raises:
-          ValueError: there are several.
+          UserError: there are several.
         """
         found = self._by_stem.get(stem, [])
         if len(found) > 1:
-            raise ValueError(
+            raise errors.UserError(
                 f"{self._folder} has {' and '.join(found)}; annotations of {stem} "
                 "could be of either. Keep one, or rename it and annotate both."
             )
@@ -68,7 +69,7 @@ def list_pictures(folder: str) -> list[str]:
       Names relative to the folder, those in its subfolders included, sorted.
 
     Raises:
-      FileNotFoundError: there is no such folder.
+      MissingFileError: there is no such folder.
     """
     PIL.Image.init()  # Else it knows the commonest formats only.
     extensions = set(PIL.Image.registered_extensions())
@@ -79,12 +80,14 @@ def list_files(folder: str, extension: str) -> list[str]:
     """Returns the files of an extension, as `list_pictures` does.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: it holds none.
+      MissingFileError: there is no such folder.
+      UserError: it holds none.
     """
     names = sorted(_walk(folder, "", lambda found: found == extension))
     if not names:
-        raise ValueError(f"{folder} holds no {extension} file; check --annotations.")
+        raise errors.UserError(
+            f"{folder} holds no {extension} file; check --annotations."
+        )
     return names
 
 
@@ -102,7 +105,7 @@ def parse_each(
       What is in the files, by name, and a finding for each that could not be read.
 
     Raises:
-      ValueError: none could be read.
+      UserError: none could be read.
     """
 
     def parse(name: str) -> Any:
@@ -117,7 +120,7 @@ def parse_each(
         results = dict(zip(names, readers.map(parse, names), strict=True))
     broken = [r for r in results.values() if isinstance(r, annotations.Finding)]
     if len(broken) == len(names):
-        raise ValueError(
+        raise errors.UserError(
             f"None of the {len(names)} annotation files in {folder} could be read; "
             f"{broken[0].where}: {broken[0].detail}. Check --format and --annotations."
         )
@@ -132,15 +135,15 @@ def read_bytes(path: str) -> bytes:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
-        raise FileNotFoundError(f"No file {path}; check the flags.") from error
+        raise errors.MissingFileError(f"No file {path}; check the flags.") from error
 
 
 def read_text(path: str) -> str:
     """Reads a text file as UTF-8, with or without a byte order mark.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is in another encoding.
+      MissingFileError: there is none.
+      UserError: it is in another encoding.
     """
     return decode(read_bytes(path), path)
 
@@ -151,7 +154,7 @@ def decode(content: bytes, path: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
+        raise errors.UserError(
             f"{path} is not UTF-8 text (line {line}: {error.reason}); save it as UTF-8."
         ) from error
 
@@ -165,7 +168,7 @@ def parse_json(content: bytes, path: str, *, without: str) -> dict[str, Any]:
       without: a key that is left out wherever it stands, as it is large and unused.
 
     Raises:
-      ValueError: the file is cut off, or not a JSON object.
+      UserError: the file is cut off, or not a JSON object.
     """
 
     def shorten(entry: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def parse_json(content: bytes, path: str, *, without: str) -> dict[str, Any]:
     try:
         found = json.loads(decode(content, path), object_hook=shorten)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON, or cut off: {error}.") from error
+        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
     return found if isinstance(found, dict) else {}
 
 
@@ -187,14 +190,14 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
             if any(row):
                 yield rows.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: {error}.") from error
+        raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
 
 
 def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
     """Returns a picture's size as annotated, 0 if absent; ValueError if no number."""
     values = numbers((height or 0, width or 0), where)
     if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise ValueError(f"{where}: a picture of {width} x {height} px")
+        raise errors.UserError(f"{where}: a picture of {width} x {height} px")
     return int(values[0]), int(values[1])
 
 
@@ -210,7 +213,9 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
         try:
             values.append(float(text))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: expected a number, got {text!r}") from error
+            raise errors.UserError(
+                f"{where}: expected a number, got {text!r}"
+            ) from error
     return values
 
 
@@ -218,7 +223,7 @@ def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator
     try:
         names = tf.io.gfile.listdir(os.path.join(folder, below))
     except tf.errors.NotFoundError as error:
-        raise FileNotFoundError(f"No folder {folder}.") from error
+        raise errors.MissingFileError(f"No folder {folder}.") from error
     for name in names:
         # Cloud storage marks folders so, local ones are asked for.
         path = posixpath.join(below, name.rstrip("/"))

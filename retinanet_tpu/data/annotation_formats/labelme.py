@@ -4,6 +4,7 @@ import math
 import posixpath
 from typing import Any, NamedTuple
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import assembly, files
 
@@ -38,7 +39,7 @@ def read(
       categories: the classes; None for all that occur in the folder, sorted.
 
     Raises:
-      ValueError: no JSON file that can be read, or a class that is not known.
+      UserError: no JSON file that can be read, or a class that is not known.
     """
     names = files.list_files(directory, ".json")
     parsed, findings = files.parse_each(directory, names, _parse)
@@ -73,13 +74,13 @@ def _parse(content: bytes, name: str) -> _File:
     found = files.parse_json(content, name, without="imageData")
     for key, kind in (("imagePath", str), ("shapes", list)):
         if not isinstance(found.get(key), kind):
-            raise ValueError(f"{key} is {found.get(key)!r}, no {kind.__name__}")
+            raise errors.UserError(f"{key} is {found.get(key)!r}, no {kind.__name__}")
     objects, findings = [], []
     for number, shape in enumerate(found["shapes"], start=1):
         where = f"shape {number}"
         label = shape.get("label") if isinstance(shape, dict) else None
         if not label or not isinstance(label, str):
-            raise ValueError(f"{where} has the label {label!r}, no text")
+            raise errors.UserError(f"{where} has the label {label!r}, no text")
         kind = shape.get("shape_type") or "polygon"
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":
@@ -100,14 +101,18 @@ def _box(
     try:
         points = [(float(x), float(y)) for x, y in points]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} has points {points!r}, not [[x, y], ...]") from error
+        raise errors.UserError(
+            f"{where} has points {points!r}, not [[x, y], ...]"
+        ) from error
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
         radius = math.dist((x, y), edge)
         points = [(x - radius, y - radius), (x + radius, y + radius)]
     elif kind == "rectangle":
         if len(points) < 2:
-            raise ValueError(f"{where} is a rectangle of {len(points)} points, not 2")
+            raise errors.UserError(
+                f"{where} is a rectangle of {len(points)} points, not 2"
+            )
     elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
         return None
     return assembly.frame(points)

@@ -6,6 +6,7 @@ Classes are machine ids (/m/01yrx), whose names stand in a file of their own.
 import os
 from typing import Any, NamedTuple
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import assembly, files
 
@@ -33,14 +34,14 @@ def read(
       classes: of `read_classes`.
 
     Raises:
-      ValueError: a column is missing, a line has too few fields or no numbers, no
+      UserError: a column is missing, a line has too few fields or no numbers, no
         picture is there, or a class that is not known. The line is named.
     """
     rows = files.csv_rows(path)
     _, header = next(rows, (1, []))
     absent = [name for name in _NEEDED if name not in header]
     if absent:
-        raise ValueError(
+        raise errors.UserError(
             f"{path}, line 1 lacks {', '.join(absent)}; expected the header of Open "
             "Images: ImageID,LabelName,XMin,XMax,YMin,YMax and more."
         )
@@ -48,7 +49,9 @@ def read(
     for line, row in rows:
         where = f"{path}, line {line}"
         if len(row) != len(header):
-            raise ValueError(f"{where} has {len(row)} fields, expected {len(header)}.")
+            raise errors.UserError(
+                f"{where} has {len(row)} fields, expected {len(header)}."
+            )
         fields = dict(zip(header, row, strict=True))
         image_id = fields["ImageID"]
         if image_id in missing:
@@ -65,7 +68,7 @@ def read(
         item = assembly.Labelled(fields["LabelName"], box_xywh, line, is_crowd)
         found[image_id].objects.append(item)
     if not found:
-        raise ValueError(
+        raise errors.UserError(
             f"No picture of the {len(missing)} images in {path}, such as "
             f"{next(iter(missing), None)}, is there; check --images."
         )
@@ -88,16 +91,18 @@ def read_classes(path: str) -> ClassList:
     """Reads a class-descriptions file, with or without a header.
 
     Raises:
-      ValueError: a line is no pair of machine id and name, or a machine id comes twice.
+      UserError: a line is no pair of machine id and name, or a machine id comes twice.
     """
     names = {}
     for line, row in files.csv_rows(path):
         if line == 1 and row[0] == "LabelName":
             continue
         if len(row) != 2 or not all(row):
-            raise ValueError(f"{path}, line {line} is {row}; expected /m/id,name.")
+            raise errors.UserError(
+                f"{path}, line {line} is {row}; expected /m/id,name."
+            )
         if row[0] in names:
-            raise ValueError(f"{path}, line {line} has {row[0]} a second time.")
+            raise errors.UserError(f"{path}, line {line} has {row[0]} a second time.")
         names[row[0]] = row[1]
     categories = assembly.number_classes(names.values())
     ids = {label: i for i, label in enumerate(names, start=1)}

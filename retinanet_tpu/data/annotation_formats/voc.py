@@ -4,6 +4,7 @@ import posixpath
 import xml.etree.ElementTree
 from typing import Any
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import assembly, files
 
@@ -27,8 +28,8 @@ def read(
         the split.
 
     Raises:
-      ValueError: no XML file that can be read, or a class that is not known.
-      FileNotFoundError: the split names a stem without an XML file.
+      UserError: no XML file that can be read, or a class that is not known.
+      MissingFileError: the split names a stem without an XML file.
     """
     names = files.list_files(directory, ".xml")
     parsed, findings = files.parse_each(directory, names, _parse)
@@ -66,17 +67,17 @@ def _parse(content: bytes, name: str) -> assembly.Picture:
     try:
         root = xml.etree.ElementTree.fromstring(content)
     except xml.etree.ElementTree.ParseError as error:
-        raise ValueError(f"not XML, or cut off: {error}") from error
+        raise errors.UserError(f"not XML, or cut off: {error}") from error
     objects = []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"
         label = element.findtext("name")
         if not label:
-            raise ValueError(f"{where} has no <name>")
+            raise errors.UserError(f"{where} has no <name>")
         sides = ("xmin", "ymin", "xmax", "ymax")
         corners = [element.findtext(f"bndbox/{side}") for side in sides]
         if None in corners:
-            raise ValueError(f"{where} has no full <bndbox>")
+            raise errors.UserError(f"{where} has no full <bndbox>")
         box_xywh = assembly.corners_to_xywh(*files.numbers(corners, where))
         objects.append(assembly.Labelled(label, box_xywh, number))
     size = files.sides(
@@ -91,7 +92,7 @@ def _split_stems(split_file: str) -> set[str]:
     rows = [line.split() for line in files.read_text(split_file).splitlines()]
     stems = {row[0] for row in rows if row and row[1:] != ["-1"]}
     if not stems:
-        raise ValueError(f"{split_file} names no image.")
+        raise errors.UserError(f"{split_file} names no image.")
     return stems
 
 
@@ -100,6 +101,6 @@ def _check_stems(
 ) -> None:
     absent = sorted(stems - set(map(annotations.stem, names)))
     if absent:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"{split_file} names {absent[0]}; {directory} has no {absent[0]}.xml."
         )

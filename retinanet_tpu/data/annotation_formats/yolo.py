@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import assembly, files
 
@@ -34,7 +35,7 @@ def read(
       categories: the classes, with YOLO's numbers as ids.
 
     Raises:
-      ValueError: no label file that can be read or has a picture, or a class that is
+      UserError: no label file that can be read or has a picture, or a class that is
         not known.
     """
     names = [
@@ -43,7 +44,7 @@ def read(
         if posixpath.basename(name) not in _CLASS_FILES
     ]
     if not names:
-        raise ValueError(f"{directory} holds no label file; check --annotations.")
+        raise errors.UserError(f"{directory} holds no label file; check --annotations.")
     parsed, findings = files.parse_each(directory, names, _parse)
     found = []
     for name, (objects, of_lines) in parsed.items():
@@ -55,7 +56,7 @@ def read(
         findings += of_lines
         found.append(assembly.Picture(file_name, 0, 0, objects, name))
     if not found:
-        raise ValueError(
+        raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
             "has a picture of its name; check --images and --annotations."
         )
@@ -74,7 +75,7 @@ def find_classes(directory: str) -> str:
     """Returns the path of the class names that belong to a folder of label files.
 
     Raises:
-      FileNotFoundError: there is none.
+      MissingFileError: there is none.
     """
     folder = directory.rstrip("/")
     for _ in range(_LEVELS_UP + 1):
@@ -83,7 +84,7 @@ def find_classes(directory: str) -> str:
             if tf.io.gfile.exists(path):
                 return path
         folder = os.path.join(folder, os.pardir)
-    raise FileNotFoundError(
+    raise errors.MissingFileError(
         f"No {_YAML_FILES[0]} or {_CLASS_FILES[0]} in {directory} or the "
         f"{_LEVELS_UP} folders above it; say with --classes where the names are."
     )
@@ -102,7 +103,7 @@ def _parse(
         label, *shares = files.numbers(fields, where)
         is_polygon = len(shares) >= 6 and len(shares) % 2 == 0
         if not label.is_integer() or not (is_polygon or len(shares) == 4):
-            raise ValueError(
+            raise errors.UserError(
                 f"{where} is {line.strip()!r}; expected class cx cy width height"
             )
         if is_polygon:

@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from retinanet_tpu import errors
 from retinanet_tpu.data.annotation_formats import files
 
 _QUOTED = r"""(?P<{}>"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|{})"""
@@ -28,7 +29,7 @@ def read(path: str) -> list[dict[str, Any]]:
         YAML only that is understood: the rest would need a library for one key.
 
     Raises:
-      ValueError: there are no names, or they are written in another way.
+      UserError: there are no names, or they are written in another way.
     """
     text = files.read_text(path)
     if path.endswith((".yaml", ".yml")):
@@ -36,28 +37,30 @@ def read(path: str) -> list[dict[str, Any]]:
     else:
         names = dict(enumerate(line.strip() for line in text.rstrip().splitlines()))
     if not names:
-        raise ValueError(f"{path} is empty; expected a class name on each line.")
+        raise errors.UserError(f"{path} is empty; expected a class name on each line.")
     for number, name in names.items():
         if not name:
-            raise ValueError(f"{path} has no name for class {number}.")
+            raise errors.UserError(f"{path} has no name for class {number}.")
     return [{"id": number, "name": name} for number, name in sorted(names.items())]
 
 
 def _from_yaml(text: str, path: str) -> dict[int, str]:
     found = re.search(r"^names[ \t]*:", text, re.MULTILINE)
     if not found:
-        raise ValueError(f"{path} has no `names`; {_INSTEAD}")
+        raise errors.UserError(f"{path} has no `names`; {_INSTEAD}")
     rest = text[found.end() :].lstrip(" \t")
     items = _flow_items(rest) if rest[:1] in ("[", "{") else _block_items(rest)
     if not items:
-        raise ValueError(f"{path}: cannot read its `names`; {_INSTEAD}")
+        raise errors.UserError(f"{path}: cannot read its `names`; {_INSTEAD}")
     names = {
         position if key is None else int(key): _unquoted(name)
         for position, (key, name) in enumerate(items)
     }
     count = re.search(r"^nc[ \t]*:[ \t]*(\d+)", text, re.MULTILINE)
     if count and int(count[1]) != len(names):
-        raise ValueError(f"{path} says nc: {count[1]} and has {len(names)} names.")
+        raise errors.UserError(
+            f"{path} says nc: {count[1]} and has {len(names)} names."
+        )
     return names
 
 

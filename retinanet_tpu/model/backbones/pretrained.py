@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.model import layers
 from retinanet_tpu.model.backbones import foreign_names, resnet, weight_files
 
@@ -77,8 +77,8 @@ def load(
     Returns:
       What was loaded, in words.
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is of another network, or expects other settings.
+      MissingFileError: there is no such file.
+      UserError: it is of another network, or expects other settings.
     Source: the settings are those of each project's own code.
     """
     variables = {_name(variable): variable for variable in backbone.variables}
@@ -86,7 +86,9 @@ def load(
         tensors, origin = weight_files.download_keras(_depth(variables)), KERAS
     elif (suffix := checkpoint[checkpoint.rfind(".") :]) in _READERS:
         if not tf.io.gfile.exists(checkpoint):
-            raise FileNotFoundError(f"BACKBONE_CHECKPOINT {checkpoint} does not exist.")
+            raise errors.MissingFileError(
+                f"BACKBONE_CHECKPOINT {checkpoint} does not exist."
+            )
         read_fn, origin = _READERS[suffix]
         tensors = read_fn(checkpoint)
     else:
@@ -111,7 +113,7 @@ def _read_run(checkpoint, read_run_fn):
     try:
         tensors = read_run_fn(checkpoint)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise errors.MissingFileError(
             f"BACKBONE_CHECKPOINT {checkpoint} is no checkpoint of a run; it may also "
             f"be '{IMAGENET}', or a file of {', '.join(sorted(_READERS))}."
         ) from error
@@ -143,7 +145,7 @@ def _folded(backbone, tensors, biases, epsilon):
 
 
 def _check_shapes(variables, tensors, unknown, checkpoint):
-    """Raises ValueError if names or shapes are not those of the backbone."""
+    """Raises UserError if names or shapes are not those of the backbone."""
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     names = [
@@ -165,14 +167,14 @@ def _check_shapes(variables, tensors, unknown, checkpoint):
         hint += f": set ResNet.depth = {depth}." if depth else "."
     elif all("shortcut/" in name for name in names) and not unknown:
         hint = f"Include {TORCH.gin_file}, which sets ResNet.has_identity_start."
-    raise ValueError(
+    raise errors.UserError(
         f"{len(wrong)} tensors of BACKBONE_CHECKPOINT {checkpoint} differ, first: "
         f"{'; '.join(wrong[:4])}. {hint}"
     )
 
 
 def _check_settings(backbone, origin, normalize_fn, checkpoint):
-    """Raises ValueError if the same weights would compute something else here."""
+    """Raises UserError if the same weights would compute something else here."""
     wrong = [
         f"ResNet.{name} is {getattr(backbone, name)}, not {value}"
         for name, value in origin.settings.items()
@@ -188,7 +190,7 @@ def _check_settings(backbone, origin, normalize_fn, checkpoint):
             f"{np.round(expected, 3).tolist()}"
         )
     if wrong:
-        raise ValueError(
+        raise errors.UserError(
             f"BACKBONE_CHECKPOINT {checkpoint} is of {origin.name}, but "
             f"{'; '.join(wrong)}. Include {origin.gin_file}, which sets all of it."
         )

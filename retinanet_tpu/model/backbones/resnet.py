@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.model import folding, layers
 
 # depth: (blocks of stages 2 to 5, whether they are bottlenecks)
@@ -57,11 +58,13 @@ class ResNet(tf.Module):
           norm_fn: makes a normalisation from (num_channels, name=, initial_gamma=).
           seed: of the kernels.
         Raises:
-          ValueError: the depth is none of these.
+          UserError: the depth is none of these.
         """
         super().__init__("backbone")
         if depth not in DEPTHS:
-            raise ValueError(f"ResNet depth {depth} is not one of {sorted(DEPTHS)}.")
+            raise errors.UserError(
+                f"ResNet depth {depth} is not one of {sorted(DEPTHS)}."
+            )
         stage_blocks, is_bottleneck = DEPTHS[depth]
         make = {"norm_fn": norm_fn, "seed": seed}
         self.is_v1 = is_v1

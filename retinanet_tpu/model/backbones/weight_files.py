@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import errors
+
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -35,7 +37,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     """Returns the tensors of a .safetensors file; needs no other package.
 
     Raises:
-      ValueError: it is damaged or cut short, or has a dtype that NumPy lacks.
+      UserError: it is damaged or cut short, or has a dtype that NumPy lacks.
     Source: the format's own description: 8 bytes of length, a JSON header, the data.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -46,7 +48,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
         header.pop("__metadata__", None)
         return {name: _tensor(data, start, **entry) for name, entry in header.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} is no whole .safetensors file ({error!r}); fetch it again."
         ) from error
 
@@ -55,7 +57,7 @@ def _tensor(data, start, *, dtype, shape, data_offsets):
     begin, end = data_offsets
     dtype = np.dtype(_DTYPES[dtype])
     if end - begin != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{shape} {dtype} do not fill bytes {begin} to {end}")
+        raise errors.UserError(f"{shape} {dtype} do not fill bytes {begin} to {end}")
     flat = np.frombuffer(data, dtype, math.prod(shape), start + begin)
     return flat.reshape(shape)
 
@@ -66,13 +68,13 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
     The state dict may lie under a key, as training scripts save it ("state_dict").
 
     Raises:
-      ValueError: torch is missing; or the file has no state dict of a ResNet, or more
+      UserError: torch is missing; or the file has no state dict of a ResNet, or more
         than tensors.
     """
     try:
         import torch
     except ImportError as error:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} is read by torch, which is missing: pip install -e '.[torch]', or "
             "take the same weights as .safetensors, which needs no torch."
         ) from error
@@ -80,7 +82,7 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # Of many kinds: pickle's, zipfile's, its own.
-            raise ValueError(
+            raise errors.UserError(
                 f"{path} cannot be read as a file of tensors only: {error}"
             ) from error
     groups = [saved, *saved.values()] if isinstance(saved, Mapping) else []
@@ -92,7 +94,7 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
                 if isinstance(value, torch.Tensor)
             }
     keys = [str(key) for key in saved][:4] if groups else type(saved).__name__
-    raise ValueError(
+    raise errors.UserError(
         f"{path} holds {keys}, no state dict of a ResNet, which has conv1.weight."
     )
 
@@ -107,7 +109,7 @@ def read_keras(path: str) -> dict[str, np.ndarray]:
     Args:
       path: .weights.h5 or .keras of Keras 3, .h5 of weights or of a model.
     Raises:
-      ValueError: it is of another model.
+      UserError: it is of another model.
     """
     with _local(path) as file:
         depth, has_top, num_classes = _measure(file, path)
@@ -117,7 +119,7 @@ def read_keras(path: str) -> dict[str, np.ndarray]:
         try:
             model.load_weights(file)
         except (ValueError, KeyError) as error:
-            raise ValueError(
+            raise errors.UserError(
                 f"{path} has the convolutions of a ResNet-{depth}, but is not "
                 f"keras.applications.ResNet{depth}: {error}"
             ) from error
@@ -128,17 +130,17 @@ def download_keras(depth: int) -> dict[str, np.ndarray]:
     """Returns Keras's own ImageNet weights, which its loader fetches and caches.
 
     Raises:
-      ValueError: there are none of this depth, or they cannot be fetched.
+      UserError: there are none of this depth, or they cannot be fetched.
     """
     if depth not in _KERAS_DEPTHS.values():
-        raise ValueError(
+        raise errors.UserError(
             f"Keras has ImageNet weights of ResNet-50, -101 and -152, not of ResNet-"
             f"{depth}; set ResNet.depth, or give BACKBONE_CHECKPOINT a file of timm's."
         )
     try:
         model = _keras_model(depth, weights="imagenet", include_top=False)
     except Exception as error:  # Its loader raises a bare Exception for a bad URL.
-        raise ValueError(
+        raise errors.UserError(
             f"Keras could not fetch its ResNet-{depth} ({error}); on a machine without "
             "a network, set BACKBONE_CHECKPOINT to the .h5 file that it wanted."
         ) from error
@@ -174,11 +176,11 @@ def _measure(file, path):
                 root = root.get(group, root)
             root.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
     except (OSError, KeyError) as error:
-        raise ValueError(f"{path} is no Keras file: {error}") from error
+        raise errors.UserError(f"{path} is no Keras file: {error}") from error
     num_convs = sum(len(shape) == 4 for shape in shapes)
     tops = [shape for shape in shapes if len(shape) == 2]
     if num_convs not in _KERAS_DEPTHS:
-        raise ValueError(
+        raise errors.UserError(
             f"{path} has {num_convs} convolutions; keras.applications.ResNet50, 101 "
             f"and 152 have {', '.join(map(str, _KERAS_DEPTHS))}."
         )
