@@ -22,10 +22,10 @@ import time
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.estimator import checkpoints, leases, sidecar, strategy, summaries
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.task import cli, configurables, guard
+from retinanet_tpu.task import cli, configurables
 
 EXIT_CODES = {
     sidecar.StorageError: 1,

@@ -14,9 +14,10 @@ import functools
 
 from absl import flags, logging
 
+from retinanet_tpu import guard
 from retinanet_tpu.data import photographs
 from retinanet_tpu.estimator import strategy
-from retinanet_tpu.task import cli, configurables, formats, guard, serving_fn
+from retinanet_tpu.task import cli, configurables, formats, serving_fn
 
 _CHECKPOINT = cli.checkpoint_flag()
 _FORMAT = flags.DEFINE_list("format", ["saved_model"], "Formats, see above.")

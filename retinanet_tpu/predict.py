@@ -23,11 +23,10 @@ import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import photographs
 from retinanet_tpu.evaluation import coco_metric, visualize
 from retinanet_tpu.serving import artifacts, stream
-from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 

@@ -20,8 +20,8 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
-from retinanet_tpu.task import cli, configurables, guard, host_rate, steps
+from retinanet_tpu import errors, guard
+from retinanet_tpu.task import cli, configurables, host_rate, steps
 from retinanet_tpu.xla import (
     compile as compiler,
     lower,

@@ -21,13 +21,14 @@ import sys
 import tensorflow as tf
 from absl import flags, logging
 
+from retinanet_tpu import guard
 from retinanet_tpu.estimator import (
     interruptions,
     train_and_evaluate,
     training,
     workers,
 )
-from retinanet_tpu.task import cli, configurables, data_checks, experiment, guard
+from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
 EXIT_DIVERGED = 5

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.data import pipeline
-from retinanet_tpu.task import cli, configurables, guard
+from retinanet_tpu.task import cli, configurables
 
 _WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to compare.")
 _SECONDS = flags.DEFINE_float("seconds", 8.0, "To measure for, each time.")

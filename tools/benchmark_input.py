@@ -25,9 +25,9 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.data import record_files
-from retinanet_tpu.task import cli, configurables, guard
+from retinanet_tpu.task import cli, configurables
 
 _DATA = flags.DEFINE_string("data", None, "DIR/SPLIT-*.tfrecord; not with --gin_file.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Sides of the canvas, px.")

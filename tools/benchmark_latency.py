@@ -30,8 +30,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from retinanet_tpu import errors
-from retinanet_tpu.task import guard
+from retinanet_tpu import errors, guard
 
 _WORKER = pathlib.Path(__file__).parent / "benchmarks" / "timed_detector.py"
 

@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from retinanet_tpu import guard
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.task import guard
 
 _IMAGES = flags.DEFINE_integer("images", 8, "B.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 80, "K.", lower_bound=1)

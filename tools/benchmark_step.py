@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retinanet_tpu import errors
-from retinanet_tpu.task import guard
+from retinanet_tpu import errors, guard
 
 _INSTALL = "pip install 'jax[cuda12]==0.10.2' (or jax==0.10.2 for --platform=cpu)"
 # As StableHLO writes them; ml_dtypes, which comes with jax, adds bfloat16 to NumPy.

@@ -33,9 +33,8 @@ import tensorflow as tf
 import tensorrt_engine
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.data import photographs, transforms
-from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 _NODE = b"EfficientNMS_TRT"

@@ -22,7 +22,7 @@ import tensorflow as tf
 import tqdm
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.data import (
     annotation_checks,
     annotations,
@@ -42,7 +42,6 @@ from retinanet_tpu.data.annotation_formats import (
     yolo,
     yolo_names,
 )
-from retinanet_tpu.task import guard
 
 _FORMAT = flags.DEFINE_enum(
     "format",

@@ -16,7 +16,7 @@ import tqdm
 from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
-from retinanet_tpu.task import guard
+from retinanet_tpu import guard
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder to write to.")
 _NUM_TRAIN = flags.DEFINE_integer(

@@ -23,11 +23,10 @@ import tensorflow as tf
 from absl import flags, logging
 from pycocotools import coco as coco_lib
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import pictures
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
-from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 

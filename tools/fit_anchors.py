@@ -15,10 +15,10 @@ the search never saw, says whether the find is more than luck.
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.boxes import anchor_fit, anchors as anchors_lib
 from retinanet_tpu.data import examples, statistics
-from retinanet_tpu.task import anchor_recall, cli, configurables, experiment, guard
+from retinanet_tpu.task import anchor_recall, cli, configurables, experiment
 
 _OUTPUT = flags.DEFINE_string("output", None, "Gin file to write.")
 _NUM_SCALES = flags.DEFINE_integer("num_scales", None, "As in the run by default.")

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.estimator import files
 from retinanet_tpu.model import layers
-from retinanet_tpu.task import cli, configurables, experiment, guard, run_plan, steps
+from retinanet_tpu.task import cli, configurables, experiment, run_plan, steps
 from retinanet_tpu.xla import lower, roofline
 
 _TOPOLOGY = flags.DEFINE_string(

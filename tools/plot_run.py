@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 from tensorboard.backend.event_processing import event_accumulator
 
-from retinanet_tpu.task import guard
+from retinanet_tpu import guard
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -22,10 +22,9 @@ from typing import Any
 import evaluate_exported
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
-from retinanet_tpu.task import guard
 
 FLAGS = flags.FLAGS
 

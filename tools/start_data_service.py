@@ -23,9 +23,8 @@ import threading
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.data import data_service
-from retinanet_tpu.task import guard
 
 _ROLE = flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What to start.")
 _PORT = flags.DEFINE_integer(

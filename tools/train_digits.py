@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from retinanet_tpu import replicas
+from retinanet_tpu import guard, replicas
 from retinanet_tpu.estimator import (
     checkpoints,
     config,
@@ -26,7 +26,6 @@ from retinanet_tpu.estimator import (
     spec,
     train_and_evaluate,
 )
-from retinanet_tpu.task import guard
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.")
 _MAX_STEPS = flags.DEFINE_integer("max_steps", 300, "Steps over all runs, from 100.")

@@ -13,7 +13,7 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "
 _SERVER = """
 import contextlib, importlib.util, io, json, sys, traceback
 from absl import flags
-from retinanet_tpu.task import guard
+from retinanet_tpu import guard
 spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
 tool = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tool)
