@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, guard
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
     categories as categories_lib,
@@ -43,7 +43,6 @@ from retinanet_tpu.task import (
     configurables,
     data_checks,
     experiment,
-    guard,
 )
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
