@@ -27,6 +27,7 @@ _ABOUT_A_FILE = re.compile(
     r"File system scheme|; (No such file|Is a directory|Not a directory|Permission"
     r"|Read-only file system|No space left)|Error executing an HTTP request"
 )
+_SCHEMES = " Use a local path or gs://, which TensorFlow reads here."
 
 
 def run(
@@ -95,7 +96,9 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(original, OSError):
         return _os_message(original)
     if isinstance(original, tf.errors.OpError) and _is_environmental(original):
-        return original.message.partition("\n")[0].removesuffix(".") + "."
+        message = original.message.partition("\n")[0].removesuffix(".")
+        hint = _SCHEMES if "File system scheme" in message else ""
+        return f"{message}.{hint}"
     return None
 
 
