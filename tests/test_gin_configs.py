@@ -90,7 +90,7 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("IMAGE_SIZE = 640", "must be .height, width"),
+        ("IMAGE_SIZE = 640", "must be .a whole number, a whole"),
         ("IMAGE_SIZE = (600, 640)", "multiple of 128"),
         ("Anchors.max_level = 6", "levels"),
         ("BATCH_SIZE = 0", "at least 1"),
