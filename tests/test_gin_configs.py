@@ -3,7 +3,7 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu import train
+from retinanet_tpu import errors, train
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
@@ -103,6 +103,6 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
     ],
 )
 def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
-    _parse(GIN_CONFIGS / "quickstart.gin", binding)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(errors.UserError, match=message):
+        _parse(GIN_CONFIGS / "quickstart.gin", binding)
         train.dry_run_lines()

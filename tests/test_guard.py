@@ -81,7 +81,7 @@ def _save_below_a_file(path):
     ("access", "expected"),
     [
         (lambda path: tf.io.gfile.makedirs("s3://bucket/x"), "gs://"),
-        (lambda path: open(path / "absent"), "absent: No such file"),
+        (lambda path: (path / "absent").read_text(), "absent: No such file"),
         (lambda path: tf.io.gfile.GFile(f"{path}/absent").read(), "absent"),
         (_write_below_a_file, "file"),
         (lambda path: tf.io.gfile.GFile(f"{path}", "w").write("x"), "directory"),

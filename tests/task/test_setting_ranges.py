@@ -1,4 +1,5 @@
 import typing
+from collections.abc import Callable
 
 import pytest
 
@@ -27,10 +28,7 @@ UNBOUNDED = {
 
 def _holds_numbers(annotation):
     parts = typing.get_args(annotation)
-    is_function = (
-        typing.get_origin(annotation) is setting_types.collections.abc.Callable
-    )
-    if is_function:
+    if typing.get_origin(annotation) is Callable:
         return False
     return annotation in (int, float) or any(map(_holds_numbers, parts))
 
