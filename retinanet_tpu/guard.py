@@ -24,8 +24,9 @@ _ENVIRONMENT = (
 _FILE_ACCESS = re.compile(r"tensorflow/python/(lib/io/|training/py_checkpoint_reader)")
 # The kernels that save, restore and list files carry no frame of the above.
 _ABOUT_A_FILE = re.compile(
-    r"File system scheme|is not a directory|; (No such file|Is a directory|Not a directory|Permission"
-    r"|Read-only file system|No space left)|Error executing an HTTP request"
+    r"File system scheme|is not a directory"
+    r"|; (No such file|Is a directory|Not a directory|Permission|Read-only file system"
+    r"|No space left)|Error executing an HTTP request"
 )
 # gin and AutoGraph add these to the text of an error that passes through them.
 _ADDED_TEXT = re.compile(r"\n  In call to configurable '|^in user code:", re.MULTILINE)
