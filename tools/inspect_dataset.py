@@ -14,6 +14,8 @@ error was found that stops training or leads to an AP of 0.
 Needs matplotlib (pip install -e '.[plots]').
 """
 
+import retinanet_tpu.startup_cpu
+
 import dataclasses
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,8 @@ Of several runs (--model_dir repeated) it draws the total loss and AP, to compar
 Needs matplotlib (pip install -e '.[plots]').
 """
 
+import retinanet_tpu.startup_cpu
+
 import json
 
 import matplotlib
