@@ -24,6 +24,7 @@ import dataset_charts
 import dataset_page
 import dataset_tables
 import numpy as np
+import plotting
 import tensorflow as tf
 from absl import flags
 
@@ -274,6 +275,7 @@ def _samples_section(subject, split):
 
 def main() -> None:
     """Runs the command."""
+    plotting.check_installed()
     subject = read_subject()
     reaches = reached(subject)
     found = problems(subject, reaches)
