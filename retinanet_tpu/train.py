@@ -16,6 +16,8 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
       then go on from the last checkpoint
 """
 
+import retinanet_tpu.startup_tpu
+
 import sys
 
 import tensorflow as tf

@@ -14,6 +14,8 @@ it goes on where it was. What a person should look at is counted, and listed wit
 and line in <split>.findings.txt.
 """
 
+import retinanet_tpu.startup_cpu
+
 import functools
 import os
 from typing import Any
