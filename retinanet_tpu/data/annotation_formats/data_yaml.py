@@ -32,7 +32,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
       MissingFileError: There is no such file.
       UserError: It is no YAML, no mapping, too large or nested too deep, a key occurs
-        twice, or it uses aliases.
+        twice, or it uses aliases or %TAG.
     """
     text = files.read_text(path)
     if len(text) > _MAX_BYTES:
@@ -40,6 +40,8 @@ def read(path: str) -> dict[str, Any]:
             f"{path} has {len(text):,} characters; a data.yaml of at most "
             f"{_MAX_BYTES:,} was expected. Give another file with --classes."
         )
+    if "\n%TAG" in "\n" + text:  # libyaml compares each with all others.
+        raise errors.UserError(f"{path} has a line with %TAG; remove it.")
     try:
         found = _document(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:

@@ -65,6 +65,7 @@ download: |
         ("a: 1\na: 2", "below line 1 is the key 'a' twice"),
         ("? [a]\n: b", "below line 1 is a key that is no text"),
         ("a: 1\n---\na: 2", "second document"),
+        ("".join(f"%TAG !{i}! a\n" for i in range(MANY // 4)), "line with %TAG"),
         ("a: \x01", "cannot be read: .*not allowed"),
         ("- a", "holds no mapping"),
         ("a", "holds no mapping"),
