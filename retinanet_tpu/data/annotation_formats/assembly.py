@@ -1,5 +1,6 @@
 """From what the files of a format say to an AnnotatedSet: ids, classes, areas."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,6 +111,8 @@ def corners_to_xywh(
 def frame(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
     """Returns left, top, width and height of the box around points (x, y)."""
     xs, ys = zip(*points, strict=True)
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN.
+        return (math.nan,) * 4
     return corners_to_xywh(min(xs), min(ys), max(xs), max(ys))
 
 

@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import csv
+import functools
 import io
 import json
 import math
 import os
 import posixpath
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -71,9 +73,15 @@ def list_pictures(folder: str) -> list[str]:
     Raises:
       MissingFileError: there is no such folder.
     """
-    PIL.Image.init()  # Else it knows the commonest formats only.
-    extensions = set(PIL.Image.registered_extensions())
+    extensions = image_extensions()
     return sorted(_walk(folder, "", lambda extension: extension in extensions))
+
+
+@functools.cache
+def image_extensions() -> frozenset[str]:
+    """Returns the extensions of images, such as .jpg."""
+    PIL.Image.init()  # Else it knows the commonest formats only.
+    return frozenset(PIL.Image.registered_extensions())
 
 
 def list_files(folder: str, extension: str) -> list[str]:
@@ -212,9 +220,9 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
     for text in texts:
         try:
             values.append(float(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise errors.UserError(
-                f"{where}: expected a number, got {text!r}"
+                f"{where}: expected a number, got {reprlib.repr(text)}"
             ) from error
     return values
 
