@@ -1,4 +1,4 @@
-"""CSV tables: a line for each box, in pixels, classes by name.
+"""Reads CSV tables: a line for each box, in pixels, classes by name.
 
   image,xmin,ymin,xmax,ymax,class    with a header, in any order, more columns allowed
   path,x1,y1,x2,y2,class             without one, as keras-retinanet has it
@@ -8,11 +8,12 @@ A line without numbers and class is an image without objects.
 
 import itertools
 import os
+import posixpath
 from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files
+from retinanet_tpu.data.annotation_formats import assembly, files, name_matching
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What headers call a column; all but the size of the picture must be there.
@@ -60,7 +61,7 @@ def read(
     if first is None:
         raise errors.UserError(f"{path} is empty.")
     layout, has_header = _layout(first[1], path)
-    found, file_names = {}, {}
+    found, source = {}, os.path.basename(path)
     for line, row in itertools.chain([] if has_header else [first], rows):
         where = f"{path}, line {line}"
         if len(row) != layout.num_fields:
@@ -69,19 +70,32 @@ def read(
                 "that holds a comma must be in quotes."
             )
         fields = {name: row[column] for name, column in layout.columns.items()}
-        written = fields["image"]
-        if written not in file_names:
-            file_names[written] = _file_name(written, path, pictures)
-        file_name = file_names[written]
-        if file_name not in found:
+        written = name_matching.plain_path(fields["image"])
+        if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
-            source = os.path.basename(path)
-            found[file_name] = assembly.Picture(file_name, *size, [], source)
-        found[file_name].objects.extend(_labelled(fields, line, where))
+            found[written] = assembly.Picture(written, *size, [], source)
+        found[written].objects.extend(_labelled(fields, line, where))
+    beside = os.path.dirname(path)
+    names = [(written, posixpath.join(beside, written)) for written in found]
+    located, findings = assembly.locate(
+        list(found.values()), names, pictures, counts_renamed=True
+    )
+    merged = _merged(located)
     if categories is None:
-        categories = assembly.found_classes(found.values())
-    findings = annotations.pictures_without_annotation(pictures.names, set(found))
-    return assembly.assemble(found.values(), categories, unit="line", findings=findings)
+        categories = assembly.found_classes(merged)
+    listed = {p.file_name for p in merged} | {f.image for f in findings}
+    findings += annotations.pictures_without_annotation(pictures.names, listed)
+    return assembly.assemble(merged, categories, unit="line", findings=findings)
+
+
+def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
+    """Puts the boxes of an image together that the table names in several ways."""
+    merged = {}
+    for image in images:
+        first = merged.setdefault(image.file_name, image)
+        if first is not image:
+            first.objects.extend(image.objects)
+    return list(merged.values())
 
 
 def _layout(row: list[str], path: str) -> tuple[_Layout, bool]:
@@ -124,7 +138,3 @@ def _labelled(fields: dict[str, str], line: int, where: str) -> list[assembly.La
     box_xywh = assembly.corners_to_xywh(*files.numbers(corners, where))
     return [assembly.Labelled(fields["class"], box_xywh, line)]
 
-
-def _file_name(written: str, path: str, pictures: files.Pictures) -> str:
-    name = files.from_windows(written)
-    return pictures.by_path(name, beside=os.path.dirname(path)) or name
