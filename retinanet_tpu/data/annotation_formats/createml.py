@@ -31,36 +31,37 @@ def read(
       UserError: The file has another structure, or a class is not known.
       MissingFileError: There is no such file.
     """
-    content = documents.parse_json(files.read_bytes(path), path)
-    found, findings = [], []
-    for number, entry in enumerate(documents.is_a(content, list, path), start=1):
-        where = f"{path}, entry {number}"
-        documents.is_a(entry, dict, where)
-        name = documents.get(entry, _IMAGE, str, where)
-        source = f"{os.path.basename(path)}, {name}"
-        objects = []
-        items = documents.get(entry, _ANNOTATIONS, list, where)
-        for place, item in enumerate(items, start=1):
-            here = f"{source}, annotation {place}"
-            documents.is_a(item, dict, here)
-            numbers = documents.numbers(
-                documents.get(item, ["coordinates"], dict, here),
-                ("x", "y", "width", "height"),
-                here,
-            )
-            label = documents.label(item.get("label"), here)
-            if not label:
-                findings.append(annotations.Finding(listing.NO_CLASS, here))
-                continue
-            x, y, width, height = numbers
-            box_xywh = (x - width / 2, y - height / 2, width, height)
-            objects.append(assembly.Labelled(label, box_xywh, place))
-        found.append(assembly.Picture(name, 0, 0, objects, source))
+    content = files.load_json(files.read_bytes(path), path)
+    entries = documents.is_a(content, list, path)
     return listing.assemble(
-        found,
+        [
+            _content(e, f"{path}, entry {i}", path)
+            for i, e in enumerate(entries, start=1)
+        ],
         path=path,
         pictures=pictures,
         categories=categories,
         unit="annotation",
-        findings=findings,
     )
+
+
+def _content(entry: Any, where: str, path: str) -> assembly.Content:
+    documents.is_a(entry, dict, where)
+    name = documents.get(entry, _IMAGE, str, where)
+    source = f"{os.path.basename(path)}, {name}"
+    objects, findings = [], []
+    listed = documents.get(entry, _ANNOTATIONS, list, where)
+    for place, item in enumerate(listed, start=1):
+        here = f"{source}, annotation {place}"
+        documents.is_a(item, dict, here)
+        coordinates = documents.get(item, ["coordinates"], dict, here)
+        keys = ("x", "y", "width", "height")
+        x, y, width, height = documents.numbers(coordinates, keys, here)
+        label = documents.label(item.get("label"), here)
+        if not label:
+            findings.append(annotations.Finding(listing.NO_CLASS, here))
+            continue
+        box_xywh = (x - width / 2, y - height / 2, width, height)
+        objects.append(assembly.Labelled(label, box_xywh, place))
+    picture = assembly.Picture(name, 0, 0, objects, source)
+    return assembly.Content(picture, findings)

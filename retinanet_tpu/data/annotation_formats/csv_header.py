@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from retinanet_tpu import errors
-from retinanet_tpu.data.annotation_formats import files
+from retinanet_tpu.data.annotation_formats import files, name_matching
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 SIZES = ("xmin", "ymin", "box_width", "box_height")
@@ -158,7 +158,7 @@ def _is_keras_retinanet(row: list[str]) -> bool:
 def _is_makesense(row: list[str]) -> bool:
     if len(row) != len(_MAKESENSE) or not _are_numbers(row[1:5] + row[6:]):
         return False
-    return posixpath.splitext(row[5])[1].lower() in files.image_extensions()
+    return posixpath.splitext(row[5])[1].lower() in name_matching.image_extensions()
 
 
 def _are_numbers(texts: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""CSV tables: a line for each box, in pixels, classes by name.
+"""Reads CSV tables: a line for each box, in pixels, classes by name.
 
   image,xmin,ymin,xmax,ymax,class    with a header, in any order, more columns allowed
   image,x,y,width,height,class       the same; x and y are the upper left corner
@@ -10,12 +10,18 @@ A line without numbers and class is an image without objects.
 
 import itertools
 import os
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, csv_header, files
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    csv_header,
+    files,
+    name_matching,
+)
 
 # Programs that count pixels inclusively have sizes larger by one.
 _TOLERANCE = 1.01
@@ -44,7 +50,7 @@ def read(
     if first is None:
         raise errors.UserError(f"{path} is empty.")
     header = csv_header.read(first[1], path)
-    found, file_names, has_image_sizes = {}, {}, False
+    found, source, has_image_sizes = {}, os.path.basename(path), False
     for line, row in itertools.chain([] if header.is_line else [first], rows):
         where = f"{path}, line {line}"
         if len(row) != header.num_fields:
@@ -53,23 +59,36 @@ def read(
                 "that holds a comma must be in quotes."
             )
         fields = {name: row[column] for name, column in header.columns.items()}
-        written = fields["image"]
-        if written not in file_names:
-            file_names[written] = _file_name(written, path, pictures)
-        file_name = file_names[written]
-        if file_name not in found:
+        written = name_matching.plain_path(fields["image"])
+        if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
-            source = os.path.basename(path)
-            found[file_name] = assembly.Picture(file_name, *size, [], source)
+            found[written] = assembly.Picture(written, *size, [], source)
         objects = _labelled(fields, header.sides, line, where)
         has_image_sizes |= any(not _is_own_size(fields, o, where) for o in objects)
-        found[file_name].objects.extend(objects)
+        found[written].objects.extend(objects)
     if not has_image_sizes:
         found = {n: p._replace(height=0, width=0) for n, p in found.items()}
+    beside = os.path.dirname(path)
+    names = [(written, posixpath.join(beside, written)) for written in found]
+    located, findings = assembly.locate(
+        list(found.values()), names, pictures, counts_renamed=True
+    )
+    merged = _merged(located)
     if categories is None:
-        categories = assembly.found_classes(found.values())
-    findings = annotations.pictures_without_annotation(pictures.names, set(found))
-    return assembly.assemble(found.values(), categories, unit="line", findings=findings)
+        categories = assembly.found_classes(merged)
+    listed = {p.file_name for p in merged} | {f.image for f in findings}
+    findings += annotations.pictures_without_annotation(pictures.names, listed)
+    return assembly.assemble(merged, categories, unit="line", findings=findings)
+
+
+def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
+    """Puts the boxes of an image together that the table names in several ways."""
+    merged = {}
+    for image in images:
+        first = merged.setdefault(image.file_name, image)
+        if first is not image:
+            first.objects.extend(image.objects)
+    return list(merged.values())
 
 
 def _labelled(
@@ -91,8 +110,3 @@ def _is_own_size(fields: dict[str, str], item: assembly.Labelled, where: str) ->
     sizes = files.numbers((fields.get(k) or 0 for k in ("width", "height")), where)
     differences = (a - b for a, b in zip(sizes, item.box_xywh[2:], strict=True))
     return all(abs(difference) < _TOLERANCE for difference in differences)
-
-
-def _file_name(written: str, path: str, pictures: files.Pictures) -> str:
-    name = files.from_windows(written)
-    return pictures.by_path(name, beside=os.path.dirname(path)) or name

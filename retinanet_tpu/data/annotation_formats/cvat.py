@@ -61,47 +61,42 @@ def read(
         raise errors.UserError(
             f"{path} begins with <{root.tag[:50]}>; CVAT's XML with <annotations>."
         )
-    source, findings = os.path.basename(path), []
-    found = list(_images(root, source, findings))
-    tracks = root.findall("track")
+    source, tracks = os.path.basename(path), root.findall("track")
+    contents = list(_images(root, source))
     if tracks:
-        found += _frames(tracks, source, findings, pictures)
-    if not found:
+        contents += _frames(tracks, source, pictures)
+    if not contents:
         raise errors.UserError(f"{path} has no <image> and no <track>.")
     return listing.assemble(
-        found,
+        contents,
         path=path,
         pictures=pictures,
         categories=categories,
         unit="shape",
-        findings=findings,
         declared=_declared(root),
     )
 
 
-def _images(
-    root: _Element, source: str, findings: list[annotations.Finding]
-) -> Iterator[assembly.Picture]:
+def _images(root: _Element, source: str) -> Iterator[assembly.Content]:
     for number, image in enumerate(root.findall("image"), start=1):
         name = image.get("name")
         if not name:
             raise errors.UserError(f"{source}, image {number} has no name.")
         where = f"{source}, {name}"
         size = files.sides(image.get("height"), image.get("width"), where)
+        findings = []
         objects = [
             item
             for place, shape in enumerate(image, start=1)
             for item in _labelled(shape, shape.get("label"), place, where, findings)
         ]
-        yield assembly.Picture(name, *size, objects, where)
+        picture = assembly.Picture(name, *size, objects, where)
+        yield assembly.Content(picture, findings)
 
 
 def _frames(
-    tracks: list[_Element],
-    source: str,
-    findings: list[annotations.Finding],
-    pictures: files.Pictures,
-) -> list[assembly.Picture]:
+    tracks: list[_Element], source: str, pictures: files.Pictures
+) -> list[assembly.Content]:
     """Returns the frames of a video; those that no track is in have no objects."""
     names = _frame_names(pictures.names)
     numbers = sorted(names)
@@ -111,10 +106,7 @@ def _frames(
             "on; --images has none of that name. Export the images with the "
             "annotations, or export as 'CVAT for images', which has the names."
         )
-    found = {
-        number: assembly.Picture(name, 0, 0, [], f"{source}, frame {number}")
-        for number, name in names.items()
-    }
+    found = {number: _empty(name, source, number) for number, name in names.items()}
     for place, track in enumerate(tracks, start=1):
         where = f"{source}, track {track.get('id') or place}"
         shown = [
@@ -127,12 +119,17 @@ def _frames(
         for number, shape in shown:
             if _is_outside(shape):
                 continue
-            name = f"frame_{number:06d}.png"
-            here = f"{source}, frame {number}"
-            frame = found.setdefault(number, assembly.Picture(name, 0, 0, [], here))
-            label = track.get("label")
-            frame.objects.extend(_labelled(shape, label, place, where, findings))
+            if number not in found:
+                found[number] = _empty(f"frame_{number:06d}.png", source, number)
+            picture, findings = found[number]
+            label, here = track.get("label"), picture.source
+            picture.objects.extend(_labelled(shape, label, place, here, findings))
     return list(found.values())
+
+
+def _empty(name: str, source: str, number: int) -> assembly.Content:
+    picture = assembly.Picture(name, 0, 0, [], f"{source}, frame {number}")
+    return assembly.Content(picture, [])
 
 
 def _frame_names(names: Iterable[str]) -> dict[int, str]:

@@ -1,6 +1,5 @@
-"""Parses JSON and XML files of any origin, and checks the types of their fields."""
+"""Parses XML of any origin, and checks the types of fields of XML and JSON."""
 
-import json
 import math
 import reprlib
 import xml.etree.ElementTree
@@ -13,30 +12,6 @@ from retinanet_tpu.data.annotation_formats import files
 
 _MAX_DEPTH = 100  # Of elements in elements; annotations have six levels.
 _KINDS = {str: "text", list: "a list", dict: "an object"}
-
-
-def parse_json(content: bytes, path: str, *, without: str | None = None) -> Any:
-    """Parses a JSON file.
-
-    Args:
-      content: The file.
-      path: Its name, for errors.
-      without: A key that is left out wherever it stands, as it is large and unused.
-
-    Raises:
-      UserError: The file is no JSON, is cut off, or is nested too deep.
-    """
-
-    def shorten(entry: dict[str, Any]) -> dict[str, Any]:
-        entry.pop(without, None)
-        return entry
-
-    text = files.decode(content, path)
-    try:
-        return json.loads(text, object_hook=shorten if without else None)
-    # A plain ValueError is a whole number of thousands of digits.
-    except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
 
 
 def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:

@@ -8,7 +8,6 @@ import math
 import os
 import posixpath
 import re
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from retinanet_tpu.data.annotation_formats import (
     documents,
     files,
     listing,
+    name_matching,
     shapes,
 )
 
@@ -62,21 +62,18 @@ def read(
       UserError: The file has another structure, or a class is not known.
       MissingFileError: There is no such file.
     """
-    content = documents.parse_json(files.read_bytes(path), path)
-    findings, found = [], []
-    entries = documents.is_a(content, list, path)
-    for task in _tasks(entries, os.path.basename(path), findings):
-        name = _file_name(task.url, path, pictures)
-        picture = _picture(task, name, findings)
-        if picture is not None:
-            found.append(picture)
+    content = files.load_json(files.read_bytes(path), path)
+    entries, findings = documents.is_a(content, list, path), []
+    tasks = _tasks(entries, os.path.basename(path), findings)
+    contents = [_content(task, findings) for task in tasks]
     return listing.assemble(
-        found,
+        [content for content in contents if content is not None],
         path=path,
         pictures=pictures,
         categories=categories,
         unit="result",
         findings=findings,
+        names_fn=_names,
     )
 
 
@@ -140,47 +137,29 @@ def _url(data: dict[str, Any], where: str) -> str:
 
 
 def _extension(url: str) -> bool:
-    extension = posixpath.splitext(_path(url))[1].lower()
-    return extension in files.image_extensions()
+    extension = posixpath.splitext(name_matching.plain_path(url))[1].lower()
+    return extension in name_matching.image_extensions()
 
 
-def _path(url: str) -> str:
-    """Returns the path of an image's URL: /data/upload/1/a.jpg, s3://b/a.jpg, ..."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError:  # Brackets that are no IPv6 address: a name, not a URL.
-        return url
-    local = urllib.parse.parse_qs(parts.query).get("d") if parts.query else None
-    if local:  # /data/local-files/?d=folder/a.jpg
-        return local[0]
-    is_url = bool(parts.scheme) or parts.path.startswith("/data/")
-    return urllib.parse.unquote(parts.path) if is_url else url
+def _names(url: str) -> list[str]:
+    """Returns what the image of a URL may be called; an upload has got a prefix."""
+    name = posixpath.basename(name_matching.plain_path(url))
+    return [url, _HASH.sub("", name, count=1)]
 
 
-def _file_name(url: str, path: str, pictures: files.Pictures) -> str:
-    """Returns the image of a URL; an upload may have got a prefix."""
-    name = files.from_windows(_path(url))
-    plain = _HASH.sub("", posixpath.basename(name), count=1)
-    return (
-        listing.find(name, path, pictures)
-        or listing.find(plain, path, pictures)
-        or posixpath.basename(name)
-    )
-
-
-def _picture(
-    task: _Task, name: str, findings: list[annotations.Finding]
-) -> assembly.Picture | None:
+def _content(
+    task: _Task, left_out: list[annotations.Finding]
+) -> assembly.Content | None:
     """Returns an image with its objects; None if Label Studio shows it turned."""
     regions = [(i, *r) for i, r in enumerate(task.results, start=1) if _is_region(*r)]
     labelled = {str(r.get("id")) for _, _, r in regions if "id" in r and _labels(r)}
-    objects, of_images = [], set()
+    objects, findings, of_images = [], [], set()
     for place, where, result in regions:
         labels = _labels(result, where)
         if not labels and str(result.get("id")) in labelled:
             continue  # The same region, whose labels are a result of their own.
         if result.get("image_rotation"):
-            findings.append(annotations.Finding(_TURNED, task.source, name))
+            left_out.append(annotations.Finding(_TURNED, task.source, task.url))
             return None
         size = _size(result, where)
         of_images.add((size, str(result.get("to_name")), result.get("item_index") or 0))
@@ -195,7 +174,8 @@ def _picture(
             f"{sorted(of_images, key=str)[:3]}; give each image a task of its own."
         )
     width, height = next(iter(of_images))[0] if of_images else (0, 0)
-    return assembly.Picture(name, height, width, objects, task.source)
+    picture = assembly.Picture(task.url, height, width, objects, task.source)
+    return assembly.Content(picture, findings)
 
 
 def _is_region(where: str, result: Any) -> bool:

@@ -1,7 +1,7 @@
 """Makes the record of a file that lists many images with their boxes."""
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from retinanet_tpu import errors
@@ -13,7 +13,7 @@ _MAX_WITHOUT_CLASS = 0.5  # More is no slip of a person.
 
 
 def assemble(
-    found: Iterable[assembly.Picture],
+    contents: Iterable[assembly.Content],
     *,
     path: str,
     pictures: files.Pictures,
@@ -21,64 +21,59 @@ def assemble(
     unit: str,
     findings: Sequence[annotations.Finding] = (),
     declared: Iterable[str] = (),
+    names_fn: Callable[[str], list[str]] = lambda written: [written],
 ) -> annotations.AnnotatedSet:
     """Finds the images of a file's entries and numbers its classes.
 
     Args:
-      found: The images, with names as the file has them.
+      contents: The images and what was found in each, with names as the file has them.
       path: The file.
       pictures: The folder of images.
       categories: The classes; None for those that the file declares or, if it declares
         none, for all that occur, sorted.
       unit: What the objects' places count.
-      findings: Those of the reading.
+      findings: Findings that are about no image in particular.
       declared: Names of the classes that the file lists, in its order.
+      names_fn: Written name -> what the image may be called, best name first.
 
     Raises:
       UserError: Most boxes have no class, or a class is not one of `categories`.
     """
-    found = [
-        picture._replace(
-            file_name=find(picture.file_name, path, pictures)
-            or files.from_windows(picture.file_name)
-        )
-        for picture in found
-    ]
-    _check_classes(found, findings)
+    contents = list(contents)
+    _check_classes(contents)
     if categories is None:
-        occurring = {item.label for picture in found for item in picture.objects}
+        labels = {o.label for content in contents for o in content.picture.objects}
         declared = list(dict.fromkeys(declared))
-        others = sorted(occurring.difference(declared))
+        others = sorted(labels.difference(declared))
         categories = assembly.number_classes([*declared, *others])
-    absent = annotations.pictures_without_annotation(
-        pictures.names, {picture.file_name for picture in found}
+    beside, images = posixpath.dirname(path), [content.picture for content in contents]
+    candidates = [
+        [x for n in names_fn(i.file_name) for x in (n, posixpath.join(beside, n))]
+        for i in images
+    ]
+    located, unclear = assembly.locate(
+        images, candidates, pictures, counts_renamed=True
     )
+    doubtful = {f.image for f in unclear if f.what == assembly.SEVERAL}
+    kept = [c for c in contents if c.picture.file_name not in doubtful]
+    in_images = [
+        finding._replace(image=image.file_name)
+        for content, image in zip(kept, located, strict=True)
+        for finding in content.findings
+    ]
+    listed = {image.file_name for image in located} | {f.image for f in unclear}
+    absent = annotations.pictures_without_annotation(pictures.names, listed)
     return assembly.assemble(
-        found, categories, unit=unit, findings=[*findings, *absent]
+        located,
+        categories,
+        unit=unit,
+        findings=[*findings, *in_images, *unclear, *absent],
     )
 
 
-def find(written: str, path: str, pictures: files.Pictures) -> str | None:
-    """Returns the name of an image in the folder, or None if it is not there.
-
-    Args:
-      written: A name or path, as the file has it.
-      path: The file.
-      pictures: The folder of images.
-    """
-    name, beside = files.from_windows(written), posixpath.dirname(path)
-    return (
-        pictures.by_path(name, beside=beside)
-        or pictures.by_path(posixpath.basename(name), beside=beside)
-        or pictures.by_stem(annotations.stem(posixpath.basename(name)))
-    )
-
-
-def _check_classes(
-    found: list[assembly.Picture], findings: Sequence[annotations.Finding]
-) -> None:
-    without = [finding for finding in findings if finding.what == NO_CLASS]
-    total = len(without) + sum(len(picture.objects) for picture in found)
+def _check_classes(contents: list[assembly.Content]) -> None:
+    without = [f for c in contents for f in c.findings if f.what == NO_CLASS]
+    total = len(without) + sum(len(content.picture.objects) for content in contents)
     if len(without) > _MAX_WITHOUT_CLASS * total:
         raise errors.UserError(
             f"{len(without)} of {total} boxes have no class, first "

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.data.annotation_formats import csv_header, files
+from retinanet_tpu.data.annotation_formats import csv_header, files, name_matching
 
 _HEAD_BYTES = 200_000
 _MAX_NESTING = 5  # Deeper keys tell formats apart no better.
@@ -233,7 +233,7 @@ def _of_lines(text: str) -> Format | None:
     if "," in lines[0]:
         return _of_csv(lines)
     extension = os.path.splitext(lines[0])[1].lower()
-    return _IMAGE_LIST if extension in files.image_extensions() else None
+    return _IMAGE_LIST if extension in name_matching.image_extensions() else None
 
 
 def _of_csv(lines: list[str]) -> Format | None:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 
 from retinanet_tpu import errors
-from retinanet_tpu.data.annotation_formats import assembly
+from retinanet_tpu.data.annotation_formats import outlines
 
 FRAMED = "shapes stored as the boxes around them"
 NO_BOX = "shapes that enclose nothing, dropped"
 
-Box = tuple[float, float, float, float]  # left, top, width, height
+Box = outlines.Box
 
 
 def polygon(xs: Sequence[float], ys: Sequence[float], where: str) -> Box:
@@ -22,7 +22,7 @@ def polygon(xs: Sequence[float], ys: Sequence[float], where: str) -> Box:
         raise errors.UserError(f"{where} has {len(xs)} x and {len(ys)} y.")
     if len(xs) < 3:
         raise errors.UserError(f"{where} is a polygon of {len(xs)} points.")
-    return assembly.frame(zip(xs, ys, strict=True))
+    return outlines.frame(zip(xs, ys, strict=True))
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0) -> Box:
@@ -63,7 +63,7 @@ def rectangle(box_xywh: Box, degrees: float, *, pivot: tuple[float, float]) -> B
         for dx in (-px, width - px)
         for dy in (-py, height - py)
     ]
-    return assembly.frame(points)
+    return outlines.frame(points)
 
 
 def _direction(degrees: float) -> tuple[float, float]:

@@ -67,36 +67,39 @@ def read(
     is_json = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
     project, unit = {}, "line"
     if is_json:
-        project = documents.is_a(documents.parse_json(content, path), dict, path)
+        project = documents.is_a(files.load_json(content, path), dict, path)
         unit, images = "region", list(_from_json(project, path))
     else:
         images = list(_from_csv(content, path))
     attribute = _class_attribute(images, class_attribute, path)
     options = _options(project, attribute)
-    found, findings = [], []
-    for image in images:
-        objects = []
-        for region in image.regions:
-            box_xywh = _box(region, findings)
-            labels = _labels(region.attributes.get(attribute), region.where)
-            if box_xywh is not None and not labels:
-                findings.append(annotations.Finding(listing.NO_CLASS, region.where))
-            elif box_xywh is not None:
-                objects += [
-                    assembly.Labelled(options.get(x, x), box_xywh, region.place)
-                    for x in labels
-                ]
-        name = image.file_name
-        found.append(assembly.Picture(name, 0, 0, objects, image.source))
     return listing.assemble(
-        found,
+        [_content(image, attribute, options) for image in images],
         path=path,
         pictures=pictures,
         categories=categories,
         unit=unit,
-        findings=findings,
         declared=options.values(),
     )
+
+
+def _content(
+    image: _Image, attribute: str, options: dict[str, str]
+) -> assembly.Content:
+    objects, findings = [], []
+    for region in image.regions:
+        box_xywh = _box(region, findings)
+        labels = _labels(region.attributes.get(attribute), region.where)
+        if box_xywh is None:
+            continue
+        if not labels:
+            findings.append(annotations.Finding(listing.NO_CLASS, region.where))
+        objects += [
+            assembly.Labelled(options.get(label, label), box_xywh, region.place)
+            for label in labels
+        ]
+    picture = assembly.Picture(image.file_name, 0, 0, objects, image.source)
+    return assembly.Content(picture, findings)
 
 
 def _from_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
@@ -162,7 +165,7 @@ def _columns(row: list[str], path: str) -> dict[str, int]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    content = documents.parse_json(text.encode(), where)
+    content = files.load_json(text.encode(), where)
     return documents.is_a(content, dict, where)
 
 
