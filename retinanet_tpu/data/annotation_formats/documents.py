@@ -50,8 +50,10 @@ def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:
     parser.EntityDeclHandler = refuse
     try:
         parser.Parse(content, True)
-    # LookupError: an encoding that Python does not have.
-    except (xml.parsers.expat.ExpatError, LookupError) as error:
+    except errors.UserError:
+        raise
+    # The latter two: encodings that Python or the parser does not have.
+    except (xml.parsers.expat.ExpatError, LookupError, ValueError) as error:
         raise errors.UserError(f"{path} is not XML, or cut off: {error}.") from error
     return builder.close()
 
