@@ -11,19 +11,28 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+import tool_exports
 from retinanet_tpu.data import annotation_checks, converter
 from retinanet_tpu.data.annotation_formats import (
     coco,
+    createml,
     csv_table,
+    cvat,
     files,
+    label_studio,
     labelme,
     openimages,
+    via,
     voc,
     yolo,
     yolo_names,
 )
 
-FORMATS = ("coco", "voc", "yolo", "csv", "labelme", "openimages")
+# Of the last ones what follows "_" is one of several exports of a tool.
+FORMATS = (
+    *("coco", "voc", "yolo", "csv", "labelme", "openimages"),
+    *tool_exports.WRITERS,
+)
 # Sorted, as formats without a list of classes number them.
 NAMES = ("Straße", "ampel", "猫 (cat)")
 
@@ -74,13 +83,18 @@ def write(kind, folder, pictures=PICTURES, names=NAMES):
     return _WRITERS[kind](folder, pictures, names)
 
 
+def pictures_in(folder):
+    """Returns the images of a folder as readers take them."""
+    return files.Pictures(str(folder), files.list_pictures(str(folder)))
+
+
 def read(kind, path, images_dir):
     """Reads annotations as tools/create_tfrecords.py does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
     path = str(path)
     if kind == "coco":
-        return coco.read(path, image_names=names)
+        return coco.read(path, pictures=pictures)
     if kind == "yolo":
         classes = yolo_names.read(yolo.find_classes(path))
         return yolo.read(path, pictures=pictures, categories=classes)
@@ -88,8 +102,16 @@ def read(kind, path, images_dir):
         descriptions = pathlib.Path(path).parent / "class-descriptions.csv"
         classes = openimages.read_classes(str(descriptions))
         return openimages.read(path, pictures=pictures, classes=classes)
-    readers = {"voc": voc, "csv": csv_table, "labelme": labelme}
-    return readers[kind].read(path, pictures=pictures)
+    readers = {
+        "voc": voc,
+        "csv": csv_table,
+        "labelme": labelme,
+        "via": via,
+        "createml": createml,
+        "cvat": cvat,
+        "labelstudio": label_studio,
+    }
+    return readers[kind.partition("_")[0]].read(path, pictures=pictures)
 
 
 def convert(kind, path, images_dir, output_dir, **options):
@@ -252,4 +274,5 @@ _WRITERS = {
     "csv": _write_csv,
     "labelme": _write_labelme,
     "openimages": _write_openimages,
+    **tool_exports.WRITERS,
 }

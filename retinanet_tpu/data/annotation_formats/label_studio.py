@@ -144,7 +144,7 @@ def _extension(url: str) -> bool:
 def _names(url: str) -> list[str]:
     """Returns what the image of a URL may be called; an upload has got a prefix."""
     name = posixpath.basename(name_matching.plain_path(url))
-    return [url, _HASH.sub("", name, count=1)]
+    return [url, name, _HASH.sub("", name, count=1)]
 
 
 def _content(

@@ -21,7 +21,7 @@ def assemble(
     unit: str,
     findings: Sequence[annotations.Finding] = (),
     declared: Iterable[str] = (),
-    names_fn: Callable[[str], list[str]] = lambda written: [written],
+    names_fn: Callable[[str], list[str]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Finds the images of a file's entries and numbers its classes.
 
@@ -34,7 +34,8 @@ def assemble(
       unit: What the objects' places count.
       findings: Findings that are about no image in particular.
       declared: Names of the classes that the file lists, in its order.
-      names_fn: Written name -> what the image may be called, best name first.
+      names_fn: Written name -> what the image may be called, best name first; for
+        files that do not have the images' own names.
 
     Raises:
       UserError: Most boxes have no class, or a class is not one of `categories`.
@@ -47,12 +48,13 @@ def assemble(
         others = sorted(labels.difference(declared))
         categories = assembly.number_classes([*declared, *others])
     beside, images = posixpath.dirname(path), [content.picture for content in contents]
+    spellings = [names_fn(i.file_name) if names_fn else [i.file_name] for i in images]
     candidates = [
-        [x for n in names_fn(i.file_name) for x in (n, posixpath.join(beside, n))]
-        for i in images
+        [x for name in names for x in (name, posixpath.join(beside, name))]
+        for names in spellings
     ]
     located, unclear = assembly.locate(
-        images, candidates, pictures, counts_renamed=True
+        images, candidates, pictures, counts_renamed=names_fn is None
     )
     doubtful = {f.image for f in unclear if f.what == assembly.SEVERAL}
     kept = [c for c in contents if c.picture.file_name not in doubtful]

@@ -150,6 +150,8 @@ def _from_csv(content: bytes, path: str) -> Iterator[_Image]:
                 image.regions.append(region)
     except csv.Error as error:
         raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
+    if columns is None:
+        raise errors.UserError(f"{path} is empty.")
     yield from images.values()
 
 

@@ -24,7 +24,7 @@ def converted(kind, tmp_path, **options):
     return {p.name: p.read_bytes() for p in sorted(output.iterdir())}, done
 
 
-def test_one_data_set_in_six_formats_becomes_the_same_bytes(tmp_path):
+def test_one_data_set_in_each_format_becomes_the_same_bytes(tmp_path):
     annotation_files.draw(tmp_path / "images")
     results = {kind: converted(kind, tmp_path) for kind in FORMATS}
     expected, _ = results["coco"]
