@@ -12,16 +12,7 @@ import numpy as np
 import PIL.Image
 
 from retinanet_tpu.data import annotation_checks, converter
-from retinanet_tpu.data.annotation_formats import (
-    coco,
-    csv_table,
-    files,
-    labelme,
-    openimages,
-    voc,
-    yolo,
-    yolo_names,
-)
+from retinanet_tpu.data.annotation_formats import files, locating, readers
 
 FORMATS = ("coco", "voc", "yolo", "csv", "labelme", "openimages")
 # Sorted, as formats without a list of classes number them.
@@ -78,18 +69,12 @@ def read(kind, path, images_dir):
     """Reads annotations as tools/create_tfrecords.py does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
-    path = str(path)
-    if kind == "coco":
-        return coco.read(path, image_names=names)
-    if kind == "yolo":
-        classes = yolo_names.read(yolo.find_classes(path))
-        return yolo.read(path, pictures=pictures, categories=classes)
+    classes = None
     if kind == "openimages":
-        descriptions = pathlib.Path(path).parent / "class-descriptions.csv"
-        classes = openimages.read_classes(str(descriptions))
-        return openimages.read(path, pictures=pictures, classes=classes)
-    readers = {"voc": voc, "csv": csv_table, "labelme": labelme}
-    return readers[kind].read(path, pictures=pictures)
+        classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
+    annotated = readers.read(kind, str(path), pictures=pictures, classes=classes)
+    locating.check_exist(annotated, pictures)
+    return annotated
 
 
 def convert(kind, path, images_dir, output_dir, **options):

@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files, name_matching
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    files,
+    locating,
+    name_matching,
+)
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What headers call a column; all but the size of the picture must be there.
@@ -77,7 +82,7 @@ def read(
         found[written].objects.extend(_labelled(fields, line, where))
     beside = os.path.dirname(path)
     names = [(written, posixpath.join(beside, written)) for written in found]
-    located, findings = assembly.locate(
+    located, findings = locating.locate(
         list(found.values()), names, pictures, counts_renamed=True
     )
     merged = _merged(located)
@@ -137,4 +142,3 @@ def _labelled(fields: dict[str, str], line: int, where: str) -> list[assembly.La
         raise errors.UserError(f"{where} has a box and no class.")
     box_xywh = assembly.corners_to_xywh(*files.numbers(corners, where))
     return [assembly.Labelled(fields["class"], box_xywh, line)]
-

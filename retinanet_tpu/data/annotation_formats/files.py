@@ -18,7 +18,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import name_matching
 
-UNREADABLE = "annotation files unreadable, their images left out"
+UNREADABLE = annotations.UNREADABLE
 # Opening a remote file takes ~50 ms, whatever its size: many at once.
 _NUM_READERS = 16
 # All names in their own folder come before any name in another folder.
@@ -93,9 +93,9 @@ class Pictures:
 
     def _at(self, level: int, path: str) -> list[str]:
         hits = self._index.at(level, path)
-        if not hits and level < name_matching.OTHER_FOLDER:
-            below = _below(path, self.folder)
-            hits = self._index.at(level, below) if below else []
+        if not hits and "/" in path and level < name_matching.OTHER_FOLDER:
+            inside = below(path, self.folder)
+            hits = self._index.at(level, inside) if inside else []
         return hits
 
     def _either(self, written: str, hits: list[str]) -> str:
@@ -290,9 +290,11 @@ def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator
             yield from _walk(folder, path, is_wanted)
 
 
-def _below(path: str, folder: str) -> str | None:
-    """Returns a path relative to a folder that it is in, else None."""
+def below(path: str, folder: str) -> str | None:
+    """Returns a path relative to a folder, "" for the folder, None if it is outside."""
     path, folder = map(_absolute, (path, folder))
+    if path == folder:
+        return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 

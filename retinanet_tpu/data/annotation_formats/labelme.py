@@ -5,7 +5,12 @@ from typing import Any
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files, name_matching, outlines
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    files,
+    name_matching,
+    outlines,
+)
 
 _FRAMED = "shapes stored as the boxes around them"
 _NO_BOX = "shapes that enclose nothing, dropped"
