@@ -110,15 +110,16 @@ def check_conversion(
     """
     findings = list(findings)
     num_boxes = sum(len(image.objects) for image in annotated)
-    stored = {image.file_name for image in images}
-    left_out = {image.file_name for image in annotated} - stored
-    _check_share([f for f in findings if f.where in left_out], len(annotated), "images")
-    _check_share([f for f in findings if f.what in _OF_BOXES], num_boxes, "boxes")
-    if not images:
+    if not images and not any(f.what in _REMEDIES for f in findings):
         raise errors.UserError(
             f"None of the {len(annotated)} images could be stored; check --images."
             f"{_first(findings)}"
         )
+    of_boxes = [finding for finding in findings if finding.what in _OF_BOXES]
+    lost = {image.file_name for image in annotated} - {i.file_name for i in images}
+    of_images = [f for f in findings if f.where in lost and f.what not in _OF_BOXES]
+    _check_share(of_images, len(annotated), "images")
+    _check_share(of_boxes, num_boxes, "boxes")
     items = [item for image in images for item in image.objects]
     if not any(map(annotated_boxes.is_learnable, items)):
         raise errors.UserError(_nothing_to_learn(len(items)) + _first(findings))

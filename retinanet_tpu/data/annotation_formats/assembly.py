@@ -169,7 +169,7 @@ def assemble_files(
     for name, (image, _) in contents.items():
         stem, written = annotations.stem(name), image.file_name
         beside = posixpath.join(directory, posixpath.dirname(name), written)
-        candidates.append([stem, written, beside])
+        candidates.append([[stem], [written, beside]])
         missing = stem + (posixpath.splitext(written)[1] or ".jpg")
         images.append(image._replace(file_name=missing))
     images, several = locating.locate(

@@ -109,7 +109,8 @@ def read(
 def _located(images, findings, path, pictures):
     """Returns images and findings with the names of the folder's files."""
     beside = os.path.dirname(path)
-    names = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
+    paths = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
+    names = [[alternatives] for alternatives in paths]
     located, of_names = locating.locate(images, names, pictures, counts_renamed=True)
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}

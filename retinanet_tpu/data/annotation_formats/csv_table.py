@@ -81,7 +81,7 @@ def read(
             found[written] = assembly.Picture(written, *size, [], source)
         found[written].objects.extend(_labelled(fields, line, where))
     beside = os.path.dirname(path)
-    names = [(written, posixpath.join(beside, written)) for written in found]
+    names = [[(written, posixpath.join(beside, written))] for written in found]
     located, findings = locating.locate(
         list(found.values()), names, pictures, counts_renamed=True
     )

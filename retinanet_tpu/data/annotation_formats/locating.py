@@ -15,7 +15,7 @@ _NAMED = 3  # Examples that an error shows.
 
 def locate(
     images: Sequence[Any],
-    names: Sequence[Sequence[str]],
+    names: Sequence[Sequence[Sequence[str]]],
     pictures: files.Pictures,
     *,
     counts_renamed: bool,
@@ -27,7 +27,7 @@ def locate(
 
     Args:
       images: Images as annotated: records with `file_name` and `source`.
-      names: For each image what the annotation calls it, best name first.
+      names: For each image its names, as `Pictures.match` takes them.
       pictures: The folder of images.
       counts_renamed: Whether an image found elsewhere or with another ending is a
         finding; False where annotations need not name the file.

@@ -44,7 +44,7 @@ def read(
     source, first_lines, found = os.path.basename(path), {}, {}
     for line, fields in _records(path):
         first_lines.setdefault(fields["ImageID"], line)
-    matches = pictures.match({image_id: [image_id] for image_id in first_lines})
+    matches = pictures.match({image_id: [[image_id]] for image_id in first_lines})
     # Read again, as the lines of images that are not there would fill the memory.
     for line, fields in _records(path):
         image_id = fields["ImageID"]

@@ -65,7 +65,9 @@ def read(
     ]
     if not names:
         raise errors.UserError(f"{directory} holds no label file; check --annotations.")
-    matches = pictures.match({name: _image_stems(name) for name in names})
+    matches = pictures.match(
+        {name: [[s] for s in _image_stems(name)] for name in names}
+    )
     parse_fn = functools.partial(yolo_lines.parse, keypoints=classes.keypoints)
     parsed, broken = files.parse_each(directory, names, parse_fn)
     if not matches.names:
