@@ -86,6 +86,12 @@ def source_name(file_name: str) -> str:
     return version["source"] if version else file_name
 
 
+def sources_of_versions(file_names: Iterable[str]) -> set[str]:
+    """Returns the source names of those files that are versions of an image."""
+    sources = ((name, source_name(name)) for name in file_names)
+    return {source for name, source in sources if source != name}
+
+
 def pictures_without_annotation(
     image_names: Iterable[str], annotated: set[str]
 ) -> list[Finding]:
