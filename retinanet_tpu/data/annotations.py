@@ -7,12 +7,18 @@ it is stored, and that differs, its boxes are taken to be in that frame.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 MISSING_PICTURE = "images missing on disk"
+_ROBOFLOW_VERSION = re.compile(
+    r"(?P<source>.+?)(_(jpe?g|png|bmp|webp|tiff?|gif|heic|avif))?\.rf\.[\w-]+",
+    re.IGNORECASE,
+)
+UNREADABLE = "annotation files unreadable, their images left out"
 NO_BOX = "objects without box or outline, dropped"
 
 
@@ -68,6 +74,22 @@ def place_of(image: AnnotatedImage, item: AnnotatedObject) -> str:
 def stem(path: str) -> str:
     """Returns a path without its extension, its folders kept."""
     return os.path.splitext(path)[0]
+
+
+def source_name(file_name: str) -> str:
+    """Returns the name that all augmented versions of an image share.
+
+    Roboflow writes NAME_jpg.rf.HASH.jpg for each version of NAME.jpg, in any folder.
+    Other names are returned as they are.
+    """
+    version = _ROBOFLOW_VERSION.fullmatch(os.path.basename(stem(file_name)))
+    return version["source"] if version else file_name
+
+
+def sources_of_versions(file_names: Iterable[str]) -> set[str]:
+    """Returns the source names of those files that are versions of an image."""
+    sources = ((name, source_name(name)) for name in file_names)
+    return {source for name, source in sources if source != name}
 
 
 def pictures_without_annotation(

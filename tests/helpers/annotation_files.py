@@ -13,20 +13,7 @@ import PIL.Image
 
 import tool_exports
 from retinanet_tpu.data import annotation_checks, converter
-from retinanet_tpu.data.annotation_formats import (
-    coco,
-    createml,
-    csv_table,
-    cvat,
-    files,
-    label_studio,
-    labelme,
-    openimages,
-    via,
-    voc,
-    yolo,
-    yolo_names,
-)
+from retinanet_tpu.data.annotation_formats import files, locating, readers
 
 # Of the last ones what follows "_" is one of several exports of a tool.
 FORMATS = (
@@ -92,26 +79,12 @@ def read(kind, path, images_dir):
     """Reads annotations as tools/create_tfrecords.py does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
-    path = str(path)
-    if kind == "coco":
-        return coco.read(path, pictures=pictures)
-    if kind == "yolo":
-        classes = yolo_names.read(yolo.find_classes(path))
-        return yolo.read(path, pictures=pictures, categories=classes)
+    flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
-        descriptions = pathlib.Path(path).parent / "class-descriptions.csv"
-        classes = openimages.read_classes(str(descriptions))
-        return openimages.read(path, pictures=pictures, classes=classes)
-    readers = {
-        "voc": voc,
-        "csv": csv_table,
-        "labelme": labelme,
-        "via": via,
-        "createml": createml,
-        "cvat": cvat,
-        "labelstudio": label_studio,
-    }
-    return readers[kind.partition("_")[0]].read(path, pictures=pictures)
+        classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
+    annotated = readers.read(flag, str(path), pictures=pictures, classes=classes)
+    locating.check_exist(annotated, pictures)
+    return annotated
 
 
 def convert(kind, path, images_dir, output_dir, **options):

@@ -2,15 +2,13 @@
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import files
+from retinanet_tpu.data.annotation_formats import files, locating
 
-RENAMED = "images taken under another path than annotated"
 FROM_OUTLINE = "boxes taken from the outline of the object"
-SEVERAL = "images of which several files may be meant, left out"
 # labelme's names for regions to leave out and for the rest; others write the third.
 NO_CLASSES = ("__ignore__", "_background_", "__background__")
 _NO_CLASS = "objects of no class (__ignore__, _background_), dropped"
@@ -42,44 +40,6 @@ class Picture(NamedTuple):
     width: int
     objects: Sequence[Labelled]
     source: str
-
-
-ImageT = TypeVar("ImageT", Picture, annotations.AnnotatedImage)
-
-
-def locate(
-    images: Sequence[ImageT],
-    names: Sequence[Sequence[str]],
-    pictures: files.Pictures,
-    *,
-    counts_renamed: bool,
-) -> tuple[list[ImageT], list[annotations.Finding]]:
-    """Gives images the file names that they have in the folder.
-
-    An image that is not in the folder keeps its name; the converter reports it. One
-    that may be any of several files is left out.
-
-    Args:
-      images: Images as annotated.
-      names: For each image what the annotation calls it, best name first.
-      pictures: The folder of images.
-      counts_renamed: Whether an image found elsewhere or with another ending is a
-        finding; False where annotations need not name the file.
-    """
-    matches = pictures.match(dict(enumerate(names)))
-    located, findings = [], []
-    for number, image in enumerate(images):
-        if several := matches.several.get(number):
-            detail = f"{' or '.join(several)}; annotated in {image.source}"
-            written = image.file_name
-            findings.append(annotations.Finding(SEVERAL, written, detail, written))
-            continue
-        name = matches.names.get(number, image.file_name)
-        if counts_renamed and number in matches.renamed:
-            detail = f"annotated as {image.file_name} in {image.source}"
-            findings.append(annotations.Finding(RENAMED, name, detail, name))
-        located.append(image._replace(file_name=name))
-    return located, findings
 
 
 def number_classes(labels: Iterable[str], *, first_id: int = 1) -> list[dict[str, Any]]:
@@ -209,10 +169,12 @@ def assemble_files(
     for name, (image, _) in contents.items():
         stem, written = annotations.stem(name), image.file_name
         beside = posixpath.join(directory, posixpath.dirname(name), written)
-        candidates.append([stem, written, beside])
+        candidates.append([[stem], [written, beside]])
         missing = stem + (posixpath.splitext(written)[1] or ".jpg")
         images.append(image._replace(file_name=missing))
-    images, several = locate(images, candidates, pictures, counts_renamed=False)
+    images, several = locating.locate(
+        images, candidates, pictures, counts_renamed=False
+    )
     file_names = {image.source: image.file_name for image in images}
     in_files = [
         finding._replace(image=file_names.get(name, name))

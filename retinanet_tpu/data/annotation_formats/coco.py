@@ -8,7 +8,7 @@ from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files, outlines
+from retinanet_tpu.data.annotation_formats import assembly, files, locating, outlines
 
 # What an entry of each list must have, and how it is read.
 _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -109,8 +109,9 @@ def read(
 def _located(images, findings, path, pictures):
     """Returns images and findings with the names of the folder's files."""
     beside = os.path.dirname(path)
-    names = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
-    located, of_names = assembly.locate(images, names, pictures, counts_renamed=True)
+    paths = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
+    names = [[alternatives] for alternatives in paths]
+    located, of_names = locating.locate(images, names, pictures, counts_renamed=True)
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
     findings = [f._replace(image=new_names.get(f.image, f.image)) for f in findings]
@@ -120,7 +121,7 @@ def _located(images, findings, path, pictures):
 
 
 def _keep_box(entry: dict[str, Any]) -> None:
-    """Computes the box of a segmentation, which is not kept, where there is no other."""
+    """Keeps the box of a segmentation, where there is no other."""
     if "segmentation" in entry and _box(entry.get("bbox")) is None:
         entry[_OUTLINE] = outlines.segmentation_box(entry["segmentation"])
 
@@ -165,9 +166,10 @@ def _object(
 def _set_areas(entries: list[dict[str, Any]]) -> None:
     """Gives each annotation the area of its object, None where only its box has one."""
     boxes = [_box(entry.get("bbox")) or entry.get(_OUTLINE) for entry in entries]
-    sizes = [box[2:] if box else (0.0, 0.0) for box in boxes]
-    areas = annotation_fields.areas([entry.get("area") for entry in entries], sizes)
-    for entry, area in zip(entries, areas, strict=True):
+    boxed = [(entry, box) for entry, box in zip(entries, boxes, strict=True) if box]
+    annotated = [entry.get("area") for entry, _ in boxed]
+    areas = annotation_fields.areas(annotated, [box[2:] for _, box in boxed])
+    for (entry, _), area in zip(boxed, areas, strict=True):
         entry[_AREA] = area
 
 

@@ -20,6 +20,7 @@ from retinanet_tpu.data.annotation_formats import (
     assembly,
     csv_header,
     files,
+    locating,
     name_matching,
 )
 
@@ -69,8 +70,8 @@ def read(
     if not has_image_sizes:
         found = {n: p._replace(height=0, width=0) for n, p in found.items()}
     beside = os.path.dirname(path)
-    names = [(written, posixpath.join(beside, written)) for written in found]
-    located, findings = assembly.locate(
+    names = [[(written, posixpath.join(beside, written))] for written in found]
+    located, findings = locating.locate(
         list(found.values()), names, pictures, counts_renamed=True
     )
     merged = _merged(located)

@@ -19,7 +19,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import name_matching
 
-UNREADABLE = "annotation files unreadable, their images left out"
+UNREADABLE = annotations.UNREADABLE
 # Opening a remote file takes ~50 ms, whatever its size: many at once.
 _NUM_READERS = 16
 # All names in their own folder come before any name in another folder.
@@ -56,47 +56,50 @@ class Pictures:
             return False  # It would be among the names.
         return tf.io.gfile.exists(os.path.join(self.folder, name))
 
-    def match(self, wanted: Mapping[Any, Sequence[str]]) -> Matches:
+    def match(self, wanted: Mapping[Any, Sequence[Sequence[str]]]) -> Matches:
         """Finds the image of each annotation, the certain ones first.
 
         An image that one annotation names exactly is not given to another one that
         names it loosely: that one's own image is missing.
 
         Args:
-          wanted: What the annotations call an image, best name first, by any key.
-            Names are paths: absolute, or relative to the folder.
+          wanted: By any key, the names of an image, best name first. Each is given as
+            the paths that it may stand for: absolute, or relative to the folder.
 
         Raises:
           UserError: Two images of the folder differ in their ending only, and an
             annotation names neither exactly.
         """
-        open_keys = {key: _spellings(names) for key, names in wanted.items()}
+        open_keys = {
+            key: [_spellings(paths) for paths in names] for key, names in wanted.items()
+        }
         names, several, renamed = {}, {}, set()
         depth = max(map(len, open_keys.values()), default=0)
         for levels in _ROUNDS:
             for place, level in itertools.product(range(depth), levels):
                 taken, found = set(names.values()), {}
                 for key, spellings in open_keys.items():
-                    if place < len(spellings):
-                        hits = self._at(level, spellings[place])
+                    for path in spellings[place] if place < len(spellings) else ():
+                        hits = self._at(level, path)
                         if hits := [name for name in hits if name not in taken]:
                             found[key] = hits
+                            break
                 for key, hits in found.items():
                     del open_keys[key]
                     if len(hits) == 1:
                         names[key] = hits[0]
                         renamed |= {key} if level else set()
                     elif level < name_matching.OTHER_FOLDER:
-                        raise errors.UserError(self._either(wanted[key][0], hits))
+                        raise errors.UserError(self._either(wanted[key][0][0], hits))
                     else:
                         several[key] = hits
         return Matches(names, frozenset(renamed), several)
 
     def _at(self, level: int, path: str) -> list[str]:
         hits = self._index.at(level, path)
-        if not hits and level < name_matching.OTHER_FOLDER:
-            below = _below(path, self.folder)
-            hits = self._index.at(level, below) if below else []
+        if not hits and "/" in path and level < name_matching.OTHER_FOLDER:
+            inside = below(path, self.folder)
+            hits = self._index.at(level, inside) if inside else []
         return hits
 
     def _either(self, written: str, hits: list[str]) -> str:
@@ -287,9 +290,9 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
     return values
 
 
-def _spellings(names: Iterable[str]) -> list[str]:
-    """Returns the paths that names may stand for, URLs decoded, each once."""
-    paths = [name_matching.plain_path(name) for name in names]
+def _spellings(paths: Iterable[str]) -> list[str]:
+    """Returns paths with slashes, as they are and URL-decoded, each once."""
+    paths = [name_matching.plain_path(path) for path in paths]
     both = [(path, urllib.parse.unquote(path)) for path in paths]
     return [path for path in dict.fromkeys(itertools.chain(*both)) if path]
 
@@ -310,9 +313,11 @@ def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator
             yield from _walk(folder, path, is_wanted)
 
 
-def _below(path: str, folder: str) -> str | None:
-    """Returns a path relative to a folder that it is in, else None."""
+def below(path: str, folder: str) -> str | None:
+    """Returns a path relative to a folder, "" for the folder, None if it is outside."""
     path, folder = map(_absolute, (path, folder))
+    if path == folder:
+        return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 

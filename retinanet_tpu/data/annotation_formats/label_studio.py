@@ -64,23 +64,22 @@ def read(
     """
     content = files.load_json(files.read_bytes(path), path)
     entries, findings = documents.is_a(content, list, path), []
-    tasks = _tasks(entries, os.path.basename(path), findings)
-    contents = [_content(task, findings) for task in tasks]
+    tasks = list(_tasks(entries, os.path.basename(path), findings))
     return listing.assemble(
-        [content for content in contents if content is not None],
+        [_content(task) for task in tasks],
         path=path,
         pictures=pictures,
         categories=categories,
         unit="result",
         findings=findings,
-        names_fn=_names,
+        names=[_names(task.url) for task in tasks],
     )
 
 
 def _tasks(
     entries: list[Any], source: str, findings: list[annotations.Finding]
 ) -> Iterator[_Task]:
-    """Yields the tasks that have an annotation."""
+    """Yields the tasks that have an annotation, in the frame of the image."""
     for number, entry in enumerate(entries, start=1):
         where = f"{source}, task {number}"
         documents.is_a(entry, dict, where)
@@ -103,6 +102,9 @@ def _tasks(
                 findings.append(annotations.Finding(_NO_ANNOTATION, where))
                 continue
             results = documents.get(annotation, ["result"], list, where)
+        if any(isinstance(r, dict) and r.get("image_rotation") for r in results):
+            findings.append(annotations.Finding(_TURNED, where, url))
+            continue
         places = [f"{where}, result {i}" for i in range(1, len(results) + 1)]
         yield _Task(url, list(zip(places, results, strict=True)), where)
 
@@ -147,10 +149,7 @@ def _names(url: str) -> list[str]:
     return [url, name, _HASH.sub("", name, count=1)]
 
 
-def _content(
-    task: _Task, left_out: list[annotations.Finding]
-) -> assembly.Content | None:
-    """Returns an image with its objects; None if Label Studio shows it turned."""
+def _content(task: _Task) -> assembly.Content:
     regions = [(i, *r) for i, r in enumerate(task.results, start=1) if _is_region(*r)]
     labelled = {str(r.get("id")) for _, _, r in regions if "id" in r and _labels(r)}
     objects, findings, of_images = [], [], set()
@@ -158,9 +157,6 @@ def _content(
         labels = _labels(result, where)
         if not labels and str(result.get("id")) in labelled:
             continue  # The same region, whose labels are a result of their own.
-        if result.get("image_rotation"):
-            left_out.append(annotations.Finding(_TURNED, task.source, task.url))
-            return None
         size = _size(result, where)
         of_images.add((size, str(result.get("to_name")), result.get("item_index") or 0))
         box_xywh = _box(result, size, where, findings)
@@ -174,7 +170,9 @@ def _content(
             f"{sorted(of_images, key=str)[:3]}; give each image a task of its own."
         )
     width, height = next(iter(of_images))[0] if of_images else (0, 0)
-    picture = assembly.Picture(task.url, height, width, objects, task.source)
+    # The name if there is no such file.
+    name = posixpath.basename(name_matching.plain_path(task.url))
+    picture = assembly.Picture(name, height, width, objects, task.source)
     return assembly.Content(picture, findings)
 
 

@@ -1,12 +1,12 @@
 """Makes the record of a file that lists many images with their boxes."""
 
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files
+from retinanet_tpu.data.annotation_formats import assembly, files, locating
 
 NO_CLASS = "boxes without a class, dropped"
 _MAX_WITHOUT_CLASS = 0.5  # More is no slip of a person.
@@ -21,7 +21,7 @@ def assemble(
     unit: str,
     findings: Sequence[annotations.Finding] = (),
     declared: Iterable[str] = (),
-    names_fn: Callable[[str], list[str]] | None = None,
+    names: Sequence[Sequence[str]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Finds the images of a file's entries and numbers its classes.
 
@@ -34,8 +34,8 @@ def assemble(
       unit: What the objects' places count.
       findings: Findings that are about no image in particular.
       declared: Names of the classes that the file lists, in its order.
-      names_fn: Written name -> what the image may be called, best name first; for
-        files that do not have the images' own names.
+      names: What each image may be called, best name first, for files that do not have
+        the images' own names.
 
     Raises:
       UserError: Most boxes have no class, or a class is not one of `categories`.
@@ -48,15 +48,14 @@ def assemble(
         others = sorted(labels.difference(declared))
         categories = assembly.number_classes([*declared, *others])
     beside, images = posixpath.dirname(path), [content.picture for content in contents]
-    spellings = [names_fn(i.file_name) if names_fn else [i.file_name] for i in images]
     candidates = [
-        [x for name in names for x in (name, posixpath.join(beside, name))]
-        for names in spellings
+        [(name, posixpath.join(beside, name)) for name in of_image]
+        for of_image in names or [[image.file_name] for image in images]
     ]
-    located, unclear = assembly.locate(
-        images, candidates, pictures, counts_renamed=names_fn is None
+    located, unclear = locating.locate(
+        images, candidates, pictures, counts_renamed=names is None
     )
-    doubtful = {f.image for f in unclear if f.what == assembly.SEVERAL}
+    doubtful = {f.image for f in unclear if f.what == locating.SEVERAL}
     kept = [c for c in contents if c.picture.file_name not in doubtful]
     in_images = [
         finding._replace(image=image.file_name)

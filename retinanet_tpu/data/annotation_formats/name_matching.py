@@ -101,7 +101,7 @@ class NameIndex:
 
 
 def _composed(path: str) -> str:
-    """Returns a path in the one spelling of accents that all systems are compared in."""
+    """Returns a path with accents in one spelling, as systems differ in it."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 

@@ -4,6 +4,7 @@ It serves error messages only: a reader that fails says what the file looks like
 """
 
 import collections
+import contextlib
 import csv
 import os
 import posixpath
@@ -126,6 +127,24 @@ _JSON_PART = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)|[\[\]{}:]', re.DOTALL)
 _XML_ROOT = re.compile(r"<([A-Za-z_][\w.:-]*)")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+")
 _BOX = re.compile(r"(?:[+-]?\d+(?:\.\d+)?,){4}[\w.+-]+")
+
+
+@contextlib.contextmanager
+def explained(path: str, given: str) -> Iterator[None]:
+    """Adds to an error of a reader what the annotations look like.
+
+    Args:
+      path: The file or folder of --annotations.
+      given: The --format.
+
+    Raises:
+      UserError: The error, with a longer message.
+    """
+    try:
+        yield
+    except errors.UserError as error:
+        error.args = (f"{error} {hint(path, given)}".rstrip(),)
+        raise
 
 
 def hint(path: str, given: str) -> str:
