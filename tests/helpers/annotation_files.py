@@ -67,7 +67,7 @@ def draw(folder, pictures=PICTURES, **options):
 def write(kind, folder, pictures=PICTURES, names=NAMES):
     """Writes annotations in a format to a new folder; returns what to read."""
     folder.mkdir(parents=True)
-    return _WRITERS[kind](folder, pictures, names)
+    return WRITERS[kind](folder, pictures, names)
 
 
 def pictures_in(folder):
@@ -240,7 +240,7 @@ def _beside(folder, picture, extension):
     return path
 
 
-_WRITERS = {
+WRITERS = {
     "coco": _write_coco,
     "voc": _write_voc,
     "yolo": _write_yolo,
