@@ -260,13 +260,26 @@ def load_json(
 
 def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields line number and fields of each line of a CSV file that has any."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    text = read_text(path)
+    rows = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=csv_delimiter(text.partition("\n")[0]),
+        skipinitialspace=True,
+    )
     try:
         for row in rows:
             if any(row):
                 yield rows.line_num, row
     except csv.Error as error:
         raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
+
+
+def csv_delimiter(line: str) -> str:
+    """Returns what stands between the fields of a table's first line.
+
+    Where numbers have decimal commas, spreadsheets write semicolons.
+    """
+    return next((sign for sign in ",;\t" if sign in line), ",")
 
 
 def sides(height: Any, width: Any, where: str) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from retinanet_tpu.data.annotation_formats import (
 _SEVERAL = "tasks annotated several times, of which one annotation was taken"
 _NO_ANNOTATION = "tasks without annotation, left out"
 _TURNED = "images turned in Label Studio, left out"
+_OF_MIN = ("annotation_id", "annotator")  # What tasks of JSON-MIN have.
 _NO_RESULTS = ("predictions", "drafts", "meta")
 # What Label Studio puts before the name of an uploaded file.
 _HASH = re.compile(r"[0-9a-f]{8}-(?=.)")
@@ -83,7 +84,7 @@ def _tasks(
     for number, entry in enumerate(entries, start=1):
         where = f"{source}, task {number}"
         documents.is_a(entry, dict, where)
-        if "data" not in entry:
+        if any(key in entry for key in _OF_MIN) and "data" not in entry:
             results = [
                 result
                 for key, values in entry.items()
@@ -94,9 +95,9 @@ def _tasks(
             url = _url(entry, where)
         else:
             # "completions" is what versions before 1.0 wrote.
+            url = _url(documents.get(entry, ["data"], dict, where), where)
             keys = ["annotations", "completions"]
             listed = documents.get(entry, keys, list, where)
-            url = _url(documents.get(entry, ["data"], dict, where), where)
             annotation = _chosen(listed, where, findings)
             if annotation is None:
                 findings.append(annotations.Finding(_NO_ANNOTATION, where))

@@ -249,15 +249,16 @@ def _of_lines(text: str) -> Format | None:
         return _KITTI
     if len(fields) in (9, 10) and all(numbers[:8]) and not numbers[8]:
         return _DOTA
-    if "," in lines[0]:
-        return _of_csv(lines)
+    if files.csv_delimiter(lines[0]) in lines[0]:
+        return _of_csv(lines[0])
     extension = os.path.splitext(lines[0])[1].lower()
     return _IMAGE_LIST if extension in name_matching.image_extensions() else None
 
 
-def _of_csv(lines: list[str]) -> Format | None:
+def _of_csv(line: str) -> Format | None:
+    sign = files.csv_delimiter(line)
     try:
-        row = next(csv.reader(lines[:1], skipinitialspace=True))
+        row = next(csv.reader([line], delimiter=sign, skipinitialspace=True))
     except csv.Error:
         return None
     header = {name.strip().lstrip("#") for name in row}

@@ -180,6 +180,7 @@ def test_images_turned_in_label_studio_are_left_out(tmp_path):
     [
         ({}, "expected a list"),
         ([7], "task 1 is 7; expected an object"),
+        ([{"image": "a.jpg", "label": []}], "task 1 lacks data; it has image, label"),
         ([{"data": {"image": "a.jpg"}}], "task 1 lacks annotations or completions"),
         ([{"data": 7, "annotations": []}], "data is 7; expected an object"),
         ([{"data": {"image": "a"}, "annotations": [7]}], "annotation is 7; expected"),
