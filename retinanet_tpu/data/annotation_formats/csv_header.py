@@ -41,6 +41,7 @@ _NAMES = {
 _MAY_REPEAT = ("image", "width", "height")
 _KERAS_RETINANET = ("image", *CORNERS, "class")
 _MAKESENSE = ("class", *SIZES, "image", "width", "height")
+_MAX_COLUMNS = 1000
 _CENTERS = ("cx", "cy", "x_center", "y_center", "xcenter", "ycenter", "xc", "yc")
 
 
@@ -67,6 +68,11 @@ def read(row: list[str], path: str) -> Header:
     Raises:
       UserError: A column is missing, or two could be meant.
     """
+    if len(row) > _MAX_COLUMNS:
+        raise errors.UserError(
+            f"{path}, line 1 has {len(row)} fields; a table of boxes has fewer than "
+            f"{_MAX_COLUMNS}."
+        )
     for names, is_first in (
         (_KERAS_RETINANET, _is_keras_retinanet),
         (_MAKESENSE, _is_makesense),

@@ -22,6 +22,7 @@ from retinanet_tpu.data.annotation_formats import (
 )
 
 _COLUMNS = ("filename", "region_count", "region_shape_attributes", "region_attributes")
+_MAX_NAMED = 10  # Attributes that an error names.
 _NOT_ENCLOSING = ("polyline", "point")
 
 
@@ -179,17 +180,18 @@ def _class_attribute(images: list[_Image], wanted: str | None, path: str) -> str
             for name, value in region.attributes.items():
                 if value not in ("", None, {}):
                     used.setdefault(name)
+    named = ", ".join(list(used)[:_MAX_NAMED])
     if wanted is not None:
         if wanted not in used and used:
             raise errors.UserError(
                 f"--class_attribute={wanted} is no region attribute of {path}; there "
-                f"are {', '.join(used)}."
+                f"are {named}."
             )
         return wanted
     if len(used) > 1:
         raise errors.UserError(
-            f"{path} has the region attributes {', '.join(used)}; say which is the "
-            f"class with --class_attribute={next(iter(used))} or another."
+            f"{path} has the region attributes {named}; say which is the class "
+            f"with --class_attribute={next(iter(used))} or another."
         )
     if not used and any(image.regions for image in images):
         raise errors.UserError(
