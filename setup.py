@@ -30,6 +30,7 @@ setuptools.setup(
         "pycocotools>=2.0.9",  # The only COCO numbers that count are its own.
         "pillow>=10.1",  # Draws detections; checks pictures before they become records.
         "tqdm>=4.66",  # Progress bars of predict and the tools.
+        "pyyaml>=6",  # Reads the data.yaml of YOLO data sets.
     ],
     # TensorFlow is an extra: as a requirement it would overwrite the build of a TPU VM.
     extras_require={
@@ -52,8 +53,7 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",
-            "pyyaml>=6",  # Reads the Kubernetes manifests,
-            "kubernetes-validate>=1.31",  # and has their schemas.
+            "kubernetes-validate>=1.31",  # Has the schemas of the manifests.
             *ONNX,
             *TPU_NAMES,
         ],

@@ -8,7 +8,14 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "retinanet_tpu"
 LAYERS = [
     {"errors"},
     {"startup"},
-    {"startup_cpu", "startup_tpu", "structures", "replicas", "guard"},
+    {
+        "startup_cpu",
+        "startup_tpu",
+        "structures",
+        "replicas",
+        "guard",
+        "annotation_fields",
+    },
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
     {"serving"},
