@@ -87,9 +87,9 @@ def files_of_host(
     record_files.check_not_empty(whole)
     if num_left:
         logging.warning(
-            "records | %d %s files are no multiple of %d hosts: every host also reads "
-            "the last %d files, of which it uses each %dth record. Convert with "
-            "--num_shards=%d to avoid this reading.",
+            "records | %d %s files are no multiple of %d hosts: every host reads the "
+            "last %d files and uses one record in %d of them. Convert again with "
+            "--num_shards=%d to read each file on one host only.",
             len(files),
             split,
             num_hosts,
@@ -253,7 +253,9 @@ def _parts_of_epoch(
     return (
         tf.concat([files, first[::-1]], axis=0),
         tf.concat([starts, no_skip, tf.zeros_like(starts)], axis=0),
-        tf.concat([tf.fill(tf.shape(files), tf.constant(-1, tf.int64)), starts[::-1]], axis=0),
+        tf.concat(
+            [tf.fill(tf.shape(files), tf.constant(-1, tf.int64)), starts[::-1]], axis=0
+        ),
     )
 
 
