@@ -12,6 +12,7 @@ from absl import logging
 from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
+    annotations,
     categories as categories_lib,
     examples,
     findings,
@@ -61,7 +62,18 @@ def check(run: experiment.Experiment) -> None:
 
 def _check_evaluation(data, categories):
     """Raises an error if the end of a long run could not be scored."""
-    record_files.find(data.dir, data.eval_split)
+    try:
+        record_files.find(data.dir, data.eval_split)
+        annotation_file = data.annotation_file
+        if not tf.io.gfile.exists(annotation_file):
+            raise errors.MissingFileError(
+                f"No {annotation_file}, the annotations of the split to evaluate on."
+            )
+    except errors.MissingFileError as error:
+        raise errors.MissingFileError(
+            f"{error} Or name another split (Data.eval_split), or train without "
+            'evaluation: --gin_param="Plan.evaluates = False".'
+        ) from error
     truth = coco_metric.ground_truth(data.annotation_file)
     if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
         raise errors.UserError(
@@ -184,13 +196,36 @@ def _evaluation_findings(run):
         tf.io.gfile.exists(train_file)
         and tf.io.gfile.stat(train_file).length <= _MAX_JSON_BYTES
     ):
-        both = sorted(set(val) & set(statistics.annotated_pictures(train_file)))
-        if both:
-            names = ", ".join(str(key[0]) for key in both[:_SHOWN])
-            splits = data.train_split, data.eval_split
-            found.append(
-                findings.overlap(
-                    *splits, num_shared=len(both), num_val=len(val), names=names
-                )
+        trained = statistics.annotated_pictures(train_file)
+        found += _overlap_findings(trained, val, data.train_split, data.eval_split)
+    return found
+
+
+def _overlap_findings(trained, val, train_split, eval_split):
+    """Returns which images, or versions of images, are in both splits."""
+    found, both = [], sorted(set(val) & set(trained))
+    if both:
+        names = ", ".join(str(key[0]) for key in both[:_SHOWN])
+        found.append(
+            findings.overlap(
+                train_split,
+                eval_split,
+                num_shared=len(both),
+                num_val=len(val),
+                names=names,
             )
+        )
+    sources = annotations.sources_of_versions(key[0] or "" for key in trained)
+    others = (key[0] or "" for key in val.keys() - trained.keys())
+    shared = sorted(n for n in others if annotations.source_name(n) in sources)
+    if shared and train_split != eval_split:
+        found.append(
+            findings.versions(
+                train_split,
+                eval_split,
+                num_shared=len(shared),
+                num_val=len(val),
+                names=", ".join(shared[:_SHOWN]),
+            )
+        )
     return found
