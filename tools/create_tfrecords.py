@@ -217,20 +217,22 @@ def with_common_classes(
       UserError: A split has a class that the earlier conversion lacks, or names of
         different splits differ in case or blanks only.
     """
-    sets = [part.annotated for part in parts.values()]
-    listed = splits.common_classes(sets, existing)
+    read = [part.annotated for part in parts.values()]
+    listed = splits.common_classes(read, existing)
     # Where names are all that annotations have, the ids were given here.
     has_ids = _FORMAT.value not in readers.TAKE_NAMES
-    sets = [splits.with_classes(s, listed, counts_changes=has_ids) for s in sets]
+    sets = [splits.with_classes(s, listed, counts_changes=has_ids) for s in read]
     together = annotations.AnnotatedSet([i for s in sets for i in s.images], listed)
     annotation_checks.check_class_names(together)
     known = {c.name for c in existing.categories} if existing else set()
-    for category in listed:
-        if existing and category["name"] not in known:
-            raise errors.UserError(
-                f"{_categories_path()} has {_listed(existing)}, and not "
-                f"{annotation_checks.listed(category, together)}. {_one_call(listed)}"
-            )
+    for annotated in read if existing else ():
+        for category in annotated.categories:
+            if category["name"] not in known:
+                raise errors.UserError(
+                    f"{_categories_path()} has {_listed(existing)}, and not "
+                    f"{annotation_checks.listed(category, annotated)}. "
+                    f"{_one_call(listed)}"
+                )
     return {
         split: part._replace(annotated=annotated)
         for (split, part), annotated in zip(parts.items(), sets, strict=True)

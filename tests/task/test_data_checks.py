@@ -28,6 +28,17 @@ def test_sound_data_pass_without_a_word(data_dir, caplog):
     assert not caplog.records or "data |" not in caplog.text
 
 
+def test_versions_of_one_image_in_both_splits_are_a_warning(data_dir, caplog):
+    for split in ("train", "val"):
+        edit_json(f"{split}.json", rename_first(f"dog_jpg.rf.{split}.jpg"))(data_dir)
+    check(data_dir)
+    assert "1 of 6 images of val are versions of images in train" in caplog.text
+
+
+def rename_first(name):
+    return lambda content, _: content["images"][0].update(file_name=name)
+
+
 def edit_json(name, edit_fn):
     def damage(data_dir):
         path = data_dir / name

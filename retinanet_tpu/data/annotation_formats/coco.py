@@ -111,12 +111,13 @@ def _located(images, findings, path, pictures):
     beside = os.path.dirname(path)
     paths = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
     names = [[alternatives] for alternatives in paths]
-    located, of_names = locating.locate(images, names, pictures, counts_renamed=True)
+    located, of_names, used = locating.locate(
+        images, names, pictures, counts_renamed=True
+    )
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
     findings = [f._replace(image=new_names.get(f.image, f.image)) for f in findings]
-    listed = {image.file_name for image in located} | {f.image for f in of_names}
-    unlisted = annotations.pictures_without_annotation(pictures.names, listed)
+    unlisted = annotations.pictures_without_annotation(pictures.names, used)
     return located, [*findings, *of_names, *unlisted]
 
 

@@ -56,7 +56,7 @@ def read(
         not known.
       MissingFileError: There is no such file.
     """
-    root = documents.parse_xml(files.read_bytes(path), path)
+    root = documents.parse_xml(files.read_bytes(path), where=f"{path}: ")
     if root.tag != "annotations":
         raise errors.UserError(
             f"{path} begins with <{root.tag[:50]}>; CVAT's XML with <annotations>."

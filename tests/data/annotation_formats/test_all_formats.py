@@ -7,8 +7,10 @@ import tensorflow as tf
 
 import annotation_files
 from retinanet_tpu.data import annotations, tf_example
+from retinanet_tpu.data.annotation_formats import locating
 
 FORMATS = annotation_files.FORMATS
+NAMES_IMAGES = ("coco", "csv", "via", "via_csv", "via_project", "createml", "cvat")
 KEEPS_EMPTY = [f for f in FORMATS if f != "openimages"]
 
 
@@ -106,9 +108,72 @@ def test_annotations_of_an_absent_picture_are_named(tmp_path, kind):
     path = annotation_files.write(kind, tmp_path / kind)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     (finding,) = done.findings
-    missing = "annotated images not in the folder, left out"  # Few fetch all of them.
     assert finding.what == (
-        missing if kind == "openimages" else "images missing on disk"
+        "annotated images not in the folder, left out"
+        if kind == "openimages"
+        else "images missing on disk"
     )
     assert finding.where in ("b.png", "b.txt", "b", "0a1b2c3d-b.png")
     assert len(done.images) == 2
+
+
+@pytest.mark.parametrize("kind", [f for f in FORMATS if f != "openimages"])
+def test_set_of_which_most_images_are_missing_is_refused(tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    for name in ("b.png", "sub/c.jpg"):
+        (tmp_path / "images" / name).unlink()
+    path = annotation_files.write(kind, tmp_path / kind)
+    message = r"^2 of 3 images are missing on disk.* \S*b.*, \S*c.* has Äpfel 1\.jpg"
+    with pytest.raises(ValueError, match=message):
+        annotation_files.read(kind, path, tmp_path / "images")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_images_moved_to_other_folders_with_other_endings_are_found(tmp_path, kind):
+    drawn = annotation_files.draw(tmp_path / "drawn")
+    moves = {"b.png": "x/B.JPG", "sub/c.jpg": "x/sub/c.jpeg"}
+    moves["Äpfel 1.jpg"] = "y/A\u0308pfel 1.jpg"  # As macOS writes it.
+    for old, new in moves.items():
+        path = tmp_path / "images" / new
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (drawn / old).rename(path)
+    path = annotation_files.write(kind, tmp_path / kind)
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert [i.file_name for i in done.images] == sorted(moves.values())
+    assert done.counts["boxes stored"] == 4
+    # Formats with a file for each image need not name it, and tasks have other names.
+    names = [f.image for f in done.findings]
+    assert names == (sorted(moves.values()) if kind in NAMES_IMAGES else [])
+    assert {f.what for f in done.findings} <= {locating.RENAMED}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_image_that_may_be_any_of_several_files_is_left_out(tmp_path, kind):
+    images = annotation_files.draw(tmp_path / "images")
+    (images / "x").mkdir()
+    (images / "b.png").rename(images / "x" / "b.png")
+    (images / "y").mkdir()
+    (images / "y" / "b.png").write_bytes((images / "x" / "b.png").read_bytes())
+    path = annotation_files.write(kind, tmp_path / kind)
+    done = annotation_files.convert(kind, path, images, tmp_path / "out")
+    finding = next(f for f in done.findings if f.what == locating.SEVERAL)
+    assert finding.detail.startswith("x/b.png or y/b.png; annotated in ")
+    assert len(done.images) == 2
+
+
+def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
+    names = ("__ignore__", "_background_", "cat")
+    boxes = tuple(annotation_files.Box(name, 2, 3, 20, 30) for name in names)
+    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", pictures)
+    for kind in FORMATS:
+        path = annotation_files.write(kind, tmp_path / kind, pictures, names)
+        annotated = annotation_files.read(kind, path, tmp_path / "images")
+        (category,) = annotated.categories
+        assert category["name"] == "cat"
+        (image,) = annotated.images
+        assert [o.category_id for o in image.objects] == [category["id"]]
+        assert sorted(f.detail for f in annotated.findings) == list(names[:2])
+        assert {f.image for f in annotated.findings} == {"a.png"}
+        if kind in ("voc", "csv", "labelme"):
+            assert category["id"] == 1
