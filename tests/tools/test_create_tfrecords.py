@@ -219,6 +219,42 @@ def test_every_format_has_its_flag(convert, tmp_path, kind):
     assert tuple(read.names) == annotation_files.NAMES
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "is_folder"),
+    [
+        ("createml", "coco", False),
+        ("coco", "labelme", False),
+        ("cvat", "voc", True),  # VOC's reader finds XML, and no object in it.
+        ("labelme", "yolo", True),
+        ("via_csv", "csv", False),
+        ("csv", "openimages", False),
+    ],
+)
+def test_a_wrong_format_is_recognized(convert, tmp_path, kind, given, is_folder):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / "annotations")
+    folder = path if path.is_dir() else path.parent
+    options = [f"--format={given}", f"--images={tmp_path / 'images'}", "--split=train"]
+    options += [f"--annotations={folder if is_folder else path}"]
+    if given == "openimages":
+        (tmp_path / "classes.csv").write_text("/m/1,cat\n")
+        options.append(f"--classes={tmp_path / 'classes.csv'}")
+    done = convert(tmp_path / "out", *options)
+    assert done.returncode != 0
+    said = f"use --format={kind.partition('_')[0]} --annotations={path}."
+    assert done.stderr.rstrip().endswith(said)
+
+
+def test_the_attribute_of_a_class_is_for_via(convert, tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("via", tmp_path / "annotations")
+    options = [f"--images={tmp_path / 'images'}", f"--annotations={path}"]
+    options += ["--split=train", "--class_attribute=type"]
+    assert convert(tmp_path / "out", "--format=via", *options).returncode == 0
+    done = convert(tmp_path / "out", "--format=coco", *options)
+    assert "--class_attribute is for --format=via, not for coco" in done.stderr
+
+
 def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
     convert, tmp_path
 ):

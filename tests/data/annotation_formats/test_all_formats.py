@@ -1,4 +1,6 @@
 import io
+import json
+import math
 
 import numpy as np
 import PIL.Image
@@ -6,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import annotation_files
-from retinanet_tpu.data import annotations, tf_example
-from retinanet_tpu.data.annotation_formats import locating
+from retinanet_tpu.data import annotated_boxes, annotations, tf_example
+from retinanet_tpu.data.annotation_formats import locating, readers
 
 FORMATS = annotation_files.FORMATS
 NAMES_IMAGES = ("coco", "csv", "via", "via_csv", "via_project", "createml", "cvat")
@@ -177,3 +179,61 @@ def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
         assert {f.image for f in annotated.findings} == {"a.png"}
         if kind in ("voc", "csv", "labelme"):
             assert category["id"] == 1
+
+
+IN_PIXELS = [f for f in FORMATS if f not in ("yolo", "openimages")]
+
+
+@pytest.mark.parametrize("kind", IN_PIXELS)
+def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
+    faulty = [
+        ("cat", 40, 2, 60, 20),  # Outside.
+        ("cat", 2, 2, 50, 20),  # Beyond the edge.
+        ("cat", 9, 9, 9, 20),  # Without area.
+        ("cat", 2, 2, math.nan, 20),
+    ]
+    if kind != "labelme":  # Its corners may be in any order.
+        faulty.append(("cat", 20, 2, 9, 20))
+    good = [("cat", 1, 2 + i, 31, 30) for i in range(6)]
+    boxes = tuple(annotation_files.Box(*box) for box in [*good, *faulty])
+    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", pictures)
+    path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert done.counts["boxes stored"] == 7
+    assert sorted(f.what for f in done.findings) == sorted(
+        [
+            annotated_boxes.OUTSIDE,
+            "boxes beyond the edge, clipped",
+            annotated_boxes.NO_AREA,
+            annotated_boxes.NOT_FINITE,
+            *[annotated_boxes.WRONG_ORDER][: len(faulty) - 4],
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", [f for f in FORMATS if f not in ("coco", "yolo")])
+def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
+    if kind == "openimages":
+        pytest.skip("takes no --names")
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / kind)
+    pictures = annotation_files.pictures_in(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"has class '(ampel|猫 \(cat\))'; known are"):
+        readers.read(
+            kind.partition("_")[0], str(path), pictures=pictures, names=["Straße"]
+        )
+
+
+@pytest.mark.parametrize("kind", ["via", "createml", "cvat", "labelstudio"])
+def test_an_image_that_a_file_lists_twice_is_refused(tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    picture = annotation_files.PICTURES[0]
+    twice = [picture, *annotation_files.PICTURES]
+    path = annotation_files.write(kind, tmp_path / kind, twice)
+    if kind == "via":  # Its keys are the name and the size of the file.
+        content = json.loads(path.read_text())
+        content["other"] = content[f"{picture.name}99"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"b\.png is annotated twice"):
+        annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
