@@ -187,7 +187,7 @@ def read_splits() -> dict[str, Part]:
         locating.check_exist(annotated, pictures)
         annotation_checks.check_set(annotated)
         found[split] = Part(annotated, pictures.folder)
-    return found
+    return _without_others(found)
 
 
 def with_common_classes(
@@ -321,6 +321,26 @@ def main() -> None:
     # Only now: killed in a later split, it shall not do the earlier one again.
     for split in parts:
         shard_states.forget(output_dir, split)
+
+
+def _without_others(parts: dict[str, Part]) -> dict[str, Part]:
+    """Removes what is found of images that belong to another split."""
+    annotated = {
+        (part.images_dir, image.file_name)
+        for part in parts.values()
+        for image in part.annotated.images
+    }
+
+    def cleaned(part: Part) -> Part:
+        findings = tuple(
+            finding
+            for finding in part.annotated.findings
+            if finding.what != annotations.UNANNOTATED
+            or (part.images_dir, finding.image) not in annotated
+        )
+        return part._replace(annotated=part.annotated._replace(findings=findings))
+
+    return {split: cleaned(part) for split, part in parts.items()}
 
 
 def _categories_path() -> str:

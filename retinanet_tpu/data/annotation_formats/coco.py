@@ -129,7 +129,9 @@ def _keep_box(entry: dict[str, Any]) -> None:
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:
     """Returns four numbers as a box, None for anything else."""
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    if any(isinstance(value, bool) for value in bbox):
         return None
     try:
         x, y, width, height = map(float, bbox)

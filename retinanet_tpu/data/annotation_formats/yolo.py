@@ -43,9 +43,10 @@ def read(
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
 
-    A picture without a label file is one without objects, as in YOLO's own trainers.
-    Lines of more numbers are polygons, and become the boxes around them, or boxes with
-    keypoints, which are left out.
+    A picture without a label file is one without objects, as in YOLO's own trainers,
+    unless no picture of its folder has a label file. Lines of more numbers are
+    polygons, and become the boxes around them, or boxes with keypoints, which are left
+    out.
 
     Args:
       directory: the label files, in the same subfolders as the pictures, or in labels/
@@ -102,10 +103,16 @@ def read(
         ]
         found.append(assembly.Picture(image_name, 0, 0, objects, name))
     labelled = {*matches.names.values()}.union(*matches.several.values())
+    folders = {posixpath.dirname(name) for name in labelled}
     for name in pictures.names:
-        if name not in labelled:
+        if name in labelled:
+            continue
+        if _is_below_any(name, folders):
             findings.append(annotations.Finding(_BACKGROUND, name, image=name))
             found.append(assembly.Picture(name, 0, 0, (), ""))
+        else:  # Those of another split, most likely.
+            unlabelled = annotations.Finding(annotations.UNANNOTATED, name, image=name)
+            findings.append(unlabelled)
     ids = {str(c["id"]): c["id"] for c in classes.categories}
     return assembly.assemble(
         found, classes.categories, unit="line", findings=findings, ids=ids, is_norm=True
@@ -149,6 +156,15 @@ def _image_stems(name: str) -> list[str]:
     stem = annotations.stem(name)
     before, found, after = f"/{stem}".rpartition("/labels/")
     return [f"{before}/images/{after}".lstrip("/"), stem] if found else [stem]
+
+
+def _is_below_any(name: str, folders: set[str]) -> bool:
+    """Returns whether a file is in one of some folders or below it."""
+    while name:
+        name = posixpath.dirname(name)
+        if name in folders:
+            return True
+    return False
 
 
 def _check_keypoints(
