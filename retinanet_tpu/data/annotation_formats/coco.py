@@ -29,6 +29,7 @@ _ROOT = "categories that are only the supercategory of all others, left out"
 _OTHER_AREA = "areas that do not fit their box, replaced by the box's"
 _OUTLINE = "outline_box"  # Where `_keep_box` puts the box of a segmentation,
 _AREA = "checked_area"  # and `_set_areas` an area.
+_MAX_ID = 2**63 - 1
 _MAX_SHOWN = 40  # Characters of a faulty value that a finding shows.
 
 
@@ -54,33 +55,17 @@ def read(
         files.read_bytes(path), path, without="segmentation", visit_fn=_keep_box
     )
     _check_parts(content, path)
-    source, findings = os.path.basename(path), []
     _set_areas(content["annotations"])
-    content["categories"], repeated = _without_repeats(content["categories"])
+    source, findings = os.path.basename(path), []
+    listed, repeated = _without_repeats(content["categories"])
     findings += [annotations.Finding(_REPEATED, source, name) for name in repeated]
-    _unique_ids(content["images"], f"{path}: image id")
-    category_ids = _unique_ids(content["categories"], f"{path}: category id")
-    numbers = _annotation_ids(content["annotations"])
-    if numbers is None:
+    _check_ids(content["images"], f"{path}: image id")
+    _check_ids(listed, f"{path}: category id")
+    if not _has_usable_ids(content["annotations"]):
         findings.append(annotations.Finding(_RENUMBERED, source))
-        numbers = range(1, len(content["annotations"]) + 1)
-    objects = collections.defaultdict(list)
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    for entry, number in zip(content["annotations"], numbers, strict=True):
-        where = f"{path}: annotation {number}"
-        image_id, category_id = entry["image_id"], entry["category_id"]
-        if image_id not in names:
-            raise errors.UserError(
-                f"{where} is of image {image_id}, which is not listed."
-            )
-        if category_id not in category_ids:
-            raise errors.UserError(f"{where} has unlisted category {category_id}.")
-        place = annotations.Finding(
-            "", f"{source}, annotation {number}", image=names[image_id]
-        )
-        item, found = _object(entry, number, where)
-        objects[image_id] += [item] if item else []
-        findings += [place._replace(what=what, detail=text) for what, text in found]
+        for number, entry in enumerate(content["annotations"], start=1):
+            entry["id"] = number
+    objects, of_objects = _objects(content, {c["id"] for c in listed}, path)
     images = [
         annotations.AnnotatedImage(
             image_id=image["id"],
@@ -93,7 +78,8 @@ def read(
         )
         for image in content["images"]
     ]
-    categories, root = _without_root(content["categories"], content["annotations"])
+    categories, root = _without_root(listed, content["annotations"])
+    findings += of_objects
     if root:
         detail = f"id {root['id']}, {root['name']!r}"
         findings.append(annotations.Finding(_ROOT, source, detail))
@@ -104,6 +90,31 @@ def read(
         [{"id": c["id"], "name": c["name"]} for c in categories],
         tuple(findings),
     )
+
+
+def _objects(
+    content: dict[str, Any], category_ids: set[int], path: str
+) -> tuple[dict[int, list[annotations.AnnotatedObject]], list[annotations.Finding]]:
+    """Returns the objects by image id, and findings about them."""
+    objects, findings = collections.defaultdict(list), []
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for entry in content["annotations"]:
+        where = f"{path}: annotation {entry['id']}"
+        image_id, category_id = entry["image_id"], entry["category_id"]
+        if image_id not in names:
+            raise errors.UserError(
+                f"{where} is of image {image_id}, which is not listed."
+            )
+        if category_id not in category_ids:
+            raise errors.UserError(f"{where} has unlisted category {category_id}.")
+        item, found = _object(entry, where)
+        objects[image_id] += [item] if item else []
+        place = f"{os.path.basename(path)}, annotation {entry['id']}"
+        findings += [
+            annotations.Finding(what, place, detail, names[image_id])
+            for what, detail in found
+        ]
+    return objects, findings
 
 
 def _located(images, findings, path, pictures):
@@ -141,7 +152,7 @@ def _box(bbox: Any) -> tuple[float, float, float, float] | None:
 
 
 def _object(
-    entry: dict[str, Any], number: int, where: str
+    entry: dict[str, Any], where: str
 ) -> tuple[annotations.AnnotatedObject | None, list[tuple[str, str]]]:
     """Returns the object, None without a box, and findings: their kind and detail."""
     is_crowd = annotation_fields.is_set(entry.get("iscrowd"), f"{where} has iscrowd")
@@ -157,12 +168,12 @@ def _object(
     if area is None and box_area > 0 and entry.get("area") not in (None, ""):
         findings.append((_OTHER_AREA, f"{_shown(entry['area'])}, box {box_area:g}"))
     return annotations.AnnotatedObject(
-        annotation_id=number,
+        annotation_id=entry["id"],
         category_id=entry["category_id"],
         box_xywh=box_xywh,
         area=box_area if area is None else area,
         is_crowd=is_crowd,
-        place=number,
+        place=entry["id"],
     ), findings
 
 
@@ -211,11 +222,12 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
                 entry[key] = value
 
 
-def _annotation_ids(entries: list[dict[str, Any]]) -> list[int] | None:
-    """Returns the ids of annotations, None if pycocotools could not use them."""
-    ids = [annotation_fields.integer(entry.get("id")) for entry in entries]
-    is_usable = all(i is not None and i > 0 for i in ids) and len(set(ids)) == len(ids)
-    return ids if is_usable else None
+def _has_usable_ids(entries: list[dict[str, Any]]) -> bool:
+    """Returns whether pycocotools can use the ids of annotations, made integers."""
+    for entry in entries:
+        entry["id"] = annotation_fields.integer(entry.get("id"))
+    ids = [entry["id"] for entry in entries]
+    return all(i is not None and i > 0 for i in ids) and len(set(ids)) == len(ids)
 
 
 def _without_repeats(
@@ -250,7 +262,7 @@ def _without_root(
     return categories, None
 
 
-def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
+def _check_ids(entries: list[dict[str, Any]], what: str) -> None:
     for value, count in collections.Counter(entry["id"] for entry in entries).items():
         if count > 1:
             raise errors.UserError(
@@ -258,7 +270,11 @@ def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
             )
         if value < 0:
             raise errors.UserError(f"{what} {value} is negative; expected 0 or more.")
-    return {entry["id"] for entry in entries}
+        if value > _MAX_ID:
+            raise errors.UserError(
+                f"{what} {value} is above {_MAX_ID}, the largest that records hold; "
+                "renumber the ids."
+            )
 
 
 def _side(image: dict[str, Any], key: str, path: str) -> int:
