@@ -5,6 +5,7 @@ and areas as constants.
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def is_set(value: Any, where: str) -> bool:
         text = text.removesuffix(".0")
         if text in _TRUE | _FALSE:
             return text in _TRUE
-    raise errors.UserError(f"{where} {value!r}; expected 0 or 1, true or false.")
+    raise errors.UserError(
+        f"{where} {reprlib.repr(value)}; expected 0 or 1, true or false."
+    )
 
 
 def integer(value: Any) -> int | None:

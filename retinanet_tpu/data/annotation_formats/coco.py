@@ -3,6 +3,7 @@
 import collections
 import os
 import posixpath
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,6 @@ _OTHER_AREA = "areas that do not fit their box, replaced by the box's"
 _OUTLINE = "outline_box"  # Where `_keep_box` puts the box of a segmentation,
 _AREA = "checked_area"  # and `_set_areas` an area.
 _MAX_ID = 2**63 - 1
-_MAX_SHOWN = 40  # Characters of a faulty value that a finding shows.
 
 
 def read(
@@ -160,13 +160,17 @@ def _object(
     if box_xywh is None:
         box_xywh = entry.get(_OUTLINE)
         if box_xywh is None:
-            return None, [(annotations.NO_BOX, f"bbox {_shown(entry.get('bbox'))}")]
+            return None, [
+                (annotations.NO_BOX, f"bbox {reprlib.repr(entry.get('bbox'))}")
+            ]
         findings.append((assembly.FROM_OUTLINE, ""))
     area = entry[_AREA]
     box_area = box_xywh[2] * box_xywh[3]
     # A box without area is a finding of its own.
     if area is None and box_area > 0 and entry.get("area") not in (None, ""):
-        findings.append((_OTHER_AREA, f"{_shown(entry['area'])}, box {box_area:g}"))
+        findings.append(
+            (_OTHER_AREA, f"{reprlib.repr(entry['area'])}, box {box_area:g}")
+        )
     return annotations.AnnotatedObject(
         annotation_id=entry["id"],
         category_id=entry["category_id"],
@@ -187,10 +191,6 @@ def _set_areas(entries: list[dict[str, Any]]) -> None:
         entry[_AREA] = area
 
 
-def _shown(value: Any) -> str:
-    return str(value)[:_MAX_SHOWN]
-
-
 def _check_parts(content: dict[str, Any], path: str) -> None:
     """Checks the lists and their entries; ids become integers, names texts."""
     absent = [part for part in _KEYS if not isinstance(content.get(part), list)]
@@ -207,7 +207,9 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
         for position, entry in enumerate(content[part]):
             where = f"{path}: {part}[{position}]"
             if not isinstance(entry, dict):
-                raise errors.UserError(f"{where} is {entry!r}; expected an object.")
+                raise errors.UserError(
+                    f"{where} is {reprlib.repr(entry)}; expected an object."
+                )
             for key, read_fn in keys.items():
                 if key not in entry:
                     raise errors.UserError(
@@ -216,7 +218,7 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
                 value = read_fn(entry[key])
                 if value is None:
                     raise errors.UserError(
-                        f"{where} has {key} {entry[key]!r}; expected "
+                        f"{where} has {key} {reprlib.repr(entry[key])}; expected "
                         f"{_EXPECTED[read_fn]}."
                     )
                 entry[key] = value
@@ -284,5 +286,5 @@ def _side(image: dict[str, Any], key: str, path: str) -> int:
         return int(float(value or 0))
     except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(
-            f"{path}: image {image['id']} has {key} {value!r}, no number."
+            f"{path}: image {image['id']} has {key} {reprlib.repr(value)}, no number."
         ) from error
