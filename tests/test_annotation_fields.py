@@ -61,4 +61,5 @@ def test_one_area_for_boxes_of_many_sizes_is_a_constant():
     sizes = [(20, 20), (20, 21), (40, 40)]
     assert annotation_fields.areas([100] * 3, sizes) == [None] * 3
     assert annotation_fields.areas([100] * 3, sizes[:1] * 3) == [100] * 3
+    assert annotation_fields.areas([400] * 3, sizes) == [400] * 3
     assert annotation_fields.areas([100, 100, 101], sizes) == [100, 100, 101]

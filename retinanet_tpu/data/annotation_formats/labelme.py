@@ -1,9 +1,10 @@
 """Reads Labelme: a JSON file for each image, shapes of points in pixels."""
 
 import math
+import reprlib
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
@@ -58,9 +59,12 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     objects, findings = [], []
     for number, shape in enumerate(found["shapes"], start=1):
         where = f"shape {number}"
-        label = shape.get("label") if isinstance(shape, dict) else None
-        if not label or not isinstance(label, str):
-            raise errors.UserError(f"{where} has the label {label!r}, no text")
+        written = shape.get("label") if isinstance(shape, dict) else None
+        label = annotation_fields.text(written)
+        if not label:
+            raise errors.UserError(
+                f"{where} has the label {reprlib.repr(written)}, no text"
+            )
         kind = shape.get("shape_type") or "polygon"
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":

@@ -96,6 +96,11 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
     assert message in finding.detail
 
 
+def test_label_may_be_a_number(tmp_path):
+    write(tmp_path, "a", RECTANGLE | {"label": 7})
+    assert read(tmp_path, ["a.jpg"]).categories == [{"id": 1, "name": "7"}]
+
+
 def test_image_path_that_was_left_behind_is_not_followed(tmp_path):
     for stem in ("a", "b", "c"):
         write(tmp_path, stem, RECTANGLE, imagePath="a.jpg")

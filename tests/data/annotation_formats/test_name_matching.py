@@ -14,6 +14,7 @@ INDEX = name_matching.NameIndex(NAMES)
         ("https://x.org/b%20c/a.jpg?key=1&b=2", "/b c/a.jpg"),
         ("file:///data/a.jpg", "/data/a.jpg"),
         ("/data/local-files/?d=photos/a%20b.jpg", "photos/a b.jpg"),
+        ("http://[x/a.jpg", "/a.jpg"),
         ("gs://bucket/a.jpg", "gs://bucket/a.jpg"),
         ("a#1?.jpg", "a#1?.jpg"),
         ("", ""),

@@ -1,6 +1,6 @@
 import pytest
 
-from retinanet_tpu.data import annotations, categories as categories_lib
+from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import splits
 
 CATEGORIES = [{"id": 2, "name": "猫"}, {"id": 70, "name": "never seen"}]
@@ -129,50 +129,6 @@ def test_names_that_are_no_part_of_a_file_name_are_refused(texts, message):
         splits.parse(texts)
 
 
-def listed(**ids):
-    return [{"id": i, "name": name} for name, i in ids.items()]
-
-
-def common(*sets, known=None):
-    sets = [annotations.AnnotatedSet([], categories) for categories in sets]
-    known = known and categories_lib.from_coco(known)
-    return {c["name"]: c["id"] for c in splits.common_classes(sets, known)}
-
-
-def test_classes_are_those_of_all_splits():
-    assert common(listed(cat=1, dog=2), listed(cat=1, emu=7)) == dict(
-        cat=1, dog=2, emu=7
-    )
-    assert common(listed(dog=5, cat=0)) == dict(dog=5, cat=0)
-
-
-def test_classes_are_numbered_by_name_where_the_splits_disagree():
-    expected = dict(cat=1, dog=2, emu=3)
-    assert common(listed(cat=1, dog=2), listed(dog=1, emu=2)) == expected
-    assert common(listed(emu=1), listed(cat=1, dog=2)) == expected
-    assert common(listed(cat=9), listed(cat=8, dog=9, emu=1)) == expected
-
-
-def test_classes_of_earlier_splits_keep_their_ids():
-    known = listed(dog=4, cat=9)
-    assert common(listed(cat=1), known=known) == dict(dog=4, cat=9)
-    assert common(listed(ant=1, cat=2), known=known) == dict(dog=4, cat=9, ant=10)
-
-
-def test_objects_follow_their_class_to_its_new_id():
-    image = IMAGE._replace(objects=(BOX, BOX._replace(category_id=70)))
-    some = annotations.AnnotatedSet([image], CATEGORIES)
-    same = splits.with_classes(some, CATEGORIES, counts_changes=True)
-    assert same == some
-    classes = listed(**{"never seen": 1, "猫": 2, "dog": 3})
-    other = splits.with_classes(some, classes, counts_changes=True)
-    assert [o.category_id for o in other.images[0].objects] == [2, 1]
-    assert other.categories == classes
-    (finding,) = other.findings
-    assert "category ids were changed" in finding.what and finding.where == "b.xml"
-    assert not splits.with_classes(some, classes, counts_changes=False).findings
-
-
 def test_splits_of_a_data_directory_are_found_by_their_records(tmp_path):
     assert splits.converted(str(tmp_path / "nowhere")) == []
     for name in ("train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"):
@@ -195,3 +151,22 @@ def test_path_of_a_split_becomes_that_of_all_where_the_others_exist(tmp_path):
         ("x", ["train"]),
     ):
         assert splits.template(f"{root}/{path}", "val", others) == f"{root}/{path}"
+
+
+def test_options_of_one_call_have_the_earlier_splits_and_where_they_differ(tmp_path):
+    for name in ("train", "valid"):
+        (tmp_path / name).mkdir()
+    paths = {"images": f"{tmp_path}/valid", "annotations": "a b/valid.json"}
+    found = splits.in_one_call({"val": "valid"}, paths, earlier=["train", "val"])
+    assert found == f"--split=train,val=valid '--images={tmp_path}/{{split}}'"
+    found = splits.in_one_call({"val": "val"}, paths, earlier=["train"])
+    assert found == "--split=train,val with {split} in --images, --annotations"
+
+
+def test_image_of_another_split_is_not_without_annotation():
+    findings = [
+        annotations.Finding(annotations.UNANNOTATED, name, image=name) for name in "ab"
+    ]
+    some = annotations.AnnotatedSet([], [], (*findings, annotations.Finding("x", "a")))
+    found = splits.without_others(some, {"a"})
+    assert found.findings == (findings[1], annotations.Finding("x", "a"))

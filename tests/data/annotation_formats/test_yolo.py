@@ -168,3 +168,13 @@ def test_classes_come_with_the_shape_of_keypoints(tmp_path):
         yolo.read_classes(str(path))
     (tmp_path / "classes.txt").write_text("cat")
     assert yolo.read_classes(str(tmp_path / "classes.txt")) == (cat, None, False)
+
+
+def test_images_of_a_folder_without_any_label_are_no_background(tmp_path):
+    names = ["train/a.jpg", "train/b.jpg", "train/x/c.jpg", "val/a.jpg", "d.jpg"]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.txt").write_text("0 .5 .5 .5 .5")
+    found = read(tmp_path, names)
+    assert [i.file_name for i in found.images] == names[:3]
+    left_out = [f.image for f in found.findings if f.what == annotations.UNANNOTATED]
+    assert left_out == ["d.jpg", "val/a.jpg"]
