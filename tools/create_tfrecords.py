@@ -38,6 +38,7 @@ from retinanet_tpu.data.annotation_formats import (
     files,
     locating,
     readers,
+    recognition,
     split_classes,
     split_lists,
     splits,
@@ -50,7 +51,7 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of the pictures.")
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations",
     None,
-    "coco: JSON file. csv, openimages: CSV file. voc, yolo, labelme: folder of files.",
+    "voc, yolo, labelme: folder of files. Others: one JSON, CSV or XML file.",
 )
 _SPLIT_FILE = flags.DEFINE_string(
     "split_file",
@@ -69,6 +70,9 @@ _CLASSES = flags.DEFINE_string(
     None,
     "yolo: data.yaml or classes.txt; default: looked for beside the labels. "
     "openimages: class-descriptions CSV.",
+)
+_CLASS_ATTRIBUTE = flags.DEFINE_string(
+    "class_attribute", None, "via: the region attribute that names the class."
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write to.")
 _SPLIT = flags.DEFINE_list(
@@ -103,7 +107,11 @@ _INDEX_BY_ID = flags.DEFINE_bool(
     "index_by_id", False, "Category id = network index, as in the TF recipes for COCO."
 )
 _NAMED_PLACES = 3  # How many places a line of the summary names.
-_USED_BY = {"names": readers.TAKE_NAMES, "classes": readers.TAKE_CLASSES}
+_USED_BY = {
+    "names": readers.TAKE_NAMES,
+    "classes": readers.TAKE_CLASSES,
+    "class_attribute": readers.TAKE_CLASS_ATTRIBUTE,
+}
 _PATHS = ("images", "annotations", "split_file")
 
 
@@ -142,22 +150,33 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.Picture
     """Reads what the flags point to, with a word in place of {split}."""
     images_dir = _path("images", word)
     pictures = files.Pictures(images_dir, files.list_pictures(images_dir))
-    annotated = readers.read(
-        _FORMAT.value,
-        _path("annotations", word),
-        pictures=pictures,
-        names=_NAMES.value,
-        classes=_path("classes", word),
-    )
+    path = _path("annotations", word)
+    with recognition.explained(path, _FORMAT.value):
+        annotated = readers.read(
+            _FORMAT.value,
+            path,
+            pictures=pictures,
+            names=_NAMES.value,
+            classes=_path("classes", word),
+            class_attribute=_CLASS_ATTRIBUTE.value,
+        )
     return annotated, pictures
+
+
+def check_annotations(
+    annotated: annotations.AnnotatedSet, pictures: files.Pictures, word: str
+) -> None:
+    """Raises UserError where converting would be pointless."""
+    with recognition.explained(_path("annotations", word), _FORMAT.value):
+        locating.check_exist(annotated, pictures)
+        annotation_checks.check_set(annotated)
 
 
 def read_splits() -> dict[str, Part]:
     """Reads and checks the splits to write, by name."""
     if _VAL_FRACTION.value is not None:
         annotated, pictures = read_annotations(splits.PLACEHOLDER)
-        locating.check_exist(annotated, pictures)
-        annotation_checks.check_set(annotated)
+        check_annotations(annotated, pictures, splits.PLACEHOLDER)
         parts = splits.by_fraction(
             annotated,
             val_fraction=_VAL_FRACTION.value,
@@ -184,8 +203,7 @@ def read_splits() -> dict[str, Part]:
                 images_dir=pictures.folder,
                 is_first=is_first,
             )
-        locating.check_exist(annotated, pictures)
-        annotation_checks.check_set(annotated)
+        check_annotations(annotated, pictures, word)
         found[split] = Part(annotated, pictures.folder)
     used = {}
     for annotated, folder in found.values():

@@ -11,10 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+import tool_exports
 from retinanet_tpu.data import annotation_checks, converter
 from retinanet_tpu.data.annotation_formats import files, locating, readers
 
-FORMATS = ("coco", "voc", "yolo", "csv", "labelme", "openimages")
+# Of the last ones what follows "_" is one of several exports of a tool.
+FORMATS = (
+    *("coco", "voc", "yolo", "csv", "labelme", "openimages"),
+    *tool_exports.WRITERS,
+)
 # Sorted, as formats without a list of classes number them.
 NAMES = ("Straße", "ampel", "猫 (cat)")
 
@@ -62,17 +67,22 @@ def draw(folder, pictures=PICTURES, **options):
 def write(kind, folder, pictures=PICTURES, names=NAMES):
     """Writes annotations in a format to a new folder; returns what to read."""
     folder.mkdir(parents=True)
-    return _WRITERS[kind](folder, pictures, names)
+    return WRITERS[kind](folder, pictures, names)
+
+
+def pictures_in(folder):
+    """Returns the images of a folder as readers take them."""
+    return files.Pictures(str(folder), files.list_pictures(str(folder)))
 
 
 def read(kind, path, images_dir):
     """Reads annotations as tools/create_tfrecords.py does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
-    classes = None
+    flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
         classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
-    annotated = readers.read(kind, str(path), pictures=pictures, classes=classes)
+    annotated = readers.read(flag, str(path), pictures=pictures, classes=classes)
     locating.check_exist(annotated, pictures)
     return annotated
 
@@ -230,11 +240,12 @@ def _beside(folder, picture, extension):
     return path
 
 
-_WRITERS = {
+WRITERS = {
     "coco": _write_coco,
     "voc": _write_voc,
     "yolo": _write_yolo,
     "csv": _write_csv,
     "labelme": _write_labelme,
     "openimages": _write_openimages,
+    **tool_exports.WRITERS,
 }

@@ -208,7 +208,8 @@ def test_what_was_found_is_counted_and_listed_with_its_place(convert, tmp_path):
 def test_every_format_has_its_flag(convert, tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write(kind, tmp_path / "annotations")
-    options = [f"--format={kind}", f"--images={tmp_path / 'images'}"]
+    flag = kind.partition("_")[0]
+    options = [f"--format={flag}", f"--images={tmp_path / 'images'}"]
     options += [f"--annotations={path}", "--split=train"]
     if kind == "openimages":
         options.append(f"--classes={path.parent / 'class-descriptions.csv'}")
@@ -216,6 +217,42 @@ def test_every_format_has_its_flag(convert, tmp_path, kind):
     assert done.returncode == 0, done.stderr
     read = categories.read(str(tmp_path / "out" / "categories.json"))
     assert tuple(read.names) == annotation_files.NAMES
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "is_folder"),
+    [
+        ("createml", "coco", False),
+        ("coco", "labelme", False),
+        ("cvat", "voc", True),  # VOC's reader finds XML, and no object in it.
+        ("labelme", "yolo", True),
+        ("via_csv", "csv", False),
+        ("csv", "openimages", False),
+    ],
+)
+def test_a_wrong_format_is_recognized(convert, tmp_path, kind, given, is_folder):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / "annotations")
+    folder = path if path.is_dir() else path.parent
+    options = [f"--format={given}", f"--images={tmp_path / 'images'}", "--split=train"]
+    options += [f"--annotations={folder if is_folder else path}"]
+    if given == "openimages":
+        (tmp_path / "classes.csv").write_text("/m/1,cat\n")
+        options.append(f"--classes={tmp_path / 'classes.csv'}")
+    done = convert(tmp_path / "out", *options)
+    assert done.returncode != 0
+    said = f"use --format={kind.partition('_')[0]} --annotations={path}."
+    assert done.stderr.rstrip().endswith(said)
+
+
+def test_the_attribute_of_a_class_is_for_via(convert, tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("via", tmp_path / "annotations")
+    options = [f"--images={tmp_path / 'images'}", f"--annotations={path}"]
+    options += ["--split=train", "--class_attribute=type"]
+    assert convert(tmp_path / "out", "--format=via", *options).returncode == 0
+    done = convert(tmp_path / "out", "--format=coco", *options)
+    assert "--class_attribute is for --format=via, not for coco" in done.stderr
 
 
 def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
@@ -238,7 +275,10 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
         ([], "Say either --split=NAME or --val_fraction=SHARE"),
         (["--split=a", "--val_fraction=0.5"], "Say either --split"),
         (["--val_fraction=1.5"], "--val_fraction=1.5 must lie between 0 and 1"),
-        (["--split=a", "--names=x"], "--names is for --format=voc, csv, labelme, not"),
+        (
+            ["--split=a", "--names=x"],
+            "--names is for --format=voc, csv",
+        ),
         (["--split=a", "--split_file=/nowhere"], "No file /nowhere"),
         (["--val_fraction=0.5", "--split_file=x"], "leave out --val_fraction"),
         (["--split=a", "--group_by=x"], "--group_by is for --val_fraction"),
@@ -388,7 +428,7 @@ def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
     for split, text in lists.items():
         (tmp_path / f"{split}.txt").write_text(text, "utf-8")
     options = [
-        f"--format={kind}",
+        f"--format={kind.partition('_')[0]}",
         f"--images={tmp_path}/images",
         "--split=train,val=valid",
     ]

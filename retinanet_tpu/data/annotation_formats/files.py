@@ -8,6 +8,7 @@ import json
 import math
 import os
 import posixpath
+import reprlib
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -231,25 +232,57 @@ def parse_json(
         entry.pop(without, None)
         return entry
 
+    found = load_json(content, path, object_hook=shorten)
+    return found if isinstance(found, dict) else {}
+
+
+def load_json(
+    content: bytes,
+    path: str,
+    *,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+      content: The file.
+      path: Its name, for errors.
+      object_hook: As in `json.loads`.
+
+    Raises:
+      UserError: The file is no JSON, is cut off or is nested too deeply.
+    """
     text = decode(content, path)
     try:
-        found = json.loads(text, object_hook=shorten)
-    except ValueError as error:
+        return json.loads(text, object_hook=object_hook)
+    except ValueError as error:  # Not only JSONDecodeError: numbers of 5,000 digits.
         raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
     except RecursionError as error:
         raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields line number and fields of each line of a CSV file that has any."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    text = read_text(path)
+    rows = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=csv_delimiter(text.partition("\n")[0]),
+        skipinitialspace=True,
+    )
     try:
         for row in rows:
             if any(row):
                 yield rows.line_num, row
     except csv.Error as error:
         raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
+
+
+def csv_delimiter(line: str) -> str:
+    """Returns what stands between the fields of a table's first line.
+
+    Where numbers have decimal commas, spreadsheets write semicolons.
+    """
+    return next((sign for sign in ",;\t" if sign in line), ",")
 
 
 def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
@@ -266,9 +299,9 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
     for text in texts:
         try:
             values.append(float(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise errors.UserError(
-                f"{where}: expected a number, got {text!r}"
+                f"{where}: expected a number, got {reprlib.repr(text)}"
             ) from error
     return values
 

@@ -11,10 +11,9 @@ from retinanet_tpu.data.annotation_formats import (
     files,
     name_matching,
     outlines,
+    shapes,
 )
 
-_FRAMED = "shapes stored as the boxes around them"
-_NO_BOX = "shapes that enclose nothing, dropped"
 # Rectangles need no word: theirs are the corners of the box, in any order.
 _ENCLOSING = ("polygon", "oriented_rectangle", "rotation", "mask")
 _NUM_NEEDED = {"polygon": 3}
@@ -69,7 +68,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
         kind = shape.get("shape_type") or "polygon"
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":
-            what = _NO_BOX if box_xywh is None else _FRAMED
+            what = shapes.NO_BOX if box_xywh is None else shapes.FRAMED
             findings.append(annotations.Finding(what, f"{name}, {where}", kind))
         if box_xywh is not None:
             objects.append(assembly.Labelled(label, box_xywh, number))

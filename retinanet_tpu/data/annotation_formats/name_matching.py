@@ -40,8 +40,9 @@ def plain_path(written: str) -> str:
     if _LOCAL_FILE in path:
         path = urllib.parse.unquote(path.partition(_LOCAL_FILE)[2])
     if path.startswith(("http://", "https://", "file://")):
-        without_host = path.partition("://")[2].partition("/")[2]
-        path = "/" + urllib.parse.unquote(re.split("[?#]", without_host)[0])
+        # urlsplit refuses hosts with a bracket.
+        path = re.split(r"[?#]", path.partition("://")[2], maxsplit=1)[0]
+        path = urllib.parse.unquote("/" + path.partition("/")[2])
     path = path.replace("\\", "/")
     return posixpath.normpath(path) if path and "://" not in path else path
 

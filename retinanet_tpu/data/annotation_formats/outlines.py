@@ -10,6 +10,8 @@ Box = tuple[float, float, float, float]
 def frame(points: Iterable[Sequence[float]]) -> Box:
     """Returns left, top, width and height of the box around points (x, y)."""
     xs, ys = zip(*points, strict=True)
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN.
+        return (math.nan,) * 4
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 

@@ -8,6 +8,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
+    documents,
     files,
     name_matching,
     outlines,
@@ -49,10 +50,7 @@ def read(
 
 
 def _parse(content: bytes, name: str) -> assembly.Content:
-    try:
-        root = xml.etree.ElementTree.fromstring(content)
-    except xml.etree.ElementTree.ParseError as error:
-        raise errors.UserError(f"not XML, or cut off: {error}") from error
+    root = documents.parse_xml(content)
     objects, findings = [], []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"

@@ -1,4 +1,6 @@
 import io
+import json
+import math
 
 import numpy as np
 import PIL.Image
@@ -6,10 +8,11 @@ import pytest
 import tensorflow as tf
 
 import annotation_files
-from retinanet_tpu.data import annotations, tf_example
-from retinanet_tpu.data.annotation_formats import locating
+from retinanet_tpu.data import annotated_boxes, annotations, tf_example
+from retinanet_tpu.data.annotation_formats import locating, readers
 
 FORMATS = annotation_files.FORMATS
+NAMES_IMAGES = ("coco", "csv", "via", "via_csv", "via_project", "createml", "cvat")
 KEEPS_EMPTY = [f for f in FORMATS if f != "openimages"]
 
 
@@ -25,7 +28,7 @@ def converted(kind, tmp_path, **options):
     return {p.name: p.read_bytes() for p in sorted(output.iterdir())}, done
 
 
-def test_one_data_set_in_six_formats_becomes_the_same_bytes(tmp_path):
+def test_one_data_set_in_each_format_becomes_the_same_bytes(tmp_path):
     annotation_files.draw(tmp_path / "images")
     results = {kind: converted(kind, tmp_path) for kind in FORMATS}
     expected, _ = results["coco"]
@@ -112,7 +115,7 @@ def test_annotations_of_an_absent_picture_are_named(tmp_path, kind):
         if kind == "openimages"
         else "images missing on disk"
     )
-    assert finding.where in ("b.png", "b.txt", "b")
+    assert finding.where in ("b.png", "b.txt", "b", "0a1b2c3d-b.png")
     assert len(done.images) == 2
 
 
@@ -122,7 +125,7 @@ def test_set_of_which_most_images_are_missing_is_refused(tmp_path, kind):
     for name in ("b.png", "sub/c.jpg"):
         (tmp_path / "images" / name).unlink()
     path = annotation_files.write(kind, tmp_path / kind)
-    message = r"^2 of 3 images are missing on disk.* b.*, sub/c.* has Äpfel 1\.jpg"
+    message = r"^2 of 3 images are missing on disk.* \S*b.*, \S*c.* has Äpfel 1\.jpg"
     with pytest.raises(ValueError, match=message):
         annotation_files.read(kind, path, tmp_path / "images")
 
@@ -140,9 +143,9 @@ def test_images_moved_to_other_folders_with_other_endings_are_found(tmp_path, ki
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert [i.file_name for i in done.images] == sorted(moves.values())
     assert done.counts["boxes stored"] == 4
-    # Formats with a file for each image need not name it.
+    # Formats with a file for each image need not name it, and tasks have other names.
     names = [f.image for f in done.findings]
-    assert names == (sorted(moves.values()) if kind in ("coco", "csv") else [])
+    assert names == (sorted(moves.values()) if kind in NAMES_IMAGES else [])
     assert {f.what for f in done.findings} <= {locating.RENAMED}
 
 
@@ -176,3 +179,61 @@ def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
         assert {f.image for f in annotated.findings} == {"a.png"}
         if kind in ("voc", "csv", "labelme"):
             assert category["id"] == 1
+
+
+IN_PIXELS = [f for f in FORMATS if f not in ("yolo", "openimages")]
+
+
+@pytest.mark.parametrize("kind", IN_PIXELS)
+def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
+    faulty = [
+        ("cat", 40, 2, 60, 20),  # Outside.
+        ("cat", 2, 2, 50, 20),  # Beyond the edge.
+        ("cat", 9, 9, 9, 20),  # Without area.
+        ("cat", 2, 2, math.nan, 20),
+    ]
+    if kind != "labelme":  # Its corners may be in any order.
+        faulty.append(("cat", 20, 2, 9, 20))
+    good = [("cat", 1, 2 + i, 31, 30) for i in range(6)]
+    boxes = tuple(annotation_files.Box(*box) for box in [*good, *faulty])
+    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", pictures)
+    path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert done.counts["boxes stored"] == 7
+    assert sorted(f.what for f in done.findings) == sorted(
+        [
+            annotated_boxes.OUTSIDE,
+            "boxes beyond the edge, clipped",
+            annotated_boxes.NO_AREA,
+            annotated_boxes.NOT_FINITE,
+            *[annotated_boxes.WRONG_ORDER][: len(faulty) - 4],
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", [f for f in FORMATS if f not in ("coco", "yolo")])
+def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
+    if kind == "openimages":
+        pytest.skip("takes no --names")
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / kind)
+    pictures = annotation_files.pictures_in(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"has class '(ampel|猫 \(cat\))'; known are"):
+        readers.read(
+            kind.partition("_")[0], str(path), pictures=pictures, names=["Straße"]
+        )
+
+
+@pytest.mark.parametrize("kind", ["via", "createml", "cvat", "labelstudio"])
+def test_an_image_that_a_file_lists_twice_is_refused(tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    picture = annotation_files.PICTURES[0]
+    twice = [picture, *annotation_files.PICTURES]
+    path = annotation_files.write(kind, tmp_path / kind, twice)
+    if kind == "via":  # Its keys are the name and the size of the file.
+        content = json.loads(path.read_text())
+        content["other"] = content[f"{picture.name}99"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"b\.png is annotated twice"):
+        annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")

@@ -72,3 +72,7 @@ def test_a_surer_level_goes_before_a_looser_one():
     assert index.find("a.jpg") == ["a.jpg"]
     assert index.find("a.webp") == ["A.jpg", "a.jpg", "a.png"]
     assert index.find("x/a.webp") == ["b/a.webp"]
+
+
+def test_a_url_of_a_broken_host_has_a_path():
+    assert name_matching.plain_path("http://[x/b/a%20b.jpg?k=/c#d") == "/b/a b.jpg"
