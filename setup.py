@@ -36,9 +36,14 @@ setuptools.setup(
     extras_require={
         "cpu": ["tensorflow-cpu~=2.20.0"],
         "gpu": ["tensorflow[and-cuda]~=2.20.0"],
-        # 2.20 is the newest TensorFlow with a TPU build.
-        "tpu": ["tensorflow-tpu~=2.20.0", *TPU_NAMES],
-        # The TPU compiler, and the way to it; pinned, as not all of it is public.
+        # 2.20 is the newest TensorFlow with a TPU build. The wheel alone would take the
+        # newest libtpu, with which its import aborts; see docs/tpu.md.
+        "tpu": ["tensorflow-tpu~=2.20.0", "libtpu>=0.0.14,<0.0.22", *TPU_NAMES],
+        # The last TensorFlow that others report to run on v5p and v6e.
+        "tpu219": ["tensorflow-tpu==2.19.1", "libtpu==0.0.10", *TPU_NAMES],
+        "cpu219": ["tensorflow-cpu==2.19.1"],
+        # The TPU compiler, and the way to it; pinned, as not all of it is public. Its
+        # libtpu needs an environment of its own, with [cpu] and without [tpu].
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "onnx": ONNX,
         # Reads .pth files of backbones; .safetensors and Keras's files need nothing.

@@ -14,6 +14,8 @@ with --once); 1, an error, which a sentence explains; 3, no sign of the trainer 
 --timeout_secs; 4, the trainer failed, and what it left is scored; 143, SIGTERM.
 """
 
+import retinanet_tpu.startup_cpu
+
 import contextlib
 import signal
 import sys

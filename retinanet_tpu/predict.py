@@ -13,6 +13,8 @@ Photographs are seen as viewers show them: turned as their EXIF orientation says
 that cannot be read are named and skipped; the exit code is 0 if any could.
 """
 
+import retinanet_tpu.startup_cpu
+
 import functools
 import json
 import os
@@ -62,7 +64,13 @@ def predict_files(
     meter = stream.Meter("predict", len(paths))
     read = enumerate(stream.ahead(_load_or_skip, paths), start=1)
     pictures = ((image_id, image) for image_id, image in read if image is not None)
-    found = stream.detect(artifact, pictures, batch_size=batch_size, meter=meter)
+    found = stream.detect(
+        artifact,
+        pictures,
+        batch_size=batch_size,
+        meter=meter,
+        skip_fn=functools.partial(_skip_batch, paths=paths),
+    )
     drawings = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
     draw_fn = functools.partial(_draw, drawings=drawings, names=artifact.names)
     results = list(stream.ahead(draw_fn, _each(found, min_score)))
@@ -75,10 +83,19 @@ def predict_files(
 def _load_or_skip(path: str) -> np.ndarray | None:
     try:
         return photographs.load(path)
-    except ValueError as error:
-        with tqdm.tqdm.external_write_mode():
-            logging.warning("predict | skipped %s", error)
+    except errors.UserError as error:
+        _log_skipped(error)
         return None
+
+
+def _skip_batch(batch: stream.Batch, error: errors.UserError, *, paths) -> None:
+    for image_id in batch.ids:
+        _log_skipped(f"{paths[image_id - 1]}: {error}")
+
+
+def _log_skipped(reason: object) -> None:
+    with tqdm.tqdm.external_write_mode():
+        logging.warning("predict | skipped %s", reason)
 
 
 def _each(

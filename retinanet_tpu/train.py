@@ -16,6 +16,8 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
       then go on from the last checkpoint
 """
 
+import retinanet_tpu.startup_tpu
+
 import sys
 
 import tensorflow as tf
@@ -81,6 +83,7 @@ def dry_run_lines() -> list[str]:
     eval_spec = run.eval_spec if run.plan.evaluates else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     params, size = run.params, run.params["image_size"]
+    experiment.check_assignment(params)
     anchors = params["anchors"]
     grids = anchors.grid_sizes(size)
     count = sum(height * width for height, width in grids) * anchors.num_per_cell

@@ -17,6 +17,8 @@ and started again it goes on where it was. What a person should look at is count
 listed with file and line in <split>.findings.txt.
 """
 
+import retinanet_tpu.startup_cpu
+
 import os
 import shlex
 from typing import NamedTuple

@@ -13,6 +13,8 @@ the scores of its checkpoint. That goes for EXIF's orientation too: pictures are
 upright, and one that was annotated lying on its side is an error.
 """
 
+import retinanet_tpu.startup_cpu
+
 import functools
 import json
 import os
@@ -59,9 +61,9 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     """Returns the path of each annotated picture, by image id.
 
     Raises:
-      UserError: some are not there.
+      UserError: An image has no file name, or some are not there.
     """
-    names = {image_id: image["file_name"] for image_id, image in truth.imgs.items()}
+    names = {image_id: _file_name(image) for image_id, image in truth.imgs.items()}
     # Listing a remote folder is one request, asking for each picture thousands.
     folders = {os.path.dirname(name) for name in names.values()}
     there = {
@@ -79,6 +81,16 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     return {
         image_id: os.path.join(images_dir, name) for image_id, name in names.items()
     }
+
+
+def _file_name(image: dict) -> str:
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise errors.UserError(
+            f"--annotations: image {image['id']} has the file_name {name!r}; expected "
+            "the path of its file below --images."
+        )
+    return name
 
 
 def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib, pipeline
 from retinanet_tpu.detections import decode, nms
@@ -22,6 +22,7 @@ from retinanet_tpu.estimator import (
 )
 from retinanet_tpu.learning import losses, targets
 from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.serving import request_limits
 from retinanet_tpu.task import (
     first_weights,
     input_fn as input_fn_lib,
@@ -66,6 +67,8 @@ def retinanet_params(
     l2_coefficient: float = 1e-4,
     decode_fn: Callable = decode.decode,
     nms_fn: nms.NMS | None = None,
+    max_request_images: int = 64,
+    max_image_pixels: int = 50_000_000,
 ) -> dict[str, Any]:
     """Returns what model_fn, input_fn and serving_fn share.
 
@@ -78,8 +81,10 @@ def retinanet_params(
       l2_coefficient: of half the squared kernels.
       decode_fn: predictions -> candidates.
       nms_fn: candidates -> detections; None for NMS as it comes.
+      max_request_images: Images that an export accepts in one request.
+      max_image_pixels: Pixels that an export accepts in one image.
     Raises:
-      UserError: image_size does not fit the pyramid.
+      UserError: image_size does not fit the pyramid, or a limit is below 1.
     """
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
         raise errors.UserError(
@@ -95,6 +100,7 @@ def retinanet_params(
         l2_coefficient=l2_coefficient,
         decode_fn=decode_fn,
         nms_fn=nms_fn or nms.NMS(),
+        limits=request_limits.Limits(max_request_images, max_image_pixels),
     )
 
 
@@ -116,6 +122,21 @@ def build_network(
             f"{anchors.levels}; set min_level and max_level of both FPN and Anchors."
         )
     return network
+
+
+def check_assignment(params: Mapping[str, Any]) -> None:
+    """Assigns targets once, so that wrong thresholds fail before the first step.
+
+    Raises:
+      UserError: The thresholds of the matcher do not fit each other.
+    """
+    labels = structures.Labels(
+        boxes_yxyx=tf.zeros([1, 1, 4]),
+        classes=tf.zeros([1, 1], tf.int32),
+        is_crowd=tf.zeros([1, 1], tf.bool),
+        num_boxes=tf.zeros([1], tf.int32),
+    )
+    params["assign_fn"](labels, params["anchors"], params["image_size"])
 
 
 def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> list[str]:
@@ -245,6 +266,7 @@ def _start_update(params, update_fn, start_from, network):
         logging.info(line)
     first_weights.check_frozen(network, start_from)
     made = update_fn(network)
+    made.learning_rate(0)  # Outside the traced step a wrong schedule is said plainly.
     if network.compute_dtype == "float16" and not made.has_loss_scale:
         raise errors.UserError(
             "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; take "

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from pycocotools import coco as coco_lib, cocoeval
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.evaluation import coco_metric
 
 CATEGORIES = [
@@ -285,35 +285,16 @@ def test_absent_info_area_and_crowd_flag_are_filled_in():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("annotations", "message"),
     [
-        ({"images": None}, "lacks images; it has annotations, categories"),
-        ({"annotations": None}, "lacks annotations"),
-        ({"categories": None}, "lacks categories"),
-        ({"images": []}, "lists no images"),
-        ({"categories": []}, "lists no categories"),
-        ({"images": [{"id": 4}, {"id": 4}]}, "image id 4 more than once"),
-        ({"images": [{"id": "a"}]}, "no integers >= 0: a"),
-        ({"images": [{"id": -1}]}, "no integers >= 0: -1"),
-        ({"categories": [{"id": i, "name": "x"} for i in (1, 2)]}, "category name x"),
-        ({"categories": [{"id": 1, "name": n} for n in "xy"]}, "category id 1"),
+        ([], "0 annotations"),
+        ([annotation(1, 3, [0, 0, 5, 5], iscrowd=1)] * 2, "2 annotations, 2 of them"),
+        ([annotation(1, 3, [0, 0, 1e6, 1e6])], "area outside 0 to 10000000000 px"),
     ],
 )
-def test_unusable_annotation_file_is_refused(change, message):
-    dataset = {"images": [{"id": 1}], "annotations": [], "categories": CATEGORIES}
-    dataset = {k: v for k, v in {**dataset, **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        coco_metric.ground_truth(write(dataset, "unusable"))
-
-
-def test_file_that_is_no_json_is_refused():
-    path = "ram://coco_metric/broken.json"
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write("{")
-    with pytest.raises(ValueError, match="not a JSON file"):
-        coco_metric.ground_truth(path)
-    with pytest.raises(ValueError, match=r"lacks images, .* no keys"):
-        coco_metric.ground_truth(write([1, 2], "list"))
+def test_file_without_anything_to_match_is_refused(annotations, message):
+    with pytest.raises(errors.UserError, match=f"no annotation that .*{message}"):
+        read(annotations, image_ids=[1])
 
 
 @pytest.mark.parametrize("area", [0, 1, -5, 1e9, "big", None, "", float("nan")])
