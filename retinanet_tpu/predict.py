@@ -27,6 +27,7 @@ from absl import flags, logging
 
 from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import photographs
+from retinanet_tpu.estimator import files
 from retinanet_tpu.evaluation import coco_metric, visualize
 from retinanet_tpu.serving import artifacts, stream
 
@@ -134,15 +135,14 @@ def _drawing_names(paths: Sequence[str]) -> list[str]:
 
 
 def _save_results(results, paths: Sequence[str], output_dir: str) -> None:
-    """Writes detections.json and images.json of what `_draw` returned."""
+    """Writes detections.json and images.json, each whole or not at all."""
     records, images = [], []
     for image_id, (height, width), objects in results:
         records += coco_metric.detection_records(*objects[:3], image_id)
         name = {"id": image_id, "file_name": paths[image_id - 1]}
         images.append(name | {"width": width, "height": height})
     for name, content in (("detections", records), ("images", images)):
-        with tf.io.gfile.GFile(f"{output_dir}/{name}.json", "w") as file:
-            json.dump(content, file)
+        files.write_whole(f"{output_dir}/{name}.json", json.dumps(content))
 
 
 def define_flags() -> None:

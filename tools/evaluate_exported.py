@@ -27,6 +27,7 @@ from pycocotools import coco as coco_lib
 
 from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import pictures
+from retinanet_tpu.estimator import files
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
 
@@ -180,8 +181,7 @@ def main() -> None:
     meter.close()
     logging.info(f"evaluate | done | {meter}")
     if FLAGS.output:
-        with tf.io.gfile.GFile(FLAGS.output, "w") as file:
-            json.dump(records, file)
+        files.write_whole(FLAGS.output, json.dumps(records))
     result = coco_metric.evaluate(found, truth)
     print(coco_metric.table(result))
     print(coco_metric.per_class_table(result))

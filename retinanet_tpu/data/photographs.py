@@ -53,7 +53,8 @@ def load(path: str) -> np.ndarray:
         message = f"{path!a} cannot be read: the name is not UTF-8; rename it."
         raise errors.UserError(message) from error
     except tf.errors.OpError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.message}.") from error
+        reason = error.message.rpartition("; ")[2]
+        raise errors.UserError(f"{path} cannot be read: {reason}.") from error
     try:
         return pictures.pixels(encoded)
     except pictures.UnusableError as error:

@@ -188,6 +188,8 @@ def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.Image.fromarray(pixels).convert("RGB")
     if picture.mode in ("I", "F"):
         raise UnusableError(
-            _NOT_8_BIT, f"Pillow mode {picture.mode}; store it with 8 bits a channel"
+            _NOT_8_BIT,
+            "its pixels are 32-bit integers or floats (Pillow mode "
+            f"{picture.mode}), whose range is unknown; store it with 8 bits a channel",
         )
     return picture.convert("RGB")
