@@ -1,9 +1,9 @@
 """Measures what it takes to make a network's input of a large image, and how exactly.
 
-  python tools/benchmark_large_images.py [--image_size=640] [--images=DIR]
+  python tools/benchmark_large_images.py [--canvas=640] [--jpegs=DIR]
 
-Without --images it makes up three JPEGs of 4000 x 3000 px. A Markdown table comes out:
-CPU time of the process per image, the median over --rounds, and the root mean square
+Without --jpegs it makes up three JPEGs of 4000 x 3000 px. A Markdown table comes out:
+CPU time of the process per image, the median over --num_rounds, and the root mean square
 difference from the mean over the area that each pixel covers, in gray levels.
 """
 
@@ -21,11 +21,9 @@ from absl import flags
 from retinanet_tpu import guard
 from retinanet_tpu.data import photographs, transforms
 
-_IMAGES = flags.DEFINE_string(
-    "images", None, "Folder of JPEGs, instead of made-up ones."
-)
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Sides of the canvas, px.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Of which the median is shown.")
+_JPEGS = flags.DEFINE_string("jpegs", None, "Folder of JPEGs, instead of made-up ones.")
+_CANVAS = flags.DEFINE_integer("canvas", 640, "Sides of the canvas, px.")
+_ROUNDS = flags.DEFINE_integer("num_rounds", 5, "Of which the median is shown.")
 
 _NUM_MADE_UP, _WIDTH, _HEIGHT = 3, 4000, 3000
 # Side of a cell in px and standard deviation of its gray level: finer is fainter.
@@ -123,14 +121,14 @@ def _rms(fn, kind, inputs):
 
 def main() -> None:
     """Runs the command."""
-    if _IMAGES.value:
-        paths = photographs.find([_IMAGES.value])
+    if _JPEGS.value:
+        paths = photographs.find([_JPEGS.value])
         jpegs = [tf.io.read_file(path).numpy() for path in paths]
     else:
         jpegs = [made_up_jpeg(seed) for seed in range(_NUM_MADE_UP)]
     print("| | CPU ms an image | RMS error, gray levels |")
     print("| --- | --- | --- |")
-    canvas = (_IMAGE_SIZE.value, _IMAGE_SIZE.value)
+    canvas = (_CANVAS.value, _CANVAS.value)
     for name, (cpu_ms, rms) in measure(jpegs, canvas, _ROUNDS.value).items():
         print(f"| {name} | {cpu_ms:.0f} | {rms:.2f} |")
 

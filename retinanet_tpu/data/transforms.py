@@ -120,6 +120,7 @@ def letterbox(
       float32 [..., *canvas_size, 3], the very values of `load_window` and `paste`, and
       float32 [2]: (y, x) resized size / original size.
     """
+    images = tf.convert_to_tensor(images)
     window = crop_window(tf.shape(images)[-3:-1], canvas_size)
     reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
     resized = _resized(reduced, window)
