@@ -3,8 +3,8 @@
   python tools/benchmark_large_images.py [--canvas=640] [--jpegs=DIR]
 
 Without --jpegs it makes up three JPEGs of 4000 x 3000 px. A Markdown table comes out:
-CPU time of the process per image, the median over --num_rounds, and the root mean square
-difference from the mean over the area that each pixel covers, in gray levels.
+CPU time of the process per image, the median over --num_rounds, and the root mean
+square difference from the mean over the area that each pixel covers, in gray levels.
 """
 
 import functools
