@@ -1,6 +1,7 @@
-"""Measures how well training mixes a data set that is sorted by class.
+r"""Measures how well training mixes a data set that is sorted by class.
 
-  python tools/benchmark_order.py [--images=20000] [--classes=10] [--files=16,64]
+  python tools/benchmark_order.py [--num_images=20000] [--num_classes=10] \
+      [--num_files=16,64]
 
 Writes made-up records of images whose names sort by class, and reads two epochs of
 them. A Markdown table comes out, with medians over all batches:
@@ -27,10 +28,12 @@ from absl import flags
 from retinanet_tpu import guard
 from retinanet_tpu.data import annotations, converter, record_files, record_order
 
-_IMAGES = flags.DEFINE_integer("images", 20_000, "Images.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("classes", 10, "Classes.", lower_bound=1)
-_FILES = flags.DEFINE_list("files", ["16", "64"], "Numbers of files.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Images in a batch.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Images.", lower_bound=1)
+_CLASSES = flags.DEFINE_integer("num_classes", 10, "Classes.", lower_bound=1)
+_FILES = flags.DEFINE_list("num_files", ["16", "64"], "Numbers of files.")
+_BATCH = flags.DEFINE_integer(
+    "images_per_batch", 64, "Images in a batch.", lower_bound=1
+)
 
 READERS = {"here": record_order.one_by_one, "service": record_order.file_by_file}
 _SPLIT = "train"

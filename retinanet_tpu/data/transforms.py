@@ -120,9 +120,10 @@ def letterbox(
       float32 [..., *canvas_size, 3], the very values of `load_window` and `paste`, and
       float32 [2]: (y, x) resized size / original size.
     """
+    images = tf.convert_to_tensor(images)
     window = crop_window(tf.shape(images)[-3:-1], canvas_size)
-    images = tf.clip_by_value(tf.cast(images, tf.float32), 0.0, 255.0)
-    resized = _resized(_reduced(images, window), window)
+    reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
+    resized = _resized(reduced, window)
     below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
     mean = tf.constant(MEAN_COLOUR, tf.float32)
