@@ -128,8 +128,9 @@ def letterbox(
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
     mean = tf.constant(MEAN_COLOUR, tf.float32)
     canvas = tf.pad(resized - mean, padding) + mean
-    shape = [*images.shape[:-3], *canvas_size, 3]
-    return tf.ensure_shape(canvas, shape), window.scales
+    # Not ensure_shape: ONNX has none, and its runtimes would not know the sides.
+    leading = [-1 if side is None else side for side in images.shape[:-3]]
+    return tf.reshape(canvas, [*leading, *canvas_size, 3]), window.scales
 
 
 def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
