@@ -104,7 +104,7 @@ def test_a_record_without_a_key_is_named(data_dir, model_dir, key):
 def test_a_truncated_file_is_named_in_training(data_dir, model_dir):
     path = pathlib.Path(record_files.find(str(data_dir), "train")[0])
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match=rf"{path} is damaged at record 5.*copy"):
+    with pytest.raises(ValueError, match=rf"{path} is truncated.*within record 5"):
         read_all(make_run(model_dir, data_dir))
 
 
@@ -133,7 +133,7 @@ def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
     data_dir, model_dir
 ):
     path = change_record(data_dir, break_picture)
-    message = rf"Record 3 of {re.escape(path)} \(image 106\) cannot be used.*Mend"
+    message = rf"Record 3 of {re.escape(path)} \(image 105\) cannot be used.*Mend"
     with pytest.raises(ValueError, match=message):
         commands.run(train.main, model_dir, data_dir)
 
@@ -176,7 +176,7 @@ def test_a_class_that_categories_json_lacks_is_named(data_dir, model_dir):
         labels[0] = 99
 
     path = change_record(data_dir, change)
-    message = rf"(?s){re.escape(path)} .image 106.*not in categories.json.*99"
+    message = rf"(?s){re.escape(path)} .image 105.*not in categories.json.*99"
     with pytest.raises(ValueError, match=message):
         read_all(make_run(model_dir, data_dir))
 

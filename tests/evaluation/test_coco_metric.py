@@ -297,6 +297,36 @@ def test_file_without_anything_to_match_is_refused(annotations, message):
         read(annotations, image_ids=[1])
 
 
+@pytest.mark.parametrize("area", [0, 1, -5, 1e9, "big", None, "", float("nan")])
+def test_area_that_does_not_fit_its_box_is_that_of_the_box(area, caplog):
+    box = [0, 0, 200, 200]
+    annotations = [annotation(1, 3, box, area=area), annotation(1, 7, box, area=9e3)]
+    truth = read(annotations, image_ids=[1])
+    result = coco_metric.evaluate([(batch(perfect(truth, 1)), [1])], truth)
+    # The second is medium by its outline, the first large by its box.
+    values = [result[name] for name in ("APs", "APm", "APl")]
+    assert values == pytest.approx([-1, 1, 1])
+    is_absent = area in (None, "")
+    assert ("1 of 2 areas do not fit their box" in caplog.text) != is_absent
+
+
+@pytest.mark.parametrize("flag", ["0", "false", False, 0.0, None, ""])
+def test_crowd_flag_is_read_by_its_meaning(flag):
+    objects = [annotation(1, 3, [0, 0, 50, 50], iscrowd=flag)]
+    truth = read(objects, image_ids=[1])
+    result = coco_metric.evaluate([(batch(perfect(truth, 1)), [1])], truth)
+    assert result["AP"] == pytest.approx(1)
+    crowd = annotation(1, 3, [60, 60, 50, 50], iscrowd="true")
+    assert read([*objects, crowd], image_ids=[1]).anns[2]["iscrowd"] == 1
+
+
+def test_crowd_flag_that_is_none_is_refused():
+    with pytest.raises(
+        ValueError, match=r"annotation 1 has iscrowd 2; expected 0 or 1"
+    ):
+        read([annotation(1, 3, [0, 0, 50, 50], iscrowd=2)], image_ids=[1])
+
+
 def test_nothing_is_printed(capsys):
     truth = read([annotation(1, 3, [0, 0, 50, 50])], image_ids=[1])
     coco_metric.evaluate([(batch([]), np.array([1]))], truth)
