@@ -9,7 +9,7 @@ from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files, locating, outlines
+from retinanet_tpu.data.annotation_formats import assembly, files, locating, shapes
 
 # What an entry of each list must have, and how it is read.
 _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -135,7 +135,7 @@ def _located(images, findings, path, pictures):
 def _keep_box(entry: dict[str, Any]) -> None:
     """Keeps the box of a segmentation, where there is no other."""
     if "segmentation" in entry and _box(entry.get("bbox")) is None:
-        entry[_OUTLINE] = outlines.segmentation_box(entry["segmentation"])
+        entry[_OUTLINE] = shapes.segmentation_box(entry["segmentation"])
 
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:

@@ -10,7 +10,6 @@ from retinanet_tpu.data.annotation_formats import (
     assembly,
     files,
     name_matching,
-    outlines,
     shapes,
 )
 
@@ -99,4 +98,4 @@ def _box(
             )
     elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
         return None
-    return outlines.frame(points)
+    return shapes.frame(points)
