@@ -18,11 +18,12 @@ _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "image_id": annotation_fields.integer,
         "category_id": annotation_fields.integer,
     },
-    "categories": {"id": annotation_fields.integer, "name": annotation_fields.text},
+    "categories": {"id": annotation_fields.integer, "name": annotation_fields.label},
 }
 _EXPECTED = {
     annotation_fields.integer: "an integer",
     annotation_fields.text: "a text",
+    annotation_fields.label: "a text",
 }
 _RENUMBERED = "files whose annotation ids are absent, repeated or below 1, renumbered"
 _REPEATED = "categories that are listed more than once"

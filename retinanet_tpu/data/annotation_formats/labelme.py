@@ -59,7 +59,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     for number, shape in enumerate(found["shapes"], start=1):
         where = f"shape {number}"
         written = shape.get("label") if isinstance(shape, dict) else None
-        label = annotation_fields.text(written)
+        label = annotation_fields.label(written)
         if not label:
             raise errors.UserError(
                 f"{where} has the label {reprlib.repr(written)}, no text"

@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
@@ -55,7 +55,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     objects, findings = [], []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"
-        label = element.findtext("name")
+        label = annotation_fields.label(element.findtext("name"))
         if not label:
             raise errors.UserError(f"{where} has no <name>")
         box_xywh = _box(element, where)

@@ -56,7 +56,7 @@ def test_list_of_other_images_is_refused(tmp_path, text, message):
 def test_list_must_exist_and_be_text(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*val\.txt"):
         split_lists.read(f"{tmp_path}/val.txt", word="val", names=NAMES, images_dir="/")
-    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "val.txt").write_bytes(b"\xff\xff")
     with pytest.raises(ValueError, match="not UTF-8"):
         split_lists.read(f"{tmp_path}/val.txt", word="val", names=NAMES, images_dir="/")
 
