@@ -17,6 +17,8 @@ _OF_BOXES = {
     annotated_boxes.NOT_PIXELS: "Write pixels, or take a --format of shares.",
     annotated_boxes.NOT_SHARES: "Write shares of the sides, or take a --format of "
     "pixels.",
+    annotated_boxes.FAR_BEYOND: "Is the order of the numbers that of --format? Were "
+    "the pictures resized after they were annotated?",
     annotated_boxes.OUTSIDE: "Were the pictures resized after they were annotated?",
     annotations.NO_BOX: "Each object needs the four numbers of a box, or an outline; "
     "captions and keypoints do not do.",

@@ -167,8 +167,11 @@ COUNTED = [
     ("NaN in a text", "yolo",
      lambda f: replace(f, "labels/sub/c.txt", ("0.5 0.5", "nan 0.5")),
      "boxes that are not finite, dropped", "sub/c.txt, line 1"),
-    ("a box beyond the picture", "voc",
+    ("a box far beyond the picture", "voc",
      lambda f: replace(f, "b.xml", (">31<", ">99<")),
+     "boxes far beyond the edge, clipped", "b.xml, object 1"),
+    ("a box beyond the picture", "voc",
+     lambda f: replace(f, "b.xml", (">31<", ">33<")),
      "boxes beyond the edge, clipped", "b.xml, object 1"),
     ("a box beside the picture", "voc",
      lambda f: replace(f, "b.xml", (">1<", ">40<"), (">31<", ">90<")),
@@ -244,6 +247,9 @@ REFUSED = [
      lambda f: (f / "annotations/boxes.csv").write_text(
          "b.png,20,30,9,9,cat\nsub/c.jpg,5,9,4,8,cat\nb.png,1,2,9,9,cat\n"),
      r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Is the order of the numbers"),
+    ("corners in place of width and height", "coco",
+     edit_all_boxes(lambda x, y, w, h: [x + 5, y + 5, x + w, y + h]),
+     r"3 of 4 boxes are unusable, 3 of them boxes far beyond the edge: .*Is the order"),
     ("no box at all", "voc",
      lambda f: [p.write_text("<annotation/>") for p in
                 (f / "annotations").rglob("*.xml")],
