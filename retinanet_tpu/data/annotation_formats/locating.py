@@ -79,7 +79,7 @@ def check_exist(annotated: annotations.AnnotatedSet, pictures: files.Pictures) -
         raise errors.UserError(
             f"{num_lost} of {total} images are not found: names such as {first.where} "
             f"fit several files below {pictures.folder}: {first.detail}. Set --images "
-            "to the folder of this split."
+            "to the one folder that is meant."
         )
     named = ", ".join(image.file_name for image in missing[:_NAMED])
     there = ", ".join(pictures.names[:_NAMED]) or "no image"
