@@ -375,13 +375,14 @@ def _no_folder(folder: str) -> str:
 
 def below(path: str, folder: str) -> str | None:
     """Returns a path relative to a folder, "" for the folder, None if it is outside."""
-    path, folder = map(_absolute, (path, folder))
+    path, folder = map(absolute, (path, folder))
     if path == folder:
         return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Returns an absolute path without `..`; a URL keeps its scheme."""
     scheme, colon, rest = path.rpartition("://")
     return (
         scheme + colon + (posixpath.normpath(rest) if colon else os.path.abspath(rest))

@@ -154,7 +154,7 @@ def find_classes(directory: str) -> str:
     Raises:
       MissingFileError: there is none.
     """
-    folder, others = directory.rstrip("/"), []
+    folder, others = files.absolute(directory), []
     for _ in range(_LEVELS_UP + 1):
         for name in (*_YAML_FILES, *_CLASS_FILES):
             path = os.path.join(folder, name)
@@ -163,8 +163,8 @@ def find_classes(directory: str) -> str:
         if tf.io.gfile.isdir(folder):
             listed = sorted(tf.io.gfile.listdir(folder))
             others += [os.path.join(folder, n) for n in listed if _may_be_classes(n)]
-        folder = os.path.join(folder, os.pardir)
-    hint = f"={os.path.normpath(others[0])}, if they are there" if others else ""
+        folder = os.path.dirname(folder)
+    hint = f"={others[0]}, if they are there" if others else ""
     raise errors.MissingFileError(
         f"No {_YAML_FILES[0]} or {_CLASS_FILES[0]} in {directory} or the "
         f"{_LEVELS_UP} folders above it; say where the class names are with "

@@ -34,7 +34,7 @@ def test_blank_in_a_name_is_no_class_list(tmp_path):
 
 def test_names_may_be_in_quotes_and_a_value_of_nothing_is_none(tmp_path):
     assert read(tmp_path, "\"000012.jpg\",\n'val/a'\n").names == {NAMES[2], NAMES[3]}
-    with pytest.raises(ValueError, match="has no 'val'; it has train. Leave val out"):
+    with pytest.raises(ValueError, match=r"has no 'val'; it has train\. Leave val out"):
         read(tmp_path, "train: x\nval: ~\n", "data.yaml")
 
 
