@@ -74,7 +74,8 @@ def read(
     if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            "has a picture of its name; check --images and --annotations."
+            f"has a picture of its name; {pictures.folder} has {pictures.some}. Check "
+            "--images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)
     found, of_lines = _labelled(parsed, matches, classes)
