@@ -25,7 +25,7 @@ _NUM_READERS = 16
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # As Excel writes.
 # What macOS puts beside files and into archives.
 _OF_SYSTEMS = ("._", "__MACOSX")
-_NAMED = 5  # Folders that an error shows.
+_NAMED = 3  # Examples that an error shows.
 # All names in their own folder come before any name in another folder.
 _ROUNDS = (
     (name_matching.EXACT, name_matching.OTHER_ENDING),
@@ -50,6 +50,12 @@ class Pictures:
         self.names = sorted(names)
         self._all = set(self.names)
         self._index = name_matching.NameIndex(self.names)
+
+    @property
+    def some(self) -> str:
+        """Returns names of a few images, for errors."""
+        named = ", ".join(self.names[:_NAMED]) or "no image of a format that is read"
+        return named + (", ..." if len(self.names) > _NAMED else "")
 
     def has(self, name: str) -> bool:
         """Returns whether a file is in the folder, whatever its extension."""
@@ -375,13 +381,14 @@ def _no_folder(folder: str) -> str:
 
 def below(path: str, folder: str) -> str | None:
     """Returns a path relative to a folder, "" for the folder, None if it is outside."""
-    path, folder = map(_absolute, (path, folder))
+    path, folder = map(absolute, (path, folder))
     if path == folder:
         return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Returns an absolute path without `..`; a URL keeps its scheme."""
     scheme, colon, rest = path.rpartition("://")
     return (
         scheme + colon + (posixpath.normpath(rest) if colon else os.path.abspath(rest))

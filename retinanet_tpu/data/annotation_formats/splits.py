@@ -155,9 +155,18 @@ def group_fn(pattern: str | None) -> Callable[[str], str]:
 
 def template(path: str, word: str, others: Iterable[str]) -> str:
     """Returns a path with {split} for a word, if the other splits have such paths."""
-    changed = re.sub(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", PLACEHOLDER, path)
-    paths = [changed.replace(PLACEHOLDER, other) for other in others]
-    return changed if all(map(tf.io.gfile.exists, paths)) else path
+    found = re.finditer(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", path)
+    starts = [match.start() for match in found]
+    # Of the data set's name the word may be a part too, so the last one is tried alone.
+    for places in (starts, starts[-1:]):
+        changed = path
+        for start in reversed(places):
+            end = start + len(word)
+            changed = changed[:start] + PLACEHOLDER + changed[end:]
+        paths = [changed.replace(PLACEHOLDER, other) for other in others]
+        if all(map(tf.io.gfile.exists, paths)):
+            return changed
+    return path
 
 
 def record_names(data_dir: str) -> list[str]:

@@ -74,7 +74,8 @@ def read(
     if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            "has a picture of its name; check --images and --annotations."
+            f"has a picture of its name; {pictures.folder} has {pictures.some}. Check "
+            "--images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)
     found, of_lines = _labelled(parsed, matches, classes)
@@ -154,7 +155,7 @@ def find_classes(directory: str) -> str:
     Raises:
       MissingFileError: there is none.
     """
-    folder, others = directory.rstrip("/"), []
+    folder, others = files.absolute(directory), []
     for _ in range(_LEVELS_UP + 1):
         for name in (*_YAML_FILES, *_CLASS_FILES):
             path = os.path.join(folder, name)
@@ -163,8 +164,8 @@ def find_classes(directory: str) -> str:
         if tf.io.gfile.isdir(folder):
             listed = sorted(tf.io.gfile.listdir(folder))
             others += [os.path.join(folder, n) for n in listed if _may_be_classes(n)]
-        folder = os.path.join(folder, os.pardir)
-    hint = f"={os.path.normpath(others[0])}, if they are there" if others else ""
+        folder = os.path.dirname(folder)
+    hint = f"={others[0]}, if they are there" if others else ""
     raise errors.MissingFileError(
         f"No {_YAML_FILES[0]} or {_CLASS_FILES[0]} in {directory} or the "
         f"{_LEVELS_UP} folders above it; say where the class names are with "

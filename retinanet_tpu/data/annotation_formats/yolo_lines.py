@@ -49,6 +49,8 @@ def parse(
         count = len(shares)
         if not label.is_integer() or not (count == 4 or _is_known(count, keypoints)):
             more = f" and {keypoints} keypoints" if keypoints and keypoints[0] else ""
+            if count == 5:
+                more += ", without a confidence behind them"
             raise errors.UserError(
                 f"{where} is {_shortened(text)!r}; expected class cx cy width height"
                 f"{more}"

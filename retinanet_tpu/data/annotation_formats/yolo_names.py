@@ -57,7 +57,9 @@ def _from_yaml(content: dict[str, Any], path: str) -> dict[int, str]:
     is_number = isinstance(count, str) and _is_number(count)
     # With gaps between the numbers, nc may count the gaps too.
     if is_number and int(count) not in (len(names), max(names) + 1):
-        raise errors.UserError(f"{path} says nc: {count} and has {len(names)} names.")
+        raise errors.UserError(
+            f"{path} says nc: {count} and has {len(names)} names; correct one of them."
+        )
     return names
 
 

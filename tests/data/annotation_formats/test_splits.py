@@ -145,6 +145,9 @@ def test_path_of_a_split_becomes_that_of_all_where_the_others_exist(tmp_path):
     assert splits.template(f"{root}/val", "val", ["train"]) == f"{root}/{{split}}"
     found = splits.template(f"{root}/val2017", "val", ["train"])
     assert found == f"{root}/{{split}}2017"
+    (tmp_path / "my_val" / "train").mkdir(parents=True)
+    found = splits.template(f"{root}/my_val/val", "val", ["train"])
+    assert found == f"{root}/my_val/{{split}}"
     for path, others in (
         ("val", ["test"]),
         ("validation", ["train"]),

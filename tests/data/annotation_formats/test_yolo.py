@@ -75,10 +75,9 @@ def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
 
 def test_labels_that_fit_several_pictures_each_are_findings(tmp_path):
     found = read(tmp_path, ["full/a.jpg", "small/a.jpg"], a="0 .5 .5 1 1")
-    assert [f.what for f in found.findings] == [locating.SEVERAL]
-    assert next(f.detail for f in found.findings).startswith(
-        "full/a.jpg or small/a.jpg"
-    )
+    (finding,) = found.findings
+    assert finding.what == locating.SEVERAL
+    assert finding.detail.startswith("full/a.jpg or small/a.jpg")
 
 
 def test_labels_without_a_single_picture_are_an_error(tmp_path):
