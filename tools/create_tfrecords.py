@@ -182,11 +182,10 @@ def check_agreement(
 
 def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> None:
     """Raises UserError where older shards of another number would stay."""
-    pattern = os.path.join(output_dir, f"{split}-?????-of-?????.tfrecord*")
     others = [
         path
-        for path in sorted(tf.io.gfile.glob(pattern))
-        if f"-of-{num_shards:05d}.tfrecord" not in path
+        for path in record_files.listed(output_dir, split, ".*")
+        if f"-of-{num_shards:05d}.tfrecord" not in os.path.basename(path)
     ]
     if others:
         raise errors.UserError(

@@ -3,6 +3,7 @@
 Between two loops is the only place where a run is saved, scored or stopped.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from retinanet_tpu.estimator import (
     saver as saver_lib,
     summaries,
     training,
+    waits,
     warm_start,
     workers as workers_lib,
 )
@@ -45,6 +47,8 @@ def start(
         checkpoints.remove_remains(model_dir)
     logging.info("Looking for checkpoints in %s", model_dir)
     path = checkpoints.latest_sound(model_dir)
+    if not path:
+        checkpoints.check_nothing_lost(model_dir)
     network = network_fn()
     if not path and callable(warm_start_from):
         warm_start_from(network)
@@ -63,7 +67,7 @@ def start(
 
 def train(
     state: training.TrainState,
-    run_loop: Callable[[Iterator, int, int], LoopResult],
+    run_loop: "TrainLoop",
     make_iterator: Callable[[int], Iterator],
     *,
     max_steps: int,
@@ -71,6 +75,7 @@ def train(
     saver: saver_lib.Saver,
     writer: summaries.LoopWriter,
     stop_reason: Callable[[], str | None] = interruptions.never,
+    workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> None:
     """Trains a state up to a global step, saving on the way and at the end.
 
@@ -80,26 +85,33 @@ def train(
 
     Args:
       state: to go on from.
-      run_loop: of make_train_loop.
+      run_loop: runs the steps.
       make_iterator: gives the batches from a place in their order on.
       max_steps: above state.step.
       config: says where loops end, and how often to go back.
       saver: writes checkpoints.
       writer: is told of each loop.
-      stop_reason: asked before each loop; a reason saves and ends the run.
+      stop_reason: asked before each loop; a reason saves and ends the run. Asked of this
+        worker alone while a loop waits for data.
+      workers: of the run.
     Raises:
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop.
     """
-    num_rollbacks = 0
-    iterator = make_iterator(state.next_batch)
+
+    def call(fn):
+        return _call_heard(fn, state, run_loop, saver, stop_reason, workers)
+
+    num_rollbacks, iterator = 0, None
+    agreed_reason = workers.agreed(stop_reason)
     while state.step < max_steps:
-        if reason := stop_reason():
-            saver.save_rest(state)
-            raise interruptions.Interrupted(reason, state.step)
+        if reason := agreed_reason():
+            raise _saved_stop(state, saver, reason)
+        if iterator is None:
+            iterator = call(functools.partial(make_iterator, state.next_batch))
         num_steps = config.next_stop(state.step, max_steps) - state.step
         try:
-            result = run_loop(iterator, state.step, num_steps)
+            result = call(functools.partial(run_loop, iterator, state.step, num_steps))
             state.step += num_steps
             _report(writer, state.step, num_steps, result)
             saver.save_if_due(state, max_steps)
@@ -108,7 +120,66 @@ def train(
             is_allowed = num_rollbacks <= config.max_rollbacks
             if not is_allowed or not _go_back(state, saver.model_dir, error):
                 raise
-            iterator = make_iterator(state.next_batch)
+            iterator = None
+
+
+def _call_heard(fn, state, run_loop, saver, stop_reason, workers):
+    """Returns fn(), which may wait for data for ever, unless there is reason to stop.
+
+    What was trained is then saved, except on several workers: they save together only.
+
+    Raises:
+      Interrupted: there was a reason to stop, and no batch came for waits.STALL_SECS.
+    """
+    first_step, tensors = state.step, None
+    run_loop.reset(first_step)
+    stall = waits.Stall(stop_reason, run_loop.progress)
+
+    def give_up():
+        nonlocal tensors
+        if not stall.is_over():
+            return False
+        before = run_loop.progress()
+        state.step = before.num_done
+        if workers.count == 1:
+            tensors = _finite_tensors(state)
+        # The batch may have come meanwhile, and its step begun to change variables.
+        if run_loop.progress() == before:
+            return True
+        state.step = first_step
+        return False
+
+    try:
+        return waits.call(fn, give_up)
+    except waits.GivenUpError:
+        logging.warning("No batch came; not waiting for it any longer")
+    reason = stop_reason()
+    if tensors is None:
+        raise _unsaved_stop(state, saver, reason)
+    raise _saved_stop(state, saver, reason, tensors)
+
+
+def _finite_tensors(state):
+    """Returns what a checkpoint would hold, None if a value is not finite."""
+    try:
+        return state.tensors()
+    except training.DivergedError as error:
+        logging.error("Not saved: %s", error)
+        return None
+
+
+def _saved_stop(state, saver, reason, tensors=None):
+    """Saves, and returns Interrupted; a stop remains one if saving fails."""
+    try:
+        saver.save_rest(state, tensors)
+    except (tf.errors.OpError, OSError) as error:
+        logging.error("Step %d could not be saved: %s", state.step, error)
+    return _unsaved_stop(state, saver, reason)
+
+
+def _unsaved_stop(state, saver, reason):
+    num_lost = max(0, state.step - saver.saved_step)
+    return interruptions.Interrupted(reason, saver.saved_step, num_lost=num_lost)
 
 
 def _report(writer, step, num_steps, result):
@@ -135,27 +206,93 @@ def _go_back(state, model_dir, error):
     return True
 
 
-def make_train_loop(
-    strategy: tf.distribute.Strategy,
-    step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
-    jit_compile: bool = False,
-) -> Callable[[Iterator, int, int], LoopResult]:
-    """Returns a function that runs steps and gives the means of their scalars.
+class Progress(NamedTuple):
+    """How far a loop is, by global steps."""
 
-    Args:
-      strategy: where the replicas run.
-      step_fn: (batch, global step) -> scalars by name; runs on every replica.
-      jit_compile: compile the step with XLA.
-    Returns:
-      (iterator, first_step, num_steps) -> LoopResult. Raises DivergedError, and
-      ValueError for data that end.
-    """
-    names = []
-    replica_step = tf.function(
-        training.make_replica_fn(step_fn, names),
-        autograph=False,
-        jit_compile=jit_compile or None,
-    )
+    num_fetched: int  # batches that came
+    num_done: int  # steps that are done
+
+
+class TrainLoop:
+    """Runs steps in one call of TensorFlow, and gives the means of their scalars."""
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
+        jit_compile: bool = False,
+    ):
+        """Takes what to run.
+
+        Args:
+          strategy: where the replicas run.
+          step_fn: (batch, global step) -> scalars by name; runs on every replica.
+          jit_compile: compile the step with XLA.
+        """
+        self._names = []
+        replica_step = tf.function(
+            training.make_replica_fn(step_fn, self._names),
+            autograph=False,
+            jit_compile=jit_compile or None,
+        )
+        with tf.device(_host_of(strategy)):
+            self._progress = [
+                tf.Variable(0, dtype=tf.int64, trainable=False)
+                for _ in Progress._fields
+            ]
+        self._loop = _make_loop(strategy, replica_step, Progress(*self._progress))
+
+    def reset(self, step: int) -> None:
+        """Says at which global step the next call begins."""
+        for counter in self._progress:
+            counter.assign(step)
+
+    def progress(self) -> Progress | object:
+        """Returns how far a call in another thread is; equal only if nothing moves.
+
+        While it waits for a batch, all variables are those of the steps that are done.
+        """
+        found = Progress(*(int(counter) for counter in self._progress))
+        return found if found.num_fetched == found.num_done else object()
+
+    def __call__(
+        self, iterator: Iterator, first_step: int, num_steps: int
+    ) -> LoopResult:
+        """Runs steps.
+
+        Raises:
+          DivergedError: a scalar is not finite.
+          UserError: the data end.
+        """
+        start = time.monotonic()
+        count = tf.constant(num_steps, tf.int32)
+        try:
+            history, times = self._loop(
+                iterator, tf.constant(first_step, tf.int64), count
+            )
+        except tf.errors.OutOfRangeError as error:
+            raise errors.UserError(
+                f"The training data ended before step {first_step + num_steps}; "
+                "training wants data without end: dataset.repeat()."
+            ) from error
+        history, secs = history.numpy(), time.monotonic() - start
+        names = self._names
+        _check_finite(history, names, first_step)
+        means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
+        if "learning-rate" in means:  # A setting, not a measurement: its newest value.
+            means["learning-rate"] = history[-1, names.index("learning-rate")]
+        num_traces = self._loop.experimental_get_tracing_count()
+        return LoopResult(means, secs, input_wait(times.numpy()), num_traces)
+
+
+def _host_of(strategy):
+    """Returns the CPU beside a strategy's first device, on its machine."""
+    device = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0])
+    return device.replace(device_type="CPU", device_index=0).to_string()
+
+
+def _make_loop(strategy, replica_step, progress):
+    """Returns (iterator, first_step, num_steps) -> scalars and times of each step."""
 
     @tf.function
     def loop(iterator, first_step, num_steps):
@@ -166,32 +303,19 @@ def make_train_loop(
             step = first_step + tf.cast(i, tf.int64)
             batch = next(iterator)
             fed_at = _time_of(batch)
+            with tf.control_dependencies([fed_at]):
+                progress.num_fetched.assign(step + 1)
             means = strategy.run(replica_step, args=(batch, step))
+            replica_means = strategy.experimental_local_results(means)
             with tf.device("CPU"):  # A GPU calls done what is queued, but not its copy.
-                means = tf.identity(strategy.experimental_local_results(means)[0])
+                means = tf.identity(replica_means[0])
+            with tf.control_dependencies([*replica_means, means]):
+                progress.num_done.assign(step + 1)
             history = history.write(i, means)
             times = times.write(i, [fed_at, _time_of(means)])
         return history.stack(), times.stack() - start
 
-    def run(iterator, first_step, num_steps):
-        start = time.monotonic()
-        count = tf.constant(num_steps, tf.int32)
-        try:
-            history, times = loop(iterator, tf.constant(first_step, tf.int64), count)
-        except tf.errors.OutOfRangeError as error:
-            raise errors.UserError(
-                f"The training data ended before step {first_step + num_steps}; "
-                "training wants data without end: dataset.repeat()."
-            ) from error
-        history, secs = history.numpy(), time.monotonic() - start
-        _check_finite(history, names, first_step)
-        means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
-        if "learning-rate" in means:  # A setting, not a measurement: its newest value.
-            means["learning-rate"] = history[-1, names.index("learning-rate")]
-        num_traces = loop.experimental_get_tracing_count()
-        return LoopResult(means, secs, input_wait(times.numpy()), num_traces)
-
-    return run
+    return loop
 
 
 def input_wait(times: np.ndarray) -> float:

@@ -297,7 +297,7 @@ def test_a_loop_that_is_traced_again_is_counted():
     network = state.network
     state.update = linear.Descent(network)
     step_fn = training.make_step_fn(state, model_fn, dict)
-    run_loop = train_loop.make_train_loop(where, step_fn)
+    run_loop = train_loop.TrainLoop(where, step_fn)
     counts = []
     for width in (2, 2, 4):
         data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()
