@@ -27,6 +27,9 @@ _ABOUT_A_FILE = re.compile(
     r"File system scheme|; (No such file|Is a directory|Not a directory|Permission"
     r"|Read-only file system|No space left)|Error executing an HTTP request"
 )
+# gin and AutoGraph add these to the text of an error that passes through them.
+_ADDED_TEXT = re.compile(r"\n  In call to configurable '|^in user code:", re.MULTILINE)
+_SCHEMES = " Use a local path or gs://, which TensorFlow reads here."
 
 
 def run(
@@ -95,20 +98,17 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(original, OSError):
         return _os_message(original)
     if isinstance(original, tf.errors.OpError) and _is_environmental(original):
-        return original.message.partition("\n")[0].removesuffix(".") + "."
+        message = original.message.partition("\n")[0].removesuffix(".")
+        hint = _SCHEMES if "File system scheme" in message else ""
+        return f"{message}.{hint}"
     return None
 
 
 def _original(error):
-    """Returns the first error of those that re-raise one another's text."""
-    while (before := error.__context__) is not None and _is_repeated(before, error):
-        error = before
+    """Returns the error that gin or AutoGraph raised again, else the error itself."""
+    while _ADDED_TEXT.search(str(error)) and error.__context__ is not None:
+        error = error.__context__
     return error
-
-
-def _is_repeated(before, error):
-    text = str(before)
-    return bool(text) and isinstance(error, type(before)) and text in str(error)
 
 
 def _os_message(error):

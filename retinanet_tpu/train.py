@@ -90,6 +90,7 @@ def dry_run_lines() -> list[str]:
     eval_spec = run.eval_spec if run.plan.evaluates else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     params, size = run.params, run.params["image_size"]
+    experiment.check_assignment(params)
     anchors = params["anchors"]
     grids = anchors.grid_sizes(size)
     count = sum(height * width for height, width in grids) * anchors.num_per_cell

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import annotation_files
-from retinanet_tpu.estimator import config
+from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_every_flag_of_the_guide_exists(command):
 )
 def test_every_setting_of_the_guide_is_one_of_the_run(setting):
     run_file = ROOT / "gin_configs/bccd_r18.gin"
-    config.parse([str(run_file)], [setting], known=configurables.CONFIGURABLES)
+    gin_files.parse([str(run_file)], [setting], known=configurables.CONFIGURABLES)
 
 
 @pytest.mark.slow

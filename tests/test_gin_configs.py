@@ -3,8 +3,8 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu import train
-from retinanet_tpu.estimator import config
+from retinanet_tpu import errors, train
+from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
@@ -19,7 +19,7 @@ SPECIFIED = [
 
 
 def _parse(path, *bindings):
-    return config.parse([str(path)], bindings, known=configurables.CONFIGURABLES)
+    return gin_files.parse([str(path)], bindings, known=configurables.CONFIGURABLES)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -60,7 +60,9 @@ DEVICES = sorted(path.stem for path in (GIN_CONFIGS / "device").glob("*.gin"))
 def test_a_device_named_after_the_run_overrides_its_own(device):
     files = [GIN_CONFIGS / "coco_r50_640_30x.gin", GIN_CONFIGS / f"device/{device}.gin"]
     names = ["TPU_NAME = 'slice'"] if device in ("tpu_node", "tpu_pod") else []
-    text = config.parse(list(map(str, files)), names, known=configurables.CONFIGURABLES)
+    text = gin_files.parse(
+        list(map(str, files)), names, known=configurables.CONFIGURABLES
+    )
     kind = device.partition("_")[0]
     assert f"make_strategy.device = '{kind}'" in text
 
@@ -88,7 +90,7 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("IMAGE_SIZE = 640", "must be .height, width"),
+        ("IMAGE_SIZE = 640", "must be .a whole number, a whole"),
         ("IMAGE_SIZE = (600, 640)", "multiple of 128"),
         ("Anchors.max_level = 6", "levels"),
         ("BATCH_SIZE = 0", "at least 1"),
@@ -101,6 +103,6 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
     ],
 )
 def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
-    _parse(GIN_CONFIGS / "quickstart.gin", binding)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(errors.UserError, match=message):
+        _parse(GIN_CONFIGS / "quickstart.gin", binding)
         train.dry_run_lines()

@@ -1,22 +1,8 @@
-"""Run settings, and the reading of gin files."""
+"""When a run saves, what it keeps, and how its step is run."""
 
-import contextlib
 import dataclasses
-import difflib
-import inspect
-import os
-import re
-import tokenize
-from collections.abc import Callable, Collection, Mapping, Sequence
-
-import gin
-import tensorflow as tf
-from absl import logging
 
 from retinanet_tpu import errors
-
-# What gin raises for text that is wrong; KeyError for a name that two things have.
-_WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,131 +100,8 @@ class RunConfig:
         return secs >= (self.save_checkpoints_secs or 600) or step == max_steps
 
 
-def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
-    """Makes functions and classes settable from gin files; returns them so, by name."""
-    gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
-    return {
-        name: gin.external_configurable(target, name=name)
-        for name, target in configurables.items()
-    }
-
-
-def add_search_path(directory: str) -> None:
-    """Lets gin files include others from a directory."""
-    gin.add_config_file_search_path(directory)
-
-
-def parse(
-    gin_files: Sequence[str],
-    gin_params: Sequence[str],
-    *,
-    known: Mapping[str, Callable],
-) -> str:
-    """Reads gin files, then single bindings over them; returns the whole configuration.
-
-    The directory of each file is searched for its includes.
-
-    Args:
-      gin_files: paths, later ones override earlier ones.
-      gin_params: bindings such as "MAX_STEPS = 100"; they override the files.
-      known: what was registered, for telling what a misspelt name may have meant.
-    Raises:
-      UserError: a name that nothing has, or a macro that nothing uses.
-      MissingFileError: no such file.
-    """
-    gin.clear_config()
-    for path in gin_files:
-        if not tf.io.gfile.exists(path):
-            raise errors.MissingFileError(f"No gin file {path}; look in gin_configs/.")
-        gin.add_config_file_search_path(os.path.dirname(path))
-    try:
-        with _quiet():  # Gin logs each place where an include is not.
-            gin.parse_config_files_and_bindings(
-                list(gin_files),
-                list(gin_params),
-                skip_unknown=False,
-                finalize_config=False,
-            )
-        text = gin.config_str()
-        _check_macros(text)
-        gin.finalize()
-    except _WRONG as error:
-        # What follows would be the whole configuration.
-        message = str(error).partition(" in config string:")[0]
-        hint = _suggestion(message, known)
-        told = f"The gin configuration is wrong: {message}\n{hint}".rstrip()
-        raise errors.UserError(told) from error
-    return text
-
-
-def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list[str]:
-    """Returns the lines by which two configurations differ, as '- old' and '+ new'.
-
-    Args:
-      before: a whole configuration.
-      after: another.
-      ignoring: names whose settings may differ.
-    """
-    lines = [
-        [
-            x
-            for x in text.splitlines()
-            if _is_setting(x) and x.partition(" =")[0] not in ignoring
-        ]
-        for text in (before, after)
-    ]
-    return [x for x in difflib.ndiff(*lines) if x[0] in "+-"]
-
-
 def _check_positive(name, value):
     if not isinstance(value, int) or value <= 0:
         raise errors.UserError(
             f"{name} is {value}; expected a whole number of at least 1."
         )
-
-
-@contextlib.contextmanager
-def _quiet():
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _is_setting(line):
-    return bool(line.strip()) and not line.startswith("#")
-
-
-def _check_macros(text):
-    """Raises for `NUM_CLASES = 3`: gin takes any name for a new macro."""
-    defined = set(re.findall(r"^(\w+) = ", text, re.MULTILINE))
-    used = set(re.findall(r"%(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)))
-    for name in sorted(defined - used):
-        raise errors.UserError(
-            f"{name} is set, but nothing uses it.{_close(name, used)}"
-        )
-    for name in sorted(used - defined - {"gin"}):
-        raise errors.UserError(
-            f"%{name} is used, but never set.{_close(name, defined)}"
-        )
-
-
-def _suggestion(message, known):
-    """Returns what the name may have meant that gin's message says it does not know."""
-    if match := re.search(
-        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
-    ):
-        return _close(match[1].split("/")[-1], known)
-    if match := re.search(
-        r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message
-    ):
-        target = known.get(match[1].split("/")[-1])
-        return _close(match[2], inspect.signature(target).parameters if target else ())
-    return ""
-
-
-def _close(name, candidates):
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else f" Known: {sorted(candidates)}."

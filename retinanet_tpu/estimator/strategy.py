@@ -1,6 +1,7 @@
 """Where the step runs: one TPU, a pod, GPUs of one or several machines, or CPUs."""
 
 import contextlib
+from typing import Literal
 
 import tensorflow as tf
 from absl import logging
@@ -10,7 +11,7 @@ from retinanet_tpu.estimator import interruptions, tpu_nodes, workers
 
 
 def make_strategy(
-    device: str = "cpu",
+    device: Literal["cpu", "gpu", "tpu"] = "cpu",
     *,
     tpu: str = "local",
     tpu_zone: str | None = None,

@@ -1,7 +1,6 @@
 """What happens to the weights once the gradients are known."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -23,7 +22,7 @@ class WeightUpdate:
         self,
         network: tf.Module,
         *,
-        optimizer: Any,
+        optimizer: optimizers.SGD | optimizers.AdamW,
         max_gradient_norm: float | None = None,
         averaging_decay: float | None = None,
         loss_scale: loss_scale_lib.DynamicLossScale | None = None,

@@ -11,8 +11,8 @@ from absl import flags, logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import categories, pipeline, record_files
-from retinanet_tpu.estimator import checkpoints, config, files
-from retinanet_tpu.task import configurables, experiment
+from retinanet_tpu.estimator import checkpoints, files, gin_files
+from retinanet_tpu.task import configurables, experiment, setting_ranges
 
 CONFIG_FILE = "config.gin"
 # Settings that a run may go on with otherwise: who makes its batches.
@@ -43,15 +43,16 @@ def parse_files(*overrides: str) -> str:
     Raises:
       UserError: no file was named, or a setting is wrong.
     """
-    config.add_search_path(GIN_CONFIGS)
+    gin_files.add_search_path(GIN_CONFIGS)
     if not GIN_FILE.value:
         raise errors.UserError(
             "Name a run: --gin_file=gin_configs/quickstart.gin, or another."
         )
-    return config.parse(
+    return gin_files.parse(
         GIN_FILE.value,
         [*GIN_PARAM.value, *overrides],
         known=configurables.CONFIGURABLES,
+        ranges=setting_ranges.RANGES,
     )
 
 
@@ -67,10 +68,12 @@ def parse_model_dir(*overrides: str) -> str:
     path = f"{model_dir()}/{CONFIG_FILE}"
     if not tf.io.gfile.exists(path):
         raise errors.MissingFileError(f"No {path}; is --model_dir that of a run?")
-    return config.parse(
-        [path, *GIN_FILE.value],
+    return gin_files.parse(
+        GIN_FILE.value,
         [*overrides, *GIN_PARAM.value],
         known=configurables.CONFIGURABLES,
+        ranges=setting_ranges.RANGES,
+        saved=path,
     )
 
 
@@ -99,7 +102,7 @@ def claim_model_dir(
     is_started = checkpoints.latest(model_dir()) and tf.io.gfile.exists(path)
     if is_started and not accept_changes:
         with tf.io.gfile.GFile(path) as file:
-            changes = config.differences(file.read(), text, _MAY_CHANGE)
+            changes = gin_files.differences(file.read(), text, _MAY_CHANGE)
         if changes:
             raise errors.UserError(
                 f"{model_dir()} belongs to another configuration; it differs in\n  "

@@ -5,7 +5,13 @@ from typing import Any
 from retinanet_tpu.boxes import anchors
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import config, exporters, strategy, warm_start
+from retinanet_tpu.estimator import (
+    config,
+    exporters,
+    gin_files,
+    strategy,
+    warm_start,
+)
 from retinanet_tpu.learning import (
     loss_scale,
     losses,
@@ -54,7 +60,7 @@ CONFIGURABLES = {
     "experiment": experiment.experiment,
 }
 
-_BOUND = config.register(CONFIGURABLES)
+_BOUND = gin_files.register(CONFIGURABLES)
 
 
 def make_experiment(model_dir: str | None, **overrides: Any) -> experiment.Experiment:

@@ -61,7 +61,18 @@ def check(run: experiment.Experiment) -> None:
 
 def _check_evaluation(data, categories):
     """Raises an error if the end of a long run could not be scored."""
-    record_files.find(data.dir, data.eval_split)
+    try:
+        record_files.find(data.dir, data.eval_split)
+        annotation_file = data.annotation_file
+        if not tf.io.gfile.exists(annotation_file):
+            raise errors.MissingFileError(
+                f"No {annotation_file}, the annotations of the split to evaluate on."
+            )
+    except errors.MissingFileError as error:
+        raise errors.MissingFileError(
+            f"{error} Or name another split (Data.eval_split), or train without "
+            'evaluation: --gin_param="Plan.evaluates = False".'
+        ) from error
     truth = coco_metric.ground_truth(data.annotation_file)
     if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
         raise errors.UserError(

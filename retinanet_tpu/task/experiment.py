@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib, pipeline
 from retinanet_tpu.detections import decode, nms
@@ -116,6 +116,21 @@ def build_network(
             f"{anchors.levels}; set min_level and max_level of both FPN and Anchors."
         )
     return network
+
+
+def check_assignment(params: Mapping[str, Any]) -> None:
+    """Assigns targets once, so that wrong thresholds fail before the first step.
+
+    Raises:
+      UserError: The thresholds of the matcher do not fit each other.
+    """
+    labels = structures.Labels(
+        boxes_yxyx=tf.zeros([1, 1, 4]),
+        classes=tf.zeros([1, 1], tf.int32),
+        is_crowd=tf.zeros([1, 1], tf.bool),
+        num_boxes=tf.zeros([1], tf.int32),
+    )
+    params["assign_fn"](labels, params["anchors"], params["image_size"])
 
 
 def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> list[str]:
@@ -245,6 +260,7 @@ def _start_update(params, update_fn, start_from, network):
         logging.info(line)
     first_weights.check_frozen(network, start_from)
     made = update_fn(network)
+    made.learning_rate(0)  # Outside the traced step a wrong schedule is said plainly.
     if network.compute_dtype == "float16" and not made.has_loss_scale:
         raise errors.UserError(
             "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; take "

@@ -43,6 +43,10 @@ class Data:
 
     def __post_init__(self):
         """Raises UserError for an augmentation out of its range, or no address."""
+        if not self.dir:
+            raise errors.UserError(
+                "DATA_DIR is empty; set it to the directory that the converter wrote."
+            )
         low, high = self.augmentation.scale_jitter
         if not 0 < low <= high:
             raise errors.UserError(

@@ -13,7 +13,7 @@ import linear
 import toy_data
 from retinanet_tpu import evaluate
 from retinanet_tpu.estimator import (
-    config,
+    gin_files,
     run_state,
     spec,
     strategy,
@@ -100,7 +100,7 @@ def parse(device, *bindings):
     """Configures the tiny network on a device; returns the whole configuration."""
     files = [toy_data.GIN_CONFIGS / name for name in ("quickstart.gin", device)]
     settings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
-    return config.parse(
+    return gin_files.parse(
         list(map(str, files)), settings, known=configurables.CONFIGURABLES
     )
 
@@ -148,7 +148,7 @@ def test_the_sidecar_of_a_run_on_a_tpu_never_touches_it(
     evaluate_once(tmp_path)
     assert not look_ups and not tpus.calls
     # The trainer, by the same file, does.
-    config.parse(
+    gin_files.parse(
         [str(tmp_path / cli.CONFIG_FILE)], [], known=configurables.CONFIGURABLES
     )
     configurables.make_experiment(None)

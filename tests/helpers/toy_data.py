@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 
 from retinanet_tpu.data import annotations, categories, converter
-from retinanet_tpu.estimator import config, spec, strategy
+from retinanet_tpu.estimator import gin_files, spec, strategy
 from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = pathlib.Path(__file__).parents[2] / "gin_configs"
@@ -77,7 +77,7 @@ def write_split(data_dir, split, count, *, first_id=1):
 
 def parse(data_dir, *bindings: str) -> str:
     """Configures gin for the tiny network; returns the whole configuration."""
-    return config.parse(
+    return gin_files.parse(
         [str(GIN_CONFIGS / "quickstart.gin")],
         [*TINY, f"DATA_DIR = '{data_dir}'", *bindings],
         known=configurables.CONFIGURABLES,

@@ -6,7 +6,7 @@ import pytest
 import foreign_resnets
 import toy_data
 from retinanet_tpu import replicas, train
-from retinanet_tpu.estimator import config, strategy, train_loop, training
+from retinanet_tpu.estimator import gin_files, strategy, train_loop, training
 from retinanet_tpu.task import configurables, first_weights
 
 GIN_CONFIGS = toy_data.GIN_CONFIGS
@@ -30,7 +30,7 @@ def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
     files = [str(GIN_CONFIGS / "quickstart.gin"), str(gin_file)]
     bindings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
     bindings.append(f"DATA_DIR = '{data_dir}'")
-    config.parse(files, bindings, known=configurables.CONFIGURABLES)
+    gin_files.parse(files, bindings, known=configurables.CONFIGURABLES)
     where = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
     return configurables.make_experiment(str(model_dir), strategy_fn=where)
 
@@ -87,7 +87,7 @@ def test_a_detector_gives_its_backbone_only(weights, data_dir, tmp_path, is_fold
 
 
 def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp_path):
-    text = config.parse(
+    text = gin_files.parse(
         [str(GIN_CONFIGS / "quickstart.gin"), str(TORCHVISION)],
         [*toy_data.TINY, f"DATA_DIR = '{data_dir}'"],
         known=configurables.CONFIGURABLES,
@@ -131,5 +131,5 @@ def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path
 @pytest.mark.parametrize("name", ["pretrained_torchvision", "pretrained_keras"])
 def test_settings_of_pretrained_weights_go_with_every_run(name):
     files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
-    config.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
+    gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
     assert "Trainable parameters: 33,865,815" in train.dry_run_lines()

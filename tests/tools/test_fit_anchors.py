@@ -3,7 +3,7 @@ import re
 import tool_processes
 import toy_data
 from retinanet_tpu.boxes import anchors
-from retinanet_tpu.estimator import config
+from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
 
@@ -23,7 +23,9 @@ def test_what_is_written_can_be_included_and_is_no_worse(tmp_path):
     recall, recall_after, mean, mean_after = map(float, tables[0])
     assert recall_after >= recall and mean_after > mean
 
-    config.parse([run_file, str(output)], settings, known=configurables.CONFIGURABLES)
+    gin_files.parse(
+        [run_file, str(output)], settings, known=configurables.CONFIGURABLES
+    )
     run = configurables.make_experiment(None)
     written, plain = run.params["anchors"], anchors.Anchors()
     assert len(written.scales) == len(plain.scales)

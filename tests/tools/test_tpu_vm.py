@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import fake_gcloud
-from retinanet_tpu.estimator import config
+from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import cli, configurables
 from retinanet_tpu.xla import roofline
 
@@ -253,8 +253,8 @@ def test_a_cloud_that_does_not_answer_is_not_taken_for_an_absent_slice(cloud, sc
 
 def test_the_run_on_several_hosts_is_one_and_names_the_slice(monkeypatch):
     monkeypatch.chdir(ROOT)
-    config.add_search_path(cli.GIN_CONFIGS)
-    text = config.parse(
+    gin_files.add_search_path(cli.GIN_CONFIGS)
+    text = gin_files.parse(
         ["gin_configs/coco_r50_640_6x.gin", "gin_configs/device/tpu_pod.gin"],
         ["TPU_NAME = 'big'"],
         known=configurables.CONFIGURABLES,

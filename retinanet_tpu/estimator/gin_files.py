@@ -1,0 +1,295 @@
+"""Reads the gin files and single settings of a run, strictly."""
+
+import contextlib
+import difflib
+import inspect
+import os
+import re
+import tokenize
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gin
+import tensorflow as tf
+from absl import logging
+from gin import config_parser
+
+from retinanet_tpu import errors
+from retinanet_tpu.estimator import setting_types
+
+# Gin raises these for text that is wrong; KeyError for a name that two things have.
+_WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
+_REQUIRED = "gin.REQUIRED"
+
+
+class _Macro(NamedTuple):
+    name: str
+
+
+class _Delegate(config_parser.ParserDelegate):
+    """Returns references and macros as records, without looking them up."""
+
+    def __init__(self, known: Mapping[str, Callable]):
+        self._known = known
+
+    def configurable_reference(self, scoped_name, evaluate):
+        target = self._known.get(_last(scoped_name))
+        return setting_types.Reference(scoped_name, evaluate, target)
+
+    def macro(self, name):
+        return _Macro(name)
+
+
+def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
+    """Registers functions and classes with gin.
+
+    Returns:
+      The same names, each with the function or class that gin configures.
+    """
+    gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
+    return {
+        name: gin.external_configurable(target, name=name)
+        for name, target in configurables.items()
+    }
+
+
+def add_search_path(directory: str) -> None:
+    """Lets gin files include others from a directory."""
+    gin.add_config_file_search_path(directory)
+
+
+def parse(
+    gin_files: Sequence[str],
+    gin_params: Sequence[str],
+    *,
+    known: Mapping[str, Callable],
+    ranges: Mapping[str, setting_types.Range] = types.MappingProxyType({}),
+    saved: str | None = None,
+) -> str:
+    """Reads gin files, then single settings over them.
+
+    The directory of each file is searched for its includes.
+
+    Args:
+      gin_files: Paths; later ones override earlier ones.
+      gin_params: Settings such as "MAX_STEPS = 100"; they override the files.
+      known: The registered configurables by name, for types and suggestions.
+      ranges: The ranges of numbers, by setting.
+      saved: Path of a configuration that a run saved, read before the others. It may
+        only set values: whoever can write to a model_dir must not run code here.
+    Returns:
+      The whole configuration as gin text.
+    Raises:
+      UserError: A name that nothing has, a macro that nothing uses, a value of the
+        wrong type or out of its range, or text that is no gin.
+      MissingFileError: No such file.
+    """
+    gin.clear_config()
+    texts = [] if saved is None else [_read_saved(saved)]
+    for path in gin_files:
+        _check_is_file(path)
+        gin.add_config_file_search_path(os.path.dirname(path))
+    for setting in gin_params:
+        _check_setting(setting)
+    try:
+        with _quiet():  # Gin logs each place where an include is not.
+            for text in texts:
+                gin.parse_config(text, skip_unknown=False)
+            gin.parse_config_files_and_bindings(
+                list(gin_files),
+                list(gin_params),
+                skip_unknown=False,
+                finalize_config=False,
+            )
+        text = gin.config_str()
+        bindings = _bindings(text, known)
+        _check_macros(bindings)
+        _check_values(bindings, known, ranges)
+        gin.finalize()
+    except errors.UserError:
+        raise
+    except _WRONG as error:
+        # What follows would be the whole configuration.
+        message = str(error).partition(" in config string:")[0]
+        raise errors.UserError(
+            f"The gin configuration is wrong: {message}\n"
+            f"{_suggestion(message, known)}".rstrip()
+        ) from error
+    return text
+
+
+def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list[str]:
+    """Returns the lines by which two configurations differ, as '- old' and '+ new'.
+
+    Args:
+      before: A whole configuration.
+      after: Another one.
+      ignoring: Names whose settings may differ.
+    """
+    lines = [
+        [
+            x
+            for x in text.splitlines()
+            if _is_setting(x) and x.partition(" =")[0] not in ignoring
+        ]
+        for text in (before, after)
+    ]
+    return [x for x in difflib.ndiff(*lines) if x[0] in "+-"]
+
+
+def _check_is_file(path):
+    if not tf.io.gfile.exists(path):
+        raise errors.MissingFileError(f"No gin file {path}; look in gin_configs/.")
+    if tf.io.gfile.isdir(path):
+        raise errors.UserError(f"{path} is a directory; name a gin file in it.")
+
+
+def _read_saved(path):
+    """Returns the text of a saved configuration that only sets values."""
+    _check_is_file(path)
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            text = file.read()
+        statements = list(config_parser.ConfigParser(text, _Delegate({})))
+    except (UnicodeDecodeError, RecursionError, *_WRONG) as error:
+        raise errors.UserError(
+            f"{path} is corrupt: {str(error).partition(' in config string:')[0]}. "
+            "Restore it, or use another --model_dir."
+        ) from error
+    for statement in statements:
+        if isinstance(
+            statement, config_parser.ImportStatement | config_parser.IncludeStatement
+        ):
+            raise errors.UserError(
+                f"{path}, line {statement.location.line_num} imports or includes "
+                "another file; the configuration in a model_dir may only set values. "
+                "Remove the line, and name the file with --gin_file."
+            )
+    return text
+
+
+def _check_setting(setting):
+    """Raises an error that names a --gin_param that is no gin."""
+    try:
+        list(config_parser.ConfigParser(setting, _Delegate({})))
+    except _WRONG as error:
+        message = str(error).splitlines()[0]
+        raise errors.UserError(
+            f'--gin_param={setting!r} is not a setting such as "MAX_STEPS = 100"'
+            f"{_quotes_hint(setting) or f': {message}.'}"
+        ) from error
+
+
+def _quotes_hint(setting):
+    match = re.fullmatch(r"\s*([\w./]+)\s*=\s*([^'\"()\[\]{},]+?)\s*", setting)
+    if not match or match[2] in ("true", "false", "none", "null"):
+        spelled = {"true": "True", "false": "False", "none": "None", "null": "None"}
+        word = match and spelled[match[2]]
+        return f'; write "{match[1]} = {word}".' if word else ""
+    return f"; a text needs quotes: --gin_param=\"{match[1]} = '{match[2]}'\"."
+
+
+def _bindings(text, known):
+    statements = config_parser.ConfigParser(text, _Delegate(known))
+    return [s for s in statements if isinstance(s, config_parser.BindingStatement)]
+
+
+def _check_macros(bindings):
+    """Raises for `NUM_CLASES = 3`: gin takes any name for a new macro."""
+    defined = {_macro_name(x) for x in bindings if not x.arg_name}
+    used = {name for x in bindings for name in _macros_in(x.value)}
+    for name in sorted(defined - used):
+        raise errors.UserError(
+            f"{name} is set, but nothing uses it.{_close(name, used)}"
+        )
+    for name in sorted(used - defined - {_REQUIRED}):
+        raise errors.UserError(
+            f"%{name} is used, but never set.{_close(name, defined)}"
+        )
+
+
+def _check_values(bindings, known, ranges):
+    """Raises for a value that has not the type or is not in the range of a setting."""
+    macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
+    for binding in bindings:
+        target = known.get(_last(binding.selector))
+        if not binding.arg_name or target is None:
+            continue
+        annotation = setting_types.annotations(target).get(binding.arg_name, Any)
+        value = _resolved(binding.value, macros)
+        setting = f"{_last(binding.selector)}.{binding.arg_name}"
+        if value == _Macro(_REQUIRED):
+            continue
+        if not setting_types.fits(value, annotation):
+            expected = setting_types.words(annotation)
+            hint = setting_types.hint(value, annotation)
+        elif setting in ranges and not ranges[setting].has(value):
+            expected, hint = ranges[setting].words, ""
+        else:
+            continue
+        is_macro = isinstance(binding.value, _Macro)
+        name, subject = (binding.value.name, setting) if is_macro else (setting, "it")
+        got = f"{name} is {setting_types.shown(value)}"
+        raise errors.UserError(f"{got}; {subject} must be {expected}.{hint}")
+
+
+def _resolved(value, macros):
+    """Returns a value with its macros replaced by what they stand for."""
+    if isinstance(value, _Macro):
+        return _resolved(macros[value.name], macros) if value.name in macros else value
+    if type(value) in (list, tuple):
+        return type(value)(_resolved(x, macros) for x in value)
+    return value
+
+
+def _macros_in(value) -> Iterator[str]:
+    if isinstance(value, _Macro):
+        yield value.name
+    elif isinstance(value, dict):
+        yield from _macros_in([*value.keys(), *value.values()])
+    elif type(value) in (list, tuple):
+        for element in value:
+            yield from _macros_in(element)
+
+
+def _macro_name(binding):
+    return "/".join(filter(None, [binding.scope, binding.selector]))
+
+
+def _last(name):
+    """Returns the name of a configurable without scope and module."""
+    return name.rpartition("/")[2].rpartition(".")[2]
+
+
+@contextlib.contextmanager
+def _quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _is_setting(line):
+    return bool(line.strip()) and not line.startswith("#")
+
+
+def _suggestion(message, known):
+    """Returns what the name may have meant that gin's message says it does not know."""
+    if match := re.search(
+        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
+    ):
+        return _close(match[1].split("/")[-1], known)
+    if match := re.search(
+        r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message
+    ):
+        target = known.get(match[1].split("/")[-1])
+        return _close(match[2], inspect.signature(target).parameters if target else ())
+    return ""
+
+
+def _close(name, candidates):
+    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else f" Known: {sorted(candidates)}."
