@@ -139,8 +139,14 @@ def _show_newest():
             f"No checkpoint in {cli.model_dir()} was scored; the log says why."
         )
     newest = max(records, key=lambda record: record["global_step"])
-    table = coco_metric.table(newest)
-    logging.info("%s was scored before\n%s", newest["checkpoint"], table)
+    try:
+        table = coco_metric.table(newest)
+        logging.info("%s was scored before\n%s", newest["checkpoint"], table)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f"{cli.model_dir()}/eval/{summaries.EVALUATIONS} lacks scores of step "
+            f"{newest['global_step']} ({error!r}); remove the line to score it anew."
+        ) from error
 
 
 if __name__ == "__main__":

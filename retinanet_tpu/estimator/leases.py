@@ -21,7 +21,7 @@ from retinanet_tpu.estimator import checkpoints, files
 
 _WRITE = "write"
 # Other files in the directory are not leases: they are neither counted nor removed.
-_NAME = re.compile(r"(?:([0-9]+)-)?(\w.*)-([0-9a-f]{12})\.json")
+_NAME = re.compile(rf"(?:([0-9]+)-(.+)|{_WRITE})-[0-9a-f]+\.json")
 RENEW_SECS = 3
 # Five renewals missed: the holder died or stands still.
 TIMEOUT_SECS = 15
@@ -115,7 +115,7 @@ def exclusive(
     end = time.monotonic() + patience_secs
     while True:
         with _lease(directory, _WRITE) as name:
-            if [n for n in book.live() if _NAME.fullmatch(n)[2] == _WRITE] == [name]:
+            if [n for n in book.live() if n.startswith(_WRITE)] == [name]:
                 yield
                 return
         if time.monotonic() > end:

@@ -91,8 +91,8 @@ def train(
       config: says where loops end, and how often to go back.
       saver: writes checkpoints.
       writer: is told of each loop.
-      stop_reason: asked before each loop; a reason saves and ends the run. Asked of this
-        worker alone while a loop waits for data.
+      stop_reason: asked before each loop, and of this worker alone while a loop waits
+        for data; a reason saves and ends the run.
       workers: of the run.
     Raises:
       DivergedError: a loss or a weight is not finite.

@@ -5,6 +5,7 @@ the next batch in C++, for ever if none comes. Here a thread of its own waits, a
 caller may give the call up. Nothing ends such a thread but the process.
 """
 
+import contextlib
 import logging as python_logging
 import os
 import sys
@@ -115,8 +116,6 @@ def leave(code: int) -> None:
     # The usual way would take down TensorFlow while that thread still uses it.
     python_logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # Closed, or read by nobody.
             stream.flush()
-        except (OSError, ValueError):  # Nobody reads it any more, or it is closed.
-            pass
     os._exit(code)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.estimator import checkpoints, files, training, warm_start
+from retinanet_tpu.estimator import checkpoints, files, gin_files, training, warm_start
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
 
@@ -86,8 +86,7 @@ def _check_settings(network, config_file):
     """Raises UserError if a run had other layers or pixels, as its config.gin says."""
     if not tf.io.gfile.exists(config_file):
         return
-    with tf.io.gfile.GFile(config_file) as file:
-        text = file.read().replace("\\\n", " ")
+    text = gin_files.read_saved(config_file).replace("\\\n", " ")
     bindings = dict(re.findall(r"^([\w.]+) *= *(.+?) *$", text, re.MULTILINE))
     wrong = [
         f"ResNet.{name} = {bindings.get(f'ResNet.{name}', 'False')}"
