@@ -313,8 +313,8 @@ class TPUEstimator:
     ):
         """Yields each batch's tensors and notes its loss, until the data end."""
         dataset = self._inputs.dataset(input_fn, mode)
-        batches = waits.iterate(dataset, waits.Stall(stop_reason))
-        for batch in itertools.islice(batches, steps):
+        stall = waits.Stall(stop_reason)
+        for batch in itertools.islice(waits.iterate(dataset, stall), steps):
             loss, tensors = forward(batch)
             losses.append(loss)
             yield tensors

@@ -179,5 +179,5 @@ def until(
             if reason := stop_reason():
                 raise Interrupted(reason, step)
             yield item
-    except waits.GivenUpError:
-        raise Interrupted(stop_reason(), step) from None
+    except waits.GivenUpError as stop:
+        raise Interrupted(str(stop), step) from None

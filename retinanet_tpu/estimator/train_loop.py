@@ -98,20 +98,23 @@ def train(
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop.
     """
-
-    def call(fn):
-        return _call_heard(fn, state, run_loop, saver, stop_reason, workers)
-
     num_rollbacks, iterator = 0, None
     agreed_reason = workers.agreed(stop_reason)
     while state.step < max_steps:
         if reason := agreed_reason():
             raise _saved_stop(state, saver, reason)
         if iterator is None:
-            iterator = call(functools.partial(make_iterator, state.next_batch))
+            iterator = _new_iterator(make_iterator, state, saver, stop_reason)
         num_steps = config.next_stop(state.step, max_steps) - state.step
         try:
-            result = call(functools.partial(run_loop, iterator, state.step, num_steps))
+            result = _run_heard(
+                functools.partial(run_loop, iterator, state.step, num_steps),
+                run_loop,
+                state,
+                saver,
+                stop_reason,
+                is_alone=workers.count == 1,
+            )
             state.step += num_steps
             _report(writer, state.step, num_steps, result)
             saver.save_if_due(state, max_steps)
@@ -123,10 +126,19 @@ def train(
             iterator = None
 
 
-def _call_heard(fn, state, run_loop, saver, stop_reason, workers):
-    """Returns fn(), which may wait for data for ever, unless there is reason to stop.
+def _new_iterator(make_iterator, state, saver, stop_reason):
+    """Returns the batches from the next one on, unless there is a reason to stop."""
+    stall = waits.Stall(stop_reason)
+    try:
+        return waits.call(lambda: make_iterator(state.next_batch), stall.reason)
+    except waits.GivenUpError as stop:
+        raise _saved_stop(state, saver, str(stop)) from None
 
-    What was trained is then saved, except on several workers: they save together only.
+
+def _run_heard(run, run_loop, state, saver, stop_reason, *, is_alone):
+    """Returns the result of a loop, unless it stalls and there is a reason to stop.
+
+    What was trained is then saved, except by several workers: they save together only.
 
     Raises:
       Interrupted: there was a reason to stop, and no batch came for waits.STALL_SECS.
@@ -135,25 +147,26 @@ def _call_heard(fn, state, run_loop, saver, stop_reason, workers):
     run_loop.reset(first_step)
     stall = waits.Stall(stop_reason, run_loop.progress)
 
-    def give_up():
+    def give_up_reason():
         nonlocal tensors
-        if not stall.is_over():
-            return False
         before = run_loop.progress()
+        reason = stall.reason()
+        if not reason or run_loop.progress() != before:
+            return None
         state.step = before.num_done
-        if workers.count == 1:
+        if is_alone:
             tensors = _finite_tensors(state)
         # The batch may have come meanwhile, and its step begun to change variables.
         if run_loop.progress() == before:
-            return True
+            return reason
         state.step = first_step
-        return False
+        return None
 
     try:
-        return waits.call(fn, give_up)
-    except waits.GivenUpError:
-        logging.warning("No batch came; not waiting for it any longer")
-    reason = stop_reason()
+        return waits.call(run, give_up_reason)
+    except waits.GivenUpError as stop:
+        reason = str(stop)
+    logging.warning("No batch came; not waiting for it any longer")
     if tensors is None:
         raise _unsaved_stop(state, saver, reason)
     raise _saved_stop(state, saver, reason, tensors)
@@ -206,10 +219,13 @@ def _go_back(state, model_dir, error):
     return True
 
 
+_NOT_STARTED = -1
+
+
 class Progress(NamedTuple):
     """How far a loop is, by global steps."""
 
-    num_fetched: int  # batches that came
+    num_fetched: int  # batches that came; _NOT_STARTED while the loop is traced
     num_done: int  # steps that are done
 
 
@@ -236,16 +252,14 @@ class TrainLoop:
             jit_compile=jit_compile or None,
         )
         with tf.device(_host_of(strategy)):
-            self._progress = [
-                tf.Variable(0, dtype=tf.int64, trainable=False)
-                for _ in Progress._fields
-            ]
-        self._loop = _make_loop(strategy, replica_step, Progress(*self._progress))
+            counters = [tf.Variable(0, dtype=tf.int64) for _ in Progress._fields]
+        self._progress = Progress(*counters)
+        self._loop = _make_loop(strategy, replica_step, self._progress)
 
     def reset(self, step: int) -> None:
         """Says at which global step the next call begins."""
-        for counter in self._progress:
-            counter.assign(step)
+        self._progress.num_done.assign(step)
+        self._progress.num_fetched.assign(_NOT_STARTED)
 
     def progress(self) -> Progress | object:
         """Returns how far a call in another thread is; equal only if nothing moves.
@@ -297,6 +311,7 @@ def _make_loop(strategy, replica_step, progress):
     @tf.function
     def loop(iterator, first_step, num_steps):
         start = tf.timestamp()
+        progress.num_fetched.assign(first_step)
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
         times = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
         for i in tf.range(num_steps):

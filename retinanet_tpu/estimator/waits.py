@@ -23,11 +23,11 @@ _abandoned: list[threading.Thread] = []
 
 
 class GivenUpError(Exception):
-    """A call was given up; its thread still runs."""
+    """A call was given up, for the reason it contains; its thread still runs."""
 
 
 class Stall:
-    """Decides when a call is given up: if it was asked to stop and nothing moves."""
+    """Decides when a call is given up: nothing moves, and there is a reason to stop."""
 
     def __init__(
         self,
@@ -37,34 +37,34 @@ class Stall:
         """Takes what is observed.
 
         Args:
-          stop_reason: Why to stop, None if there is no reason.
+          stop_reason: Why to stop, None if there is no reason; asked while nothing
+            moves.
           progress_fn: Returns a value that differs as long as the call makes progress.
         """
         self._stop_reason, self._progress_fn = stop_reason, progress_fn
-        self._seen, self._since = None, None
+        self._seen, self._since = None, time.monotonic()
 
     def restart(self) -> None:
-        """Forgets what was seen, for the next call."""
-        self._since = None
+        """Begins anew, for the next call."""
+        self._since = time.monotonic()
 
-    def is_over(self) -> bool:
-        """Returns True once nothing has moved for STALL_SECS since a reason to stop."""
-        if not self._stop_reason():
-            return False
+    def reason(self) -> str | None:
+        """Returns the reason to stop if nothing has moved for STALL_SECS, else None."""
         now, seen = time.monotonic(), self._progress_fn()
-        if self._since is None or seen != self._seen:
+        if seen != self._seen:
             self._seen, self._since = seen, now
-        return now - self._since >= STALL_SECS
+        return self._stop_reason() if now - self._since >= STALL_SECS else None
 
 
-def call(fn: Callable[[], T], give_up: Callable[[], bool] = lambda: False) -> T:
+def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
     """Returns what a function returns, or raises what it raises.
 
     Args:
       fn: Runs in a thread of its own.
-      give_up: Asked several times a second, in the caller's thread.
+      give_up_reason: Asked several times a second, in the caller's thread; returns None
+        while the call is to go on.
     Raises:
-      GivenUpError: give_up returned True while the function still ran.
+      GivenUpError: There was a reason while the function still ran.
     """
     outcome = []
 
@@ -81,8 +81,8 @@ def call(fn: Callable[[], T], give_up: Callable[[], bool] = lambda: False) -> T:
     thread.start()
     try:
         while not is_done.wait(_POLL_SECS):
-            if give_up():
-                raise GivenUpError
+            if reason := give_up_reason():
+                raise GivenUpError(reason)
     finally:
         if not is_done.is_set():
             _abandoned.append(thread)
@@ -96,11 +96,11 @@ def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
     """Yields items, each of which may take for ever to come.
 
     Raises:
-      GivenUpError: The stall is over.
+      GivenUpError: There was a reason while the next one did not come.
     """
     end = object()
-    iterator = call(lambda: iter(items), stall.is_over)
-    while (item := call(lambda: next(iterator, end), stall.is_over)) is not end:
+    iterator = call(lambda: iter(items), stall.reason)
+    while (item := call(lambda: next(iterator, end), stall.reason)) is not end:
         yield item
         stall.restart()
 

@@ -116,13 +116,7 @@ def check_model_dir(
     train_and_evaluate.check_nothing_lost(model_dir())
     if accept_changes or not checkpoints.latest(model_dir()):
         return
-    for name in (CONFIG_FILE, categories.FILE_NAME):
-        if not tf.io.gfile.exists(f"{model_dir()}/{name}"):
-            raise errors.UserError(
-                f"{model_dir()} has checkpoints, but no {name}, so that it cannot be "
-                "told whether they are of this run. Restore the file, use another "
-                "--model_dir, or go on with the present settings: --accept_changes."
-            )
+    _check_has(CONFIG_FILE)
     before = gin_files.read_saved(f"{model_dir()}/{CONFIG_FILE}")
     changes = gin_files.differences(before, text, _MAY_CHANGE)
     if changes:
@@ -130,6 +124,17 @@ def check_model_dir(
             f"{model_dir()} belongs to another configuration; it differs in\n  "
             + "\n  ".join(changes)
             + "\nUse another --model_dir, or go on with the new: --accept_changes."
+        )
+    _check_has(categories.FILE_NAME)
+
+
+def _check_has(name):
+    """Raises an error if checkpoints have lost a file that says what they are of."""
+    if not tf.io.gfile.exists(f"{model_dir()}/{name}"):
+        raise errors.UserError(
+            f"{model_dir()} has checkpoints, but no {name}, so that it cannot be told "
+            "whether they are of this run. Restore the file, use another --model_dir, "
+            "or go on with the present settings: --accept_changes."
         )
 
 
