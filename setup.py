@@ -30,14 +30,20 @@ setuptools.setup(
         "pycocotools>=2.0.9",  # The only COCO numbers that count are its own.
         "pillow>=10.1",  # Draws detections; checks pictures before they become records.
         "tqdm>=4.66",  # Progress bars of predict and the tools.
+        "pyyaml>=6",  # Reads the data.yaml of YOLO data sets.
     ],
     # TensorFlow is an extra: as a requirement it would overwrite the build of a TPU VM.
     extras_require={
         "cpu": ["tensorflow-cpu~=2.20.0"],
         "gpu": ["tensorflow[and-cuda]~=2.20.0"],
-        # 2.20 is the newest TensorFlow with a TPU build.
-        "tpu": ["tensorflow-tpu~=2.20.0", *TPU_NAMES],
-        # The TPU compiler, and the way to it; pinned, as not all of it is public.
+        # 2.20 is the newest TensorFlow with a TPU build. The wheel alone would take the
+        # newest libtpu, with which its import aborts; see docs/tpu.md.
+        "tpu": ["tensorflow-tpu~=2.20.0", "libtpu>=0.0.14,<0.0.22", *TPU_NAMES],
+        # The last TensorFlow that others report to run on v5p and v6e.
+        "tpu219": ["tensorflow-tpu==2.19.1", "libtpu==0.0.10", *TPU_NAMES],
+        "cpu219": ["tensorflow-cpu==2.19.1"],
+        # The TPU compiler, and the way to it; pinned, as not all of it is public. Its
+        # libtpu needs an environment of its own, with [cpu] and without [tpu].
         "preflight": ["jax==0.10.2", "libtpu==0.0.42.1"],
         "onnx": ONNX,
         # Reads .pth files of backbones; .safetensors and Keras's files need nothing.
@@ -47,8 +53,7 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",
-            "pyyaml>=6",  # Reads the Kubernetes manifests,
-            "kubernetes-validate>=1.31",  # and has their schemas.
+            "kubernetes-validate>=1.31",  # Has the schemas of the manifests.
             *ONNX,
             *TPU_NAMES,
         ],

@@ -9,6 +9,9 @@ keeps its traceback.
 class UserError(ValueError):
     """A setting, a file or a command line that the user can correct."""
 
+    # AutoGraph keeps the class of an error in a traced step only if it has this one.
+    __init__ = Exception.__init__
+
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or directory that does not exist where the user said."""

@@ -24,12 +24,20 @@ _ENVIRONMENT = (
 _FILE_ACCESS = re.compile(r"tensorflow/python/(lib/io/|training/py_checkpoint_reader)")
 # The kernels that save, restore and list files carry no frame of the above.
 _ABOUT_A_FILE = re.compile(
-    r"File system scheme|; (No such file|Is a directory|Not a directory|Permission"
-    r"|Read-only file system|No space left)|Error executing an HTTP request"
+    r"File system scheme|is not a directory"
+    r"|; (No such file|Is a directory|Not a directory|Permission|Read-only file system"
+    r"|No space left)|Error executing an HTTP request"
 )
 # gin and AutoGraph add these to the text of an error that passes through them.
 _ADDED_TEXT = re.compile(r"\n  In call to configurable '|^in user code:", re.MULTILINE)
-_SCHEMES = " Use a local path or gs://, which TensorFlow reads here."
+# TensorFlow puts the names of its nodes and kernels around what happened.
+_DECORATION = re.compile(
+    r"\{\{[^}]*\}\} ?|\[\[[^]]*\]\]| ?\[Op:.*|^[\w ]+constructor: "
+)
+_HINTS = {
+    "File system scheme": " Use a local path or gs://, which TensorFlow reads here.",
+    "HTTP request": " Check the network, the bucket's name and the credentials.",
+}
 
 
 def run(
@@ -98,9 +106,7 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(original, OSError):
         return _os_message(original)
     if isinstance(original, tf.errors.OpError) and _is_environmental(original):
-        message = original.message.partition("\n")[0].removesuffix(".")
-        hint = _SCHEMES if "File system scheme" in message else ""
-        return f"{message}.{hint}"
+        return _op_message(original)
     return None
 
 
@@ -116,6 +122,14 @@ def _os_message(error):
         return str(error)
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{error.strerror}."
+
+
+def _op_message(error):
+    lines = error.message.strip().partition("\n\n")[0].partition("Detected at")[0]
+    text = _DECORATION.sub("", " ".join(lines.split()))
+    text = text.replace("; ", ": ", 1).strip(" .")
+    hints = [hint for part, hint in _HINTS.items() if part in text]
+    return f"{text}.{''.join(hints)}"
 
 
 def _is_environmental(error):

@@ -48,6 +48,7 @@ def test_what_gin_adds_to_an_error_is_left_out():
 def test_an_error_inside_a_traced_step_keeps_its_message(autograph):
     step = tf.function(lambda: refuse(), autograph=autograph)
     outer = tf.function(lambda: step())
+    assert isinstance(raised(outer), errors.UserError)
     assert guard.explanation(raised(outer)) == "IMAGE_SIZE is 5; set it to 128."
 
 

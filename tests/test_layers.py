@@ -7,7 +7,15 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "retinanet_tpu"
 # Folders of one layer do not know each other; commands import what they start.
 LAYERS = [
     {"errors"},
-    {"structures", "replicas", "guard"},
+    {"startup"},
+    {
+        "startup_cpu",
+        "startup_tpu",
+        "structures",
+        "replicas",
+        "guard",
+        "annotation_fields",
+    },
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
     {"serving"},

@@ -248,7 +248,7 @@ def test_without_the_extra_a_sentence_says_what_to_install():
     last = ended.stderr.strip().splitlines()[-1]
     assert re.fullmatch(
         r"error: The TPU compiler is missing \(.*libtpu.*\): "
-        r"pip install -e '\.\[preflight\]'",
+        r"pip install -e '\.\[preflight\]', in an environment without tensorflow-tpu.*",
         last,
     )
 

@@ -8,6 +8,8 @@ The reader takes CPU time too, so the last worker on a machine brings less than 
 others, and what else runs there takes its share: believe the ratios.
 """
 
+import retinanet_tpu.startup_cpu
+
 import contextlib
 import itertools
 import os

@@ -12,6 +12,8 @@ records, size, jitter, flip, shuffle buffer and batch; to the host's work it add
 targets of all anchors, which ours leaves to the device.
 """
 
+import retinanet_tpu.startup_cpu
+
 import json
 import os
 import pathlib

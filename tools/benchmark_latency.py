@@ -15,6 +15,8 @@ all that an artifact does. What takes only so many pictures at once runs as ofte
 batch needs. An input of fixed size gets pictures that were padded to it beforehand.
 """
 
+import retinanet_tpu.startup_cpu
+
 import argparse
 import contextlib
 import datetime

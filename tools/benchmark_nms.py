@@ -13,6 +13,8 @@ medians comes out. The contenders of TensorFlow are
                                   class, then the best of all, in one traced function
 """
 
+import retinanet_tpu.startup_cpu
+
 import statistics
 import sys
 import time

@@ -15,6 +15,8 @@ the same on every device; bytes are what the device's compiler counts after its
 optimisations, and leave out library calls where it cannot see into them.
 """
 
+import retinanet_tpu.startup_cpu
+
 import argparse
 import datetime
 import math

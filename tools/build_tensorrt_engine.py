@@ -21,6 +21,8 @@ No GPU was at hand: this was never run on one. All calls were held against the P
 bindings of TensorRT 10.16 and 11.4, and what comes before them is tested.
 """
 
+import retinanet_tpu.startup_cpu
+
 import importlib
 import math
 import os

@@ -1,22 +1,29 @@
 """Writes splits of a data directory: records, <split>.json and categories.json.
 
-  python tools/create_tfrecords.py --format=coco --images=IMAGES \
-    --annotations=instances_train.json --output_dir=DATA_DIR --split=train
+  python tools/create_tfrecords.py --format=coco --images=DS/{split} \
+    --annotations=DS/{split}.json --split=train,val --output_dir=DATA_DIR
   python tools/create_tfrecords.py --format=voc --images=JPEGImages \
-    --annotations=Annotations --split_file=ImageSets/Main/train.txt \
-    --output_dir=DATA_DIR --split=train
+    --annotations=Annotations --split_file=ImageSets/Main/{split}.txt \
+    --split=train,val --output_dir=DATA_DIR
+  python tools/create_tfrecords.py --format=yolo --images=DS --annotations=DS \
+    --split_file=DS/data.yaml --split=train,val=valid --output_dir=DATA_DIR
   python tools/create_tfrecords.py --format=yolo --images=images --annotations=labels \
     --output_dir=DATA_DIR --val_fraction=0.2
 
-Run it once a split, or once with --val_fraction, which writes train and val. The first
-run writes categories.json and the others must agree with it. Killed and started again
-it goes on where it was. What a person should look at is counted, and listed with file
-and line in <split>.findings.txt.
+All splits of a data set are best written in one call, as they share their classes.
+{split} in a path stands for the name of each split, or for WORD where --split has
+NAME=WORD. Where a split is written later, the classes of categories.json hold. Killed
+and started again it goes on where it was. What a person should look at is counted, and
+listed with file and line in <split>.findings.txt.
 """
 
-import functools
+import retinanet_tpu.startup_cpu
+
+import csv
+import io
 import os
-from typing import Any
+import shlex
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tqdm
@@ -32,36 +39,34 @@ from retinanet_tpu.data import (
     shard_states,
 )
 from retinanet_tpu.data.annotation_formats import (
-    assembly,
-    coco,
-    csv_table,
     files,
-    labelme,
-    openimages,
-    voc,
-    yolo,
-    yolo_names,
+    locating,
+    readers,
+    recognition,
+    split_lists,
+    splits,
 )
 
 _FORMAT = flags.DEFINE_enum(
-    "format",
-    None,
-    ["coco", "voc", "yolo", "csv", "labelme", "openimages"],
-    "Format of the annotations.",
+    "format", None, list(readers.FORMATS), "Format of the annotations."
 )
 _IMAGES = flags.DEFINE_string("images", None, "Folder of the pictures.")
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations",
     None,
-    "coco: JSON file. csv, openimages: CSV file. voc, yolo, labelme: folder of files.",
+    "voc, yolo, labelme: folder of files. Others: one JSON, CSV or XML file.",
 )
 _SPLIT_FILE = flags.DEFINE_string(
-    "split_file", None, "voc: text file with the stem of an image on each line."
+    "split_file",
+    None,
+    "Text file with an image on each line: a path, a name or a stem. Or YOLO's "
+    "data.yaml, whose train, val and test are used.",
 )
 _NAMES = flags.DEFINE_list(
     "names",
     None,
-    "voc, csv, labelme: classes in the order wanted; default: sorted by name.",
+    f"{', '.join(readers.TAKE_NAMES)}: classes in the order wanted; default: sorted by "
+    "name.",
 )
 _CLASSES = flags.DEFINE_string(
     "classes",
@@ -69,12 +74,27 @@ _CLASSES = flags.DEFINE_string(
     "yolo: data.yaml or classes.txt; default: looked for beside the labels. "
     "openimages: class-descriptions CSV.",
 )
+_CLASS_ATTRIBUTE = flags.DEFINE_string(
+    "class_attribute", None, "via: the region attribute that names the class."
+)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write to.")
-_SPLIT = flags.DEFINE_string("split", None, "Name of the split, such as train or val.")
+_SPLIT = flags.DEFINE_list(
+    "split",
+    None,
+    "Names of the splits, such as train,val; NAME=WORD where {split} in the paths is "
+    "to become WORD.",
+)
 _VAL_FRACTION = flags.DEFINE_float(
     "val_fraction",
     None,
-    "Instead of --split: writes train and val, with this share of the images in val.",
+    "Instead of --split: writes train and val, with this share of the images in val. "
+    "Roboflow's versions of one image stay together.",
+)
+_GROUP_BY = flags.DEFINE_string(
+    "group_by",
+    None,
+    "Regular expression for --val_fraction: images whose names agree in its first "
+    r"group stay in one split, such as '(.*)_frame\d+'.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Another one makes another --val_fraction.")
 _NUM_SHARDS = flags.DEFINE_integer(
@@ -91,10 +111,18 @@ _INDEX_BY_ID = flags.DEFINE_bool(
 )
 _NAMED_PLACES = 3  # How many places a line of the summary names.
 _USED_BY = {
-    "split_file": ("voc",),
-    "names": ("voc", "csv", "labelme"),
-    "classes": ("yolo", "openimages"),
+    "names": readers.TAKE_NAMES,
+    "classes": readers.TAKE_CLASSES,
+    "class_attribute": readers.TAKE_CLASS_ATTRIBUTE,
 }
+_PATHS = ("images", "annotations", "split_file")
+
+
+class Part(NamedTuple):
+    """A split to write."""
+
+    annotated: annotations.AnnotatedSet
+    images_dir: str
 
 
 def check_flags() -> None:
@@ -107,104 +135,133 @@ def check_flags() -> None:
             )
     if (_SPLIT.value is None) == (_VAL_FRACTION.value is None):
         raise errors.UserError("Say either --split=NAME or --val_fraction=SHARE.")
-    if _VAL_FRACTION.value is not None and not 0 < _VAL_FRACTION.value < 1:
+    if _VAL_FRACTION.value is None:
+        if _GROUP_BY.value is not None:
+            raise errors.UserError("--group_by is for --val_fraction; leave it out.")
+        return
+    if not 0 < _VAL_FRACTION.value < 1:
         raise errors.UserError(
             f"--val_fraction={_VAL_FRACTION.value:g} must lie between 0 and 1."
         )
-
-
-def read_annotations(
-    existing: categories.Categories | None,
-) -> annotations.AnnotatedSet:
-    """Reads what the flags point to; categories.json, if any, gives names their ids."""
-    path = _ANNOTATIONS.value
-    image_names = files.list_pictures(_IMAGES.value)
-    if _FORMAT.value == "coco":
-        return coco.read(path, image_names=image_names)
-    pictures = files.Pictures(_IMAGES.value, image_names)
-    if _FORMAT.value == "yolo":
-        classes_path = _CLASSES.value or yolo.find_classes(path)
-        return yolo.read(
-            path, pictures=pictures, categories=yolo_names.read(classes_path)
-        )
-    if _FORMAT.value == "openimages":
-        if _CLASSES.value is None:
-            raise errors.UserError(
-                "--format=openimages needs --classes=DESCRIPTIONS.csv."
-            )
-        classes = openimages.read_classes(_CLASSES.value)
-        return openimages.read(path, pictures=pictures, classes=classes)
-    read_fn = {
-        "voc": functools.partial(voc.read, split_file=_SPLIT_FILE.value),
-        "csv": csv_table.read,
-        "labelme": labelme.read,
-    }[_FORMAT.value]
-    return read_fn(path, pictures=pictures, categories=known_classes(existing))
-
-
-def known_classes(
-    existing: categories.Categories | None,
-) -> list[dict[str, Any]] | None:
-    """Returns COCO's categories of --names or of categories.json, else None."""
-    if _NAMES.value is not None:
-        return assembly.number_classes(_NAMES.value)
-    if existing is None:
-        return None
-    ordered = sorted(existing.categories, key=lambda category: category.id)
-    return [{"id": category.id, "name": category.name} for category in ordered]
-
-
-def split_up(
-    annotated: annotations.AnnotatedSet,
-) -> dict[str, annotations.AnnotatedSet]:
-    """Returns the splits to write, by name."""
-    annotation_checks.check_set(annotated)
-    if _VAL_FRACTION.value is None:
-        return {_SPLIT.value: annotated}
-    train, val = annotations.split_by_name(
-        annotated, val_fraction=_VAL_FRACTION.value, seed=_SEED.value
-    )
-    annotation_checks.check_splits(train, val)
-    return {"train": train, "val": val}
-
-
-def check_agreement(
-    existing: categories.Categories | None, wanted: categories.Categories, path: str
-) -> None:
-    """Raises UserError where an existing categories.json says something else."""
-    if existing is not None and existing != wanted:
+    if _SPLIT_FILE.value is not None:
         raise errors.UserError(
-            f"{path} has {_listed(existing)}; this split would write "
-            f"{_listed(wanted)}. All splits of a directory share one numbering: use "
-            "the same --names and --index_by_id, or another --output_dir."
+            "--split_file names the images of a --split; leave out --val_fraction."
         )
+
+
+def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.Pictures]:
+    """Reads what the flags point to, with a word in place of {split}."""
+    images_dir = _path("images", word)
+    pictures = files.Pictures(images_dir, files.list_pictures(images_dir))
+    path = _path("annotations", word)
+    with recognition.explained(path, _FORMAT.value):
+        annotated = readers.read(
+            _FORMAT.value,
+            path,
+            pictures=pictures,
+            names=_NAMES.value,
+            classes=_path("classes", word),
+            class_attribute=_CLASS_ATTRIBUTE.value,
+        )
+    return annotated, pictures
+
+
+def check_annotations(
+    annotated: annotations.AnnotatedSet, pictures: files.Pictures, word: str
+) -> None:
+    """Raises UserError where converting would be pointless."""
+    with recognition.explained(_path("annotations", word), _FORMAT.value):
+        locating.check_exist(annotated, pictures)
+        annotation_checks.check_set(annotated)
+
+
+def read_splits() -> dict[str, Part]:
+    """Reads and checks the splits to write, by name."""
+    if _VAL_FRACTION.value is not None:
+        annotated, pictures = read_annotations(splits.PLACEHOLDER)
+        check_annotations(annotated, pictures, splits.PLACEHOLDER)
+        parts = splits.by_fraction(
+            annotated,
+            val_fraction=_VAL_FRACTION.value,
+            seed=_SEED.value,
+            group_fn=splits.group_fn(_GROUP_BY.value),
+        )
+        annotation_checks.check_splits(**parts)
+        return {name: Part(part, pictures.folder) for name, part in parts.items()}
+    words, found, read = splits.parse(_SPLIT.value), {}, {}
+    _check_words(words)
+    for split, word in words.items():
+        # One reading for all splits that differ in their list alone.
+        paths = _path("images", word), _path("annotations", word)
+        is_first = paths not in read
+        if is_first:
+            read[paths] = read_annotations(word)
+        annotated, pictures = read[paths]
+        if split_file := _path("split_file", word):
+            annotated = splits.by_list(
+                annotated,
+                split_file,
+                word=word,
+                images_dir=pictures.folder,
+                is_first=is_first,
+            )
+        check_annotations(annotated, pictures, word)
+        found[split] = Part(annotated, pictures.folder)
+    return found
+
+
+def with_common_classes(
+    parts: dict[str, Part], existing: categories.Categories | None
+) -> dict[str, Part]:
+    """Gives all splits one list of classes, with the ids of an earlier conversion.
+
+    Raises:
+      UserError: A split has a class that the earlier conversion lacks, or names of
+        different splits differ in case or blanks only.
+    """
+    sets = [part.annotated for part in parts.values()]
+    listed = splits.common_classes(sets, existing)
+    # Where names are all that annotations have, the ids were given here.
+    has_ids = _FORMAT.value not in readers.TAKE_NAMES
+    sets = [splits.with_classes(s, listed, counts_changes=has_ids) for s in sets]
+    together = annotations.AnnotatedSet([i for s in sets for i in s.images], listed)
+    annotation_checks.check_class_names(together)
+    known = {c.name for c in existing.categories} if existing else set()
+    for category in listed:
+        if existing and category["name"] not in known:
+            raise errors.UserError(
+                f"{_categories_path()} has {_listed(existing)}, and not "
+                f"{annotation_checks.listed(category, together)}. {_one_call(listed)}"
+            )
+    return {
+        split: part._replace(annotated=annotated)
+        for (split, part), annotated in zip(parts.items(), sets, strict=True)
+    }
 
 
 def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> None:
     """Raises UserError where older shards of another number would stay."""
     others = [
-        path
-        for path in record_files.listed(output_dir, split, ".*")
-        if f"-of-{num_shards:05d}.tfrecord" not in os.path.basename(path)
+        name
+        for name in splits.record_names(output_dir)
+        if name.startswith(f"{split}-") and f"-of-{num_shards:05d}." not in name
     ]
     if others:
         raise errors.UserError(
             f"{output_dir} holds shards of an earlier conversion, such as "
-            f"{os.path.basename(others[0])}; delete the {split}-*.tfrecord* files "
+            f"{others[0]}; delete the {split}-*.tfrecord* files "
             "first or use the same --num_shards."
         )
 
 
-def write_split(
-    annotated: annotations.AnnotatedSet, split: str, wanted: categories.Categories
-) -> None:
+def write_split(part: Part, split: str, wanted: categories.Categories) -> None:
     """Converts a split and says what became of it."""
-    output_dir = _OUTPUT_DIR.value
+    output_dir, annotated = _OUTPUT_DIR.value, part.annotated
     num_shards = min(_NUM_SHARDS.value, len(annotated.images))
     with tqdm.tqdm(total=len(annotated.images), desc=split, unit=" images") as progress:
         conversion = converter.write_shards(
             annotated,
-            images_dir=_IMAGES.value,
+            images_dir=part.images_dir,
             output_dir=output_dir,
             split=split,
             num_shards=num_shards,
@@ -220,7 +277,7 @@ def write_split(
     ]
     print(summary(conversion._replace(findings=findings)))
     write_findings(findings, split)
-    categories.write(wanted, os.path.join(output_dir, categories.FILE_NAME))
+    categories.write(wanted, _categories_path())
     # Last, so that it stands for a finished conversion.
     json_path = os.path.join(output_dir, f"{split}.json")
     annotations.write_coco(stored, json_path, description=f"{split} split")
@@ -234,7 +291,9 @@ def write_split(
 def summary(conversion: converter.Conversion) -> str:
     """Returns a table of what happened, with the places that need a look."""
     lines = []
-    for what, count in sorted(conversion.counts.items()):
+    # Rows of 0 would hide those that matter.
+    counts = {what: count for what, count in conversion.counts.items() if count}
+    for what, count in sorted(counts.items()):
         places = [f.where for f in conversion.findings if f.what == what]
         named = "; ".join(places[:_NAMED_PLACES])
         more = "; ..." if len(places) > _NAMED_PLACES else ""
@@ -260,23 +319,84 @@ def write_findings(findings: list[annotations.Finding], split: str) -> None:
 def main() -> None:
     """Converts the splits that the flags describe."""
     check_flags()
-    output_dir = _OUTPUT_DIR.value
-    categories_path = os.path.join(output_dir, categories.FILE_NAME)
-    is_first = not tf.io.gfile.exists(categories_path)
-    existing = None if is_first else categories.read(categories_path)
-    splits = split_up(read_annotations(existing))
-    for split, annotated in splits.items():
-        num_shards = min(_NUM_SHARDS.value, len(annotated.images))
+    output_dir, path = _OUTPUT_DIR.value, _categories_path()
+    existing = categories.read(path) if tf.io.gfile.exists(path) else None
+    parts = with_common_classes(read_splits(), existing)
+    listed = next(iter(parts.values())).annotated.categories
+    wanted = categories.from_coco(listed, index_by_id=_INDEX_BY_ID.value)
+    if existing is not None and existing != wanted:
+        if _INDEX_BY_ID.value:
+            raise errors.UserError(
+                f"{path} was written without --index_by_id; leave it out, or choose "
+                "another --output_dir."
+            )
+        wanted = existing
+    for split, part in parts.items():
+        num_shards = min(_NUM_SHARDS.value, len(part.annotated.images))
         check_no_other_conversion(output_dir, split, num_shards)
-        wanted = categories.from_coco(
-            annotated.categories, index_by_id=_INDEX_BY_ID.value
-        )
-        check_agreement(existing, wanted, categories_path)
-    for split, annotated in splits.items():
-        write_split(annotated, split, wanted)
+    for split, part in parts.items():
+        write_split(part, split, wanted)
     # Only now: killed in a later split, it shall not do the earlier one again.
-    for split in splits:
+    for split in parts:
         shard_states.forget(output_dir, split)
+
+
+def _categories_path() -> str:
+    return os.path.join(_OUTPUT_DIR.value, categories.FILE_NAME)
+
+
+def _path(flag: str, word: str) -> str | None:
+    """Returns the path in a flag, for the split that paths call by a word."""
+    value = flags.FLAGS[flag].value
+    return value and value.replace(splits.PLACEHOLDER, word)
+
+
+def _check_words(words: dict[str, str]) -> None:
+    """Raises UserError where several splits would have the same images."""
+    paths = [flags.FLAGS[flag].value or "" for flag in _PATHS]
+    is_told_apart = any(splits.PLACEHOLDER in path for path in paths)
+    if len(words) > 1 and not is_told_apart and not split_lists.is_yaml(paths[-1]):
+        raise errors.UserError(
+            f"--split={','.join(words)} writes several splits, and no path says which "
+            "is which: write {split} for the name of the split in --images, "
+            "--annotations or --split_file."
+        )
+
+
+def _one_call(listed: list[dict[str, Any]]) -> str:
+    """Returns how to convert the splits together with those that are there already."""
+    if _SPLIT.value is None:
+        return "Choose another --output_dir."
+    words = splits.parse(_SPLIT.value)
+    earlier = splits.converted(_OUTPUT_DIR.value)
+    names = dict.fromkeys([*earlier, *words])
+    paths = {flag: flags.FLAGS[flag].value for flag in _PATHS}
+    for word in words.values():
+        paths = {
+            flag: path and splits.template(path, word, earlier)
+            for flag, path in paths.items()
+        }
+    told_apart = [
+        shlex.quote(f"--{flag}={path}")
+        for flag, path in paths.items()
+        if path and splits.PLACEHOLDER in path
+    ]
+    advice = (
+        "Write all splits in one call, to an empty --output_dir: --split="
+        f"{','.join(names)} "
+        + (
+            " ".join(told_apart)
+            or "with {split} for the name of the split in --images, --annotations or "
+            "--split_file"
+        )
+        + "."
+    )
+    if _FORMAT.value in readers.TAKE_NAMES:
+        text = io.StringIO()
+        csv.writer(text).writerow(category["name"] for category in listed)
+        option = shlex.quote(f"--names={text.getvalue().strip()}")
+        advice += f" Or start again with {option} in the call for each split."
+    return advice
 
 
 def _listed(entries: categories.Categories) -> str:

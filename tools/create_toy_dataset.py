@@ -6,6 +6,8 @@ Writes OUT/train/*.jpg, OUT/val/*.jpg, OUT/train.json and OUT/val.json, the same
 for the same flags. tools/create_tfrecords.py makes a data directory of them.
 """
 
+import retinanet_tpu.startup_cpu
+
 import colorsys
 import json
 import math

@@ -3,12 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-matplotlib.use("Agg")
-from matplotlib import pyplot, ticker
+from plotting import pyplot, ticker
 
 from retinanet_tpu.boxes import anchor_fit, anchors as anchors_lib
 from retinanet_tpu.data import categories as categories_lib, statistics

@@ -13,6 +13,8 @@ the scores of its checkpoint. That goes for EXIF's orientation too: pictures are
 upright, and one that was annotated lying on its side is an error.
 """
 
+import retinanet_tpu.startup_cpu
+
 import functools
 import json
 import os

@@ -12,6 +12,8 @@ outputs the heads have. What is printed for the split to score on, whole picture
 the search never saw, says whether the find is more than luck.
 """
 
+import retinanet_tpu.startup_cpu
+
 import tensorflow as tf
 from absl import flags
 

@@ -14,6 +14,8 @@ error was found that stops training or leads to an AP of 0.
 Needs matplotlib (pip install -e '.[plots]').
 """
 
+import retinanet_tpu.startup_cpu
+
 import dataclasses
 import re
 import sys
@@ -23,6 +25,7 @@ import dataset_charts
 import dataset_page
 import dataset_tables
 import numpy as np
+import plotting
 import tensorflow as tf
 from absl import flags
 
@@ -273,6 +276,7 @@ def _samples_section(subject, split):
 
 def main() -> None:
     """Runs the command."""
+    plotting.check_installed()
     subject = read_subject()
     reaches = reached(subject)
     found = problems(subject, reaches)

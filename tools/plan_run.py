@@ -11,6 +11,8 @@ what share of them is reached, --measured takes it from a rate seen on this slic
 Figures of hosts are those that preflight measured on the machine it ran on.
 """
 
+import retinanet_tpu.startup_cpu
+
 import json
 import math
 import subprocess

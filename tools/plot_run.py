@@ -7,16 +7,16 @@ Of several runs (--model_dir repeated) it draws the total loss and AP, to compar
 Needs matplotlib (pip install -e '.[plots]').
 """
 
-import matplotlib
+import retinanet_tpu.startup_cpu
+
+import plotting
 import tensorflow as tf
 from absl import flags
+from plotting import pyplot
 from tensorboard.backend.event_processing import event_accumulator
 
 from retinanet_tpu import errors, guard
 from retinanet_tpu.estimator import summaries
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 _MODEL_DIR = flags.DEFINE_multi_string("model_dir", None, "Of a run; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")
@@ -85,6 +85,7 @@ def _curves(names, read_fn):
 
 def main() -> None:
     """Writes the picture."""
+    plotting.check_installed()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
     draw(left, "training loss", _curves(_LOSSES, loss_curves))
     draw(right, "evaluation", _curves(_SCORES, score_curves))

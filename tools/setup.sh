@@ -14,7 +14,7 @@ if [ ! -e "$stamp" ]; then
   echo "Setting up .venv (a minute or two)"
   "$python" -m venv .venv &&
     .venv/bin/pip install --quiet --disable-pip-version-check \
-      --constraint tools/constraints.txt --editable '.[cpu,test]' &&
+      --constraint tools/constraints.txt --editable '.[cpu,plots,test]' &&
     touch "$stamp" || return 1
 fi
 source .venv/bin/activate

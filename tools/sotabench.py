@@ -16,6 +16,8 @@ July 2025; whether anything still takes results was not tried. With
 SOTABENCH_STORE_FILENAME=results.json the result goes into a file as the site took it.
 """
 
+import retinanet_tpu.startup_cpu
+
 from collections.abc import Callable
 from typing import Any
 

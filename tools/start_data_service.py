@@ -14,6 +14,8 @@ There are no passwords: who reaches the ports can run programs as this user. Kee
 within a network of your own.
 """
 
+import retinanet_tpu.startup_cpu
+
 import os
 import re
 import signal

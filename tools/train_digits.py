@@ -8,6 +8,8 @@ takes seconds on a CPU. Started again with the same --model_dir it goes on from 
 latest checkpoint.
 """
 
+import retinanet_tpu.startup_tpu
+
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -9,8 +9,8 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import annotated_boxes, annotations, transforms
 
 OTHER_SIZE = "images of another size than annotated, left out"
-# What to change where a kind of fault befalls most of a set.
-_REMEDIES = {
+# What to change where a kind of fault befalls most of a set: of boxes, and of images.
+_OF_BOXES = {
     annotated_boxes.NOT_FINITE: "Look at what wrote the annotations.",
     annotated_boxes.WRONG_ORDER: "Is the order of the numbers that of --format?",
     annotated_boxes.NO_AREA: "Look at what wrote the annotations.",
@@ -18,8 +18,13 @@ _REMEDIES = {
     annotated_boxes.NOT_SHARES: "Write shares of the sides, or take a --format of "
     "pixels.",
     annotated_boxes.OUTSIDE: "Were the pictures resized after they were annotated?",
+    annotations.NO_BOX: "Give annotations with boxes, not of captions, keypoints or "
+    "masks alone.",
+}
+_REMEDIES = _OF_BOXES | {
     OTHER_SIZE: "Were the pictures resized after they were annotated? If it is only "
     "the annotated sizes that are wrong, take them out.",
+    annotations.UNREADABLE: "Check --format and --annotations.",
 }
 _MAX_FAULTY = 0.5  # More is no slip of a person, but of the reading as a whole.
 _NAMED = 3  # How many places an error names.
@@ -32,7 +37,10 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
       UserError: a class has no name, two classes or two images have one, or the boxes
         are such that a network trained on them would find nothing.
     """
-    _check_names(annotated)
+    check_class_names(annotated)
+    unreadable = [f for f in annotated.findings if f.what == annotations.UNREADABLE]
+    num_files = len(annotated.images) + len(unreadable)
+    _check_share(unreadable, num_files, "annotation files")
     first = {}
     for image in annotated.images:
         other = first.setdefault(image.file_name, image)
@@ -42,7 +50,8 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
                 f"({other.source}) and {image.image_id} ({image.source}); put its "
                 "boxes together."
             )
-    faults, num_boxes = [], 0
+    faults = [f for f in annotated.findings if f.what == annotations.NO_BOX]
+    num_boxes = len(faults)
     for image in annotated.images:
         num_boxes += len(image.objects)
         for item in image.objects:
@@ -101,15 +110,16 @@ def check_conversion(
     """
     findings = list(findings)
     num_boxes = sum(len(image.objects) for image in annotated)
-    faults = [f for f in findings if f.what in _REMEDIES]
-    other_size = [f for f in faults if f.what == OTHER_SIZE]
-    _check_share(other_size, len(annotated), "images")
-    _check_share([f for f in faults if f.what != OTHER_SIZE], num_boxes, "boxes")
-    if not images:
+    if not images and not any(f.what in _REMEDIES for f in findings):
         raise errors.UserError(
             f"None of the {len(annotated)} images could be stored; check --images."
             f"{_first(findings)}"
         )
+    of_boxes = [finding for finding in findings if finding.what in _OF_BOXES]
+    lost = {image.file_name for image in annotated} - {i.file_name for i in images}
+    of_images = [f for f in findings if f.where in lost and f.what not in _OF_BOXES]
+    _check_share(of_images, len(annotated), "images")
+    _check_share(of_boxes, num_boxes, "boxes")
     items = [item for image in images for item in image.objects]
     if not any(map(annotated_boxes.is_learnable, items)):
         raise errors.UserError(_nothing_to_learn(len(items)) + _first(findings))
@@ -127,7 +137,7 @@ def classes_without_boxes(
     ]
 
 
-def _check_names(annotated: annotations.AnnotatedSet) -> None:
+def check_class_names(annotated: annotations.AnnotatedSet) -> None:
     """Raises UserError where class names are the same to a person's eye."""
     seen = {}
     for category in annotated.categories:
@@ -135,7 +145,7 @@ def _check_names(annotated: annotations.AnnotatedSet) -> None:
         key = "".join(name.split()).casefold()
         if not key or not key.isprintable():
             raise errors.UserError(
-                f"Class {_listed(category, annotated)} has no name that can be "
+                f"Class {listed(category, annotated)} has no name that can be "
                 "written; give it one in the annotations."
             )
         twin = seen.setdefault(key, category)
@@ -146,12 +156,13 @@ def _check_names(annotated: annotations.AnnotatedSet) -> None:
                 else "differ in case or blanks only"
             )
             raise errors.UserError(
-                f"Classes {_listed(twin, annotated)} and {_listed(category, annotated)}"
+                f"Classes {listed(twin, annotated)} and {listed(category, annotated)}"
                 f" {how}; make them one in the annotations."
             )
 
 
-def _listed(category: dict[str, Any], annotated: annotations.AnnotatedSet) -> str:
+def listed(category: dict[str, Any], annotated: annotations.AnnotatedSet) -> str:
+    """Returns a class in words: its name, id, number of boxes and the first of them."""
     places = [
         (image, item)
         for image in annotated.images
@@ -169,9 +180,9 @@ def _check_share(faults: list[annotations.Finding], count: int, what: str) -> No
         places = [f for f in faults if f.what == kind][:_NAMED]
         raise errors.UserError(
             f"{len(faults)} of {count} {what} are unusable, {frequency} of them "
-            f"{kind.rpartition(',')[0]}: "
+            f"{kind.rpartition(',')[0] or kind}: "
             + "; ".join(_sentence(place) for place in places)
-            + f". {_REMEDIES[kind]}"
+            + f". {_REMEDIES.get(kind, 'Check --images.')}"
         )
 
 

@@ -5,16 +5,21 @@ that is what people draw on. Only where an annotation gives the size of the pict
 it is stored, and that differs, its boxes are taken to be in that frame.
 """
 
-import hashlib
 import json
 import os
-import unicodedata
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 MISSING_PICTURE = "images missing on disk"
+_ROBOFLOW_VERSION = re.compile(
+    r"(?P<source>.+?)(_(jpe?g|png|bmp|webp|tiff?|gif|heic|avif))?\.rf\.[\w-]+",
+    re.IGNORECASE,
+)
+UNREADABLE = "annotation files unreadable, their images left out"
+NO_BOX = "objects without box or outline, dropped"
 
 
 class AnnotatedObject(NamedTuple):
@@ -48,6 +53,7 @@ class Finding(NamedTuple):
     what: str  # the kind; findings of a kind are counted together
     where: str  # file and line, or record
     detail: str = ""
+    image: str = ""  # file name of the image it is about, as in AnnotatedImage
 
 
 class AnnotatedSet(NamedTuple):
@@ -70,6 +76,22 @@ def stem(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
+def source_name(file_name: str) -> str:
+    """Returns the name that all augmented versions of an image share.
+
+    Roboflow writes NAME_jpg.rf.HASH.jpg for each version of NAME.jpg, in any folder.
+    Other names are returned as they are.
+    """
+    version = _ROBOFLOW_VERSION.fullmatch(os.path.basename(stem(file_name)))
+    return version["source"] if version else file_name
+
+
+def sources_of_versions(file_names: Iterable[str]) -> set[str]:
+    """Returns the source names of those files that are versions of an image."""
+    sources = ((name, source_name(name)) for name in file_names)
+    return {source for name, source in sources if source != name}
+
+
 def pictures_without_annotation(
     image_names: Iterable[str], annotated: set[str]
 ) -> list[Finding]:
@@ -80,33 +102,10 @@ def pictures_without_annotation(
       annotated: names of pictures that have one, with or without their extension.
     """
     return [
-        Finding("pictures without annotation, left out", name)
+        Finding("pictures without annotation, left out", name, image=name)
         for name in sorted(image_names)
         if name not in annotated and stem(name) not in annotated
     ]
-
-
-def split_by_name(
-    annotated: AnnotatedSet, *, val_fraction: float, seed: int
-) -> tuple[AnnotatedSet, AnnotatedSet]:
-    """Returns the images to train on and those to validate on.
-
-    An image's own name and the seed alone decide, so that images which come later move
-    none of those that are there. The share is therefore kept on average only.
-
-    Args:
-      annotated: all images.
-      val_fraction: share to validate on, in (0, 1).
-      seed: another seed makes another split.
-    """
-    parts = ([], [])
-    for image in annotated.images:
-        # Systems differ in how they compose an accented letter of a file's name.
-        name = unicodedata.normalize("NFC", image.file_name)
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        is_val = int.from_bytes(digest[:8], "big") < val_fraction * 2**64
-        parts[is_val].append(image)
-    return annotated._replace(images=parts[0]), annotated._replace(images=parts[1])
 
 
 def write_coco(annotated: AnnotatedSet, path: str, *, description: str) -> None:

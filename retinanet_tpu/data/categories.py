@@ -2,16 +2,17 @@
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 
 FILE_NAME = "categories.json"
 NO_CATEGORY = -1  # The dataset id of an index that stands for no category.
+_MAX_ID = 2**31 - 1  # Detections carry ids as int32.
 
 
 class Category(NamedTuple):
@@ -20,6 +21,14 @@ class Category(NamedTuple):
     index: int
     id: int
     name: str
+
+
+# How the fields of a Category are read from JSON.
+_READ_FNS = {
+    "index": annotation_fields.integer,
+    "id": annotation_fields.integer,
+    "name": annotation_fields.text,
+}
 
 
 class Categories(NamedTuple):
@@ -74,7 +83,8 @@ def from_coco(
         COCO, whose ids 1..90 make 91 classes.
 
     Raises:
-      UserError: no category, or an id or a name that comes twice.
+      UserError: No category, an id or a name that comes twice, or an id that is
+        negative or no int32.
     """
     if not categories:
         raise errors.UserError(
@@ -82,11 +92,11 @@ def from_coco(
         )
     ordered = sorted(categories, key=lambda category: category["id"])
     entries = tuple(
-        Category(int(c["id"]) if index_by_id else position, int(c["id"]), c["name"])
+        Category(c["id"] if index_by_id else position, c["id"], c["name"])
         for position, c in enumerate(ordered)
     )
     num_classes = entries[-1].index + 1
-    return _checked(Categories(num_classes, entries), "the category list")
+    return _checked(Categories(num_classes, entries), "The category list")
 
 
 def read(path: str) -> Categories:
@@ -112,10 +122,10 @@ def read(path: str) -> Categories:
         raise errors.UserError(f"{path} is not JSON: {error}.") from error
     try:
         entries = tuple(
-            Category(int(c["index"]), int(c["id"]), str(c["name"]))
+            Category(*(_field(c, name, read_fn) for name, read_fn in _READ_FNS.items()))
             for c in content["categories"]
         )
-        num_classes = int(content["num_classes"])
+        num_classes = _field(content, "num_classes", annotation_fields.integer)
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise errors.UserError(
             f"{path} needs `num_classes` and `categories` with index, id and name of "
@@ -139,6 +149,13 @@ def write(categories: Categories, path: str) -> None:
         file.write(to_json(categories))
 
 
+def _field(entry: dict[str, Any], name: str, read_fn: Callable[[Any], Any]) -> Any:
+    value = read_fn(entry[name])
+    if value is None:
+        raise ValueError(f"{name} {entry[name]!r}")
+    return value
+
+
 def _checked(categories: Categories, source: str) -> Categories:
     for field in Category._fields:
         counts = collections.Counter(getattr(c, field) for c in categories.categories)
@@ -149,6 +166,13 @@ def _checked(categories: Categories, source: str) -> Categories:
                 "have its own."
             )
     for category in categories.categories:
+        # Negative ids would be taken for NO_CATEGORY or padding.
+        if not 0 <= category.id <= _MAX_ID:
+            raise errors.UserError(
+                f"{source} gives {category.name!r} the id {category.id}; ids are 0.."
+                f"{_MAX_ID}. Renumber it there and in the annotations, and convert "
+                "again."
+            )
         if not 0 <= category.index < categories.num_classes:
             raise errors.UserError(
                 f"{source} gives {category.name!r} the index {category.index}; indexes "

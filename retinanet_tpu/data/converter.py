@@ -3,9 +3,10 @@
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -61,7 +62,7 @@ def write_shards(
 ) -> Conversion:
     """Writes a split's record files, the same bytes whatever the number of workers.
 
-    Image i goes to shard i modulo num_shards. Files get their names when all are
+    `deal` says which images are in which shard. Files get their names when all are
     written; until then those that are whole are kept for another start of the same
     conversion, which writes only the others.
 
@@ -81,13 +82,16 @@ def write_shards(
       The images that were stored, in the order given, and what happened.
 
     Raises:
-      ValueError: no image could be stored, or what was stored is of no use to training;
-        nothing is left behind.
+      ValueError: no image could be stored, what was stored is of no use to training,
+        or records cannot hold an image id; nothing is left behind.
     """
+    for image in annotated.images:
+        tf_example.check_image_id(image)
     tf.io.gfile.makedirs(output_dir)
     names = {category["id"]: category["name"] for category in annotated.categories}
     prefix = os.path.join(output_dir, split)
-    shards = _make_shards(annotated.images, names, prefix, num_shards)
+    dealt = deal(annotated.images, num_shards)
+    shards = _make_shards(annotated.images, dealt, names, prefix)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as workers:
         stamp_fn = functools.partial(_stamp, images_dir=images_dir)
 
@@ -108,7 +112,7 @@ def write_shards(
         )
         for index in todo:
             outcomes[index] = _write_shard(shards[index], results, progress_fn)
-    conversion = _merged(outcomes)
+    conversion = _merged(outcomes, dealt)
     try:
         annotation_checks.check_conversion(*conversion, annotated=annotated.images)
     except ValueError:
@@ -118,6 +122,27 @@ def write_shards(
     if not keeps_states:
         shard_states.forget(output_dir, split)
     return conversion
+
+
+def deal(
+    images: Sequence[annotations.AnnotatedImage], num_shards: int
+) -> list[list[int]]:
+    """Returns the images of each shard, by their places in `images`.
+
+    They are dealt in turn in the order of a hash of their names. Names often sort by
+    class or time, and batches of similar images train badly.
+
+    Args:
+      images: As annotated. The same names give the same shards.
+      num_shards: number of files.
+    """
+
+    def digest(place: int) -> bytes:
+        name = images[place].file_name.encode("utf-8", "surrogatepass")
+        return hashlib.sha256(name).digest()
+
+    order = sorted(range(len(images)), key=digest)
+    return [order[index::num_shards] for index in range(num_shards)]
 
 
 def convert_image(
@@ -179,17 +204,17 @@ def _is_inside(path: str) -> bool:
 
 def _make_shards(
     images: list[annotations.AnnotatedImage],
+    dealt: list[list[int]],
     names: dict[int, str],
     prefix: str,
-    num_shards: int,
 ) -> list[shard_states.Shard]:
     return [
         shard_states.make_shard(
-            record_files.file_name(prefix, index, num_shards),
-            images[index::num_shards],
+            record_files.file_name(prefix, index, len(dealt)),
+            [images[place] for place in places],
             names,
         )
-        for index in range(num_shards)
+        for index, places in enumerate(dealt)
     ]
 
 
@@ -257,10 +282,13 @@ def _write_shard(
     return outcomes
 
 
-def _merged(shards: list[list[shard_states.Outcome]]) -> Conversion:
+def _merged(
+    shards: list[list[shard_states.Outcome]], dealt: list[list[int]]
+) -> Conversion:
     """Puts the outcomes of all shards in the order of the images."""
-    rows = itertools.zip_longest(*shards)
-    ordered = [outcome for row in rows for outcome in row if outcome is not None]
+    places = itertools.chain.from_iterable(dealt)
+    by_place = dict(zip(places, itertools.chain.from_iterable(shards), strict=True))
+    ordered = [by_place[place] for place in sorted(by_place)]
     return Conversion(
         [outcome.image for outcome in ordered if outcome.image is not None],
         [finding for outcome in ordered for finding in outcome.findings],

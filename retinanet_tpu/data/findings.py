@@ -138,6 +138,17 @@ def pair_findings(
     found = []
     if in_val.any() and not (in_train & in_val).any():
         found.append(no_common_class(train.name, val.name))
+    groups = statistics.shared_versions(train, val)
+    if groups and train.name != val.name:
+        found.append(
+            versions(
+                train.name,
+                val.name,
+                num_shared=len(groups),
+                num_val=len(val.image_ids),
+                names=_names(val, groups),
+            )
+        )
     shared = statistics.shared_images(train, val)
     if len(shared):
         found.append(
@@ -193,6 +204,26 @@ def overlap(
     )
     is_error = num_shared == num_val
     return Finding(Severity.ERROR if is_error else Severity.WARNING, text)
+
+
+def versions(
+    train_name: str, val_name: str, *, num_shared: int, num_val: int, names: str
+) -> Finding:
+    """Returns a warning of versions of one image in both splits.
+
+    Args:
+      train_name: The split to train on.
+      val_name: The split to score on.
+      num_shared: The images of it that have versions in the other.
+      num_val: Its images.
+      names: Some of them.
+    """
+    text = (
+        f"{num_shared:,} of {num_val:,} images of {val_name} are versions of images in "
+        f"{train_name} ({names}): scores are too high. Convert again with "
+        "--val_fraction, which keeps Roboflow's versions of an image in one split."
+    )
+    return Finding(Severity.WARNING, text)
 
 
 def no_boxes(split_name: str) -> Finding:

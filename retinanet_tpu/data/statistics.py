@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import (
+    annotations,
     categories as categories_lib,
     pipeline,
     record_files,
@@ -148,6 +149,20 @@ def duplicates(split: Split) -> list[list[int]]:
 def shared_images(split: Split, other: Split) -> np.ndarray:
     """Returns the places in `other` of images whose very bytes are in `split` too."""
     return np.flatnonzero(np.isin(other.fingerprints, split.fingerprints))
+
+
+def shared_versions(split: Split, other: Split) -> list[int]:
+    """Returns the places in `other` of augmented versions of images in `split`.
+
+    Equal files, which `shared_images` returns, are left out.
+    """
+    sources = annotations.sources_of_versions(split.file_names)
+    is_equal = np.isin(other.fingerprints, split.fingerprints)
+    return [
+        place
+        for place, name in enumerate(other.file_names)
+        if annotations.source_name(name) in sources and not is_equal[place]
+    ]
 
 
 def annotated_pictures(annotation_file: str) -> dict[tuple, int]:

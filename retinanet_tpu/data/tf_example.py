@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
+
+MAX_IMAGE_ID = 2**63 - 1  # of int64, which batches carry
 
 _BOX_KEYS = tuple(
     f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax")
@@ -23,6 +26,15 @@ class Example(NamedTuple):
     )  # float32 [N, 4], in 0..1 of the picture's height and width
     category_ids: tf.Tensor  # int64 [N], ids of the annotation file
     is_crowd: tf.Tensor  # bool [N]
+
+
+def check_image_id(image: annotations.AnnotatedImage) -> None:
+    """Raises UserError if `parse` could not read the image's id."""
+    if not 0 <= image.image_id <= MAX_IMAGE_ID:
+        raise errors.UserError(
+            f"Image {image.file_name} has the id {image.image_id}; records hold ids "
+            f"from 0 to {MAX_IMAGE_ID}. Renumber the images of the annotation file."
+        )
 
 
 def encode(
@@ -76,7 +88,8 @@ def parse(serialized: tf.Tensor) -> Example:
 
     Raises:
       tf.errors.InvalidArgumentError: when run, a key is missing (named), the lists of
-        the boxes differ in length, or image/source_id is not a decimal number.
+        the boxes differ in length, or image/source_id is no integer from 0 to
+        MAX_IMAGE_ID.
     """
     text, numbers = tf.io.FixedLenFeature([], tf.string), _list_of(tf.int64)
     parsed = tf.io.parse_single_example(
@@ -109,8 +122,11 @@ def parse(serialized: tf.Tensor) -> Example:
     ]
     checks.append(
         tf.debugging.Assert(
-            tf.strings.regex_full_match(source_id, "[0-9]{1,18}"),
-            ["image/source_id must be the image id in decimal digits; got", source_id],
+            tf.strings.regex_full_match(source_id, "[0-9]{1,19}"),
+            [
+                f"image/source_id must be an integer from 0 to {MAX_IMAGE_ID}; got",
+                source_id,
+            ],
         )
     )
     with tf.control_dependencies(checks):

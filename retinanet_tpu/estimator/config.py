@@ -1,8 +1,21 @@
 """When a run saves, what it keeps, and how its step is run."""
 
 import dataclasses
+import numbers
 
 from retinanet_tpu import errors
+
+
+def check_count(name: str, value: object) -> None:
+    """Checks a number of steps, images or seconds.
+
+    Raises:
+      UserError: The value is not an integer of at least 1.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise errors.UserError(
+            f"{name} is {value!r}; expected a whole number of at least 1."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +34,7 @@ class TPUConfig:
 
     def __post_init__(self):
         """Raises UserError for a loop without steps."""
-        _check_positive("TPUConfig.iterations_per_loop", self.iterations_per_loop)
+        check_count("TPUConfig.iterations_per_loop", self.iterations_per_loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +78,7 @@ class RunConfig:
             )
         for name in ("save_checkpoints_steps", "save_checkpoints_secs"):
             if getattr(self, name) is not None:
-                _check_positive(f"RunConfig.{name}", getattr(self, name))
+                check_count(f"RunConfig.{name}", getattr(self, name))
         if self.heartbeat_secs <= 0:
             raise errors.UserError(
                 f"RunConfig.heartbeat_secs is {self.heartbeat_secs}; take 10, say."
@@ -77,7 +90,8 @@ class RunConfig:
                 )
 
     def check_save_interval(self, max_steps: int) -> None:
-        """Raises UserError for a save interval that a run never reaches."""
+        """Raises UserError for max_steps or an interval that a run never reaches."""
+        check_count("max_steps", max_steps)
         every = self.save_checkpoints_steps
         if every and every > max_steps:
             raise errors.UserError(
@@ -98,10 +112,3 @@ class RunConfig:
         if every := self.save_checkpoints_steps:
             return step % every == 0 or step == max_steps
         return secs >= (self.save_checkpoints_secs or 600) or step == max_steps
-
-
-def _check_positive(name, value):
-    if not isinstance(value, int) or value <= 0:
-        raise errors.UserError(
-            f"{name} is {value}; expected a whole number of at least 1."
-        )

@@ -181,6 +181,8 @@ def make_step_fn(
 
     def step_fn(batch, step):
         weights = list(state.network.trainable_variables)
+        # Before the forward pass moves them, for a skipped step to restore.
+        statistics = [v.read_value() for v in getattr(state.update, "statistics", ())]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             result = call_model_fn(
@@ -193,7 +195,9 @@ def make_step_fn(
             else tape.gradient(objective, weights)
         )
         _check_all_used(gradients, weights)
-        moved = state.update.apply(replicas.mean_over_replicas(gradients), step)
+        gradients = replicas.mean_over_replicas(gradients)
+        restorable = {"statistics_before": statistics} if statistics else {}
+        moved = state.update.apply(gradients, step, **restorable)
         scalars = dict(result.scalars or {})
         if not any(value is result.loss for value in scalars.values()):
             # All that is reported is held to be finite.

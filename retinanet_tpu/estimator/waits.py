@@ -8,10 +8,12 @@ caller may give the call up. Nothing ends such a thread but the process.
 import contextlib
 import logging as python_logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,7 +21,33 @@ T = TypeVar("T")
 _POLL_SECS = 0.2
 # A batch that takes longer is not waited for by a process that is asked to stop.
 STALL_SECS = 1.0
-_abandoned: list[threading.Thread] = []
+
+
+class _Waiter:
+    """A thread that runs calls, one after another, for one caller."""
+
+    def __init__(self):
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="waiter", daemon=True).start()
+
+    def start(self, fn):
+        """Returns the future of a call."""
+        future = futures.Future()
+        self._calls.put((fn, future))
+        return future
+
+    def _run(self):
+        while True:
+            fn, future = self._calls.get()
+            try:
+                future.set_result(fn())
+            except BaseException as error:
+                future.set_exception(error)
+            del fn, future
+
+
+_callers = threading.local()
+_given_up: list[futures.Future] = []
 
 
 class GivenUpError(Exception):
@@ -66,30 +94,19 @@ def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
     Raises:
       GivenUpError: There was a reason while the function still ran.
     """
-    outcome = []
-
-    def run():
-        try:
-            outcome.append((fn(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-        finally:
-            is_done.set()
-
-    is_done = threading.Event()
-    thread = threading.Thread(target=run, name="waits", daemon=True)
-    thread.start()
+    waiter = getattr(_callers, "waiter", None) or _Waiter()
+    _callers.waiter = None  # It is busy, for good if the call is given up.
+    future = waiter.start(fn)
     try:
-        while not is_done.wait(_POLL_SECS):
+        while not futures.wait([future], _POLL_SECS).done:
             if reason := give_up_reason():
                 raise GivenUpError(reason)
     finally:
-        if not is_done.is_set():
-            _abandoned.append(thread)
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
+        if future.done():
+            _callers.waiter = waiter
+        else:
+            _given_up.append(future)
+    return future.result()
 
 
 def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
@@ -111,7 +128,7 @@ def leave(code: int) -> None:
     Raises:
       SystemExit: The usual way, if it can do no harm.
     """
-    if not any(thread.is_alive() for thread in _abandoned):
+    if all(future.done() for future in _given_up):
         sys.exit(code)
     # The usual way would take down TensorFlow while that thread still uses it.
     python_logging.shutdown()

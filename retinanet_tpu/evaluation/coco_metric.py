@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from pycocotools import coco as coco_lib, cocoeval
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import annotation_fields, errors, structures
 
 
 class Metric(NamedTuple):
@@ -52,7 +53,8 @@ _NAMED_IDS = 10  # As many ids as an error message can show on one line.
 def ground_truth(path: str) -> coco_lib.COCO:
     """Reads a COCO annotation file.
 
-    Absent `info`, `iscrowd` and `area` (then the box's) are filled in.
+    Absent `info`, `iscrowd` and `area` (then the box's) are filled in. So is an area
+    that cannot be that of its box, with a warning.
 
     Args:
       path: a JSON file with `images`, `annotations` and `categories`, local or remote.
@@ -73,9 +75,32 @@ def ground_truth(path: str) -> coco_lib.COCO:
     for number, annotation in enumerate(dataset["annotations"], start=1):
         # pycocotools reads id 0 as "unmatched" and drops all but one of equal ids.
         annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    _complete(dataset["annotations"], path)
     return _coco(dataset)
+
+
+def _complete(annotations: list[dict], path: str) -> None:
+    """Fills in crowd flags and areas, and replaces areas that do not fit their box."""
+    sizes = [tuple(annotation["bbox"][2:]) for annotation in annotations]
+    annotated = [annotation.get("area") for annotation in annotations]
+    areas = annotation_fields.areas(annotated, sizes)
+    wrong = []
+    for annotation, area, size in zip(annotations, areas, sizes, strict=True):
+        where = f"{path}: annotation {annotation['id']} has iscrowd"
+        is_crowd = annotation_fields.is_set(annotation.get("iscrowd"), where)
+        annotation["iscrowd"] = int(is_crowd)
+        if area is None and annotation.get("area") not in (None, "") and all(size):
+            wrong.append(annotation["id"])
+        annotation["area"] = size[0] * size[1] if area is None else area
+    if wrong:
+        logging.warning(
+            "%s: %d of %d areas do not fit their box, first that of annotation %d; the "
+            "area of the box is used, which decides between APs, APm and APl.",
+            path,
+            len(wrong),
+            len(annotations),
+            wrong[0],
+        )
 
 
 def detection_records(

@@ -16,6 +16,8 @@ class WeightUpdate:
     Attributes:
       variables: all that a checkpoint must hold beside the network, by name.
       learning_rate: step -> rate.
+      statistics: The network's variables that the forward pass may assign, such as
+        moving means. Empty without a loss scale, for then no step is skipped.
     """
 
     def __init__(
@@ -42,6 +44,9 @@ class WeightUpdate:
         self.learning_rate = optimizer.learning_rate
         self._max_norm, self._decay = max_gradient_norm, averaging_decay
         self._weights = list(network.trainable_variables)
+        trained = {variable.ref() for variable in self._weights}
+        others = [v for v in network.variables if v.ref() not in trained]
+        self.statistics = others if loss_scale else []
         self._slots = optimizer.create_slots(self._weights)
         self._averaged = list(network.variables) if averaging_decay else []
         self._averages = averaging.create_averages(self._averaged)
@@ -60,13 +65,19 @@ class WeightUpdate:
         return self._loss_scale.scale(loss) if self._loss_scale else loss
 
     def apply(
-        self, gradients: Sequence[tf.Tensor], step: tf.Tensor
+        self,
+        gradients: Sequence[tf.Tensor],
+        step: tf.Tensor,
+        *,
+        statistics_before: Sequence[tf.Tensor] = (),
     ) -> Mapping[str, tf.Tensor]:
         """Updates all variables from the gradients' mean over replicas.
 
         Args:
           gradients: of the scaled loss, parallel to the trainable variables.
           step: int64, steps trained before this one.
+          statistics_before: The values of `statistics` before the forward pass. A
+            skipped step restores them.
         Returns:
           Scalars to log: the global norm before clipping, and the learning rate.
         """
@@ -78,7 +89,8 @@ class WeightUpdate:
         norm = tf.cond(
             is_finite,
             lambda: self._apply(gradients, step),
-            lambda: tf.zeros([]),  # An overflow skips the step; the scale goes down.
+            # An overflow skips the step; the scale goes down.
+            lambda: self._skip(statistics_before),
         )
         self._loss_scale.update(is_finite)
         return {"gradient-norm": norm} | rate
@@ -90,3 +102,9 @@ class WeightUpdate:
             averages = list(self._averages.values())
             averaging.update(averages, self._averaged, step, decay=self._decay)
         return norm
+
+    def _skip(self, statistics_before):
+        # The forward pass that overflowed has moved them, perhaps to infinity.
+        for variable, value in zip(self.statistics, statistics_before, strict=False):
+            variable.assign(value)
+        return tf.zeros([])

@@ -12,6 +12,7 @@ from absl import logging
 from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchor_fit
 from retinanet_tpu.data import (
+    annotations,
     categories as categories_lib,
     examples,
     findings,
@@ -195,13 +196,36 @@ def _evaluation_findings(run):
         tf.io.gfile.exists(train_file)
         and tf.io.gfile.stat(train_file).length <= _MAX_JSON_BYTES
     ):
-        both = sorted(set(val) & set(statistics.annotated_pictures(train_file)))
-        if both:
-            names = ", ".join(str(key[0]) for key in both[:_SHOWN])
-            splits = data.train_split, data.eval_split
-            found.append(
-                findings.overlap(
-                    *splits, num_shared=len(both), num_val=len(val), names=names
-                )
+        trained = statistics.annotated_pictures(train_file)
+        found += _overlap_findings(trained, val, data.train_split, data.eval_split)
+    return found
+
+
+def _overlap_findings(trained, val, train_split, eval_split):
+    """Returns which images, or versions of images, are in both splits."""
+    found, both = [], sorted(set(val) & set(trained))
+    if both:
+        names = ", ".join(str(key[0]) for key in both[:_SHOWN])
+        found.append(
+            findings.overlap(
+                train_split,
+                eval_split,
+                num_shared=len(both),
+                num_val=len(val),
+                names=names,
             )
+        )
+    sources = annotations.sources_of_versions(key[0] or "" for key in trained)
+    others = (key[0] or "" for key in val.keys() - trained.keys())
+    shared = sorted(n for n in others if annotations.source_name(n) in sources)
+    if shared and train_split != eval_split:
+        found.append(
+            findings.versions(
+                train_split,
+                eval_split,
+                num_shared=len(shared),
+                num_val=len(val),
+                names=", ".join(shared[:_SHOWN]),
+            )
+        )
     return found

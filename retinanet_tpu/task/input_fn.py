@@ -31,6 +31,8 @@ class Data:
       max_boxes: rows of the padded labels; of more boxes the largest stay.
       service_address: grpc://HOST:PORT of a tf.data service that makes the training
         batches, in no fixed order; None makes them here, in one.
+      shuffle_bytes: Memory for the shuffle of a host's training records. It holds at
+        most 1,024 records.
     """
 
     dir: str
@@ -41,9 +43,10 @@ class Data:
     )
     max_boxes: int = 100
     service_address: str | None = None
+    shuffle_bytes: int = 1 << 30
 
     def __post_init__(self):
-        """Raises UserError for an augmentation out of its range, or no address."""
+        """Raises UserError for a setting out of its range, or no address."""
         if not self.dir:
             raise errors.UserError(
                 "DATA_DIR is empty; set it to the directory that the converter wrote."
@@ -58,6 +61,11 @@ class Data:
             raise errors.UserError(
                 f"Augmentation.colour is {self.augmentation.colour}; factors lie "
                 "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
+            )
+        if self.shuffle_bytes < 1:
+            raise errors.UserError(
+                f"Data.shuffle_bytes is {self.shuffle_bytes}; it must be 1 or more "
+                "bytes, 1073741824 for 1 GiB say."
             )
         if self.service_address is not None:
             data_service.parse_address(self.service_address)
@@ -136,6 +144,7 @@ def input_fn(
                 seed,
                 shard,
                 context.first_step * step_size,
+                shuffle_bytes=data.shuffle_bytes,
                 service_address=data.service_address,
             ),
             **shapes,

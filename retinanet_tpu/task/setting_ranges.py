@@ -21,6 +21,7 @@ RANGES = {
     "Augmentation.scale_jitter": _POSITIVE,
     "Augmentation.colour": _DECAY,
     "Data.max_boxes": _COUNT,
+    "Data.shuffle_bytes": _COUNT,
     "ResNet.depth": _COUNT,
     "ResNet.width": _COUNT,
     "ResNet.seed": _SEED,

@@ -165,7 +165,8 @@ def _modules():
         from jax.experimental import topologies
     except ImportError as error:
         raise errors.MissingPackageError(
-            f"The TPU compiler is missing ({error}): {INSTALL}"
+            f"The TPU compiler is missing ({error}): {INSTALL}, in an environment "
+            "without tensorflow-tpu, which needs another libtpu"
         ) from error
     return _jax, xla_client, topologies, mlir
 

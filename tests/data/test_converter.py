@@ -209,7 +209,39 @@ def test_every_image_is_in_one_shard_and_the_result_keeps_their_order(tmp_path):
     stored = [
         tf_example.parse(s).image_id.numpy() for s in tf.data.TFRecordDataset(paths)
     ]
-    assert stored == [0, 6, 1, 4, 2, 5]
+    dealt = converter.deal(annotated.images, 3)
+    assert stored == [place for places in dealt for place in places if place != 3]
+
+
+def named(names):
+    return [IMAGE._replace(file_name=name) for name in names]
+
+
+def test_dealing_depends_on_the_names_and_on_nothing_else():
+    names = ["b/1.jpg", "a/1.jpg", "a/2.jpg", "b/2.jpg", "\udce9.jpg"]
+    assert converter.deal(named(names), 2) == [[3, 1, 4], [2, 0]]
+    other = converter.deal(named(reversed(names)), 2)
+    assert other == [[4 - place for place in shard] for shard in [[3, 1, 4], [2, 0]]]
+
+
+@pytest.mark.parametrize("num_shards", [1, 7, 64])
+def test_each_part_of_a_shard_has_images_of_all_classes(num_shards):
+    images = named(f"class_{i // 1000}/{i}.jpg" for i in range(10_000))
+    dealt = converter.deal(images, num_shards)
+    assert sorted(itertools.chain.from_iterable(dealt)) == list(range(10_000))
+    sizes = [len(places) for places in dealt]
+    assert max(sizes) - min(sizes) <= 1
+    for places in dealt:
+        parts = np.array_split(np.array(places) // 1000, len(places) // 100)
+        assert min(len(set(part)) for part in parts) >= 9
+
+
+def test_an_image_id_that_records_cannot_hold_is_an_error_before_all_work(tmp_path):
+    annotated = many(tmp_path, 2)
+    annotated.images[1] = annotated.images[1]._replace(image_id=10**19)
+    with pytest.raises(ValueError, match=r"1\.jpg has the id 10000000000000000000"):
+        write(annotated, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_conversion_of_no_use_leaves_nothing_behind(tmp_path):

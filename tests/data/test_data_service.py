@@ -78,8 +78,10 @@ def write(folder, records):
 
 def numbers(data_dir, **order):
     """Returns a dataset of the numbers that records have."""
+    order = record_order.Order(**order)
     files = record_files.find(data_dir, "train")
-    records = record_order.file_by_file(files, record_order.Order(**order))
+    shares = record_order.files_of_host(files, "train", order.shard)
+    records = record_order.file_by_file(shares, order)
 
     def number_of(number, _):
         return number
@@ -181,7 +183,7 @@ def test_numbers_of_hosts_are_their_own(data_dir):
 
 @pytest.mark.parametrize("used", [1, 5, 12, 19])
 def test_a_resumed_run_goes_on_with_the_first_file_not_used_up(data_dir, used):
-    files = record_files.find(data_dir, "train")
+    files = [record_order.Share(f) for f in record_files.find(data_dir, "train")]
 
     def records(first_example):
         order = record_order.Order(first_example=first_example)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.data import annotations, tf_example
 
 OBJECTS = (
@@ -77,9 +78,26 @@ def test_missing_key_is_named(key):
         tf_example.parse(tf.constant(without(key)))
 
 
-@pytest.mark.parametrize("source_id", [b"", b"picture-7", b"1.5"])
+@pytest.mark.parametrize("source_id", ["", "picture-7", "1.5", "-1", "1" * 20])
 def test_image_id_that_is_no_number_is_an_error(source_id):
     example = tf.train.Example.FromString(encode())
-    example.features.feature["image/source_id"].bytes_list.value[0] = source_id
-    with pytest.raises(tf.errors.InvalidArgumentError, match="decimal digits"):
+    value = example.features.feature["image/source_id"].bytes_list.value
+    value[0] = source_id.encode()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="integer from 0 to 922"):
         tf_example.parse(tf.constant(example.SerializeToString()))
+
+
+IDS = [0, 10**17, 10**18, 2**63 - 1, 2**63, 10**19 - 1, 10**19, -1]
+
+
+@pytest.mark.parametrize("image_id", IDS)
+def test_the_writer_takes_the_image_ids_that_the_reader_reads(image_id):
+    image = IMAGE._replace(image_id=image_id)
+    if 0 <= image_id < 2**63:
+        tf_example.check_image_id(image)
+        assert tf_example.parse(tf.constant(encode(image))).image_id == image_id
+        return
+    with pytest.raises(errors.UserError, match=rf"id {image_id}.*Renumber"):
+        tf_example.check_image_id(image)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        tf_example.parse(tf.constant(encode(image)))

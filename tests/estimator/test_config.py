@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import config
 
 
@@ -22,3 +24,10 @@ def test_intervals_that_never_fire_are_refused(value):
 def test_counts_and_times_below_0_are_refused(name):
     with pytest.raises(ValueError, match=rf"RunConfig\.{name} is -1"):
         config.RunConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("steps", [2e5, "7", 0, -1, True, None])
+def test_steps_that_are_no_count_are_refused_before_training(steps):
+    with pytest.raises(errors.UserError, match=r"max_steps is .*whole number"):
+        config.RunConfig().check_save_interval(steps)
+    config.RunConfig().check_save_interval(np.int64(7))

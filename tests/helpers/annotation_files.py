@@ -11,19 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
+import tool_exports
 from retinanet_tpu.data import annotation_checks, converter
-from retinanet_tpu.data.annotation_formats import (
-    coco,
-    csv_table,
-    files,
-    labelme,
-    openimages,
-    voc,
-    yolo,
-    yolo_names,
-)
+from retinanet_tpu.data.annotation_formats import files, locating, readers
 
-FORMATS = ("coco", "voc", "yolo", "csv", "labelme", "openimages")
+# Of the last ones what follows "_" is one of several exports of a tool.
+FORMATS = (
+    *("coco", "voc", "yolo", "csv", "labelme", "openimages"),
+    *tool_exports.WRITERS,
+)
 # Sorted, as formats without a list of classes number them.
 NAMES = ("Straße", "ampel", "猫 (cat)")
 
@@ -71,25 +67,24 @@ def draw(folder, pictures=PICTURES, **options):
 def write(kind, folder, pictures=PICTURES, names=NAMES):
     """Writes annotations in a format to a new folder; returns what to read."""
     folder.mkdir(parents=True)
-    return _WRITERS[kind](folder, pictures, names)
+    return WRITERS[kind](folder, pictures, names)
+
+
+def pictures_in(folder):
+    """Returns the images of a folder as readers take them."""
+    return files.Pictures(str(folder), files.list_pictures(str(folder)))
 
 
 def read(kind, path, images_dir):
     """Reads annotations as tools/create_tfrecords.py does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
-    path = str(path)
-    if kind == "coco":
-        return coco.read(path, image_names=names)
-    if kind == "yolo":
-        classes = yolo_names.read(yolo.find_classes(path))
-        return yolo.read(path, pictures=pictures, categories=classes)
+    flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
-        descriptions = pathlib.Path(path).parent / "class-descriptions.csv"
-        classes = openimages.read_classes(str(descriptions))
-        return openimages.read(path, pictures=pictures, classes=classes)
-    readers = {"voc": voc, "csv": csv_table, "labelme": labelme}
-    return readers[kind].read(path, pictures=pictures)
+        classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
+    annotated = readers.read(flag, str(path), pictures=pictures, classes=classes)
+    locating.check_exist(annotated, pictures)
+    return annotated
 
 
 def convert(kind, path, images_dir, output_dir, **options):
@@ -245,11 +240,12 @@ def _beside(folder, picture, extension):
     return path
 
 
-_WRITERS = {
+WRITERS = {
     "coco": _write_coco,
     "voc": _write_voc,
     "yolo": _write_yolo,
     "csv": _write_csv,
     "labelme": _write_labelme,
     "openimages": _write_openimages,
+    **tool_exports.WRITERS,
 }

@@ -21,8 +21,9 @@ SCRIPTS = ROOT / "tools" / "tpu_vm"
 DEADLINE_SECS = 120
 CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
 
-# On a host: notes how it was called. As a trainer it ends as the next line of `ends`
-# says, or says that it trains and waits for SIGTERM, which it takes for a preemption.
+# On a host: notes how it was called. Code given by -c ends as `code_ends` says. As a
+# trainer it ends as the next line of `ends` says, or says that it trains and waits for
+# SIGTERM, which it takes for a preemption.
 PYTHON = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys
 home = pathlib.Path.home()
@@ -30,6 +31,8 @@ names = ("TPU_NAME", "TPU_LOAD_LIBRARY", "NEXT_PLUGGABLE_DEVICE_USE_C_API")
 seen = {{name: os.environ[name] for name in names if name in os.environ}}
 with (home / "python_calls").open("a") as file:
     file.write(json.dumps([os.getcwd(), sys.argv[1:], seen]) + "\\n")
+if sys.argv[1] == "-c" and (home / "code_ends").exists():
+    sys.exit(int((home / "code_ends").read_text()))
 if sys.argv[1:3] == ["-m", "retinanet_tpu.train"]:
     end, *rest = (home / "ends").read_text().split()
     (home / "ends").write_text(" ".join(rest))

@@ -7,6 +7,7 @@ import tensorflow as tf
 from retinanet_tpu import replicas
 from retinanet_tpu.estimator import spec, strategy, train_loop, training
 from retinanet_tpu.learning import loss_scale, optimizers, update
+from retinanet_tpu.model import layers
 
 RATE = 0.5
 
@@ -143,3 +144,76 @@ def test_the_loss_scale_leaves_no_trace_in_the_update():
         moved.append([*values([kernel, bias]), scalars["gradient-norm"].numpy()])
     for plain, scaled in zip(*moved, strict=True):
         np.testing.assert_allclose(scaled, plain, rtol=1e-6)
+
+
+class Normalized(tf.Module):
+    """A float16 matrix with batch norm behind it."""
+
+    def __init__(self):
+        super().__init__("network")
+        with tf.name_scope("layer"):
+            self.kernel = replicas.make_variable(
+                tf.ones([2, 2]), name="kernel", trainable=True
+            )
+            self.norm = layers.BatchNorm(2, name="norm", momentum=0.5)
+
+    def __call__(self, x):
+        product = tf.cast(x, tf.float16) @ tf.cast(self.kernel, tf.float16)
+        return self.norm(product, is_training=True)
+
+
+def half_precision_step(num_replicas):
+    """Returns the training step of each replica, and the state that it changes."""
+    where = strategy.make_strategy("cpu", num_devices=num_replicas)
+    with where.scope():
+        network = Normalized()
+        scale = loss_scale.DynamicLossScale(initial=4.0)
+        settings = {"averaging_decay": 0.5, "loss_scale": scale}
+        state = training.TrainState(network, make_update(network, **settings))
+
+    def model_fn(features, network):
+        loss = tf.reduce_sum(tf.cast(network(features), tf.float32) ** 2)
+        return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
+
+    step_fn = training.make_step_fn(state, model_fn, dict)
+    # Compiled, as GPUs run it; several logical CPUs cannot be.
+    step_fn = tf.function(step_fn, jit_compile=num_replicas == 1 or None)
+
+    @tf.function
+    def run(rows):
+        batch = where.experimental_distribute_values_from_function(
+            lambda context: rows[context.replica_id_in_sync_group]
+        )
+        where.run(step_fn, args=(batch, tf.constant(0, tf.int64)))
+
+    return run, state
+
+
+def copies(state):
+    """Returns all values on all replicas, by name, but those of the loss scale."""
+    return {
+        name: [copy.numpy() for copy in getattr(variable, "values", [variable])]
+        for name, variable in state.variables().items()
+        if "loss_scale" not in name
+    }
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+@pytest.mark.parametrize("bad", [60000.0, np.nan])
+def test_an_overflow_on_one_replica_leaves_no_trace_in_the_statistics(
+    num_replicas, bad
+):
+    run, state = half_precision_step(num_replicas)
+    rows = np.arange(4 * num_replicas, dtype=np.float32).reshape(num_replicas, 2, 2)
+    run(tf.constant(rows))
+    before, mean = copies(state), "weights/layer/norm/moving_mean"
+    assert before[mean][0].any()
+    rows[-1] = bad  # 60,000 is a float16; the sum of two of them is not.
+    run(tf.constant(rows))
+    after = copies(state)
+    for name, values_before in before.items():
+        np.testing.assert_array_equal(after[name], values_before, err_msg=name)
+    rows[-1] = 3
+    run(tf.constant(rows))
+    moved = copies(state)[mean][0]
+    assert np.isfinite(moved).all() and (moved != before[mean][0]).any()

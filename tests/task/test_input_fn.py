@@ -70,3 +70,15 @@ def test_training_needs_the_data_service_that_it_names_and_scoring_none(data_dir
 def test_an_address_of_no_form_is_an_error_before_anything_starts(data_dir):
     with pytest.raises(ValueError, match=r"DATA_SERVICE_ADDRESS is 'host:1'"):
         toy_data.experiment(None, data_dir, "DATA_SERVICE_ADDRESS = 'host:1'")
+
+
+def test_the_memory_of_the_shuffle_is_a_setting(data_dir, tmp_path):
+    orders = []
+    for name, num_bytes in (("one", 1), ("large", 1 << 30)):
+        bindings = (*toy_data.TWO_LEVELS, f"Data.shuffle_bytes = {num_bytes}")
+        run = toy_data.experiment(tmp_path / name, data_dir, *bindings)
+        seen = [next(batches(run, step))[0].image_ids.numpy() for step in range(3)]
+        orders.append(np.concatenate(seen).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+    with pytest.raises(ValueError, match=r"Data\.shuffle_bytes is 0"):
+        toy_data.experiment(None, data_dir, "Data.shuffle_bytes = 0")

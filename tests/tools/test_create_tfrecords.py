@@ -204,7 +204,8 @@ def test_what_was_found_is_counted_and_listed_with_its_place(convert, tmp_path):
 def test_every_format_has_its_flag(convert, tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write(kind, tmp_path / "annotations")
-    options = [f"--format={kind}", f"--images={tmp_path / 'images'}"]
+    flag = kind.partition("_")[0]
+    options = [f"--format={flag}", f"--images={tmp_path / 'images'}"]
     options += [f"--annotations={path}", "--split=train"]
     if kind == "openimages":
         options.append(f"--classes={path.parent / 'class-descriptions.csv'}")

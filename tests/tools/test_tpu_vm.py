@@ -137,14 +137,36 @@ def test_the_checkout_reaches_every_host_with_the_images_tensorflow(pod):
         pip, shown = map(json.loads, (host / "python_calls").read_text().splitlines())
         assert pip[0] == str(host / "retinanet_tpu")
         assert pip[1][-4:] == ["-e", ".", *TPU_NAMES]
-        assert "tf.__version__" in shown[1][1] and shown[2] == {"TPU_LOAD_LIBRARY": "0"}
+        # As the trainer does it, libtpu included.
+        assert shown[1][1].startswith("import retinanet_tpu.startup_tpu\nimport tensor")
+        assert "tf.__version__" in shown[1][1] and shown[2] == {}
 
 
 def test_an_image_without_tensorflow_gets_that_of_the_extra(cloud):
     done = cloud.run("setup.sh", RUNTIME_VERSION="v2-alpha-tpuv5-lite")
     assert done.returncode == 0, done.stdout
     _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
-    assert words[:2] == ["-m", "pip"] and words[-3:-1] == ["-e", ".[tpu]"]
+    assert words[:2] == ["-m", "pip"] and words[-2:] == ["-e", ".[tpu]"]
+
+
+def test_the_extra_of_an_image_without_tensorflow_can_be_chosen(cloud):
+    settings = {"RUNTIME_VERSION": "v2-alpha-tpuv6e", "EXTRA": "tpu219"}
+    done = cloud.run("setup.sh", **settings)
+    assert done.returncode == 0, done.stdout
+    _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
+    assert words[-2:] == ["-e", ".[tpu219]"]
+    done = cloud.run("setup.sh", **settings | {"EXTRA": "tpu220"})
+    assert done.returncode == 1
+    assert "error: EXTRA is tpu220; set it to tpu" in done.stdout
+
+
+def test_a_host_on_which_tensorflow_aborts_is_not_set_up(pod):
+    (pod.folder / "host2" / "code_ends").write_text("134")
+    done = pod.run("setup.sh")
+    assert done.returncode != 0
+    assert "error: TensorFlow cannot be imported on " in done.stdout
+    assert "stop.sh" in done.stdout and "docs/tpu.md" in done.stdout
+    assert "are set up" not in done.stdout
 
 
 def test_flags_arrive_at_the_trainer_as_they_were_typed(cloud):

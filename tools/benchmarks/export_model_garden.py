@@ -20,6 +20,7 @@ score above. Needs an environment of its own with
 import argparse
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
@@ -27,9 +28,13 @@ import likely_scores
 import numpy as np
 import tensorflow as tf
 import timed_detector
-from official.core import exp_factory
-from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
-from official.vision.serving import detection, export_saved_model_lib
+
+try:
+    from official.core import exp_factory
+    from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
+    from official.vision.serving import detection, export_saved_model_lib
+except ImportError as error:
+    sys.exit(f"error: {error}; run: pip install 'tf-models-official==2.20.*'")
 
 # What the logits are spread over: all that the benchmark shows unless told otherwise.
 _BATCHES = ((8, (640, 640)), (8, (480, 640)))

@@ -12,14 +12,19 @@ ResNet-50, 91 classes, mixed bfloat16, SGD. Needs an environment of its own with
 import argparse
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import tensorflow as tf
-import tf_keras
-from official.core import exp_factory
-from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
-from official.vision.tasks import retinanet
+
+try:
+    import tf_keras
+    from official.core import exp_factory
+    from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
+    from official.vision.tasks import retinanet
+except ImportError as error:
+    sys.exit(f"error: {error}; run: pip install 'tf-models-official==2.20.*'")
 
 
 def specs_of(task, batch: int) -> tuple:

@@ -16,9 +16,13 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 import stopwatch
 import tensorflow as tf
-from official.core import exp_factory
-from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
-from official.vision.tasks import retinanet
+
+try:
+    from official.core import exp_factory
+    from official.vision.configs import retinanet as _  # noqa: F401 - registers itself.
+    from official.vision.tasks import retinanet
+except ImportError as error:
+    sys.exit(f"error: {error}; run: pip install 'tf-models-official==2.20.*'")
 
 
 def batches(setting: dict[str, Any]) -> tf.data.Dataset:

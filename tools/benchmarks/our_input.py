@@ -5,6 +5,8 @@
 The last line that it prints is its measurement, in JSON.
 """
 
+import retinanet_tpu.startup_cpu
+
 import json
 import sys
 from typing import Any

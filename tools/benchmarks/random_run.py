@@ -10,6 +10,8 @@ above 0.05, on average; 0 leaves the logits as drawn, and no score above. Index 
 class, as with COCO and with the Model Garden.
 """
 
+import retinanet_tpu.startup_cpu
+
 import likely_scores
 import numpy as np
 import tensorflow as tf

@@ -12,12 +12,16 @@ torchvision.
 import argparse
 import datetime
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
-import torch
-import torchvision
-from torch.utils import flop_counter
+try:
+    import torch
+    import torchvision
+    from torch.utils import flop_counter
+except ImportError as error:
+    sys.exit(f"error: {error}; install torch and torchvision.")
 
 _NUM_CLASSES = 91
 _NUM_BOXES = 7  # COCO's mean; here, unlike with padded boxes, more would cost more.

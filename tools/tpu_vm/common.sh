@@ -4,6 +4,8 @@
 #   PROJECT, ZONE     of Google Cloud, where it is or shall be
 #   ACCELERATOR_TYPE  v3-32, v5litepod-8, …: what `preflight --topology` takes
 #   RUNTIME_VERSION   the software of its hosts; for several hosts one with -pod
+#   EXTRA             of setup.py for images without TensorFlow: tpu (default) or tpu219,
+#                     see docs/tpu.md
 #   SPOT              1: may be taken away and costs less; 0 (default): yours
 # export them once; create.sh, setup.sh, start.sh, tail.sh and stop.sh need the same.
 set -euo pipefail

@@ -1,11 +1,17 @@
 """From what the files of a format say to an AnnotatedSet: ids, classes, areas."""
 
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
+from retinanet_tpu.data.annotation_formats import files, locating
 
+FROM_OUTLINE = "boxes taken from the outline of the object"
+# labelme's names for regions to leave out and for the rest; others write the third.
+NO_CLASSES = ("__ignore__", "_background_", "__background__")
+_NO_CLASS = "objects of no class (__ignore__, _background_), dropped"
 # What image/source_id may hold, and fits an int64.
 _MAX_DIGITS = 18
 
@@ -17,6 +23,13 @@ class Labelled(NamedTuple):
     box_xywh: tuple[float, float, float, float]
     place: int  # which line or record of the file
     is_crowd: bool = False
+
+
+class Content(NamedTuple):
+    """The content of an annotation file that is about one image."""
+
+    picture: "Picture"
+    findings: list[annotations.Finding]
 
 
 class Picture(NamedTuple):
@@ -36,7 +49,37 @@ def number_classes(labels: Iterable[str], *, first_id: int = 1) -> list[dict[str
 
 def found_classes(pictures: Iterable[Picture]) -> list[dict[str, Any]]:
     """Returns COCO's categories of all classes that occur, sorted by name."""
-    return number_classes(sorted({o.label for p in pictures for o in p.objects}))
+    labels = {o.label for p in pictures for o in p.objects}
+    # Last, so that the numbers have no gap when they are taken out.
+    return number_classes(sorted(labels, key=lambda name: (name in NO_CLASSES, name)))
+
+
+def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.AnnotatedSet:
+    """Returns a set without the names that labelme and others use for no class.
+
+    `__ignore__` marks a region to be left out for all classes. A crowd is of one class,
+    so it cannot stand for that; the objects are dropped and counted.
+    """
+    names = {c["id"]: c["name"] for c in annotated.categories}
+    dropped = {i for i, name in names.items() if name in NO_CLASSES}
+    if not dropped or len(dropped) == len(names):
+        return annotated
+    images, findings = [], list(annotated.findings)
+    for image in annotated.images:
+        kept = tuple(o for o in image.objects if o.category_id not in dropped)
+        findings += [
+            annotations.Finding(
+                _NO_CLASS,
+                annotations.place_of(image, item),
+                names[item.category_id],
+                image.file_name,
+            )
+            for item in image.objects
+            if item.category_id in dropped
+        ]
+        images.append(image._replace(objects=kept))
+    categories = [c for c in annotated.categories if c["id"] not in dropped]
+    return annotations.AnnotatedSet(images, categories, tuple(findings))
 
 
 def assemble(
@@ -100,17 +143,60 @@ def assemble(
     return annotations.AnnotatedSet(images, categories, tuple(findings))
 
 
+def assemble_files(
+    contents: Mapping[str, Content],
+    categories: list[dict[str, Any]] | None,
+    *,
+    directory: str,
+    pictures: files.Pictures,
+    unit: str,
+    findings: Sequence[annotations.Finding],
+) -> annotations.AnnotatedSet:
+    """Makes the record of a folder with one annotation file for each image.
+
+    The image is that of the file's own name, else the one that the file names: programs
+    that copy or rename leave the latter behind.
+
+    Args:
+      contents: The files that were read, by name relative to the directory.
+      categories: The classes; None for all that occur, sorted.
+      directory: The folder of annotation files.
+      pictures: The folder of images.
+      unit: what the places count, for reports.
+      findings: Findings about files that could not be read.
+    """
+    candidates, images = [], []
+    for name, (image, _) in contents.items():
+        stem, written = annotations.stem(name), image.file_name
+        beside = posixpath.join(directory, posixpath.dirname(name), written)
+        candidates.append([[stem], [written, beside]])
+        missing = stem + (posixpath.splitext(written)[1] or ".jpg")
+        images.append(image._replace(file_name=missing))
+    images, several = locating.locate(
+        images, candidates, pictures, counts_renamed=False
+    )
+    file_names = {image.source: image.file_name for image in images}
+    in_files = [
+        finding._replace(image=file_names.get(name, name))
+        for name, content in contents.items()
+        for finding in content.findings
+    ]
+    spoken_of = {annotations.stem(name) for name in contents} | {*file_names.values()}
+    spoken_of |= {annotations.stem(finding.where) for finding in findings}
+    unannotated = annotations.pictures_without_annotation(pictures.names, spoken_of)
+    return assemble(
+        images,
+        found_classes(images) if categories is None else categories,
+        unit=unit,
+        findings=[*findings, *in_files, *several, *unannotated],
+    )
+
+
 def corners_to_xywh(
     xmin: float, ymin: float, xmax: float, ymax: float
 ) -> tuple[float, float, float, float]:
     """Returns left, top, width and height; sizes are negative for swapped corners."""
     return xmin, ymin, xmax - xmin, ymax - ymin
-
-
-def frame(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
-    """Returns left, top, width and height of the box around points (x, y)."""
-    xs, ys = zip(*points, strict=True)
-    return corners_to_xywh(min(xs), min(ys), max(xs), max(ys))
 
 
 def _image_ids(pictures: list[Picture]) -> Iterable[int]:

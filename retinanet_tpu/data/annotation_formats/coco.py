@@ -1,58 +1,86 @@
-"""COCO's detection files: one JSON for a set, boxes in pixels, ids of its own."""
+"""Reads COCO's detection files: one JSON for a set, boxes in pixels, ids of its own."""
 
 import collections
 import os
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Callable
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import files
+from retinanet_tpu.data.annotation_formats import assembly, files, locating, outlines
 
-# What an entry of each list must have, and of which type.
-_KEYS = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "category_id": int, "bbox": list},
-    "categories": {"id": int, "name": str},
+# What an entry of each list must have, and how it is read.
+_KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "images": {"id": annotation_fields.integer, "file_name": annotation_fields.text},
+    "annotations": {
+        "image_id": annotation_fields.integer,
+        "category_id": annotation_fields.integer,
+    },
+    "categories": {"id": annotation_fields.integer, "name": annotation_fields.text},
+}
+_EXPECTED = {
+    annotation_fields.integer: "an integer",
+    annotation_fields.text: "a text",
 }
 _RENUMBERED = "files whose annotation ids are absent, repeated or below 1, renumbered"
+_REPEATED = "categories that are listed more than once"
+_ROOT = "categories that are only the supercategory of all others, left out"
+_OTHER_AREA = "areas that do not fit their box, replaced by the box's"
+_OUTLINE = "outline_box"  # Where `_keep_box` puts the box of a segmentation,
+_AREA = "checked_area"  # and `_set_areas` an area.
+_MAX_SHOWN = 40  # Characters of a faulty value that a finding shows.
 
 
-def read(path: str, *, image_names: Iterable[str] = ()) -> annotations.AnnotatedSet:
+def read(
+    path: str, *, pictures: files.Pictures | None = None
+) -> annotations.AnnotatedSet:
     """Reads a COCO detection file.
 
     Annotation ids that are absent, repeated or not positive are replaced by 1, 2, ...
-    because pycocotools takes id 0 for "no match".
+    because pycocotools takes id 0 for "no match". Where an annotation has no box, that
+    of its segmentation is used.
 
     Args:
       path: JSON with `images`, `annotations` and `categories`.
-      image_names: the folder's pictures, to find those that are not listed.
+      pictures: The folder of images; None leaves the file names as they are written.
 
     Raises:
       UserError: a part or a key is missing or of another type, an id is negative or
         comes twice, or an annotation names an image or a category that is not listed.
       MissingFileError: there is no such file.
     """
-    content = files.parse_json(files.read_bytes(path), path, without="segmentation")
+    content = files.parse_json(
+        files.read_bytes(path), path, without="segmentation", visit_fn=_keep_box
+    )
     _check_parts(content, path)
-    image_ids = _unique_ids(content["images"], f"{path}: image id")
-    category_ids = _unique_ids(content["categories"], f"{path}: category id")
     source, findings = os.path.basename(path), []
-    ids = [annotation.get("id") for annotation in content["annotations"]]
-    if not (all(_is_a(i, int) and i > 0 for i in ids) and len(set(ids)) == len(ids)):
+    _set_areas(content["annotations"])
+    content["categories"], repeated = _without_repeats(content["categories"])
+    findings += [annotations.Finding(_REPEATED, source, name) for name in repeated]
+    _unique_ids(content["images"], f"{path}: image id")
+    category_ids = _unique_ids(content["categories"], f"{path}: category id")
+    numbers = _annotation_ids(content["annotations"])
+    if numbers is None:
         findings.append(annotations.Finding(_RENUMBERED, source))
-        ids = range(1, len(ids) + 1)
+        numbers = range(1, len(content["annotations"]) + 1)
     objects = collections.defaultdict(list)
-    for number, annotation in zip(ids, content["annotations"], strict=True):
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for entry, number in zip(content["annotations"], numbers, strict=True):
         where = f"{path}: annotation {number}"
-        image_id, category_id = annotation["image_id"], annotation["category_id"]
-        if image_id not in image_ids:
+        image_id, category_id = entry["image_id"], entry["category_id"]
+        if image_id not in names:
             raise errors.UserError(
                 f"{where} is of image {image_id}, which is not listed."
             )
         if category_id not in category_ids:
             raise errors.UserError(f"{where} has unlisted category {category_id}.")
-        objects[image_id].append(_object(annotation, number, where))
+        place = annotations.Finding(
+            "", f"{source}, annotation {number}", image=names[image_id]
+        )
+        item, found = _object(entry, number, where)
+        objects[image_id] += [item] if item else []
+        findings += [place._replace(what=what, detail=text) for what, text in found]
     images = [
         annotations.AnnotatedImage(
             image_id=image["id"],
@@ -65,35 +93,92 @@ def read(path: str, *, image_names: Iterable[str] = ()) -> annotations.Annotated
         )
         for image in content["images"]
     ]
-    listed = {image.file_name for image in images}
-    findings += annotations.pictures_without_annotation(image_names, listed)
-    categories = [{"id": c["id"], "name": c["name"]} for c in content["categories"]]
-    return annotations.AnnotatedSet(images, categories, tuple(findings))
-
-
-def _object(
-    annotation: dict[str, Any], number: int, where: str
-) -> annotations.AnnotatedObject:
-    area = annotation.get("area")
-    try:
-        x, y, width, height = (float(value) for value in annotation["bbox"])
-        area = width * height if area is None else float(area)
-    except (TypeError, ValueError) as error:
-        raise errors.UserError(
-            f"{where} has bbox {annotation['bbox']!r} and area {area!r}; expected [x, "
-            "y, width, height] in pixels and a number."
-        ) from error
-    return annotations.AnnotatedObject(
-        annotation_id=number,
-        category_id=annotation["category_id"],
-        box_xywh=(x, y, width, height),
-        area=area,
-        is_crowd=bool(annotation.get("iscrowd", 0)),
-        place=number,
+    categories, root = _without_root(content["categories"], content["annotations"])
+    if root:
+        detail = f"id {root['id']}, {root['name']!r}"
+        findings.append(annotations.Finding(_ROOT, source, detail))
+    if pictures is not None:
+        images, findings = _located(images, findings, path, pictures)
+    return annotations.AnnotatedSet(
+        images,
+        [{"id": c["id"], "name": c["name"]} for c in categories],
+        tuple(findings),
     )
 
 
+def _located(images, findings, path, pictures):
+    """Returns images and findings with the names of the folder's files."""
+    beside = os.path.dirname(path)
+    paths = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
+    names = [[alternatives] for alternatives in paths]
+    located, of_names = locating.locate(images, names, pictures, counts_renamed=True)
+    by_id = {image.image_id: image.file_name for image in located}
+    new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
+    findings = [f._replace(image=new_names.get(f.image, f.image)) for f in findings]
+    listed = {image.file_name for image in located} | {f.image for f in of_names}
+    unlisted = annotations.pictures_without_annotation(pictures.names, listed)
+    return located, [*findings, *of_names, *unlisted]
+
+
+def _keep_box(entry: dict[str, Any]) -> None:
+    """Keeps the box of a segmentation, where there is no other."""
+    if "segmentation" in entry and _box(entry.get("bbox")) is None:
+        entry[_OUTLINE] = outlines.segmentation_box(entry["segmentation"])
+
+
+def _box(bbox: Any) -> tuple[float, float, float, float] | None:
+    """Returns four numbers as a box, None for anything else."""
+    if not isinstance(bbox, list | tuple) or len(bbox) != 4:
+        return None
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return x, y, width, height
+
+
+def _object(
+    entry: dict[str, Any], number: int, where: str
+) -> tuple[annotations.AnnotatedObject | None, list[tuple[str, str]]]:
+    """Returns the object, None without a box, and findings: their kind and detail."""
+    is_crowd = annotation_fields.is_set(entry.get("iscrowd"), f"{where} has iscrowd")
+    box_xywh, findings = _box(entry.get("bbox")), []
+    if box_xywh is None:
+        box_xywh = entry.get(_OUTLINE)
+        if box_xywh is None:
+            return None, [(annotations.NO_BOX, f"bbox {_shown(entry.get('bbox'))}")]
+        findings.append((assembly.FROM_OUTLINE, ""))
+    area = entry[_AREA]
+    box_area = box_xywh[2] * box_xywh[3]
+    # A box without area is a finding of its own.
+    if area is None and box_area > 0 and entry.get("area") not in (None, ""):
+        findings.append((_OTHER_AREA, f"{_shown(entry['area'])}, box {box_area:g}"))
+    return annotations.AnnotatedObject(
+        annotation_id=number,
+        category_id=entry["category_id"],
+        box_xywh=box_xywh,
+        area=box_area if area is None else area,
+        is_crowd=is_crowd,
+        place=number,
+    ), findings
+
+
+def _set_areas(entries: list[dict[str, Any]]) -> None:
+    """Gives each annotation the area of its object, None where only its box has one."""
+    boxes = [_box(entry.get("bbox")) or entry.get(_OUTLINE) for entry in entries]
+    boxed = [(entry, box) for entry, box in zip(entries, boxes, strict=True) if box]
+    annotated = [entry.get("area") for entry, _ in boxed]
+    areas = annotation_fields.areas(annotated, [box[2:] for _, box in boxed])
+    for (entry, _), area in zip(boxed, areas, strict=True):
+        entry[_AREA] = area
+
+
+def _shown(value: Any) -> str:
+    return str(value)[:_MAX_SHOWN]
+
+
 def _check_parts(content: dict[str, Any], path: str) -> None:
+    """Checks the lists and their entries; ids become integers, names texts."""
     absent = [part for part in _KEYS if not isinstance(content.get(part), list)]
     if absent:
         raise errors.UserError(
@@ -109,19 +194,57 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
             where = f"{path}: {part}[{position}]"
             if not isinstance(entry, dict):
                 raise errors.UserError(f"{where} is {entry!r}; expected an object.")
-            for key, kind in keys.items():
+            for key, read_fn in keys.items():
                 if key not in entry:
                     raise errors.UserError(
                         f"{where} lacks {key!r}; it has {', '.join(entry)}."
                     )
-                if not _is_a(entry[key], kind):
+                value = read_fn(entry[key])
+                if value is None:
                     raise errors.UserError(
-                        f"{where} has {key} {entry[key]!r}; expected {kind.__name__}."
+                        f"{where} has {key} {entry[key]!r}; expected "
+                        f"{_EXPECTED[read_fn]}."
                     )
+                entry[key] = value
 
 
-def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _annotation_ids(entries: list[dict[str, Any]]) -> list[int] | None:
+    """Returns the ids of annotations, None if pycocotools could not use them."""
+    ids = [annotation_fields.integer(entry.get("id")) for entry in entries]
+    is_usable = all(i is not None and i > 0 for i in ids) and len(set(ids)) == len(ids)
+    return ids if is_usable else None
+
+
+def _without_repeats(
+    categories: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns categories less those of the same id and name, and these names."""
+    first, repeated = {}, {}
+    for category in categories:
+        key = category["id"], category["name"]
+        if first.setdefault(key, category) is not category:
+            repeated[category["name"]] = None
+    return list(first.values()), list(repeated)
+
+
+def _without_root(
+    categories: list[dict[str, Any]], entries: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Returns the categories less Roboflow's root, and the root.
+
+    The root has the name of the project, no supercategory and no box, and is the
+    supercategory of all others. It may have the name of one of them.
+    """
+    used = {entry["category_id"] for entry in entries}
+    above = collections.Counter(str(c.get("supercategory")) for c in categories)
+    for root in categories:
+        if (
+            root["id"] not in used
+            and root.get("supercategory") in (None, "", "none")
+            and above[root["name"]] == len(categories) - 1 > 0
+        ):
+            return [c for c in categories if c is not root], root
+    return categories, None
 
 
 def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
@@ -139,7 +262,7 @@ def _side(image: dict[str, Any], key: str, path: str) -> int:
     """Returns a side of a picture in px, 0 where the file does not say."""
     value = image.get(key)
     try:
-        return int(value or 0)
+        return int(float(value or 0))
     except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(
             f"{path}: image {image['id']} has {key} {value!r}, no number."

@@ -1,40 +1,31 @@
-"""CSV tables: a line for each box, in pixels, classes by name.
+"""Reads CSV tables: a line for each box, in pixels, classes by name.
 
   image,xmin,ymin,xmax,ymax,class    with a header, in any order, more columns allowed
-  path,x1,y1,x2,y2,class             without one, as keras-retinanet has it
+  image,x,y,width,height,class       the same; x and y are the upper left corner
+  path,x1,y1,x2,y2,class             without a header, as keras-retinanet has it
+  class,x,y,w,h,image,width,height   without a header, as makesense has it
 
 A line without numbers and class is an image without objects.
 """
 
 import itertools
 import os
-from typing import Any, NamedTuple
+import posixpath
+from collections.abc import Sequence
+from typing import Any
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    csv_header,
+    files,
+    locating,
+    name_matching,
+)
 
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
-# What headers call a column; all but the size of the picture must be there.
-_ALIASES = {
-    "image": ("image", "filename", "file_name", "path"),
-    "xmin": ("xmin", "x1"),
-    "ymin": ("ymin", "y1"),
-    "xmax": ("xmax", "x2"),
-    "ymax": ("ymax", "y2"),
-    "class": ("class", "label", "name"),
-    "width": ("width",),
-    "height": ("height",),
-}
-_OPTIONAL = ("width", "height")
-_WITHOUT_HEADER = ("image", *_CORNERS, "class")
-
-
-class _Layout(NamedTuple):
-    """Which field of a line is what."""
-
-    columns: dict[str, int]
-    num_fields: int
+# Programs that count pixels inclusively have sizes larger by one.
+_TOLERANCE = 1.01
 
 
 def read(
@@ -59,72 +50,64 @@ def read(
     first = next(rows, None)
     if first is None:
         raise errors.UserError(f"{path} is empty.")
-    layout, has_header = _layout(first[1], path)
-    found, file_names = {}, {}
-    for line, row in itertools.chain([] if has_header else [first], rows):
+    header = csv_header.read(first[1], path)
+    found, source, has_image_sizes = {}, os.path.basename(path), False
+    for line, row in itertools.chain([] if header.is_line else [first], rows):
         where = f"{path}, line {line}"
-        if len(row) != layout.num_fields:
+        if len(row) != header.num_fields:
             raise errors.UserError(
-                f"{where} has {len(row)} fields, expected {layout.num_fields}; a field "
+                f"{where} has {len(row)} fields, expected {header.num_fields}; a field "
                 "that holds a comma must be in quotes."
             )
-        fields = {name: row[column] for name, column in layout.columns.items()}
-        written = fields["image"]
-        if written not in file_names:
-            file_names[written] = _file_name(written, path, pictures)
-        file_name = file_names[written]
-        if file_name not in found:
+        fields = {name: row[column] for name, column in header.columns.items()}
+        written = name_matching.plain_path(fields["image"])
+        if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
-            source = os.path.basename(path)
-            found[file_name] = assembly.Picture(file_name, *size, [], source)
-        found[file_name].objects.extend(_labelled(fields, line, where))
+            found[written] = assembly.Picture(written, *size, [], source)
+        objects = _labelled(fields, header.sides, line, where)
+        has_image_sizes |= any(not _is_own_size(fields, o, where) for o in objects)
+        found[written].objects.extend(objects)
+    if not has_image_sizes:
+        found = {n: p._replace(height=0, width=0) for n, p in found.items()}
+    beside = os.path.dirname(path)
+    names = [[(written, posixpath.join(beside, written))] for written in found]
+    located, findings = locating.locate(
+        list(found.values()), names, pictures, counts_renamed=True
+    )
+    merged = _merged(located)
     if categories is None:
-        categories = assembly.found_classes(found.values())
-    findings = annotations.pictures_without_annotation(pictures.names, set(found))
-    return assembly.assemble(found.values(), categories, unit="line", findings=findings)
+        categories = assembly.found_classes(merged)
+    listed = {p.file_name for p in merged} | {f.image for f in findings}
+    findings += annotations.pictures_without_annotation(pictures.names, listed)
+    return assembly.assemble(merged, categories, unit="line", findings=findings)
 
 
-def _layout(row: list[str], path: str) -> tuple[_Layout, bool]:
-    """Returns the places of the columns, and whether the row is a header."""
-    if len(row) == len(_WITHOUT_HEADER) and _is_box(row):
-        return _Layout({name: i for i, name in enumerate(_WITHOUT_HEADER)}, 6), False
-    header = [name.strip().lower() for name in row]
-    columns = {}
-    for name, aliases in _ALIASES.items():
-        places = [header.index(alias) for alias in aliases if alias in header]
-        if places:
-            columns[name] = places[0]
-    absent = [n for n in _ALIASES if n not in columns and n not in _OPTIONAL]
-    if absent:
-        raise errors.UserError(
-            f"{path}, line 1 is {','.join(row)!r}, which lacks {', '.join(absent)}; "
-            "expected a header with image,xmin,ymin,xmax,ymax,class, or lines of "
-            "path,x1,y1,x2,y2,class, with commas between."
-        )
-    return _Layout(columns, len(row)), True
+def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
+    """Puts the boxes of an image together that the table names in several ways."""
+    merged = {}
+    for image in images:
+        first = merged.setdefault(image.file_name, image)
+        if first is not image:
+            first.objects.extend(image.objects)
+    return list(merged.values())
 
 
-def _is_box(row: list[str]) -> bool:
-    """Returns whether a line without header is a box, or an image without any."""
-    if not any(row[1:]):
-        return True
-    try:
-        files.numbers(row[1:5], "")
-    except ValueError:
-        return False
-    return True
-
-
-def _labelled(fields: dict[str, str], line: int, where: str) -> list[assembly.Labelled]:
-    corners = [fields[side] for side in _CORNERS]
-    if not any(corners) and not fields["class"]:
+def _labelled(
+    fields: dict[str, str], sides: Sequence[str], line: int, where: str
+) -> list[assembly.Labelled]:
+    values = [fields[side] for side in sides]
+    if not any(values) and not fields["class"]:
         return []
     if not fields["class"]:
         raise errors.UserError(f"{where} has a box and no class.")
-    box_xywh = assembly.corners_to_xywh(*files.numbers(corners, where))
+    box_xywh = tuple(files.numbers(values, where))
+    if sides == csv_header.CORNERS:
+        box_xywh = assembly.corners_to_xywh(*box_xywh)
     return [assembly.Labelled(fields["class"], box_xywh, line)]
 
 
-def _file_name(written: str, path: str, pictures: files.Pictures) -> str:
-    name = files.from_windows(written)
-    return pictures.by_path(name, beside=os.path.dirname(path)) or name
+def _is_own_size(fields: dict[str, str], item: assembly.Labelled, where: str) -> bool:
+    """Returns whether `width` and `height` of a line are those of its box."""
+    sizes = files.numbers((fields.get(k) or 0 for k in ("width", "height")), where)
+    differences = (a - b for a, b in zip(sizes, item.box_xywh[2:], strict=True))
+    return all(abs(difference) < _TOLERANCE for difference in differences)

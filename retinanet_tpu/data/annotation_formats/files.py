@@ -3,63 +3,110 @@
 import concurrent.futures
 import csv
 import io
+import itertools
 import json
 import math
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import reprlib
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import PIL.Image
 import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
+from retinanet_tpu.data.annotation_formats import name_matching
 
-UNREADABLE = "annotation files unreadable, their images left out"
+UNREADABLE = annotations.UNREADABLE
 # Opening a remote file takes ~50 ms, whatever its size: many at once.
 _NUM_READERS = 16
+# All names in their own folder come before any name in another folder.
+_ROUNDS = (
+    (name_matching.EXACT, name_matching.OTHER_ENDING),
+    (name_matching.OTHER_FOLDER, name_matching.OTHER_FOLDER_AND_ENDING),
+)
+
+
+class Matches(NamedTuple):
+    """The images of a folder that annotations are about, by key of the annotation."""
+
+    names: dict[Any, str]  # where exactly one image fits
+    renamed: frozenset[Any]  # those of them that have another path than is written
+    several: dict[Any, list[str]]  # where more than one fits equally well
 
 
 class Pictures:
-    """The pictures of a folder, found by what annotations call them."""
+    """The images of a folder, found by what annotations call them."""
 
     def __init__(self, folder: str, names: Iterable[str]):
-        """Takes the folder and its pictures' names, as `list_pictures` returns them."""
+        """Takes the folder and its images' names, as `list_pictures` returns them."""
+        self.folder = folder
         self.names = sorted(names)
-        self._folder = folder
         self._all = set(self.names)
-        self._by_stem = {}
-        for name in self.names:
-            self._by_stem.setdefault(annotations.stem(name), []).append(name)
+        self._index = name_matching.NameIndex(self.names)
 
-    def by_stem(self, stem: str) -> str | None:
-        """Returns the picture of a stem, whatever its extension, or None.
+    def has(self, name: str) -> bool:
+        """Returns whether a file is in the folder, whatever its extension."""
+        if name in self._all:
+            return True
+        extension = os.path.splitext(name)[1].lower()
+        if extension in name_matching.image_extensions() or not name:
+            return False  # It would be among the names.
+        return tf.io.gfile.exists(os.path.join(self.folder, name))
 
-        Raises:
-          UserError: there are several.
-        """
-        found = self._by_stem.get(stem, [])
-        if len(found) > 1:
-            raise errors.UserError(
-                f"{self._folder} has {' and '.join(found)}; annotations of {stem} "
-                "could be of either. Keep one, or rename it and annotate both."
-            )
-        return found[0] if found else None
+    def match(self, wanted: Mapping[Any, Sequence[Sequence[str]]]) -> Matches:
+        """Finds the image of each annotation, the certain ones first.
 
-    def by_path(self, path: str, *, beside: str) -> str | None:
-        """Returns the name in the folder of a picture that a file points to, or None.
+        An image that one annotation names exactly is not given to another one that
+        names it loosely: that one's own image is missing.
 
         Args:
-          path: relative to the folder, or to `beside`, or absolute.
-          beside: folder of the file that points.
+          wanted: By any key, the names of an image, best name first. Each is given as
+            the paths that it may stand for: absolute, or relative to the folder.
+
+        Raises:
+          UserError: Two images of the folder differ in their ending only, and an
+            annotation names neither exactly.
         """
-        for candidate in (path, posixpath.join(beside, path)):
-            name = posixpath.normpath(candidate)
-            for found in (name, _below(candidate, self._folder)):
-                if found in self._all:
-                    return found
-        return None
+        open_keys = {
+            key: [_spellings(paths) for paths in names] for key, names in wanted.items()
+        }
+        names, several, renamed = {}, {}, set()
+        depth = max(map(len, open_keys.values()), default=0)
+        for levels in _ROUNDS:
+            for place, level in itertools.product(range(depth), levels):
+                taken, found = set(names.values()), {}
+                for key, spellings in open_keys.items():
+                    for path in spellings[place] if place < len(spellings) else ():
+                        hits = self._at(level, path)
+                        if hits := [name for name in hits if name not in taken]:
+                            found[key] = hits
+                            break
+                for key, hits in found.items():
+                    del open_keys[key]
+                    if len(hits) == 1:
+                        names[key] = hits[0]
+                        renamed |= {key} if level else set()
+                    elif level < name_matching.OTHER_FOLDER:
+                        raise errors.UserError(self._either(wanted[key][0][0], hits))
+                    else:
+                        several[key] = hits
+        return Matches(names, frozenset(renamed), several)
+
+    def _at(self, level: int, path: str) -> list[str]:
+        hits = self._index.at(level, path)
+        if not hits and "/" in path and level < name_matching.OTHER_FOLDER:
+            inside = below(path, self.folder)
+            hits = self._index.at(level, inside) if inside else []
+        return hits
+
+    def _either(self, written: str, hits: list[str]) -> str:
+        return (
+            f"{self.folder} has {' and '.join(hits)}; annotations of {written} "
+            "could be of either. Keep one, or rename it and annotate both."
+        )
 
 
 def list_pictures(folder: str) -> list[str]:
@@ -71,8 +118,7 @@ def list_pictures(folder: str) -> list[str]:
     Raises:
       MissingFileError: there is no such folder.
     """
-    PIL.Image.init()  # Else it knows the commonest formats only.
-    extensions = set(PIL.Image.registered_extensions())
+    extensions = name_matching.image_extensions()
     return sorted(_walk(folder, "", lambda extension: extension in extensions))
 
 
@@ -114,7 +160,7 @@ def parse_each(
                 return parse_fn(file.read(), name)
         # The latter two: an encoding that nobody knows, brackets without end.
         except (ValueError, LookupError, RecursionError) as error:
-            return annotations.Finding(UNREADABLE, name, str(error))
+            return annotations.Finding(UNREADABLE, name, str(error), name)
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
         results = dict(zip(names, readers.map(parse, names), strict=True))
@@ -159,38 +205,81 @@ def decode(content: bytes, path: str) -> str:
         ) from error
 
 
-def parse_json(content: bytes, path: str, *, without: str) -> dict[str, Any]:
+def parse_json(
+    content: bytes,
+    path: str,
+    *,
+    without: str,
+    visit_fn: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Args:
       content: the file.
       path: to name it in errors.
       without: a key that is left out wherever it stands, as it is large and unused.
+      visit_fn: Called on each object of the file before the key is left out.
 
     Raises:
       UserError: the file is cut off, or not a JSON object.
     """
 
     def shorten(entry: dict[str, Any]) -> dict[str, Any]:
+        visit_fn(entry)
         entry.pop(without, None)
         return entry
 
-    try:
-        found = json.loads(decode(content, path), object_hook=shorten)
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
+    found = load_json(content, path, object_hook=shorten)
     return found if isinstance(found, dict) else {}
+
+
+def load_json(
+    content: bytes,
+    path: str,
+    *,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
+    """Returns the content of a JSON file.
+
+    Args:
+      content: The file.
+      path: Its name, for errors.
+      object_hook: As in `json.loads`.
+
+    Raises:
+      UserError: The file is no JSON, is cut off or is nested too deeply.
+    """
+    text = decode(content, path)
+    try:
+        return json.loads(text, object_hook=object_hook)
+    except ValueError as error:  # Not only JSONDecodeError: numbers of 5,000 digits.
+        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
+    except RecursionError as error:
+        raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
 
 
 def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields line number and fields of each line of a CSV file that has any."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
+    text = read_text(path)
+    rows = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=csv_delimiter(text.partition("\n")[0]),
+        skipinitialspace=True,
+    )
     try:
         for row in rows:
             if any(row):
                 yield rows.line_num, row
     except csv.Error as error:
         raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
+
+
+def csv_delimiter(line: str) -> str:
+    """Returns what stands between the fields of a table's first line.
+
+    Where numbers have decimal commas, spreadsheets write semicolons.
+    """
+    return next((sign for sign in ",;\t" if sign in line), ",")
 
 
 def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
@@ -201,22 +290,24 @@ def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def from_windows(path: str) -> str:
-    """Returns a path as it may have been written on Windows, with slashes."""
-    return path.strip().replace("\\", "/")
-
-
 def numbers(texts: Iterable[Any], where: str) -> list[float]:
     """Returns numbers; ValueError, with where it stands, if one is none."""
     values = []
     for text in texts:
         try:
             values.append(float(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise errors.UserError(
-                f"{where}: expected a number, got {text!r}"
+                f"{where}: expected a number, got {reprlib.repr(text)}"
             ) from error
     return values
+
+
+def _spellings(paths: Iterable[str]) -> list[str]:
+    """Returns paths with slashes, as they are and URL-decoded, each once."""
+    paths = [name_matching.plain_path(path) for path in paths]
+    both = [(path, urllib.parse.unquote(path)) for path in paths]
+    return [path for path in dict.fromkeys(itertools.chain(*both)) if path]
 
 
 def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -235,9 +326,11 @@ def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator
             yield from _walk(folder, path, is_wanted)
 
 
-def _below(path: str, folder: str) -> str | None:
-    """Returns a path relative to a folder that it is in, else None."""
+def below(path: str, folder: str) -> str | None:
+    """Returns a path relative to a folder, "" for the folder, None if it is outside."""
     path, folder = map(_absolute, (path, folder))
+    if path == folder:
+        return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 

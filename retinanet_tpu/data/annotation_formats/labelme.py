@@ -1,25 +1,22 @@
-"""Labelme: a JSON file for each picture, shapes of points in pixels."""
+"""Reads Labelme: a JSON file for each image, shapes of points in pixels."""
 
 import math
-import posixpath
-from typing import Any, NamedTuple
+from typing import Any
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    files,
+    name_matching,
+    outlines,
+)
 
 _FRAMED = "shapes stored as the boxes around them"
 _NO_BOX = "shapes that enclose nothing, dropped"
 # Rectangles need no word: theirs are the corners of the box, in any order.
 _ENCLOSING = ("polygon", "oriented_rectangle", "rotation", "mask")
 _NUM_NEEDED = {"polygon": 3}
-
-
-class _File(NamedTuple):
-    """What is in a JSON file."""
-
-    picture: assembly.Picture
-    findings: list[annotations.Finding]
 
 
 def read(
@@ -43,33 +40,17 @@ def read(
     """
     names = files.list_files(directory, ".json")
     parsed, findings = files.parse_each(directory, names, _parse)
-    found = []
-    for name, (picture, of_shapes) in parsed.items():
-        findings += of_shapes
-        file_name = _file_name(name, picture.file_name, directory, pictures)
-        found.append(picture._replace(file_name=file_name))
-    if categories is None:
-        categories = assembly.found_classes(found)
-    spoken_of = {annotations.stem(name) for name in names}
-    spoken_of |= {picture.file_name for picture in found}
-    findings += annotations.pictures_without_annotation(pictures.names, spoken_of)
-    return assembly.assemble(found, categories, unit="shape", findings=findings)
-
-
-def _file_name(
-    name: str, written: str, directory: str, pictures: files.Pictures
-) -> str:
-    """Returns a JSON file's picture, even if the two were moved apart."""
-    beside = posixpath.join(directory, posixpath.dirname(name))
-    return (
-        pictures.by_path(written, beside=beside)
-        or pictures.by_path(posixpath.basename(written), beside=beside)
-        or pictures.by_stem(annotations.stem(name))
-        or written
+    return assembly.assemble_files(
+        parsed,
+        categories,
+        directory=directory,
+        pictures=pictures,
+        unit="shape",
+        findings=findings,
     )
 
 
-def _parse(content: bytes, name: str) -> _File:
+def _parse(content: bytes, name: str) -> assembly.Content:
     # The picture itself may be inside; it is read from its file.
     found = files.parse_json(content, name, without="imageData")
     for key, kind in (("imagePath", str), ("shapes", list)):
@@ -89,9 +70,9 @@ def _parse(content: bytes, name: str) -> _File:
         if box_xywh is not None:
             objects.append(assembly.Labelled(label, box_xywh, number))
     size = files.sides(found.get("imageHeight"), found.get("imageWidth"), "imageHeight")
-    file_name = files.from_windows(found["imagePath"])
+    file_name = name_matching.plain_path(found["imagePath"])
     picture = assembly.Picture(file_name, *size, objects, name)
-    return _File(picture, findings)
+    return assembly.Content(picture, findings)
 
 
 def _box(
@@ -115,4 +96,4 @@ def _box(
             )
     elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
         return None
-    return assembly.frame(points)
+    return outlines.frame(points)

@@ -1,42 +1,62 @@
-"""YOLO: a text file for each picture, boxes as shares of its sides, classes by number.
+"""Reads YOLO: a text for each image, boxes as shares of its sides, numbered classes.
 
 labels/train/a.txt  "class cx cy width height" a line, for images/train/a.jpg
 """
 
+import functools
 import os
 import posixpath
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files
+from retinanet_tpu.data.annotation_formats import (
+    assembly,
+    data_yaml,
+    files,
+    locating,
+    yolo_lines,
+    yolo_names,
+)
 
 _FRAMED = "polygons stored as the boxes around them"
+_WITHOUT_KEYPOINTS = "keypoints left out, their boxes stored"
 _BACKGROUND = "images without a label file, kept as background"
 # Lists of class names, which lie among the label files of some tools.
-_CLASS_FILES = ("classes.txt", "obj.names")
+_CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 _LEVELS_UP = 2  # data.yaml lies beside labels/, or beside train/ of train/labels/.
 
 
+class Classes(NamedTuple):
+    """What a file of classes says about the label files."""
+
+    categories: list[dict[str, Any]]  # YOLO's numbers as ids
+    keypoints: tuple[int, int] | None  # as `yolo_lines.parse` takes them
+    is_yaml: bool
+
+
 def read(
-    directory: str, *, pictures: files.Pictures, categories: list[dict[str, Any]]
+    directory: str, *, pictures: files.Pictures, classes: Classes
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
 
     A picture without a label file is one without objects, as in YOLO's own trainers.
-    Lines of more numbers are polygons, and become the boxes around them.
+    Lines of more numbers are polygons, and become the boxes around them, or boxes with
+    keypoints, which are left out.
 
     Args:
-      directory: the label files, in the same subfolders as the pictures.
+      directory: the label files, in the same subfolders as the pictures, or in labels/
+        where the pictures are in images/. Texts without an image, such as lists and
+        READMEs, may lie among them.
       pictures: the folder of images.
-      categories: the classes, with YOLO's numbers as ids.
+      classes: of `read_classes`.
 
     Raises:
-      UserError: no label file that can be read or has a picture, or a class that is
-        not known.
+      UserError: no label file that can be read or has a picture, a class that is not
+        known, or lines that may be polygons or keypoints.
     """
     names = [
         name
@@ -45,30 +65,64 @@ def read(
     ]
     if not names:
         raise errors.UserError(f"{directory} holds no label file; check --annotations.")
-    parsed, findings = files.parse_each(directory, names, _parse)
-    found = []
-    for name, (objects, of_lines) in parsed.items():
-        file_name = pictures.by_stem(annotations.stem(name))
-        if file_name is None:
-            missing = annotations.Finding(annotations.MISSING_PICTURE, name)
-            findings.append(missing)
-            continue
-        findings += of_lines
-        found.append(assembly.Picture(file_name, 0, 0, objects, name))
-    if not found:
+    matches = pictures.match(
+        {name: [[s] for s in _image_stems(name)] for name in names}
+    )
+    parse_fn = functools.partial(yolo_lines.parse, keypoints=classes.keypoints)
+    parsed, broken = files.parse_each(directory, names, parse_fn)
+    if not matches.names:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
             "has a picture of its name; check --images and --annotations."
         )
-    labelled = {annotations.stem(name) for name in names}
+    odd = _check_keypoints(parsed, classes)
+    # Lists of images and READMEs are no labels, and have no image of their name.
+    findings = [f for f in broken if f.where in matches.names] + odd
+    is_polygon = not (classes.keypoints and classes.keypoints[0])
+    found = []
+    for name, lines in parsed.items():
+        image_name = matches.names.get(name, _image_stems(name)[0])
+        if several := matches.several.get(name):
+            findings.append(locating.several_meant(image_name, several, name))
+            continue
+        findings += [
+            annotations.Finding(
+                _FRAMED if is_polygon else _WITHOUT_KEYPOINTS,
+                f"{name}, line {line.number}",
+                image=image_name,
+            )
+            for line in lines
+            if len(line.shares) > 4
+        ]
+        objects = [
+            assembly.Labelled(
+                line.label, yolo_lines.box(line, is_polygon=is_polygon), line.number
+            )
+            for line in lines
+        ]
+        found.append(assembly.Picture(image_name, 0, 0, objects, name))
+    labelled = {*matches.names.values()}.union(*matches.several.values())
     for name in pictures.names:
-        if annotations.stem(name) not in labelled:
-            findings.append(annotations.Finding(_BACKGROUND, name))
+        if name not in labelled:
+            findings.append(annotations.Finding(_BACKGROUND, name, image=name))
             found.append(assembly.Picture(name, 0, 0, (), ""))
-    ids = {str(category["id"]): category["id"] for category in categories}
+    ids = {str(c["id"]): c["id"] for c in classes.categories}
     return assembly.assemble(
-        found, categories, unit="line", findings=findings, ids=ids, is_norm=True
+        found, classes.categories, unit="line", findings=findings, ids=ids, is_norm=True
     )
+
+
+def read_classes(path: str) -> Classes:
+    """Reads a data.yaml or a list of class names.
+
+    Raises:
+      UserError: there are no names, or `kpt_shape` is not a pair of numbers.
+    """
+    categories, keypoints = yolo_names.read(path), None
+    is_yaml = path.endswith((".yaml", ".yml"))
+    if is_yaml:
+        keypoints = yolo_lines.kpt_shape(data_yaml.read(path).get("kpt_shape"), path)
+    return Classes(categories, keypoints, is_yaml)
 
 
 def find_classes(directory: str) -> str:
@@ -90,27 +144,45 @@ def find_classes(directory: str) -> str:
     )
 
 
-def _parse(
-    content: bytes, name: str
-) -> tuple[list[assembly.Labelled], list[annotations.Finding]]:
-    objects, findings = [], []
-    lines = files.decode(content, name).splitlines()
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        where = f"line {number}"
-        label, *shares = files.numbers(fields, where)
-        is_polygon = len(shares) >= 6 and len(shares) % 2 == 0
-        if not label.is_integer() or not (is_polygon or len(shares) == 4):
-            raise errors.UserError(
-                f"{where} is {line.strip()!r}; expected class cx cy width height"
+def _image_stems(name: str) -> list[str]:
+    """Returns what the image of a label file may be called: images/ for labels/."""
+    stem = annotations.stem(name)
+    before, found, after = f"/{stem}".rpartition("/labels/")
+    return [f"{before}/images/{after}".lstrip("/"), stem] if found else [stem]
+
+
+def _check_keypoints(
+    parsed: dict[str, list[yolo_lines.Line]], classes: Classes
+) -> list[annotations.Finding]:
+    """Takes out files with an odd number of shares, and returns findings of them.
+
+    Raises:
+      UserError: The longer lines may be polygons, or boxes with keypoints.
+    """
+    if classes.keypoints is not None:
+        return []
+    longer = [
+        (name, line)
+        for name, lines in parsed.items()
+        for line in lines
+        if len(line.shares) > 4
+    ]
+    lines = [line for _, line in longer]
+    if yolo_lines.may_be_keypoints(lines, has_yaml=classes.is_yaml):
+        name, line = longer[0]
+        raise errors.UserError(
+            f"{name}, line {line.number} has {len(line.shares)} numbers after the "
+            "class: a polygon, or a box with keypoints. Write which into data.yaml, "
+            "beside `names`: kpt_shape: [17, 3] for 17 keypoints of x, y and "
+            "visibility, [17, 2] for x and y alone, kpt_shape: [0, 0] for polygons. "
+            "Another file than data.yaml is named with --classes."
+        )
+    findings = []
+    for name, line in longer:
+        if len(line.shares) % 2 and name in parsed:
+            del parsed[name]
+            detail = (
+                f"line {line.number} has {len(line.shares)} numbers after the class"
             )
-        if is_polygon:
-            box_xywh = assembly.frame(zip(shares[::2], shares[1::2], strict=True))
-            findings.append(annotations.Finding(_FRAMED, f"{name}, {where}"))
-        else:
-            cx, cy, width, height = shares
-            box_xywh = (cx - width / 2, cy - height / 2, width, height)
-        objects.append(assembly.Labelled(str(int(label)), box_xywh, number))
-    return objects, findings
+            findings.append(annotations.Finding(files.UNREADABLE, name, detail, name))
+    return findings

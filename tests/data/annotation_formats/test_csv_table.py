@@ -70,7 +70,8 @@ def test_comma_and_line_break_in_quotes_belong_to_the_name(tmp_path):
     [
         ("", "is empty"),
         ("image,xmin,ymin,xmax\n", "line 1.*lacks ymax, class"),
-        ("image;xmin;ymin;xmax;ymax;class\n", "line 1.*lacks.*commas"),
+        ("image xmin ymin xmax ymax class\n", "line 1.*lacks.*commas"),
+        ("image;xmin;ymin;xmax;ymax;class\na.jpg;1,5;2;4;6;cat", "number, got '1,5'"),
         (HEADER + "a.jpg,1,2,4,6\n", "line 2 has 5 fields, expected 6"),
         (HEADER + "a.jpg,1,2,4,six,cat\n", "line 2: expected a number, got 'six'"),
         (HEADER + "\na.jpg,1,2,4,,cat\n", "line 3: expected a number, got ''"),
@@ -86,3 +87,33 @@ def test_other_encodings_are_an_error_that_says_so(tmp_path):
     text = HEADER + "a.jpg,1,2,4,6,Stra\u00dfe\n"
     with pytest.raises(ValueError, match=r"not UTF-8 text .line 2.*save it as UTF-8"):
         read(tmp_path, text, encoding="latin-1")
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_fields_may_be_separated_by_semicolons_or_tabs(tmp_path, sign):
+    text = HEADER + "a.jpg,1,2,4,6,cat\n"
+    (image,) = read(tmp_path, text.replace(",", sign)).images
+    assert image.objects[0].box_xywh == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("image,x,y,width,height,class", "a.jpg,1,2,3,4,cat"),
+        ("image,xmin,ymin,w,h,class", "a.jpg,1,2,3,4,cat"),
+        ("class,bbox_x,bbox_y,bbox_width,bbox_height,image", "cat,1,2,3,4,a.jpg"),
+    ],
+)
+def test_boxes_may_be_given_by_their_size(tmp_path, header, line):
+    (image,) = read(tmp_path, f"{header}\n{line}\n").images
+    assert image.objects[0].box_xywh == (1, 2, 3, 4)
+    assert (image.width, image.height) == (0, 0)
+
+
+def test_width_and_height_of_the_boxes_are_not_those_of_the_image(tmp_path):
+    header = "image,xmin,ymin,xmax,ymax,width,height,class\n"
+    own = "a.jpg,1,2,4,6,3,4,cat\na.jpg,1,2,7,9,6,7,cat\n"
+    (image,) = read(tmp_path, header + own).images
+    assert (image.width, image.height) == (0, 0)
+    (image,) = read(tmp_path, header + own.replace("6,7,cat", "9,9,cat")).images
+    assert (image.width, image.height) == (3, 4)

@@ -40,6 +40,9 @@ def test_numbers_may_have_gaps(tmp_path):
         ("names:\n- C#", "C#"),
         ('names: ["a: b"]', "a: b"),
         ("names:\n- 10-pin", "10-pin"),
+        ("names:\n- no", "no"),
+        ("names:\n- 1.50", "1.50"),
+        ("names:\n- |\n  a", "a"),
     ],
 )
 def test_names_with_signs_in_them(tmp_path, text, name):
@@ -51,12 +54,11 @@ def test_names_with_signs_in_them(tmp_path, text, name):
     [
         "names: coco.names",
         "names:\n  person:\n    id: 0",
-        "names: *anchor",
         "names: [a, [b]]",
-        "names: [a, b",
-        "names:\n- &x a",
-        "names:\n- |\n  a",
         "names: {a: b}",
+        "names: {1: a, 01: b}",
+        "names: {-1: a}",
+        "names: {1234567890123: a}",
         "names: []",
         "names:",
     ],
@@ -68,7 +70,7 @@ def test_what_is_beyond_it_asks_for_a_list(tmp_path, text):
 
 def test_yaml_must_have_names_and_as_many_as_it_says(tmp_path):
     with pytest.raises(ValueError, match=r"has no `names`.*--classes"):
-        read(tmp_path, "nc: 3\n  names: [a]")
+        read(tmp_path, "nc: 3\nnested:\n  names: [a]")
     with pytest.raises(ValueError, match="says nc: 3 and has 2 names"):
         read(tmp_path, "nc: 3\nnames: [a, b]")
 

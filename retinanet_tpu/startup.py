@@ -1,0 +1,175 @@
+"""Checks and configures the TPU packages before TensorFlow is imported.
+
+TensorFlow's TPU build loads libtpu while it is imported, and aborts the process if that
+libtpu is of another age. TPUs from v5 on need environment variables at that time. Each
+program imports `startup_cpu` or `startup_tpu` before all else; both call `run`, which
+reads package metadata only. Without a TPU build of TensorFlow it does nothing.
+"""
+
+import contextlib
+import operator
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from importlib import metadata
+
+from retinanet_tpu import errors
+
+# The libtpu that each TPU build needs; docs/tpu.md has the evidence.
+LIBTPU = {"2.19": "libtpu==0.0.10", "2.20": "libtpu>=0.0.14,<0.0.22"}
+_OPERATORS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
+# Packages that install the same files as tensorflow-tpu.
+_OTHER_BUILDS = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu")
+
+_PLUGIN = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
+_MLIR_BRIDGE = "--tf_mlir_enable_mlir_bridge"
+_OLDEST_PJRT_GENERATION = 5
+_PCI_DEVICES = pathlib.Path("/sys/bus/pci/devices")
+_GOOGLE = "0x1ae0"
+# v5p, v5e, v6e and v7x. Source: the table of PCI devices in jax's hardware_utils.py.
+_PJRT_CHIPS = ("0x0062", "0x0063", "0x006f", "0x0076")
+
+
+def run(*, uses_tpu: bool) -> None:
+    """Checks the packages, then sets the variables that TensorFlow reads on import.
+
+    Exits the process with a message if the packages do not fit.
+
+    Args:
+      uses_tpu: Whether the program computes on the TPUs of this machine.
+    """
+    build = _version("tensorflow-tpu")
+    if build is None:
+        return
+    try:
+        check(build, os.environ)
+    except errors.UserError as error:
+        sys.exit(f"error: {error}")
+    if uses_tpu:
+        set_pjrt_variables(os.environ)
+    else:
+        leave_tpu(os.environ)
+
+
+def check(build: str, environment: Mapping[str, str]) -> None:
+    """Checks that TensorFlow's TPU build can be imported.
+
+    Args:
+      build: The version of tensorflow-tpu.
+      environment: The environment of the process.
+    Raises:
+      UserError: Another build of TensorFlow overwrites this one, or the import would
+        abort; contains the command that corrects it.
+    """
+    needed = LIBTPU.get(".".join(build.split(".")[:2]), "")
+    for name in _OTHER_BUILDS:
+        if other := _version(name):
+            raise errors.UserError(
+                f"{name} {other} and tensorflow-tpu {build} are both installed, and "
+                f"each overwrites the other; run: pip uninstall -y {name} "
+                f"tensorflow-tpu && pip install 'tensorflow-tpu=={build}'"
+                + (f" '{needed}'" if needed else "")
+            )
+    if environment.get("TPU_LOAD_LIBRARY") == "0":
+        if environment.get(_PLUGIN):
+            raise errors.UserError(
+                f"TPU_LOAD_LIBRARY is 0 and {_PLUGIN} is set, with which the import of "
+                f"TensorFlow aborts; to leave the TPU alone, run: unset {_PLUGIN}"
+            )
+        return
+    libtpu = _version("libtpu")
+    if libtpu and needed and _is_loaded(environment) and not _fits(libtpu, needed):
+        raise errors.UserError(
+            f"libtpu {libtpu} does not fit tensorflow-tpu {build}, whose import can "
+            "abort with it (the extra [preflight] needs an environment without "
+            f"tensorflow-tpu); run: pip install '{needed}'"
+        )
+
+
+def set_pjrt_variables(environment: MutableMapping[str, str]) -> None:
+    """Sets the variables with which TensorFlow finds TPUs from v5 on.
+
+    What is already set remains. Older TPUs need none. Where libtpu is no package, the
+    machine's image sets them.
+
+    Args:
+      environment: The environment of the process.
+    """
+    library = _libtpu_library()
+    is_left_alone = environment.get("TPU_LOAD_LIBRARY") == "0"
+    if library is None or is_left_alone or not needs_pjrt(environment):
+        return
+    environment.setdefault("PJRT_DEVICE", "TPU")
+    environment.setdefault("NEXT_PLUGGABLE_DEVICE_USE_C_API", "true")
+    environment.setdefault(_PLUGIN, library)
+    flags = environment.get("TF_XLA_FLAGS", "")
+    if _MLIR_BRIDGE not in flags:
+        environment["TF_XLA_FLAGS"] = f"{flags} {_MLIR_BRIDGE}=true".strip()
+
+
+def leave_tpu(environment: MutableMapping[str, str]) -> None:
+    """Leaves the TPU to another process, as only one at a time can load libtpu.
+
+    Args:
+      environment: The environment of the process. What is already set remains.
+    """
+    if not environment.get(_PLUGIN):
+        environment.setdefault("TPU_LOAD_LIBRARY", "0")
+
+
+def needs_pjrt(
+    environment: Mapping[str, str], pci_devices: pathlib.Path = _PCI_DEVICES
+) -> bool:
+    """Returns whether the TPUs of this machine are of generation v5 or later.
+
+    Args:
+      environment: TPU_ACCELERATOR_TYPE in it decides, such as v5litepod-8 or tpu7x-8.
+      pci_devices: The directory in which Linux lists the devices of the machine.
+    """
+    kind = environment.get("TPU_ACCELERATOR_TYPE", "")
+    if generation := re.search(r"\d+", kind):
+        return int(generation[0]) >= _OLDEST_PJRT_GENERATION
+    for device in pci_devices.glob("*"):
+        with contextlib.suppress(OSError):
+            vendor = (device / "vendor").read_text().strip()
+            chip = (device / "device").read_text().strip()
+            if vendor == _GOOGLE and chip in _PJRT_CHIPS:
+                return True
+    return False
+
+
+def _is_loaded(environment):
+    """Returns whether the libtpu that TensorFlow loads is that of the package."""
+    chosen = environment.get("TPU_LIBRARY_PATH")
+    return not chosen or os.path.realpath(chosen) == os.path.realpath(_libtpu_library())
+
+
+def _libtpu_library():
+    """Returns the path of the package's libtpu.so; None if there is no package."""
+    try:
+        return str(metadata.distribution("libtpu").locate_file("libtpu/libtpu.so"))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version(package):
+    """Returns the version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _fits(version, requirement):
+    """Returns whether a version is one that a requirement admits."""
+    bounds = re.findall(r"(==|>=|<)([\d.]+)", requirement)
+    return all(
+        _OPERATORS[relation](_numbers(version), _numbers(bound))
+        for relation, bound in bounds
+    )
+
+
+def _numbers(version):
+    return tuple(map(int, re.findall(r"\d+", version)))

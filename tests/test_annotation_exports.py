@@ -1,0 +1,57 @@
+"""docs/annotation_exports.md: each of its commands, on an export of that tool."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import pytest
+
+import export_folders
+import tool_processes
+from retinanet_tpu.data import categories
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / "docs/annotation_exports.md").read_text("utf-8")
+ROWS = re.findall(r"^\| (.+?) \| (.+?) \| `(--.+?)` \|$", PAGE, re.MULTILINE)
+COMMANDS = {f"{tool}, {export}": flags for tool, export, flags in ROWS}
+
+
+@pytest.fixture(scope="module")
+def convert():
+    with tool_processes.serve("create_tfrecords.py") as run_once:
+        yield run_once
+
+
+def boxes(path):
+    """Returns class, left, top and size of the boxes of a split, a list an image."""
+    content = json.loads(path.read_text("utf-8"))
+    names = {c["id"]: c["name"] for c in content["categories"]}
+    found = {image["id"]: [] for image in content["images"]}
+    for item in content["annotations"]:
+        found[item["image_id"]].append((names[item["category_id"]], *item["bbox"]))
+    return [sorted(of_image) for of_image in found.values()]
+
+
+def expected_boxes(image):
+    return sorted(
+        (b.name, b.xmin, b.ymin, b.xmax - b.xmin, b.ymax - b.ymin) for b in image.boxes
+    )
+
+
+def test_the_page_has_the_exports_that_are_tried_here():
+    assert list(COMMANDS) == list(export_folders.EXPORTS)
+
+
+@pytest.mark.parametrize("export", COMMANDS)
+def test_a_command_of_the_page_converts_the_export(convert, tmp_path, export):
+    folder, output = tmp_path / "DS", tmp_path / "out"
+    folder.mkdir()
+    export_folders.EXPORTS[export](folder)
+    # A fraction of so few images may leave a split without any.
+    command = COMMANDS[export].replace("=DS", f"={folder}").replace("=0.2", "=0.5")
+    done = convert(f"--output_dir={output}", *shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    assert categories.read(str(output / "categories.json")).names == ["cat", "dog"]
+    found = boxes(output / "train.json") + boxes(output / "val.json")
+    assert sorted(found) == sorted(map(expected_boxes, export_folders.IMAGES))
