@@ -18,6 +18,7 @@ from retinanet_tpu.estimator import (
     config as config_lib,
     interruptions,
     saver as saver_lib,
+    stops,
     summaries,
     training,
     waits,
@@ -98,101 +99,34 @@ def train(
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop.
     """
-    num_rollbacks, iterator = 0, None
-    agreed_reason = workers.agreed(stop_reason)
-    while state.step < max_steps:
-        if reason := agreed_reason():
-            raise _saved_stop(state, saver, reason)
-        if iterator is None:
-            iterator = _new_iterator(make_iterator, state, saver, stop_reason)
-        num_steps = config.next_stop(state.step, max_steps) - state.step
-        try:
-            result = _run_heard(
-                functools.partial(run_loop, iterator, state.step, num_steps),
-                run_loop,
-                state,
-                saver,
-                stop_reason,
-                is_alone=workers.count == 1,
-            )
-            state.step += num_steps
-            _report(writer, state.step, num_steps, result)
-            saver.save_if_due(state, max_steps)
-        except training.DivergedError as error:
-            num_rollbacks += 1
-            is_allowed = num_rollbacks <= config.max_rollbacks
-            if not is_allowed or not _go_back(state, saver.model_dir, error):
-                raise
-            iterator = None
-
-
-def _new_iterator(make_iterator, state, saver, stop_reason):
-    """Returns the batches from the next one on, unless there is a reason to stop."""
-    stall = waits.Stall(stop_reason)
+    stopper = stops.Stopper(state, saver, stop_reason, workers)
+    num_rollbacks, batches = 0, []  # One iterator, if any.
     try:
-        return waits.call(lambda: make_iterator(state.next_batch), stall.reason)
-    except waits.GivenUpError as stop:
-        raise _saved_stop(state, saver, str(stop)) from None
+        while state.step < max_steps:
+            stopper.check()
+            if not batches:
+                new = functools.partial(make_iterator, state.next_batch)
+                batches.append(stopper.call(new))
+            num_steps = config.next_stop(state.step, max_steps) - state.step
+            run_loop.reset(state.step)
+            run = functools.partial(_run, run_loop, batches, state.step, num_steps)
+            try:
+                result = stopper.call_loop(run, run_loop.progress)
+                state.step += num_steps
+                _report(writer, state.step, num_steps, result)
+                saver.save_if_due(state, max_steps)
+            except training.DivergedError as error:
+                num_rollbacks += 1
+                is_allowed = num_rollbacks <= config.max_rollbacks
+                if not is_allowed or not _go_back(state, saver.model_dir, error):
+                    raise
+                batches.clear()
+    finally:
+        waits.release(batches)
 
 
-def _run_heard(run, run_loop, state, saver, stop_reason, *, is_alone):
-    """Returns the result of a loop, unless it stalls and there is a reason to stop.
-
-    What was trained is then saved, except by several workers: they save together only.
-
-    Raises:
-      Interrupted: there was a reason to stop, and no batch came for waits.STALL_SECS.
-    """
-    first_step, tensors = state.step, None
-    run_loop.reset(first_step)
-    stall = waits.Stall(stop_reason, run_loop.progress)
-
-    def give_up_reason():
-        nonlocal tensors
-        before = run_loop.progress()
-        reason = stall.reason()
-        if not reason or run_loop.progress() != before:
-            return None
-        state.step = before.num_done
-        if is_alone:
-            tensors = _finite_tensors(state)
-        # The batch may have come meanwhile, and its step begun to change variables.
-        if run_loop.progress() == before:
-            return reason
-        state.step = first_step
-        return None
-
-    try:
-        return waits.call(run, give_up_reason)
-    except waits.GivenUpError as stop:
-        reason = str(stop)
-    logging.warning("No batch came; not waiting for it any longer")
-    if tensors is None:
-        raise _unsaved_stop(state, saver, reason)
-    raise _saved_stop(state, saver, reason, tensors)
-
-
-def _finite_tensors(state):
-    """Returns what a checkpoint would hold, None if a value is not finite."""
-    try:
-        return state.tensors()
-    except training.DivergedError as error:
-        logging.error("Not saved: %s", error)
-        return None
-
-
-def _saved_stop(state, saver, reason, tensors=None):
-    """Saves, and returns Interrupted; a stop remains one if saving fails."""
-    try:
-        saver.save_rest(state, tensors)
-    except (tf.errors.OpError, OSError) as error:
-        logging.error("Step %d could not be saved: %s", state.step, error)
-    return _unsaved_stop(state, saver, reason)
-
-
-def _unsaved_stop(state, saver, reason):
-    num_lost = max(0, state.step - saver.saved_step)
-    return interruptions.Interrupted(reason, saver.saved_step, num_lost=num_lost)
+def _run(run_loop, batches, step, num_steps):
+    return run_loop(batches[0], step, num_steps)
 
 
 def _report(writer, step, num_steps, result):
@@ -219,16 +153,6 @@ def _go_back(state, model_dir, error):
     return True
 
 
-_NOT_STARTED = -1
-
-
-class Progress(NamedTuple):
-    """How far a loop is, by global steps."""
-
-    num_fetched: int  # batches that came; _NOT_STARTED while the loop is traced
-    num_done: int  # steps that are done
-
-
 class TrainLoop:
     """Runs steps in one call of TensorFlow, and gives the means of their scalars."""
 
@@ -251,23 +175,24 @@ class TrainLoop:
             autograph=False,
             jit_compile=jit_compile or None,
         )
+        num_local = len(strategy.extended.worker_devices)
         with tf.device(_host_of(strategy)):
-            counters = [tf.Variable(0, dtype=tf.int64) for _ in Progress._fields]
-        self._progress = Progress(*counters)
-        self._loop = _make_loop(strategy, replica_step, self._progress)
+            counters = [tf.Variable(0, dtype=tf.int64) for _ in range(num_local + 1)]
+        self._num_fetched, self._num_done = counters[:-1], counters[-1]
+        self._loop = _make_loop(
+            strategy, replica_step, self._num_fetched, self._num_done
+        )
 
     def reset(self, step: int) -> None:
         """Says at which global step the next call begins."""
-        self._progress.num_done.assign(step)
-        self._progress.num_fetched.assign(_NOT_STARTED)
+        self._num_done.assign(step)
+        for counter in self._num_fetched:
+            counter.assign(stops.NOT_STARTED)
 
-    def progress(self) -> Progress | object:
-        """Returns how far a call in another thread is; equal only if nothing moves.
-
-        While it waits for a batch, all variables are those of the steps that are done.
-        """
-        found = Progress(*(int(counter) for counter in self._progress))
-        return found if found.num_fetched == found.num_done else object()
+    def progress(self) -> stops.Progress:
+        """Returns how far a call in another thread is."""
+        num_fetched = tuple(int(counter) for counter in self._num_fetched)
+        return stops.Progress(num_fetched, int(self._num_done))
 
     def __call__(
         self, iterator: Iterator, first_step: int, num_steps: int
@@ -305,27 +230,35 @@ def _host_of(strategy):
     return device.replace(device_type="CPU", device_index=0).to_string()
 
 
-def _make_loop(strategy, replica_step, progress):
-    """Returns (iterator, first_step, num_steps) -> scalars and times of each step."""
+def _make_loop(strategy, replica_step, num_fetched, num_done):
+    """Returns (iterator, first_step, num_steps) -> scalars and times of each step.
+
+    Meanwhile it counts batches, by replica, and steps in variables.
+    """
+
+    def count(counter, step, tensors):
+        with tf.control_dependencies(tensors):
+            counter.assign(step)
 
     @tf.function
     def loop(iterator, first_step, num_steps):
         start = tf.timestamp()
-        progress.num_fetched.assign(first_step)
+        for counter in num_fetched:
+            counter.assign(first_step)
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
         times = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
         for i in tf.range(num_steps):
             step = first_step + tf.cast(i, tf.int64)
             batch = next(iterator)
             fed_at = _time_of(batch)
-            with tf.control_dependencies([fed_at]):
-                progress.num_fetched.assign(step + 1)
+            shares = strategy.experimental_local_results(batch)
+            for counter, share in zip(num_fetched, shares, strict=True):
+                count(counter, step + 1, [_first_tensor(share)])
             means = strategy.run(replica_step, args=(batch, step))
             replica_means = strategy.experimental_local_results(means)
             with tf.device("CPU"):  # A GPU calls done what is queued, but not its copy.
                 means = tf.identity(replica_means[0])
-            with tf.control_dependencies([*replica_means, means]):
-                progress.num_done.assign(step + 1)
+            count(num_done, step + 1, [*replica_means, means])
             history = history.write(i, means)
             times = times.write(i, [fed_at, _time_of(means)])
         return history.stack(), times.stack() - start
@@ -347,9 +280,12 @@ def input_wait(times: np.ndarray) -> float:
 
 def _time_of(values):
     """Returns when the values were there, in seconds, by the host's clock."""
-    first = tf.nest.flatten(values, expand_composites=True)[0]
-    with tf.device("CPU"), tf.control_dependencies([first]):
+    with tf.device("CPU"), tf.control_dependencies([_first_tensor(values)]):
         return tf.timestamp()
+
+
+def _first_tensor(values):
+    return tf.nest.flatten(values, expand_composites=True)[0]
 
 
 def _check_finite(history, names, first_step):

@@ -47,7 +47,8 @@ class _Waiter:
 
 
 _callers = threading.local()
-_given_up: list[futures.Future] = []
+# Each returns True as long as a thread may be waiting in C++.
+_unfinished: list[Callable[[], bool]] = []
 
 
 class GivenUpError(Exception):
@@ -105,7 +106,7 @@ def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
         if future.done():
             _callers.waiter = waiter
         else:
-            _given_up.append(future)
+            _unfinished.append(lambda: not future.done())
     return future.result()
 
 
@@ -116,10 +117,29 @@ def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
       GivenUpError: There was a reason while the next one did not come.
     """
     end = object()
-    iterator = call(lambda: iter(items), stall.reason)
-    while (item := call(lambda: next(iterator, end), stall.reason)) is not end:
-        yield item
-        stall.restart()
+    held = [call(lambda: iter(items), stall.reason)]
+    try:
+        while (item := call(lambda: next(held[0], end), stall.reason)) is not end:
+            yield item
+            stall.restart()
+    finally:
+        release(held)
+
+
+def release(held: list) -> None:
+    """Empties a list of iterators.
+
+    TensorFlow may wait for the next batch before it deletes an iterator. A thread of
+    its own does so here; nothing else must refer to them.
+    """
+    thread = threading.Thread(target=held.clear, name="release", daemon=True)
+    thread.start()
+    _forget_finished()
+    _unfinished.append(thread.is_alive)
+
+
+def _forget_finished():
+    _unfinished[:] = [is_unfinished for is_unfinished in _unfinished if is_unfinished()]
 
 
 def leave(code: int) -> None:
@@ -128,9 +148,10 @@ def leave(code: int) -> None:
     Raises:
       SystemExit: The usual way, if it can do no harm.
     """
-    if all(future.done() for future in _given_up):
+    _forget_finished()
+    if not _unfinished:
         sys.exit(code)
-    # The usual way would take down TensorFlow while that thread still uses it.
+    # The usual way would take down TensorFlow while such a thread still uses it.
     python_logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # Closed, or read by nobody.
