@@ -218,6 +218,9 @@ def _shards(prefix, names):
 
 def _write_state(model_dir, listed):
     """Names checkpoints in the file `checkpoint`, as TensorFlow does."""
+    if not listed:
+        files.remove_file(f"{model_dir}/checkpoint")
+        return
     names = [f'"{_PREFIX}{step}"' for step in listed]
     lines = [f"model_checkpoint_path: {names[-1]}"]
     lines += [f"all_model_checkpoint_paths: {name}" for name in names]
