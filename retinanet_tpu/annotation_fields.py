@@ -5,6 +5,7 @@ and areas as constants.
 """
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def is_set(value: Any, where: str) -> bool:
         text = text.removesuffix(".0")
         if text in _TRUE | _FALSE:
             return text in _TRUE
-    raise errors.UserError(f"{where} {value!r}; expected 0 or 1, true or false.")
+    raise errors.UserError(
+        f"{where} {reprlib.repr(value)}; expected 0 or 1, true or false."
+    )
 
 
 def integer(value: Any) -> int | None:
@@ -62,15 +65,21 @@ def areas(
     """Returns the area of each object; None where it cannot be that of its box.
 
     An outline fills a part of its box. An area beyond the box, of 0 or below, or of a
-    thousandth of the box is a constant or in another unit; so is one number for all
-    boxes of a file. Programs that count pixels inclusively have boxes smaller by one.
+    thousandth of the box is a constant or in another unit. So is one number for all
+    boxes of a file that is the area of none. Programs that count pixels inclusively
+    have boxes smaller by one.
 
     Args:
       annotated: The areas of a file, numbers or their text.
       sizes: Width and height of their boxes, px.
     """
     numbers = [_number(value) for value in annotated]
-    is_constant = len(numbers) > 2 and len(set(numbers)) == 1 and len({*sizes}) > 1
+    is_constant = (
+        len(numbers) > 2
+        and len(set(numbers)) == 1
+        and len({*sizes}) > 1
+        and not any(math.isclose(numbers[0], w * h, rel_tol=0.01) for w, h in sizes)
+    )
     return [
         number if _is_area(number, *size) and not is_constant else None
         for number, size in zip(numbers, sizes, strict=True)

@@ -27,6 +27,7 @@ from absl import flags, logging
 
 from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import photographs
+from retinanet_tpu.estimator import files
 from retinanet_tpu.evaluation import coco_metric, visualize
 from retinanet_tpu.serving import artifacts, stream
 
@@ -64,7 +65,13 @@ def predict_files(
     meter = stream.Meter("predict", len(paths))
     read = enumerate(stream.ahead(_load_or_skip, paths), start=1)
     pictures = ((image_id, image) for image_id, image in read if image is not None)
-    found = stream.detect(artifact, pictures, batch_size=batch_size, meter=meter)
+    found = stream.detect(
+        artifact,
+        pictures,
+        batch_size=batch_size,
+        meter=meter,
+        skip_fn=functools.partial(_skip_batch, paths=paths),
+    )
     drawings = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
     draw_fn = functools.partial(_draw, drawings=drawings, names=artifact.names)
     results = list(stream.ahead(draw_fn, _each(found, min_score)))
@@ -77,10 +84,19 @@ def predict_files(
 def _load_or_skip(path: str) -> np.ndarray | None:
     try:
         return photographs.load(path)
-    except ValueError as error:
-        with tqdm.tqdm.external_write_mode():
-            logging.warning("predict | skipped %s", error)
+    except errors.UserError as error:
+        _log_skipped(error)
         return None
+
+
+def _skip_batch(batch: stream.Batch, error: errors.UserError, *, paths) -> None:
+    for image_id in batch.ids:
+        _log_skipped(f"{paths[image_id - 1]}: {error}")
+
+
+def _log_skipped(reason: object) -> None:
+    with tqdm.tqdm.external_write_mode():
+        logging.warning("predict | skipped %s", reason)
 
 
 def _each(
@@ -119,15 +135,14 @@ def _drawing_names(paths: Sequence[str]) -> list[str]:
 
 
 def _save_results(results, paths: Sequence[str], output_dir: str) -> None:
-    """Writes detections.json and images.json of what `_draw` returned."""
+    """Writes detections.json and images.json, each whole or not at all."""
     records, images = [], []
     for image_id, (height, width), objects in results:
         records += coco_metric.detection_records(*objects[:3], image_id)
         name = {"id": image_id, "file_name": paths[image_id - 1]}
         images.append(name | {"width": width, "height": height})
     for name, content in (("detections", records), ("images", images)):
-        with tf.io.gfile.GFile(f"{output_dir}/{name}.json", "w") as file:
-            json.dump(content, file)
+        files.write_whole(f"{output_dir}/{name}.json", json.dumps(content))
 
 
 def define_flags() -> None:

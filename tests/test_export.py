@@ -1,6 +1,8 @@
 import json
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from PIL import Image
 
 import commands
 import toy_data
-from retinanet_tpu import export, train
-from retinanet_tpu.serving import agreement, artifacts, onnx_format
+from retinanet_tpu import errors, export, train
+from retinanet_tpu.serving import agreement, artifacts, onnx_format, warm_up
 from retinanet_tpu.task import formats
 
 # So that a network of twelve steps finds something.
@@ -38,6 +40,22 @@ def run_export(model_dir, **more):
     """Exports; returns the directory of the newest export."""
     commands.run(export.main, model_dir, None, **more)
     return max((model_dir / "export" / "latest").glob("[0-9]*"))
+
+
+def test_hostile_requests_leave_a_server_small_and_alive(exported):
+    client = pathlib.Path(__file__).parent / "helpers" / "hostile_client.py"
+    done = subprocess.run(
+        [sys.executable, str(client), str(exported)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert len(results) == 9 and not results.pop("good")[2]
+    for name, (secs, growth_mb, error) in results.items():
+        limit = {"many": "max_request_images = 64", "GIF": "send JPEG, PNG or BMP"}
+        expected = limit.get(name.split()[0], "max_image_pixels = 50000000")
+        assert error.startswith("InvalidArgumentError") and expected in error, name
+        assert growth_mb < 100, name  # The pixels would take gigabytes.
+        assert secs < 5, name  # Without a limit minutes.
 
 
 def exports(model_dir):
@@ -105,9 +123,30 @@ def test_the_snippet_of_the_readme_runs(exported, data_dir):
     assert len(names["classes"]) == count and set(names["classes"]) <= {"red", "blue"}
 
 
-def test_suppression_can_be_chosen_for_an_export(model_dir):
-    path = run_export(model_dir, nms="global_hard")
-    assert "global_hard (hard)" in (path / "model_card.md").read_text()
+@pytest.fixture(scope="module")
+def small_export(model_dir):
+    limits = ("max_request_images = 1", "max_image_pixels = 20_000")
+    settings = [f"retinanet_params.{limit}" for limit in limits]
+    return run_export(model_dir, nms="global_hard", gin_param=settings)
+
+
+def test_suppression_and_limits_can_be_chosen_for_an_export(small_export):
+    card = (small_export / "model_card.md").read_text()
+    assert "global_hard (hard)" in card
+    assert "1 images (`retinanet_params.max_request_images`) of 20,000 pixels" in card
+    artifact = artifacts.load(str(small_export))
+    assert len(artifact.detect(np.zeros([3, 100, 200, 3], np.uint8)).scores) == 3
+    with pytest.raises(errors.UserError, match="max_image_pixels = 20000"):
+        artifact.detect(np.zeros([1, 100, 201, 3], np.uint8))
+
+
+def test_warm_up_requests_are_within_the_limits(small_export):
+    model = tf.saved_model.load(str(small_export))
+    path = small_export / "assets.extra" / warm_up.FILE_NAME
+    for serialized in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        request = warm_up._log_class().FromString(serialized).predict_log.request
+        inputs = {x.key: tf.constant(tf.make_ndarray(x.value)) for x in request.inputs}
+        assert model.signatures[request.model_spec.signature_name](**inputs)
 
 
 def test_a_checkpoint_can_be_chosen_and_is_named(model_dir):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 import photo_folder
-from retinanet_tpu import predict
+from retinanet_tpu import errors, predict
 from retinanet_tpu.data import photographs
 from retinanet_tpu.serving import artifacts
 
@@ -149,6 +150,21 @@ def test_pictures_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_pa
         width, _ = sizes[image["id"] - 1]
         assert image["file_name"] == f"{tmp_path}/{image['id'] - 1}.png"
         assert image["width"] == width and record["bbox"] == [0, 0, width / 2, 10]
+
+
+def test_image_that_the_model_refuses_is_named_and_skipped(
+    artifact, photos, tmp_path, caplog
+):
+    def detect(pictures):
+        if pictures.shape[1] == 60:
+            raise errors.UserError("An image has more pixels than this export accepts")
+        return artifact.detect(pictures)
+
+    picky = dataclasses.replace(artifact, detect_fn=detect)
+    paths, found = photographs.find([str(photos)]), tmp_path / "found"
+    assert predict.predict_files(picky, paths, str(found)) == 1
+    assert [image["id"] for image in read_json(found / "images.json")] == [2]
+    assert f"skipped {photos / 'a.jpg'}: An image has more pixels" in caplog.text
 
 
 def test_drawing_has_the_size_of_the_photo_and_differs_from_it(

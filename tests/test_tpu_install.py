@@ -39,7 +39,7 @@ def test_a_fresh_environment_imports_tensorflow(tmp_path, extra, build):
     pip = ("venv/bin/python", "-m", "pip")
     for command in (
         (PYTHON, "-m", "venv", "venv"),
-        (*pip, "install", "--quiet", f"{ROOT}[{extra}]"),
+        (*pip, "install", "--quiet", "--editable", f"{ROOT}[{extra}]"),
         (*pip, "check"),
     ):
         done = run(tmp_path, *command)

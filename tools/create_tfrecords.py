@@ -19,15 +19,13 @@ listed with file and line in <split>.findings.txt.
 
 import retinanet_tpu.startup_cpu
 
-import csv
-import io
 import os
 import shlex
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 import tqdm
-from absl import flags
+from absl import flags, logging
 
 from retinanet_tpu import errors, guard
 from retinanet_tpu.data import (
@@ -43,6 +41,7 @@ from retinanet_tpu.data.annotation_formats import (
     locating,
     readers,
     recognition,
+    split_classes,
     split_lists,
     splits,
 )
@@ -193,6 +192,7 @@ def read_splits() -> dict[str, Part]:
     for split, word in words.items():
         # One reading for all splits that differ in their list alone.
         paths = _path("images", word), _path("annotations", word)
+        logging.info("Reading %s from %s", split, paths[1])
         is_first = paths not in read
         if is_first:
             read[paths] = read_annotations(word)
@@ -207,7 +207,13 @@ def read_splits() -> dict[str, Part]:
             )
         check_annotations(annotated, pictures, word)
         found[split] = Part(annotated, pictures.folder)
-    return found
+    used = {}
+    for annotated, folder in found.values():
+        used.setdefault(folder, set()).update(i.file_name for i in annotated.images)
+    return {
+        split: Part(splits.without_others(annotated, used[folder]), folder)
+        for split, (annotated, folder) in found.items()
+    }
 
 
 def with_common_classes(
@@ -219,20 +225,15 @@ def with_common_classes(
       UserError: A split has a class that the earlier conversion lacks, or names of
         different splits differ in case or blanks only.
     """
-    sets = [part.annotated for part in parts.values()]
-    listed = splits.common_classes(sets, existing)
-    # Where names are all that annotations have, the ids were given here.
+    read = [part.annotated for part in parts.values()]
     has_ids = _FORMAT.value not in readers.TAKE_NAMES
-    sets = [splits.with_classes(s, listed, counts_changes=has_ids) for s in sets]
-    together = annotations.AnnotatedSet([i for s in sets for i in s.images], listed)
-    annotation_checks.check_class_names(together)
-    known = {c.name for c in existing.categories} if existing else set()
-    for category in listed:
-        if existing and category["name"] not in known:
-            raise errors.UserError(
-                f"{_categories_path()} has {_listed(existing)}, and not "
-                f"{annotation_checks.listed(category, together)}. {_one_call(listed)}"
-            )
+    sets = split_classes.unified(read, existing, has_ids=has_ids)
+    new = split_classes.new_class(read, existing) if existing else None
+    if new:
+        raise errors.UserError(
+            f"{_categories_path()} has {_listed(existing)}, and not {new.described}. "
+            f"{_remedy(new.names)}"
+        )
     return {
         split: part._replace(annotated=annotated)
         for (split, part), annotated in zip(parts.items(), sets, strict=True)
@@ -363,40 +364,25 @@ def _check_words(words: dict[str, str]) -> None:
         )
 
 
-def _one_call(listed: list[dict[str, Any]]) -> str:
-    """Returns how to convert the splits together with those that are there already."""
+def _remedy(names: str) -> str:
+    """Returns how to convert splits of which one has a new class.
+
+    Args:
+      names: All classes, as --names takes them.
+    """
     if _SPLIT.value is None:
         return "Choose another --output_dir."
-    words = splits.parse(_SPLIT.value)
-    earlier = splits.converted(_OUTPUT_DIR.value)
-    names = dict.fromkeys([*earlier, *words])
-    paths = {flag: flags.FLAGS[flag].value for flag in _PATHS}
-    for word in words.values():
-        paths = {
-            flag: path and splits.template(path, word, earlier)
-            for flag, path in paths.items()
-        }
-    told_apart = [
-        shlex.quote(f"--{flag}={path}")
-        for flag, path in paths.items()
-        if path and splits.PLACEHOLDER in path
-    ]
-    advice = (
-        "Write all splits in one call, to an empty --output_dir: --split="
-        f"{','.join(names)} "
-        + (
-            " ".join(told_apart)
-            or "with {split} for the name of the split in --images, --annotations or "
-            "--split_file"
-        )
-        + "."
+    paths = {flag: flags.FLAGS[flag].value or "" for flag in _PATHS}
+    options = splits.in_one_call(
+        splits.parse(_SPLIT.value),
+        paths,
+        earlier=splits.converted(_OUTPUT_DIR.value),
     )
-    if _FORMAT.value in readers.TAKE_NAMES:
-        text = io.StringIO()
-        csv.writer(text).writerow(category["name"] for category in listed)
-        option = shlex.quote(f"--names={text.getvalue().strip()}")
-        advice += f" Or start again with {option} in the call for each split."
-    return advice
+    one_call = f"Write all splits in one call, to an empty --output_dir: {options}."
+    if _FORMAT.value not in readers.TAKE_NAMES:
+        return one_call
+    option = shlex.quote(f"--names={names}")
+    return f"{one_call} Or start again with {option} in the call for each split."
 
 
 def _listed(entries: categories.Categories) -> str:

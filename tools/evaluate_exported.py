@@ -27,6 +27,7 @@ from pycocotools import coco as coco_lib
 
 from retinanet_tpu import errors, guard, structures
 from retinanet_tpu.data import pictures
+from retinanet_tpu.estimator import files
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
 
@@ -61,9 +62,9 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     """Returns the path of each annotated picture, by image id.
 
     Raises:
-      UserError: some are not there.
+      UserError: An image has no file name, or some are not there.
     """
-    names = {image_id: image["file_name"] for image_id, image in truth.imgs.items()}
+    names = {image_id: _file_name(image) for image_id, image in truth.imgs.items()}
     # Listing a remote folder is one request, asking for each picture thousands.
     folders = {os.path.dirname(name) for name in names.values()}
     there = {
@@ -81,6 +82,16 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     return {
         image_id: os.path.join(images_dir, name) for image_id, name in names.items()
     }
+
+
+def _file_name(image: dict) -> str:
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise errors.UserError(
+            f"--annotations: image {image['id']} has the file_name {name!r}; expected "
+            "the path of its file below --images."
+        )
+    return name
 
 
 def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -170,8 +181,7 @@ def main() -> None:
     meter.close()
     logging.info(f"evaluate | done | {meter}")
     if FLAGS.output:
-        with tf.io.gfile.GFile(FLAGS.output, "w") as file:
-            json.dump(records, file)
+        files.write_whole(FLAGS.output, json.dumps(records))
     result = coco_metric.evaluate(found, truth)
     print(coco_metric.table(result))
     print(coco_metric.per_class_table(result))

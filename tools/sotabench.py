@@ -40,7 +40,8 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
       year: of the data set, "2017".
       model: its model_name, paper_arxiv_id and so on.
     Raises:
-      UserError: the package is missing, or there are no annotations.
+      UserError: the package is missing, or there are no annotations, or they cannot be
+        scored.
     """
     try:
         from sotabencheval import object_detection
@@ -50,15 +51,22 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
             "sotabencheval==0.0.38 sotabenchapi==0.0.16; pip install click requests "
             "tabulate"
         ) from error
+    name = f"annotations/instances_{split}{year}.json"
     try:
-        return object_detection.COCOEvaluator(
-            root=coco_root, split=split, dataset_year=year, **model
+        evaluator = _call(
+            object_detection.COCOEvaluator,
+            root=coco_root,
+            split=split,
+            dataset_year=year,
+            **model,
         )
     except OSError as error:
         raise errors.UserError(
-            f"--coco_root={coco_root} has no annotations/instances_{split}{year}.json: "
-            f"{error}."
+            f"--coco_root={coco_root} has no {name}: {error}."
         ) from error
+    # The evaluator reads the file without checks.
+    coco_metric.ground_truth(f"{evaluator.root}/{name}")
+    return evaluator
 
 
 def feed(
@@ -109,10 +117,12 @@ def feed(
     return _call(evaluator.save).results
 
 
-def _call(method: Callable, *arguments: Any) -> Any:
+def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
     """Calls the evaluator, in which what is newer than itself may break anything."""
     try:
-        return method(*arguments)
+        return method(*arguments, **named)
+    except OSError:
+        raise
     except Exception as error:
         raise errors.UserError(
             f"sotabencheval failed with {type(error).__name__}: {error}; "

@@ -19,6 +19,7 @@ _ROBOFLOW_VERSION = re.compile(
     re.IGNORECASE,
 )
 UNREADABLE = "annotation files unreadable, their images left out"
+UNANNOTATED = "pictures without annotation, left out"
 NO_BOX = "objects without box or outline, dropped"
 
 
@@ -102,7 +103,7 @@ def pictures_without_annotation(
       annotated: names of pictures that have one, with or without their extension.
     """
     return [
-        Finding("pictures without annotation, left out", name, image=name)
+        Finding(UNANNOTATED, name, image=name)
         for name in sorted(image_names)
         if name not in annotated and stem(name) not in annotated
     ]

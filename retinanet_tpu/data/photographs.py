@@ -1,14 +1,14 @@
 """Pictures as files in folders, outside any data set."""
 
-import io
+import fnmatch
 import os
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from retinanet_tpu import errors
+from retinanet_tpu.data import pictures
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -27,14 +27,7 @@ def find(patterns: Sequence[str]) -> list[str]:
         )
     paths = []
     for pattern in patterns:
-        if tf.io.gfile.isdir(pattern):
-            names = tf.io.gfile.listdir(pattern)
-            pictures = [name for name in names if name.lower().endswith(EXTENSIONS)]
-            found = [os.path.join(pattern, name) for name in pictures]
-        elif tf.io.gfile.exists(pattern):
-            found = [pattern]
-        else:
-            found = tf.io.gfile.glob(pattern)
+        found = _matches(pattern)
         if not found:
             raise errors.UserError(
                 f"--images={pattern} matches no picture; give a folder with "
@@ -45,24 +38,50 @@ def find(patterns: Sequence[str]) -> list[str]:
 
 
 def load(path: str) -> np.ndarray:
-    """Reads a picture the way a viewer shows it.
+    """Reads an image file by the rules of the converter.
 
     Returns:
       uint8 [H, W, 3] RGB, turned by its EXIF orientation; transparency is dropped.
     Raises:
-      UserError: the file cannot be read or is not a picture.
+      UserError: The file cannot be read or is not an image.
     """
     try:
+        path.encode()  # TensorFlow raises TypeError for a name that is not UTF-8.
         with tf.io.gfile.GFile(path, "rb") as file:
-            image = Image.open(io.BytesIO(file.read()))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            # convert() would clip all above 255 to white.
-            image = Image.fromarray((np.array(image) >> 8).astype(np.uint8))
-        return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise errors.UserError(f"{path} is no picture that Pillow knows.") from error
-    except Exception as error:  # Pillow's decoders raise errors of ten kinds.
-        raise errors.UserError(
-            f"{path} cannot be read as a picture: {error}"
-        ) from error
+            encoded = file.read()
+    except UnicodeError as error:
+        message = f"{path!a} cannot be read: the name is not UTF-8; rename it."
+        raise errors.UserError(message) from error
+    except tf.errors.OpError as error:
+        reason = error.message.rpartition("; ")[2]
+        raise errors.UserError(f"{path} cannot be read: {reason}.") from error
+    try:
+        return pictures.pixels(encoded)
+    except pictures.UnusableError as error:
+        message = f"{path} cannot be read as an image: {error}."
+        raise errors.UserError(message) from error
+
+
+def _matches(pattern: str) -> list[str]:
+    """Returns the files that one folder, glob or file name stands for."""
+    try:
+        if tf.io.gfile.isdir(pattern):
+            names = [n for n in _names(pattern) if n.lower().endswith(EXTENSIONS)]
+            return [os.path.join(pattern, name) for name in names]
+        if tf.io.gfile.exists(pattern):
+            return [pattern]
+        folder, name = os.path.split(pattern)
+        if tf.io.gfile.isdir(folder or "."):
+            # A glob would read [] in the name of the folder as well.
+            names = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
+            return [os.path.join(folder, name) for name in names]
+        return tf.io.gfile.glob(pattern)
+    except UnicodeError:
+        return [pattern]  # `load` names it.
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return tf.io.gfile.listdir(folder)
+    except UnicodeError:
+        return os.listdir(folder)

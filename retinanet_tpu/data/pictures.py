@@ -1,6 +1,8 @@
 """Pictures for record files: JPEG and PNG as they are, all else as PNG, upright."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -69,26 +71,29 @@ def load(encoded: bytes) -> Picture:
     Raises:
       UnusableError: the file is empty, broken, too large or of no known format.
     """
-    if not encoded:
-        raise UnusableError(EMPTY, "0 bytes")
-    try:
-        with PIL.Image.open(io.BytesIO(encoded)) as picture:
-            stored = _stored(picture, encoded)
+    with _opened(encoded) as picture:
+        stored = _stored(picture, encoded)
         # The decoder of the input pipeline: what passes here passes there.
-        pixels = tf.io.decode_image(stored.encoded, channels=3, expand_animations=False)
-    except PIL.Image.DecompressionBombError as error:
-        size = str(error).partition(", could")[0]
-        raise UnusableError(TOO_LARGE, size) from error
-    except PIL.UnidentifiedImageError as error:
-        raise UnusableError(UNREADABLE, "of no known format") from error
-    except UnusableError:
-        raise
-    # Pillow's parsers raise whatever they stumble over in a broken file.
-    except Exception as error:
-        # Of TensorFlow's errors without the names of nodes and devices.
-        detail = str(error).rpartition("}} ")[2].partition(" [Op:")[0]
-        raise UnusableError(UNREADABLE, detail or type(error).__name__) from error
-    return stored._replace(height=pixels.shape[0], width=pixels.shape[1])
+        height, width, _ = _decoded(stored.encoded).shape
+    return stored._replace(height=height, width=width)
+
+
+def pixels(encoded: bytes) -> np.ndarray:
+    """Decodes an image by the rules of `load`.
+
+    Args:
+      encoded: The content of the file.
+
+    Returns:
+      uint8 [H, W, 3] RGB, upright. The values are those of the record that `load`
+      makes, except for a turned JPEG, which the record compresses again.
+    Raises:
+      UnusableError: The file is one that `load` refuses.
+    """
+    with _opened(encoded) as picture:
+        if picture.format in _STORED_FORMATS and _orientation(picture) == _UPRIGHT:
+            return _decoded(encoded)
+        return np.array(_as_rgb(_turned_upright(picture)))
 
 
 def turn_box(
@@ -109,30 +114,69 @@ def turn_box(
     return (min(x1, x2), min(y1, y2), height, width)
 
 
-def _stored(picture: PIL.Image.Image, encoded: bytes) -> Picture:
-    orientation = picture.getexif().get(PIL.ExifTags.Base.Orientation, _UPRIGHT)
-    image_format = _STORED_FORMATS.get(picture.format)
-    is_upright = orientation not in range(2, 9)
-    if image_format and is_upright:
-        return Picture(encoded, image_format, 0, 0, _UPRIGHT, ())
-    file, changes = io.BytesIO(), []
+@contextlib.contextmanager
+def _opened(encoded: bytes) -> Iterator[PIL.Image.Image]:
+    """Opens a file; makes an UnusableError of whatever fails there or in the body."""
+    if not encoded:
+        raise UnusableError(EMPTY, "0 bytes")
+    try:
+        with PIL.Image.open(io.BytesIO(encoded)) as picture:
+            if 0 in picture.size:
+                raise UnusableError(UNREADABLE, "an image of 0 pixels")
+            yield picture
+    except PIL.Image.DecompressionBombError as error:
+        size = str(error).partition(", could")[0]
+        raise UnusableError(TOO_LARGE, size) from error
+    except PIL.UnidentifiedImageError as error:
+        raise UnusableError(UNREADABLE, "of no known format") from error
+    except UnusableError:
+        raise
+    # Pillow's parsers raise whatever they stumble over in a broken file.
+    except Exception as error:
+        # Of TensorFlow's errors without the names of nodes and devices.
+        detail = str(error).rpartition("}} ")[2].partition(" [Op:")[0]
+        raise UnusableError(UNREADABLE, detail or type(error).__name__) from error
+
+
+def _decoded(encoded: bytes) -> np.ndarray:
+    """Returns uint8 [H, W, 3] from the decoder of the input pipeline."""
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return image.numpy()
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    """Returns EXIF's orientation, upright if there is none that exists."""
+    orientation = picture.getexif().get(PIL.ExifTags.Base.Orientation)
+    return orientation if orientation in range(2, 9) else _UPRIGHT
+
+
+def _turned_upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     # Pillow turns a TIFF itself as it loads it, and then there is nothing to transpose.
     picture.load()
-    upright = PIL.ImageOps.exif_transpose(picture)
-    if not is_upright:
+    return PIL.ImageOps.exif_transpose(picture)
+
+
+def _stored(picture: PIL.Image.Image, encoded: bytes) -> Picture:
+    orientation = _orientation(picture)
+    image_format = _STORED_FORMATS.get(picture.format)
+    if image_format and orientation == _UPRIGHT:
+        return Picture(encoded, image_format, 0, 0, _UPRIGHT, ())
+    file, changes = io.BytesIO(), []
+    upright = _as_rgb(_turned_upright(picture))
+    if orientation != _UPRIGHT:
         changes.append(_TURNED)
     if image_format == "jpeg":
-        upright.convert("RGB").save(file, "JPEG", quality=_JPEG_QUALITY)
+        upright.save(file, "JPEG", quality=_JPEG_QUALITY)
     else:
         if not image_format:
             changes.append(f"images stored as PNG, were {picture.format}")
-        _as_rgb(upright).save(file, "PNG")
+        upright.save(file, "PNG")
     return Picture(
         encoded=file.getvalue(),
         image_format=image_format or "png",
         height=0,
         width=0,
-        orientation=_UPRIGHT if is_upright else orientation,
+        orientation=orientation,
         changes=tuple(changes),
     )
 
@@ -144,6 +188,8 @@ def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.Image.fromarray(pixels).convert("RGB")
     if picture.mode in ("I", "F"):
         raise UnusableError(
-            _NOT_8_BIT, f"Pillow mode {picture.mode}; store it with 8 bits a channel"
+            _NOT_8_BIT,
+            "its pixels are 32-bit integers or floats (Pillow mode "
+            f"{picture.mode}), whose range is unknown; store it with 8 bits a channel",
         )
     return picture.convert("RGB")

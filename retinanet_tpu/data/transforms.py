@@ -2,8 +2,12 @@
 
 The geometry is settled first, in whole pixels of the original, so that the host decodes
 only what it keeps and the boxes follow the pixels exactly.
+
+Large images are first reduced by 2, 4 or 8, each pixel the mean of a square of pixels:
+bilinear resizing alone would sample single pixels. JPEGs are decoded at that size.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,14 +17,17 @@ import tensorflow as tf
 MEAN_COLOUR = (124, 116, 104)
 # Below a pixel there is nothing to see, and ln(side) would make a huge box target.
 MIN_SIDE = 1.0
+# By which libjpeg can reduce an image as it decodes it.
+_RATIOS = (1, 2, 4, 8)
 
 
 class Window(NamedTuple):
     """The part of a picture to take and the size to give it."""
 
-    start: tf.Tensor  # int32 [2], (y, x), px of the original
-    size: tf.Tensor  # int32 [2], px of the original
+    start: tf.Tensor  # int32 [2], (y, x), px of the original, multiples of ratio
+    size: tf.Tensor  # int32 [2], px of the original, multiples of ratio
     resized: tf.Tensor  # int32 [2], px of the canvas, at most the canvas
+    ratio: tf.Tensor | int = 1  # int32 [], the reduction before resizing
 
     @property
     def scales(self) -> tf.Tensor:
@@ -38,7 +45,8 @@ def crop_window(
     """Returns the window that a scale jitter shows; by default the whole picture.
 
     The picture is thought of as resized, aspect kept, to fit `scale` times the canvas;
-    what exceeds the canvas is cropped.
+    what exceeds the canvas is cropped. Start and size are multiples of the window's
+    ratio, so less than a pixel of the canvas may be missing at the right and below.
 
     Args:
       image_size: int32 [2], height and width of the original.
@@ -59,7 +67,12 @@ def crop_window(
     start = tf.floor(position * (original - size + 1.0))
     # position * count can round up to count in float32.
     start = tf.minimum(start, original - size)
-    return Window(*(tf.cast(value, tf.int32) for value in (start, size, resized)))
+    # The largest ratio that leaves at least the resized size: 1 + (1) + (2) + (4).
+    is_larger = tf.reduce_min(size / resized) >= _RATIOS[1:]
+    ratio = 1.0 + tf.reduce_sum(tf.where(is_larger, [1.0, 2.0, 4.0], 0.0))
+    start, size = ratio * (start // ratio), ratio * (size // ratio)
+    values = (start, size, resized, ratio)
+    return Window(*(tf.cast(value, tf.int32) for value in values))
 
 
 def load_window(
@@ -67,8 +80,8 @@ def load_window(
 ) -> tuple[tf.Tensor, tf.Tensor, Window]:
     """Decodes a window of a picture and resizes it.
 
-    Of a JPEG only the window is decoded. Grey, CMYK, palette and transparent pictures
-    come out as RGB.
+    Of a JPEG only the window is decoded, and of a large one at a reduced size. Grey,
+    CMYK, palette and transparent pictures come out as RGB.
 
     Args:
       encoded: string [], a JPEG, PNG, BMP or GIF file.
@@ -82,21 +95,13 @@ def load_window(
     def from_jpeg():
         image_size = tf.image.extract_jpeg_shape(encoded)[:2]
         window = window_fn(image_size)
-        corner_and_size = tf.concat([window.start, window.size], axis=0)
-        pixels = tf.image.decode_and_crop_jpeg(encoded, corner_and_size, channels=3)
-        return pixels, image_size, window
+        return _decoded_jpeg(encoded, window), image_size, window
 
     def from_other():
         pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
         image_size = tf.shape(pixels)[:2]
         window = window_fn(image_size)
-        return (
-            tf.slice(
-                pixels, [*tf.unstack(window.start), 0], [*tf.unstack(window.size), 3]
-            ),
-            image_size,
-            window,
-        )
+        return _reduced(pixels, window), image_size, window
 
     pixels, image_size, window = tf.cond(tf.io.is_jpeg(encoded), from_jpeg, from_other)
     return tf.cast(_resized(pixels, window), tf.uint8), image_size, window
@@ -115,15 +120,17 @@ def letterbox(
       float32 [..., *canvas_size, 3], the very values of `load_window` and `paste`, and
       float32 [2]: (y, x) resized size / original size.
     """
+    images = tf.convert_to_tensor(images)
     window = crop_window(tf.shape(images)[-3:-1], canvas_size)
-    images = tf.clip_by_value(tf.cast(images, tf.float32), 0.0, 255.0)
-    resized = _resized(images, window)
+    reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
+    resized = _resized(reduced, window)
     below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
     mean = tf.constant(MEAN_COLOUR, tf.float32)
     canvas = tf.pad(resized - mean, padding) + mean
-    shape = [*images.shape[:-3], *canvas_size, 3]
-    return tf.ensure_shape(canvas, shape), window.scales
+    # Not ensure_shape: ONNX has none, and its runtimes would not know the sides.
+    leading = [-1 if side is None else side for side in images.shape[:-3]]
+    return tf.reshape(canvas, [*leading, *canvas_size, 3]), window.scales
 
 
 def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
@@ -220,8 +227,48 @@ def paste(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
     return tf.ensure_shape(canvas, [height, width, 3])
 
 
+def _decoded_jpeg(encoded: tf.Tensor, window: Window) -> tf.Tensor:
+    """Returns float32 [h, w, 3], the window of a JPEG at 1 / ratio of its size."""
+
+    def decoded_at(ratio: int) -> tf.Tensor:
+        corner_and_size = tf.concat([window.start, window.size], axis=0) // ratio
+        return tf.image.decode_and_crop_jpeg(
+            encoded, corner_and_size, channels=3, ratio=ratio
+        )
+
+    # The ratio is an attribute of the operation, so that each needs one of its own.
+    branches = [functools.partial(decoded_at, ratio) for ratio in _RATIOS]
+    is_larger = tf.convert_to_tensor(window.ratio) >= _RATIOS[1:]
+    index = tf.reduce_sum(tf.cast(is_larger, tf.int32))
+    return tf.cast(tf.switch_case(index, branches), tf.float32)
+
+
+def _reduced(images: tf.Tensor, window: Window) -> tf.Tensor:
+    """Returns float32 [..., h, w, 3], the window of decoded images at 1 / ratio.
+
+    Args:
+      images: uint8 or float32 [..., H, W, 3].
+      window: What to take.
+    """
+    ratio = window.ratio
+    height, width = tf.unstack(window.size)
+    top, left = tf.unstack(window.start)
+    images = tf.cast(
+        images[..., top : top + height, left : left + width, :], tf.float32
+    )
+    # Means over rows, then over columns, each of few dimensions.
+    rows = tf.reshape(images, [-1, ratio, 3 * width])
+    columns = tf.reshape(tf.reduce_mean(rows, axis=1), [-1, ratio, 3])
+    shape = tf.concat([tf.shape(images)[:-3], window.size // ratio, [3]], axis=0)
+    reduced = tf.reshape(tf.reduce_mean(columns, axis=1), shape)
+    return tf.ensure_shape(reduced, [*images.shape[:-3], None, None, 3])
+
+
 def _resized(pixels: tf.Tensor, window: Window) -> tf.Tensor:
-    """Returns float32 [..., h, w, 3], whole numbers, of the window's resized size."""
-    # TensorFlow resizes float32 in two thirds of the time of uint8, to the same values.
-    pixels = tf.cast(pixels, tf.float32)
+    """Returns float32 [..., h, w, 3], whole numbers, of the window's resized size.
+
+    Args:
+      pixels: float32, which TensorFlow resizes in two thirds of the time of uint8.
+      window: of the resized size.
+    """
     return tf.round(tf.image.resize(pixels, window.resized, method="bilinear"))

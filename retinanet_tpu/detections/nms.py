@@ -283,13 +283,13 @@ def _settle(is_overlap, is_free):
 
 def _append(taken, num_taken, new, is_kept):
     """Returns what is taken with the kept ones behind it, and its number [B]."""
-    # top_k leaves equals in their order, so that the kept ones come first, best first.
-    order = tf.math.top_k(tf.cast(is_kept, tf.float32), is_kept.shape[1]).indices
     num_kept = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=-1)
     slots = tf.range(taken.scores.shape[1]) - num_taken[:, tf.newaxis]
     is_new = tf.logical_and(slots >= 0, slots < num_kept[:, tf.newaxis])
-    slots = tf.clip_by_value(slots, 0, is_kept.shape[1] - 1)
-    source = tf.gather(order, slots, batch_dims=1)  # [B, D], places in the tile
+    # Not top_k, which keeps the order of equals here but not in every runtime.
+    place = tf.where(is_kept, tf.cumsum(tf.cast(is_kept, tf.int32), axis=-1), 0) - 1
+    is_source = place[:, tf.newaxis, :] == slots[:, :, tf.newaxis]  # [B, D, T]
+    source = tf.argmax(tf.cast(is_source, tf.int32), axis=-1, output_type=tf.int32)
 
     def choose(old, offered):
         offered = tf.gather(offered, source, batch_dims=1)

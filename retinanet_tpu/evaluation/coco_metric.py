@@ -7,19 +7,17 @@ pycocotools writes -1 where an area range or a category has no annotated box; so
 this module.
 """
 
-import collections
 import contextlib
 import io
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from pycocotools import coco as coco_lib, cocoeval
 
 from retinanet_tpu import annotation_fields, errors, structures
+from retinanet_tpu.evaluation import annotation_file
 
 
 class Metric(NamedTuple):
@@ -46,8 +44,8 @@ METRICS = (
     Metric("ARm", "0.50:0.95", "medium", 100),
     Metric("ARl", "0.50:0.95", "large", 100),
 )
+_AREAS = (0.0, 1e10)  # px, that pycocotools scores.
 _NO_CATEGORY = -1  # As data/categories.py has it, which is a sibling.
-_NAMED_IDS = 10  # As many ids as an error message can show on one line.
 
 
 def ground_truth(path: str) -> coco_lib.COCO:
@@ -61,21 +59,16 @@ def ground_truth(path: str) -> coco_lib.COCO:
     Returns:
       pycocotools' index of the file.
     Raises:
-      UserError: the file is no JSON, lacks one of the three lists, has no images or
-        no categories, an image id that is no integer >= 0, or an image id, category id
-        or category name twice.
+      UserError: The file is not valid, see `annotation_file.read`, or it has no
+        annotation that a detection can match.
     """
-    with tf.io.gfile.GFile(path) as file:
-        try:
-            dataset = json.load(file)
-        except json.JSONDecodeError as error:
-            raise errors.UserError(f"{path} is not a JSON file: {error}.") from error
-    _check_annotation_file(dataset, path)
+    dataset = annotation_file.read(path)
     dataset.setdefault("info", {})
     for number, annotation in enumerate(dataset["annotations"], start=1):
         # pycocotools reads id 0 as "unmatched" and drops all but one of equal ids.
         annotation["id"] = number
     _complete(dataset["annotations"], path)
+    _check_any_counts(dataset["annotations"], path)
     return _coco(dataset)
 
 
@@ -161,8 +154,8 @@ def evaluate(
     if missing and not is_partial:
         raise errors.UserError(
             f"{len(missing)} of {len(ground_truth.imgs)} annotated images were never "
-            f"predicted: ids {_few(missing)}. Evaluate the whole set (do not drop the "
-            "last batch), or pass is_partial=True."
+            f"predicted: ids {annotation_file.few(missing)}. Evaluate the whole set "
+            "(do not drop the last batch), or pass is_partial=True."
         )
     if not image_ids:
         raise errors.UserError("No image was predicted; check the evaluation files.")
@@ -206,44 +199,18 @@ def _number(value: float) -> str:
     return "    -" if value < 0 else f"{value:0.3f}"
 
 
-def _check_annotation_file(dataset: object, path: str) -> None:
-    keys = dataset.keys() if isinstance(dataset, dict) else ()
-    absent = [key for key in ("images", "annotations", "categories") if key not in keys]
-    if absent:
+def _check_any_counts(annotations: list[dict], path: str) -> None:
+    """Raises UserError for a file against which every AP would be -1."""
+    low, high = _AREAS
+    counted = [a for a in annotations if not a["iscrowd"] and low <= a["area"] <= high]
+    if not counted:
+        num_crowds = sum(bool(a["iscrowd"]) for a in annotations)
         raise errors.UserError(
-            f"{path} lacks {', '.join(absent)}; it has {', '.join(keys) or 'no keys'}. "
-            "Give a file of COCO's object detection format (instances_*.json)."
+            f"{path} has no annotation that a detection can match: "
+            f"{len(annotations)} annotations, {num_crowds} of them crowds (iscrowd), "
+            f"the others with an area outside {low:.0f} to {high:.0f} px. Give a file "
+            "with at least one object."
         )
-    empty = [key for key in ("images", "categories") if not dataset[key]]
-    if empty:
-        raise errors.UserError(
-            f"{path} lists no {empty[0]}; give a file that has some."
-        )
-    image_ids = [image["id"] for image in dataset["images"]]
-    wrong = [value for value in image_ids if not isinstance(value, int) or value < 0]
-    if wrong:
-        raise errors.UserError(
-            f"{path} has image ids that are no integers >= 0: {_few(wrong)}; renumber "
-            "the images here and in the TFRecords."
-        )
-    categories = dataset["categories"]
-    _check_unique("image id", image_ids, path)
-    _check_unique("category id", [category["id"] for category in categories], path)
-    _check_unique("category name", [category["name"] for category in categories], path)
-
-
-def _check_unique(what: str, values: list, path: str) -> None:
-    twice = [value for value, n in collections.Counter(values).items() if n > 1]
-    if twice:
-        raise errors.UserError(
-            f"{path} has {what} {_few(twice)} more than once; keep one of each."
-        )
-
-
-def _few(values: list) -> str:
-    rest = len(values) - _NAMED_IDS
-    named = ", ".join(map(str, values[:_NAMED_IDS]))
-    return f"{named} and {rest} more" if rest > 0 else named
 
 
 def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]]:
@@ -261,17 +228,18 @@ def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]
             if image_id not in ground_truth.imgs:
                 raise errors.UserError(
                     f"Image {image_id} is not in the annotation file (ids "
-                    f"{_few(sorted(ground_truth.imgs))}); the TFRecords and the "
-                    "annotation file must come from the same data set."
+                    f"{annotation_file.few(sorted(ground_truth.imgs))}); the TFRecords "
+                    "and the annotation file must come from the same data set."
                 )
             seen.add(image_id)
             records += _image_records(detections, row, image_id)
     unknown = {record["category_id"] for record in records} - set(ground_truth.cats)
     if unknown:
         raise errors.UserError(
-            f"Detections have category ids {_few(sorted(unknown))}; the annotation "
-            f"file has {_few(sorted(ground_truth.cats))}. Train and evaluate with the "
-            "same categories.json, whose ids are the file's."
+            f"Detections have category ids {annotation_file.few(sorted(unknown))}; the "
+            f"annotation file has {annotation_file.few(sorted(ground_truth.cats))}. "
+            "Train and evaluate with the same categories.json, whose ids are the "
+            "file's."
         )
     return records, seen
 

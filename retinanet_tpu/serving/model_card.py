@@ -65,6 +65,7 @@ def text(
     class_names: Sequence[str],
     image_size: tuple[int, int],
     nms: str,
+    limits: str,
     checkpoint: str,
     scores: Mapping[str, Any] | None,
     config_text: str,
@@ -76,6 +77,7 @@ def text(
       class_names: in the order of their ids.
       image_size: height and width of the network's input, px.
       nms: a line that says which suppression is inside.
+      limits: A line with what the SavedModel accepts in one request.
       checkpoint: its path.
       scores: numbers of its evaluation, None if it was not scored.
       config_text: the run's gin settings, "" if they are not known.
@@ -91,6 +93,9 @@ def text(
         "## Scores\n\n" + _scores_table(scores),
         "## Files\n\nEach was held against the checkpoint's own predictions.\n\n"
         + _forms_table(forms),
+        f"## Limits\n\nThe SavedModel fails a request beyond {limits}, and one with a "
+        "GIF. Change them with `--gin_param` of `python -m retinanet_tpu.export`. The "
+        "other formats have no limits of their own.",
     ]
     parts += [
         f"## Calling {form.what}\n\n{call}" for form, call in _calls(forms, image_size)

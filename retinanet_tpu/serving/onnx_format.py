@@ -73,6 +73,7 @@ def convert(
             "The network computes in bfloat16, for which ONNX has no convolutions; "
             "export with COMPUTE_DTYPE = 'float32'."
         )
+    _name_passed_states(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         dimensions = value.type.tensor_type.shape.dim
         for name, dimension in zip(_DIMENSIONS, dimensions, strict=False):
@@ -90,6 +91,23 @@ def convert(
             f"ONNX {opset} cannot say what fn does: {error}"
         ) from error
     return model
+
+
+def _name_passed_states(graph: Any) -> None:
+    """Gives the states that a loop's body only passes on another name as its outputs.
+
+    OpenVINO 2026.4 does not read a body whose input is its output.
+    """
+    inputs = {value.name for value in graph.input}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _name_passed_states(attribute.g)
+    for output in graph.output:
+        if output.name in inputs:
+            passed = f"{output.name}/passed"
+            graph.node.add(op_type="Identity", input=[output.name], output=[passed])
+            output.name = passed
 
 
 def make_session(model: Any) -> Any:

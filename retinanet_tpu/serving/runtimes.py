@@ -5,7 +5,8 @@ Detections of NumPy arrays, in px of the pictures and with the data set's ids.
 """
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
       num_threads: sets TensorFlow's own, of the whole process; None leaves them.
     Raises:
       UserError: it is damaged, has other signatures, or TensorFlow runs with other
-        threads, or takes the path for a pattern.
+        threads, or takes the path for a pattern. The function raises it for an image
+        that the export refuses.
     """
     files.check_path(path, "--model")
     if num_threads is not None:
@@ -59,14 +61,23 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
 
     # These hold on to `model`, which owns the weights, and not to its signature alone.
     def detect(pictures):
-        return detections(model.signatures["images"](images=tf.constant(pictures)))
+        try:
+            with requesting():
+                found = model.signatures["images"](images=tf.constant(pictures))
+        except errors.UserError:
+            if len(pictures) == 1:
+                raise
+            # The export may accept fewer images at once.
+            return _joined(map(detect, np.array_split(pictures, 2)))
+        return detections(found)
 
     def detect_one_by_one(pictures):
         serve, image_id = model.signatures["serving_default"], tf.constant(0)
-        found = [
-            serve(image=tf.constant(picture, tf.float32), image_id=image_id)
-            for picture in pictures
-        ]
+        with requesting():
+            found = [
+                serve(image=tf.constant(picture, tf.float32), image_id=image_id)
+                for picture in pictures
+            ]
         stacked = {key: np.stack([x[key] for x in found]) for key in _OUTPUTS_OF_ONE}
         return detections(stacked | {"boxes_xyxy": stacked["boxes"]})
 
@@ -151,8 +162,7 @@ def load_tflite(path: str, *, num_threads: int | None = None) -> Callable:
         return found._replace(boxes_yxyx=boxes_yxyx.numpy())
 
     def detect(pictures):
-        rows = zip(*map(detect_one, pictures), strict=True)
-        return structures.Detections(*map(np.concatenate, rows))
+        return _joined(map(detect_one, pictures))
 
     return detect
 
@@ -167,6 +177,21 @@ def detections(found: Mapping[str, Any]) -> structures.Detections:
     return structures.Detections(
         boxes_xyxy[..., [1, 0, 3, 2]], scores, class_ids, count
     )
+
+
+@contextlib.contextmanager
+def requesting() -> Iterator[None]:
+    """Raises UserError with the reason where a SavedModel refuses a request."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = error.message.rpartition("assertion failed: ")[2].partition("\n")[0]
+        raise errors.UserError(re.sub(r"[][]", "", text) + ".") from error
+
+
+def _joined(parts: Iterable[structures.Detections]) -> structures.Detections:
+    """Returns several batches as one."""
+    return structures.Detections(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _set_tensorflow_threads(num_threads: int) -> None:

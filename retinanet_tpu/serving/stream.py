@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.serving import artifacts
 
 # Decoders let go of Python's lock, so that as many pictures are decoded at once.
@@ -140,6 +140,7 @@ def detect(
     *,
     batch_size: int,
     meter: Meter,
+    skip_fn: Callable[[Batch, errors.UserError], None] | None = None,
 ) -> Iterator[tuple[Batch, structures.Detections]]:
     """Yields batches of pictures, not in their order, and what was found in them.
 
@@ -148,10 +149,20 @@ def detect(
       pictures: id and uint8 [H, W, 3] of each.
       batch_size: pictures of a batch at most.
       meter: counts the pictures and times the artifact.
+      skip_fn: Called for a batch that the artifact refuses; None raises the error.
+    Raises:
+      UserError: The artifact refuses a batch.
     """
     for batch in by_size(pictures, batch_size):
         start_secs = time.perf_counter()
-        found = artifact.detect(batch.pictures)
+        try:
+            found = artifact.detect(batch.pictures)
+        except errors.UserError as error:
+            if skip_fn is None:
+                named = ", ".join(map(str, batch.ids))
+                raise errors.UserError(f"Image ids {named}: {error}") from error
+            skip_fn(batch, error)
+            continue
         meter.add(len(batch.ids), time.perf_counter() - start_secs)
         yield batch, found
 

@@ -6,6 +6,7 @@ with the weights, and TensorFlow 2.20 crashes (segmentation fault) on int8.
 """
 
 import importlib
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -147,6 +148,7 @@ def _joined(first: bytes, second: bytes) -> bytes:
         num_subgraphs=len(model.subgraphs) - 1,  # The first ones become one.
     )
     _append(model, tail)
+    _make_names_unique(model)
     # What it says of versions and of the conversion holds for `first` alone.
     model.metadata = None
     builder = _Builder(len(first) + len(second))
@@ -190,6 +192,27 @@ def _append(model, tail):
     model.subgraphs += tail.subgraphs[1:]
     model.buffers += tail.buffers
     model.operatorCodes += tail.operatorCodes
+
+
+def _make_names_unique(model):
+    """Renames tensors that share a name; inputs and outputs keep theirs.
+
+    OpenVINO, for one, finds tensors by name.
+    """
+    graph = model.subgraphs[0]
+    ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
+    names = {tensor.name for tensor in ends}
+    is_end = set(map(id, ends))
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            if id(tensor) not in is_end:
+                tensor.name = _unused(tensor.name, names)
+                names.add(tensor.name)
+
+
+def _unused(name, names):
+    candidates = (name + b"_%d" % i for i in itertools.count(2))
+    return next(x for x in itertools.chain([name], candidates) if x not in names)
 
 
 class _Builder(flatbuffers.Builder):

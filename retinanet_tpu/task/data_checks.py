@@ -6,6 +6,7 @@ puts the same questions to every record, and draws the answers.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -19,7 +20,8 @@ from retinanet_tpu.data import (
     record_files,
     statistics,
 )
-from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.detections import nms
+from retinanet_tpu.evaluation import coco_metric, highest_recall
 from retinanet_tpu.task import anchor_recall, experiment
 
 _NUM_SAMPLED = 128
@@ -40,8 +42,7 @@ def check(run: experiment.Experiment) -> None:
       UserError: says what is wrong and what to do.
     """
     categories, data = run.params["categories"], run.data
-    if run.plan.evaluates:
-        _check_evaluation(data, categories)
+    limits = _check_evaluation(run) if run.plan.evaluates else []
     categories.check_num_classes(run.params["num_classes"])
     record_files.check_not_empty(record_files.find(data.dir, data.train_split))
     train = statistics.read(
@@ -50,6 +51,8 @@ def check(run: experiment.Experiment) -> None:
     found = [
         *findings.box_findings(train, categories),
         *_head_anchor_findings(run, train),
+        *_max_boxes_findings(*_boxes_per_image(data, train), data.max_boxes),
+        *limits,
     ]
     if not len(train.boxes_yxyx) and not statistics.has_object(
         data.dir, data.train_split, categories.id_to_index
@@ -60,8 +63,9 @@ def check(run: experiment.Experiment) -> None:
     report(found)
 
 
-def _check_evaluation(data, categories):
-    """Raises an error if the end of a long run could not be scored."""
+def _check_evaluation(run):
+    """Raises an error if a run could not be scored; returns how high it can score."""
+    data, categories = run.data, run.params["categories"]
     try:
         record_files.find(data.dir, data.eval_split)
         annotation_file = data.annotation_file
@@ -80,6 +84,13 @@ def _check_evaluation(data, categories):
             f"{data.annotation_file} has category ids {unknown[:10]}, which "
             f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
         )
+    objects = [
+        (item["image_id"], item["category_id"])
+        for item in truth.dataset["annotations"]
+        if not item["iscrowd"]
+    ]
+    columns = np.array(objects, np.int64).reshape(-1, 2).T
+    return recall_findings(*columns, data.eval_split, run.params["nms_fn"])
 
 
 def report(found: list[findings.Finding]) -> None:
@@ -148,14 +159,7 @@ def plan_findings(
     )
     if num_images:
         found.append(findings.Finding(findings.Severity.NOTE, text))
-    num_full = int((train.boxes_per_image > run.data.max_boxes).sum())
-    if num_full:
-        text = (
-            f"{num_full} images of {train.name} have more than Data.max_boxes "
-            f"{run.data.max_boxes} boxes (up to {train.boxes_per_image.max()}); the "
-            "smallest ones are dropped, and what they show is trained as background."
-        )
-        found.append(findings.Finding(findings.Severity.WARNING, text))
+    found += _max_boxes_findings(train.boxes_per_image, train.name, run.data.max_boxes)
     for split in splits[1:]:
         batch_size = run.plan.eval_batch_per_replica
         padding = -len(split.image_ids) % batch_size
@@ -165,7 +169,80 @@ def plan_findings(
             "padding."
         )
         found.append(findings.Finding(findings.Severity.NOTE, text))
+        is_object = ~split.is_crowd
+        found += recall_findings(
+            split.images[is_object],
+            split.category_ids[is_object],
+            split.name,
+            run.params["nms_fn"],
+        )
     return found
+
+
+def recall_findings(
+    images: np.ndarray, category_ids: np.ndarray, split_name: str, nms_fn: nms.NMS
+) -> list[findings.Finding]:
+    """Returns whether even perfect detections cannot reach an AR of 1.
+
+    Args:
+      images: int64 [N], the image of each object, crowds left out.
+      category_ids: int64 [N], the category of each object.
+      split_name: whose objects.
+      nms_fn: Limits the detections of an image.
+    """
+    found, limit = [], highest_recall.MAX_PER_CLASS
+    highest = highest_recall.highest_recall(images, category_ids)
+    if highest < 1:
+        num_images, most = highest_recall.num_beyond(images, category_ids)
+        text = (
+            f"{num_images:,} images of {split_name} have more than {limit} objects of "
+            f"a class (up to {most:,}), but COCO counts {limit} detections of each "
+            f"class in an image: AR100 can reach {highest:.3f} at most, and AP about "
+            "as much. No setting of the network or of its suppression changes that; "
+            "convert tiles of the images instead, if the score matters."
+        )
+        found.append(findings.Finding(findings.Severity.WARNING, text))
+    reached = highest_recall.highest_recall(images, category_ids, nms_fn.max_detections)
+    if reached < highest:
+        most = highest_recall.most_counted(images, category_ids)
+        text = (
+            f"nms.max_detections {nms_fn.max_detections} is less than the objects of "
+            f"some images of {split_name}: AR100 can reach {reached:.3f} at most; with "
+            f"nms.max_detections = {most} it can reach {highest:.3f}."
+        )
+        found.append(findings.Finding(findings.Severity.WARNING, text))
+    return found
+
+
+def _boxes_per_image(data, head):
+    """Returns the numbers of boxes of images to train on, and which images they are."""
+    path = f"{data.dir}/{data.train_split}.json"
+    if not _is_quickly_read(path):
+        return (
+            head.boxes_per_image,
+            f"the first {len(head.image_ids)} of {head.name}",
+        )
+    content = statistics.read_annotations(path)
+    image_ids = [item.get("image_id") for item in content["annotations"]]
+    _, counts = np.unique(np.array(image_ids, np.int64), return_counts=True)
+    return counts, f"{head.name} ({data.train_split}.json)"
+
+
+def _max_boxes_findings(boxes_per_image, source, max_boxes):
+    num_full = int((boxes_per_image > max_boxes).sum())
+    if not num_full:
+        return []
+    most = boxes_per_image.max()
+    text = (
+        f"{num_full:,} images of {source} have more than Data.max_boxes {max_boxes} "
+        f"boxes (up to {most}); the smallest ones are dropped, and what they show is "
+        f"trained as background. Set Data.max_boxes = {most}."
+    )
+    return [findings.Finding(findings.Severity.WARNING, text)]
+
+
+def _is_quickly_read(path):
+    return tf.io.gfile.exists(path) and tf.io.gfile.stat(path).length <= _MAX_JSON_BYTES
 
 
 def _head_anchor_findings(run, train):
@@ -179,7 +256,7 @@ def _head_anchor_findings(run, train):
 
 def _evaluation_findings(run):
     data, found = run.data, []
-    if tf.io.gfile.stat(data.annotation_file).length > _MAX_JSON_BYTES:
+    if not _is_quickly_read(data.annotation_file):
         return found
     val = statistics.annotated_pictures(data.annotation_file)
     # Each key ends with its boxes, and each box begins with its category id.
@@ -192,10 +269,7 @@ def _evaluation_findings(run):
     found += findings.box_findings(head, run.params["categories"])
     found += findings.annotation_findings(head, data.annotation_file)
     train_file = f"{data.dir}/{data.train_split}.json"
-    if (
-        tf.io.gfile.exists(train_file)
-        and tf.io.gfile.stat(train_file).length <= _MAX_JSON_BYTES
-    ):
+    if _is_quickly_read(train_file):
         trained = statistics.annotated_pictures(train_file)
         found += _overlap_findings(trained, val, data.train_split, data.eval_split)
     return found

@@ -22,6 +22,7 @@ from retinanet_tpu.estimator import (
 )
 from retinanet_tpu.learning import losses, targets
 from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.serving import request_limits
 from retinanet_tpu.task import (
     first_weights,
     input_fn as input_fn_lib,
@@ -66,6 +67,8 @@ def retinanet_params(
     l2_coefficient: float = 1e-4,
     decode_fn: Callable = decode.decode,
     nms_fn: nms.NMS | None = None,
+    max_request_images: int = 64,
+    max_image_pixels: int = 50_000_000,
 ) -> dict[str, Any]:
     """Returns what model_fn, input_fn and serving_fn share.
 
@@ -78,8 +81,10 @@ def retinanet_params(
       l2_coefficient: of half the squared kernels.
       decode_fn: predictions -> candidates.
       nms_fn: candidates -> detections; None for NMS as it comes.
+      max_request_images: Images that an export accepts in one request.
+      max_image_pixels: Pixels that an export accepts in one image.
     Raises:
-      UserError: image_size does not fit the pyramid.
+      UserError: image_size does not fit the pyramid, or a limit is below 1.
     """
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
         raise errors.UserError(
@@ -95,6 +100,7 @@ def retinanet_params(
         l2_coefficient=l2_coefficient,
         decode_fn=decode_fn,
         nms_fn=nms_fn or nms.NMS(),
+        limits=request_limits.Limits(max_request_images, max_image_pixels),
     )
 
 

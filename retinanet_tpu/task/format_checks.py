@@ -55,38 +55,38 @@ def predict(
 
 
 def found_by(
-    path: str, pictures: Sequence[np.ndarray]
+    path: str, pictures: Sequence[np.ndarray], *, batch_size: int
 ) -> Iterator[list[structures.Detections]]:
     """Yields what an artifact finds in each picture, by each way to call it.
 
     Args:
       path: see `artifacts.load`.
       pictures: uint8 [H, W, 3] each.
+      batch_size: Images that one request may have.
+    Raises:
+      UserError: An image is larger than the artifact accepts.
     """
     if not tf.saved_model.contains_saved_model(path):
         artifact = artifacts.load(path)
         yield [artifact.detect(picture[None]) for picture in pictures]
         return
     model = tf.saved_model.load(path)  # Owns the weights; its signatures do not.
-    signatures = model.signatures
-    yield [
-        runtimes.detections(signatures["images"](images=tf.constant(picture[None])))
-        for picture in pictures
-    ]
-    yield [
-        _in_batch(
-            signatures["serving_default"](
-                image=tf.constant(picture, tf.float32), image_id=tf.constant(0)
-            )
-        )
-        for picture in pictures
-    ]
     encoded = [tf.io.encode_png(picture).numpy() for picture in pictures]
-    found = signatures["image_bytes"](image_bytes=tf.constant(encoded))
-    yield _split(found, len(pictures))
-    examples = [example(content) for content in encoded]
-    found = signatures["tf_example"](examples=tf.constant(examples))
-    yield _split(found, len(pictures))
+    batches = [
+        encoded[start : start + batch_size]
+        for start in range(0, len(encoded), batch_size)
+    ]
+    examples = [[example(content) for content in batch] for batch in batches]
+    requests = {
+        "images": [{"images": picture[None]} for picture in pictures],
+        "serving_default": [
+            {"image": picture.astype(np.float32), "image_id": 0} for picture in pictures
+        ],
+        "image_bytes": [{"image_bytes": batch} for batch in batches],
+        "tf_example": [{"examples": batch} for batch in examples],
+    }
+    for name, calls in requests.items():
+        yield [one for inputs in calls for one in _requested(model, name, inputs)]
 
 
 def suppressed(
@@ -176,12 +176,13 @@ def example(encoded: bytes) -> bytes:
     return tf.train.Example(features=features).SerializeToString()
 
 
-def _in_batch(found):
-    return runtimes.detections({key: value[None] for key, value in found.items()})
-
-
-def _split(found, count):
-    """Returns a batch's Detections, picture by picture."""
+def _requested(model, name, inputs):
+    """Returns what a signature finds, image by image."""
+    tensors = {key: tf.constant(value) for key, value in inputs.items()}
+    with runtimes.requesting():
+        found = model.signatures[name](**tensors)
+    if name == "serving_default":
+        found = {key: value[None] for key, value in found.items()}
     batch = runtimes.detections(found)
-    rows = range(count)
+    rows = range(len(batch.scores))
     return [structures.Detections(*(x[i : i + 1] for x in batch)) for i in rows]

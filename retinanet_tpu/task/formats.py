@@ -140,7 +140,8 @@ def write(
                 with quiet.saving():
                     content = _converted(server, params, name, pictures)
                 _save(path, content)
-            found = format_checks.found_by(path, shown)
+            batch_size = params["limits"].max_request_images
+            found = format_checks.found_by(path, shown, batch_size=batch_size)
         result[name] = format_checks.judge(
             name, found, expected, FORMATS[name].tolerance
         )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from retinanet_tpu.data import categories as categories_lib, transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.serving import model_card, warm_up
+from retinanet_tpu.serving import model_card, request_limits, warm_up
 from retinanet_tpu.task import formats as formats_lib, model_fn
 
+# Images of a request that are decoded at once: 15 bytes of memory for each pixel.
+_NUM_DECODED = 4
 _WARM_UP_SIZE = (480, 640)  # COCO's commonest, px.
 
 
@@ -35,6 +38,7 @@ class Server(tf.Module):
         super().__init__("server")
         self.network = network
         self.params = params
+        self.limits = params["limits"]
 
     @tf.function(
         input_signature=[
@@ -60,11 +64,11 @@ class Server(tf.Module):
     )
     def detect_images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the objects of uint8 [B, H, W, 3] RGB pictures of one size."""
-        return self._detect(images)
+        return self._detect(self.limits.batch(images))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def detect_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the objects of string [B] JPEG, PNG, BMP or GIF files of any sizes.
+        """Returns the objects of string [B] JPEG, PNG or BMP files of any sizes.
 
         EXIF's orientation is not heeded: boxes are in the pixels as they are stored.
         """
@@ -72,7 +76,8 @@ class Server(tf.Module):
         window_fn = functools.partial(transforms.crop_window, canvas_size=image_size)
 
         def load(encoded):
-            picture, size, window = transforms.load_window(encoded, window_fn)
+            affordable = self.limits.file(encoded)
+            picture, size, window = transforms.load_window(affordable, window_fn)
             return transforms.paste(picture, image_size), window.scales, size
 
         specs = (
@@ -80,9 +85,11 @@ class Server(tf.Module):
             tf.TensorSpec([2], tf.float32),
             tf.TensorSpec([2], tf.int32),
         )
-        _check_any(image_bytes)
         pictures, scales, sizes = tf.map_fn(
-            load, image_bytes, fn_output_signature=specs
+            load,
+            self.limits.batch(image_bytes),
+            fn_output_signature=specs,
+            parallel_iterations=_NUM_DECODED,
         )
         return self._read(self.predict_inputs(pictures), scales, sizes)
 
@@ -90,6 +97,7 @@ class Server(tf.Module):
     def detect_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the objects of string [B] tf.Examples with an `image/encoded`."""
         feature = tf.io.FixedLenFeature([], tf.string)
+        examples = self.limits.batch(examples)
         parsed = tf.io.parse_example(examples, {"image/encoded": feature})
         return self.detect_bytes(parsed["image/encoded"])
 
@@ -136,7 +144,7 @@ class Server(tf.Module):
         return {"boxes_yxyx": boxes_yxyx, "scores": scores}
 
     def _detect(self, images):
-        _check_any(images)
+        images = self.limits.pixels(images)
         pictures, scales = transforms.letterbox(images, self.params["image_size"])
         rows = [tf.shape(images)[0], 1]
         sizes = tf.tile(tf.shape(images)[None, 1:3], rows)
@@ -151,13 +159,6 @@ class Server(tf.Module):
             "class_ids": found.classes,
             "valid_detections": found.num_detections,
         }
-
-
-def _check_any(batch):
-    """Fails a request without pictures: the convolutions of some builds would crash."""
-    tf.debugging.assert_positive(
-        tf.shape(batch)[0], "The batch has 0 pictures; send at least one."
-    )
 
 
 def serving_fn(
@@ -204,12 +205,13 @@ def serving_fn(
             pictures=shown,
         )
         if is_saved_model:
-            warm_up.write(directory, _warm_up_requests())
+            warm_up.write(directory, _warm_up_requests(server.limits))
         card = model_card.text(
             {name: _form(name, result) for name, result in results.items()},
             class_names=list(names.values()),
             image_size=params["image_size"],
             nms=str(params["nms_fn"]),
+            limits=str(server.limits),
             checkpoint=checkpoint_path,
             scores=scores,
             config_text=config_text,
@@ -233,9 +235,11 @@ def _form(name, result) -> model_card.Form:
     return model_card.Form(form.file, form.what, str(result))
 
 
-def _warm_up_requests() -> list[bytes]:
+def _warm_up_requests(limits: request_limits.Limits) -> list[bytes]:
     """Returns a request for each signature that servers call, with a grey picture."""
-    shape = [1, *_WARM_UP_SIZE, 3]
+    # A server does not start if it refuses them.
+    is_allowed = math.prod(_WARM_UP_SIZE) <= limits.max_image_pixels
+    shape = [1, *(_WARM_UP_SIZE if is_allowed else (1, 1)), 3]
     grey = tf.io.encode_jpeg(tf.fill(shape[1:], tf.constant(128, tf.uint8))).numpy()
     image = tf.make_tensor_proto(128.0, tf.float32, shape[1:])
     inputs = {

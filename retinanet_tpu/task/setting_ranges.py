@@ -49,6 +49,8 @@ RANGES = {
     "retinanet_params.num_classes": _COUNT,
     "retinanet_params.image_size": _COUNT,
     "retinanet_params.l2_coefficient": _NATURAL,
+    "retinanet_params.max_request_images": _COUNT,
+    "retinanet_params.max_image_pixels": _COUNT,
     "scaled.batch_size": _COUNT,
     "scaled.reference_batch": _COUNT,
     "piecewise.values": _NATURAL,

@@ -14,18 +14,6 @@ IMAGES = [
 CATEGORIES = [{"id": 2, "name": "猫"}, {"id": 70, "name": "never seen"}]
 
 
-def named(count, *, prefix=""):
-    images = [IMAGES[1]._replace(file_name=f"{prefix}{i}.jpg") for i in range(count)]
-    return annotations.AnnotatedSet(images, CATEGORIES)
-
-
-def val_names(annotated, **options):
-    options = {"val_fraction": 0.2, "seed": 0} | options
-    train, val = annotations.split_by_name(annotated, **options)
-    assert len(train.images) + len(val.images) == len(annotated.images)
-    return {image.file_name for image in val.images}
-
-
 def test_written_coco_file_reads_back_and_has_info(tmp_path):
     path = tmp_path / "written.json"
     written = annotations.AnnotatedSet(IMAGES, CATEGORIES)
@@ -49,39 +37,19 @@ def test_written_coco_file_is_plain_json_on_one_line(tmp_path):
     assert text == json.dumps(json.loads(text)) + "\n"
 
 
-def test_later_images_move_none_of_the_earlier_ones():
-    few, many = named(200), named(200)
-    many.images[100:100] = named(300, prefix="later").images
-    assert val_names(many) & {i.file_name for i in few.images} == val_names(few)
-
-
-def test_order_and_ids_do_not_matter_to_the_split():
-    some = named(200)
-    turned = some._replace(
-        images=[i._replace(image_id=n) for n, i in enumerate(some.images[::-1])]
-    )
-    assert val_names(turned) == val_names(some)
-
-
-def test_the_way_a_system_composes_letters_does_not_matter_to_the_split():
-    composed, taken_apart = named(100, prefix="\u00e4"), named(100, prefix="a\u0308")
-    positions = [
-        [i for i, image in enumerate(s.images) if image.file_name in val_names(s)]
-        for s in (composed, taken_apart)
-    ]
-    assert positions[0] == positions[1] != []
-
-
-@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
-def test_split_has_about_the_share_wanted(fraction):
-    # Four standard deviations of a binomial, and the names are fixed.
-    found = len(val_names(named(2000), val_fraction=fraction))
-    margin = 4 * (2000 * fraction * (1 - fraction)) ** 0.5
-    assert abs(found - 2000 * fraction) < margin
-
-
-def test_a_larger_share_keeps_what_a_smaller_one_had_and_a_seed_changes_all():
-    some = named(500)
-    assert val_names(some, val_fraction=0.1) < val_names(some, val_fraction=0.2)
-    both = val_names(some, seed=1) & val_names(some)
-    assert 0 < len(both) < 50
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("train/dog_jpg.rf.0a1b2c.jpg", "dog"),
+        ("IMG_1_JPG.rf.0a1b.jpg", "IMG_1"),
+        ("a_mp4-12_png.rf.x-_y.png", "a_mp4-12"),
+        ("dog.rf.0a1b.jpg", "dog"),
+        ("dog_jpg.jpg", "dog_jpg.jpg"),
+        ("b/dog.jpg", "b/dog.jpg"),
+        (".rf.jpg", ".rf.jpg"),
+    ],
+)
+def test_versions_of_roboflow_share_the_name_of_their_source(name, source):
+    assert annotations.source_name(name) == source
+    sources = annotations.sources_of_versions([name, "other.jpg"])
+    assert sources == ({source} if source != name else set())

@@ -65,7 +65,22 @@ def edit_all_boxes(box_fn):
 
 def save_size(folder, name, width, height):
     pixels = np.zeros([height, width, 3], np.uint8)
+    (folder / "images" / name).parent.mkdir(exist_ok=True)
     PIL.Image.fromarray(pixels).save(folder / "images" / name)
+
+
+def append(folder, name, text):
+    """Adds text to the last line of an annotation file."""
+    path = folder / "annotations" / name
+    path.write_text(path.read_text().rstrip("\n") + text + "\n")
+
+
+def add_root(content):
+    """Adds a category above all others, as Roboflow does."""
+    for category in content["categories"]:
+        category["supercategory"] = "Straße"
+    root = {"id": 0, "name": "Straße", "supercategory": "none"}
+    content["categories"].insert(0, root)
 
 
 def rename(folder, name, path):
@@ -93,12 +108,42 @@ COUNTED = [
      "annotation files unreadable, their images left out", "b.txt"),
     ("an annotated picture that is not there", "coco",
      lambda f: (f / "images/b.png").unlink(), "images missing on disk", "b.png"),
+    ("a picture under another path than annotated", "coco",
+     lambda f: replace(f, "instances.json", ("b.png", "C:\\\\data\\\\B.jpeg")),
+     "images taken under another path than annotated", "b.png"),
+    ("a name that fits two pictures", "csv",
+     lambda f: [save_size(f, f"{x}/b.png", 9, 9) for x in "xy"]
+     and (f / "images/b.png").unlink(),
+     "images of which several files may be meant, left out", "b.png"),
     ("a picture without annotation", "voc",
      lambda f: save_size(f, "new.png", 9, 9),
      "pictures without annotation, left out", "new.png"),
     ("a picture without a YOLO file", "yolo",
      lambda f: save_size(f, "new.png", 9, 9),
      "images without a label file, kept as background", "new.png"),
+    ("an annotation with an outline and no box", "coco",
+     edit("annotations", 1, bbox=None),
+     "boxes taken from the outline of the object", "instances.json, annotation 2"),
+    ("an annotation without box and outline", "coco",
+     edit("annotations", 1, bbox=[], segmentation=None),
+     "objects without box or outline, dropped", "instances.json, annotation 2"),
+    ("an object without box and outline", "voc",
+     lambda f: replace(f, "sub/c.xml", ("bndbox", "box"), ("bndbox", "box")),
+     "objects without box or outline, dropped", "sub/c.xml, object 1"),
+    ("an area that does not fit its box", "coco", edit("annotations", 1, area=0),
+     "areas that do not fit their box, replaced by the box's",
+     "instances.json, annotation 2"),
+    ("Roboflow's root category", "coco",
+     lambda f: change_coco(f, add_root),
+     "categories that are only the supercategory of all others, left out",
+     "instances.json"),
+    ("a label that is no class", "labelme",
+     lambda f: replace(f, "sub/c.json", ("ampel", "__ignore__")),
+     "objects of no class (__ignore__, _background_), dropped", "sub/c.json, shape 1"),
+    ("a box with keypoints", "yolo",
+     lambda f: replace(f, "data.yaml", ("path: x", "kpt_shape: [1, 3]"))
+     or append(f, "labels/b.txt", " 0.5 0.5 2"),
+     "keypoints left out, their boxes stored", "b.txt, line 1"),
     ("a box of width 0", "csv",
      lambda f: replace(f, "boxes.csv", ("64,64", "0,64")),
      "boxes without area, dropped", "boxes.csv, line 3"),
@@ -152,8 +197,17 @@ COUNTED = [
 REFUSED = [
     ("a COCO file that is cut off", "coco", lambda f: cut_off(f, "instances.json"),
      r"instances\.json is not JSON, or cut off: .*line 1 column \d+"),
-    ("a COCO entry without a key", "coco", edit("annotations", 1, bbox=None),
-     r"instances\.json: annotations\[1\] lacks 'bbox'"),
+    ("a COCO entry without a key", "coco", edit("annotations", 1, category_id=None),
+     r"instances\.json: annotations\[1\] lacks 'category_id'"),
+    ("a flag that is none", "coco", edit("annotations", 1, iscrowd=2),
+     r"annotation 2 has iscrowd 2; expected 0 or 1"),
+    ("annotations without boxes", "coco",
+     lambda f: change_coco(f, lambda c: [
+         a.update(bbox=[], segmentation=[]) for a in c["annotations"][:3]]),
+     r"3 of 4 boxes are unusable, 3 of them objects without box or outline: inst"),
+    ("lines of polygons or keypoints", "yolo",
+     lambda f: append(f, "labels/b.txt", " 0.5 0.5 2"),
+     r"b\.txt, line 1 has 7 numbers after the class.*kpt_shape: \[0, 0\] for poly"),
     ("a COCO list that is missing", "coco",
      lambda f: change_coco(f, lambda c: c.pop("categories")),
      r"instances\.json lacks categories"),
@@ -200,7 +254,16 @@ REFUSED = [
      r"pass over all 4 boxes: each is of a crowd"),
     ("the wrong folder of pictures", "coco",
      lambda f: (f / "images").rename(f / "pictures") and (f / "images").mkdir(),
-     r"None of the 3 images could be stored; check --images.*b\.png"),
+     r"3 of 3 images are missing on disk, such as b\.png.*has no image.*--images"),
+    ("most pictures missing", "voc",
+     lambda f: [(f / "images" / p.name).unlink() for p in SOUND[:2]],
+     r"2 of 3 images are missing on disk, such as b\.png, sub/c\.jpg"),
+    ("most pictures broken", "csv",
+     lambda f: [(f / "images" / p.name).write_bytes(b"") for p in SOUND[:2]],
+     r"2 of 3 images are unusable, 2 of them images of 0 bytes: b\.png"),
+    ("most label files broken", "voc",
+     lambda f: [cut_off(f, name) for name in ("b.xml", "sub/c.xml")],
+     r"2 of 3 annotation files are unusable, 2 of them annotation files unreadable"),
     ("pictures resized after they were annotated", "voc", resize_all,
      r"3 of 3 images are unusable.*another size than annotated: "
      r"b\.png \(32 x 64 annotated, is 64 x 128; annotated in b\.xml\)"),
@@ -210,6 +273,19 @@ REFUSED = [
     ("two pictures of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
      r"has b\.bmp and b\.png; annotations of b could be of either"),
 ]  # fmt: skip
+
+
+# Faults that cost an image.
+LEAVE_OUT = {
+    "annotation files unreadable, their images left out",
+    "images missing on disk",
+    "images of which several files may be meant, left out",
+    "images of 0 bytes",
+    "images unreadable",
+    "images of another size than annotated, left out",
+    "images too large to be pictures",
+    "images whose path leaves the folder, left out",
+}
 
 
 def make(kind, damage, folder):
@@ -250,9 +326,9 @@ def test_it_is_named_with_its_place_and_the_rest_converted(
     said = "{0.where}: {0.what} ({0.detail})".format(*done.findings)
     assert said.startswith(DOCUMENTED[name])
     assert done.counts[what] == 1
-    left_out = not any(word in what for word in ("boxes", "renumbered", "without"))
-    assert len(done.images) == (2 if left_out else 3 + ("background" in what))
-    dropped = what.startswith("boxes") and "clipped" not in what
+    left_out = what in LEAVE_OUT
+    assert len(done.images) == (2 if left_out else 3 + what.endswith("background"))
+    dropped = what.startswith(("boxes", "objects")) and what.endswith("dropped")
     num_in_b = 0 if "b.png" not in [i.file_name for i in done.images] else 1
     assert done.counts["boxes stored"] == 3 + num_in_b - dropped
 

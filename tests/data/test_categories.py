@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,17 @@ def test_missing_file_names_the_command_that_writes_it(tmp_path):
             ' {"index": 0, "id": 2, "name": "b"}]}',
             "two categories of index 0",
         ),
+        *(
+            (f'{{"num_classes": 1, "categories": [{{"index": 0, {field}}}]}}', message)
+            for field, message in (
+                ('"id": -1, "name": "a"', "gives 'a' the id -1; ids are 0..2147483647"),
+                ('"id": 2147483648, "name": "a"', "the id 2147483648; ids are"),
+                ('"id": 1.5, "name": "a"', "got ValueError: id 1.5"),
+                ('"id": "x", "name": "a"', "got ValueError: id 'x'"),
+                ('"id": true, "name": "a"', "got ValueError: id True"),
+                ('"id": 1, "name": null', "got ValueError: name None"),
+            )
+        ),
     ],
 )
 def test_bad_file_says_what_is_wrong(tmp_path, content, message):
@@ -78,3 +91,16 @@ def test_wrong_num_classes_names_both_numbers_and_the_macro():
     read.check_num_classes(2)
     with pytest.raises(ValueError, match=r"91 classes.*has 2; set NUM_CLASSES = 2"):
         read.check_num_classes(91)
+
+
+def test_numbers_may_be_written_as_text_and_names_as_numbers(tmp_path):
+    path = tmp_path / "categories.json"
+    category = {"index": "0", "id": 7.0, "name": 7}
+    path.write_text(json.dumps({"num_classes": "1", "categories": [category]}))
+    assert categories.read(str(path)).categories == ((0, 7, "7"),)
+
+
+@pytest.mark.parametrize("category_id", [-1, -7, 2**31])
+def test_ids_that_detections_cannot_carry_are_refused(category_id):
+    with pytest.raises(ValueError, match=f"'cat' the id {category_id}; .*Renumber it"):
+        categories.from_coco([{"id": category_id, "name": "cat"}])

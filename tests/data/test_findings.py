@@ -105,6 +105,18 @@ def test_pictures_in_both_splits_are_counted(num_shared, severity):
     assert f"{num_shared} of 3 images of val" in found[0].text
 
 
+def test_versions_of_one_image_in_both_splits_are_a_warning():
+    train = split(file_names=("a_jpg.rf.1a.jpg", "b_jpg.rf.2b.jpg", "c.jpg"))
+    val = split("val", file_names=("x/b_jpg.rf.9f.jpg", "c.jpg", "a.jpg"))
+    found = findings.pair_findings(train, val, CATEGORIES)
+    assert severities(found) == [WARNING]
+    assert "1 of 3 images of val are versions of images in train" in found[0].text
+    assert "x/b_jpg.rf.9f.jpg" in found[0].text and "--val_fraction" in found[0].text
+    same = val._replace(fingerprints=train.fingerprints[[1, 0, 2]])
+    found = findings.pair_findings(train, same, CATEGORIES)
+    assert [f.text for f in found if "versions" in f.text] == []
+
+
 def test_scoring_on_what_is_trained_on_is_a_way_to_test():
     found = findings.pair_findings(split(), split(), CATEGORIES)
     assert severities(found) == [WARNING]

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import annotation_files
 import photo_folder
+from retinanet_tpu import errors
 from retinanet_tpu.data import photographs
 
 
@@ -40,47 +42,55 @@ def test_pattern_without_pictures_is_refused(photos, pattern):
         photographs.find([])
 
 
-def test_picture_is_turned_by_its_exif_orientation(tmp_path):
-    picture = Image.new("RGB", (40, 20), (255, 0, 0))
-    picture.paste((0, 0, 255), (0, 0, 20, 20))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # The camera stood on its side: turn clockwise to view.
-    picture.save(tmp_path / "turned.png", exif=exif)
-    image = photographs.load(str(tmp_path / "turned.png"))
-    assert image.shape == (40, 20, 3)
-    assert tuple(image[5, 10]) == (0, 0, 255) and tuple(image[35, 10]) == (255, 0, 0)
-
-
-@pytest.mark.parametrize(
-    ("mode", "color", "name", "expected"),
-    [
-        ("L", 200, "x.png", (200, 200, 200)),
-        ("RGBA", (10, 200, 30, 128), "x.png", (10, 200, 30)),
-        ("LA", (77, 10), "x.png", (77, 77, 77)),
-        ("P", 0, "x.png", (0, 0, 0)),
-        ("CMYK", (0, 255, 255, 0), "x.jpg", (255, 0, 0)),
-    ],
-)
-def test_every_color_mode_becomes_rgb(tmp_path, mode, color, name, expected):
-    Image.new(mode, (16, 8), color).save(tmp_path / name)
-    image = photographs.load(str(tmp_path / name))
-    assert image.shape == (8, 16, 3) and image.dtype == np.uint8
-    np.testing.assert_allclose(image[4, 8], expected, atol=3)
-
-
-def test_picture_of_16_bits_keeps_its_shades(tmp_path):
+def test_image_of_16_bits_keeps_its_shades(tmp_path):
     shades = np.array([[0, 1 << 8, 128 << 8, 255 << 8]], np.uint16)
     Image.fromarray(shades).save(tmp_path / "deep.png")
     image = photographs.load(str(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[0, :, 1], [0, 1, 128, 255])
 
 
-def test_truncated_picture_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "as an image: 0 bytes"),
+        (b"text", "as an image: of no known format"),
+        (annotation_files.giant_png(100_000), r"Image size \(10000000000 pixels\) exc"),
+        (None, "Is a directory"),
+    ],
+    ids=["empty", "text", "giant", "directory"],
+)
+def test_file_that_is_no_image_is_named(tmp_path, content, message):
+    path = tmp_path / "x.jpg"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(errors.UserError, match=rf"x\.jpg cannot be read.*{message}"):
+        photographs.load(str(path))
+
+
+def test_truncated_image_is_named(tmp_path):
     path = tmp_path / "cut.jpg"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (99, 99, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"cut\.jpg cannot be read"):
+    with pytest.raises(errors.UserError, match=r"cut\.jpg cannot be read"):
         photographs.load(str(path))
-    with pytest.raises(ValueError, match=r"absent\.jpg cannot be read"):
+    with pytest.raises(errors.UserError, match=r"absent\.jpg cannot be read"):
         photographs.load(str(tmp_path / "absent.jpg"))
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_glob(tmp_path):
+    photos = photo_folder.write(tmp_path / "run[lr=0.1]*")
+    assert names_of(photographs.find([str(photos)])) == ["a.jpg", "b.png", "broken.jpg"]
+    assert names_of(photographs.find([f"{photos}/?.[jp]*g"])) == ["a.jpg", "b.png"]
+    assert names_of(photographs.find([f"{tmp_path}/*/a.jpg"])) == ["a.jpg"]
+
+
+def test_file_whose_name_is_not_utf_8_is_found_and_named(photos):
+    path = os.fsencode(photos) + b"/caf\xe9.jpg"
+    with open(path, "wb") as file:
+        file.write(b"no matter")
+    found = photographs.find([str(photos)])
+    assert os.fsdecode(path) in found and len(found) == 4
+    for pattern in (os.fsdecode(path), f"{photos}/caf*"):
+        assert photographs.find([pattern]) == [os.fsdecode(path)]
+        with pytest.raises(errors.UserError, match=r"caf\\udce9\.jpg.*not UTF-8; rena"):
+            photographs.load(os.fsdecode(path))

@@ -102,11 +102,71 @@ def test_tiff_of_16_bits_keeps_its_upper_8():
         np.testing.assert_array_equal(decode(picture)[..., channel], values >> 8)
 
 
+def as_records(encoded):
+    """Returns the pixels of the record of a file, or why it has none."""
+    try:
+        return decode(pictures.load(encoded))
+    except pictures.UnusableError as error:
+        return error.what, str(error)
+
+
+def as_predicted(encoded):
+    """Returns the pixels that predict takes of a file, or why it takes none."""
+    try:
+        return pictures.pixels(encoded).astype(int)
+    except pictures.UnusableError as error:
+        return error.what, str(error)
+
+
+DEEP = (np.arange(24 * 30) * 90).reshape(24, 30)
+SOURCES = {
+    **{
+        mode: PIL.Image.fromarray(ramp()).convert(mode)
+        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
+    },
+    "LAB": PIL.Image.new("LAB", (30, 24), (120, 9, 9)),
+    "I;16": PIL.Image.fromarray(DEEP.astype(np.uint16)),
+    "I": PIL.Image.fromarray(DEEP.astype(np.int32)),
+    "F": PIL.Image.fromarray(DEEP.astype(np.float32) / DEEP.max()),
+}
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+
+
+def encodings(orientation):
+    """Yields (format and mode, file) of all that Pillow can write."""
+    for mode, source in SOURCES.items():
+        for image_format in FORMATS:
+            options = {"exif": oriented(orientation), "lossless": True}
+            if image_format == "TIFF":
+                options = {"tiffinfo": {0x0112: orientation}}
+            try:
+                yield f"{image_format} {mode}", encode(source, image_format, **options)
+            except (OSError, ValueError, KeyError):
+                continue  # The format has no such mode.
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_predict_sees_the_pixels_of_the_record_or_gives_its_refusal(orientation):
+    kinds = dict(encodings(orientation))
+    assert len(kinds) > 45
+    for kind, encoded in kinds.items():
+        record, predicted = as_records(encoded), as_predicted(encoded)
+        if kind.startswith("JPEG") and orientation > 1:  # Its record is lossy.
+            assert record.shape == predicted.shape == (30, 24, 3)
+            assert np.abs(record - predicted).mean() < 4, kind
+        else:
+            np.testing.assert_array_equal(record, predicted, err_msg=kind)
+        if kind in ("PNG I;16", "TIFF I;16"):
+            upright = np.rot90(DEEP >> 8, -1 if orientation > 1 else 0)
+            np.testing.assert_array_equal(predicted[..., 1], upright)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_pixels_whose_range_nobody_knows_are_refused(dtype):
+@pytest.mark.parametrize("read", [pictures.load, pictures.pixels])
+def test_pixels_whose_range_nobody_knows_are_refused(dtype, read):
     encoded = encode(PIL.Image.fromarray(np.ones([24, 30], dtype)), "TIFF")
     with pytest.raises(pictures.UnusableError, match="8 bits a channel") as caught:
-        pictures.load(encoded)
+        read(encoded)
     assert caught.value.what == "images of 32-bit or float pixels"
 
 
@@ -114,7 +174,8 @@ def test_first_frame_of_an_animation_is_stored():
     more = PIL.Image.new("RGB", (30, 24), "red")
     first = PIL.Image.fromarray(ramp() // 32 * 32)
     encoded = encode(first, "WEBP", save_all=True, append_images=[more], lossless=True)
-    np.testing.assert_array_equal(decode(pictures.load(encoded)), np.asarray(first))
+    for shown in (decode(pictures.load(encoded)), pictures.pixels(encoded)):
+        np.testing.assert_array_equal(shown, np.asarray(first))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "WEBP"])
@@ -174,6 +235,7 @@ def bmp_header(side):
     return bytes(encoded)
 
 
+@pytest.mark.parametrize("read", [pictures.load, pictures.pixels])
 @pytest.mark.parametrize(
     ("encoded", "side"),
     [
@@ -183,15 +245,16 @@ def bmp_header(side):
     ],
     ids=["png", "jpeg", "bmp"],
 )
-def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side):
+def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(pictures.UnusableError, match=str(side**2)) as caught:
-        pictures.load(encoded)
+        read(encoded)
     assert caught.value.what == "images too large to be pictures"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
     assert grown < 50_000  # KiB; the pixels would take 12 GB and more.
 
 
+@pytest.mark.parametrize("read", [pictures.load, pictures.pixels])
 @pytest.mark.parametrize(
     ("encoded", "what"),
     [
@@ -204,8 +267,8 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side):
     ],
     ids=["empty", "text", "jpeg", "png", "bmp", "marker"],
 )
-def test_broken_file_is_refused_with_a_reason(encoded, what):
+def test_broken_file_is_refused_with_a_reason(encoded, what, read):
     with pytest.raises(pictures.UnusableError, match=r"\w") as caught:
-        pictures.load(encoded)
+        read(encoded)
     assert caught.value.what == what
     assert "\n" not in str(caught.value)

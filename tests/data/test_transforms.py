@@ -31,9 +31,9 @@ def window_of(image_size, scale, position, canvas=CANVAS):
 
 def test_without_jitter_the_whole_picture_fits_the_canvas():
     for size in [(480, 640), (640, 480), (31, 977), (1, 1), (96, 128), (4000, 3001)]:
-        start, taken, resized = window_of(size, 1.0, (0.9, 0.9))
+        start, taken, resized, ratio = window_of(size, 1.0, (0.9, 0.9))
         np.testing.assert_array_equal(start, [0, 0])
-        np.testing.assert_array_equal(taken, size)
+        np.testing.assert_array_equal(taken, size - np.array(size) % ratio)
         zoom = min(96 / size[0], 128 / size[1])
         wanted = np.maximum(np.round(np.multiply(size, zoom)), 1)
         np.testing.assert_allclose(resized, wanted, atol=1)
@@ -46,14 +46,21 @@ def test_windows_lie_inside_the_picture_and_keep_its_aspect():
         size = rng.integers(20, 900, 2).astype(np.int32)
         scale = np.float32(rng.uniform(0.1, 2.5))
         position = rng.choice([0.0, 0.5, np.nextafter(np.float32(1), 0)], 2)
-        start, taken, resized = window_of(size, scale, position.astype(np.float32))
+        start, taken, resized, ratio = window_of(
+            size, scale, position.astype(np.float32)
+        )
+        fitting = [r for r in (2, 4, 8) if (resized * r <= taken).all()]
+        assert ratio == max([1, *fitting])
+        assert not (start % ratio).any() and not (taken % ratio).any()
         assert (start >= 0).all() and (taken >= 1).all()
         assert (start + taken <= size).all()
         assert (resized >= 1).all() and (resized <= CANVAS).all()
         zoom = np.min(scale * np.array(CANVAS) / size)
-        # Whole pixels on either side of the resize: half a pixel each at most.
-        np.testing.assert_allclose(resized, taken * zoom, atol=0.51 + 0.5 * zoom)
-        cropped = taken < size
+        # Whole pixels on either side of the resize: half a pixel each at most, and
+        # whole squares of pixels that are reduced to one.
+        atol = 0.51 + (0.5 + ratio - 1) * zoom
+        np.testing.assert_allclose(resized, taken * zoom, atol=atol)
+        cropped = taken < size - size % ratio
         np.testing.assert_array_equal(resized[cropped], np.array(CANVAS)[cropped])
 
 
@@ -73,6 +80,89 @@ def test_partly_decoded_jpeg_equals_decode_then_crop():
     # Colour is stored at half resolution: its interpolation differs at the cut.
     np.testing.assert_array_equal(picture[1:-1, 1:-1], whole[1:-1, 1:-1])
     np.testing.assert_allclose(picture, whole, atol=8)
+
+
+def load(file, scale=1.0, position=(0.0, 0.0)):
+    """Returns the image on CANVAS, the size of the original, and the window."""
+    return transforms.load_window(
+        tf.constant(file),
+        lambda size: transforms.crop_window(
+            size, CANVAS, scale=scale, position=tf.constant(position)
+        ),
+    )
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(191, 255), (150, 255), (96, 128), (5, 7), (191, 60)])
+def test_images_of_less_than_twice_the_canvas_are_only_resized(size, image_format):
+    pixels = np.random.default_rng(3).integers(0, 256, [*size, 3], np.uint8)
+    file = encoded(pixels, image_format)
+    picture, _, window = load(file)
+    decoded = tf.io.decode_image(file, channels=3)
+    wanted = tf.image.resize(tf.cast(decoded, tf.float32), window.resized)
+    np.testing.assert_array_equal(picture, tf.round(wanted))
+    boxed, _ = transforms.letterbox(decoded, CANVAS)
+    np.testing.assert_array_equal(boxed, transforms.paste(picture, CANVAS))
+
+
+LARGE = [(192, 256), (400, 530), (777, 1025), (1029, 400), (1100, 1531)]
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", LARGE)
+def test_fine_patterns_of_large_images_become_their_mean(size, image_format):
+    # A checkerboard of single pixels: a resize that samples some makes it black or
+    # white, or a pattern of its own.
+    board = 40 + 180 * (np.indices(size).sum(axis=0) % 2)
+    pixels = np.repeat(board[..., None], 3, axis=-1).astype(np.uint8)
+    picture, image_size, window = load(encoded(pixels, image_format, quality=98))
+    np.testing.assert_array_equal(image_size, size)
+    assert window.ratio > 1
+    np.testing.assert_allclose(picture, np.full(picture.shape, 130), atol=2)
+
+
+@pytest.mark.parametrize("size", LARGE)
+@pytest.mark.parametrize("scale", [0.3, 1.0, 1.7])
+def test_formats_and_decoded_images_agree_about_large_images(size, scale):
+    pixels = (smooth_picture(1100, 1531) // 2)[: size[0], : size[1]]
+    options = {"scale": scale, "position": (0.3, 0.8)}
+    png, _, window = load(encoded(pixels, "PNG"), **options)
+    jpeg, _, other = load(
+        encoded(pixels, "JPEG", quality=100, subsampling=0), **options
+    )
+    for value, same in zip(window, other, strict=True):
+        np.testing.assert_array_equal(value, same)
+    error = png.numpy().astype(int) - jpeg.numpy()
+    assert abs(error).max() <= 6 and np.sqrt((error**2).mean()) < 1.5
+    if scale == 1:
+        boxed, scales = transforms.letterbox(pixels, CANVAS)
+        np.testing.assert_array_equal(boxed, transforms.paste(png, CANVAS))
+        np.testing.assert_array_equal(scales, window.scales)
+        batch, _ = transforms.letterbox(np.stack([pixels, pixels[::-1]]), CANVAS)
+        np.testing.assert_array_equal(batch[0], boxed)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", LARGE)
+def test_boxes_of_large_images_end_where_their_objects_end(size, image_format):
+    rng = np.random.default_rng(sum(size))
+    for _ in range(8):
+        pixels = np.zeros([*size, 3], np.uint8)
+        start, sides = rng.uniform(0, 0.6, 2) * size, rng.uniform(0.2, 0.4, 2) * size
+        top, left, bottom, right = np.round([*start, *(start + sides)]).astype(int)
+        pixels[top:bottom, left:right] = 255
+        scale, position = rng.uniform(0.4, 1.5), np.float32(rng.random(2))
+        file = encoded(pixels, image_format, quality=95)
+        picture, _, window = load(file, scale, position)
+        box = tf.constant([[top, left, bottom, right]], tf.float32)
+        (moved,) = transforms.move_boxes(box, window).numpy()
+        # Half-covered pixels at the edges count half.
+        light = picture.numpy().mean(axis=-1) / 255
+        seen = [light.max(axis=1).sum(), light.max(axis=0).sum()]
+        np.testing.assert_allclose(seen, moved[2:] - moved[:2], atol=0.6)
+        if min(seen) > 0:
+            middle = np.argwhere(light > 0.5).mean(axis=0) + 0.5
+            np.testing.assert_allclose(middle, (moved[:2] + moved[2:]) / 2, atol=0.6)
 
 
 def test_resizing_is_bilinear_about_pixel_centres():

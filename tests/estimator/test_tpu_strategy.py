@@ -200,8 +200,8 @@ def test_after_a_preemption_the_run_goes_on_when_the_tpu_is_made_anew(
 ):
     def preempt():
         ours = tf.__version__
-        anew = cloud.node(version=ours, hosts=2)
-        cloud.say(cloud.node("PREEMPTED", ours), 404, cloud.node("CREATING"), anew)
+        coming, anew = cloud.node("CREATING", ours), cloud.node(version=ours, hosts=2)
+        cloud.say(cloud.node("PREEMPTED", ours), 404, coming, anew)
 
     assert train(tmp_path, preempt) == [10, 20]
     assert tpus.hosts == [["10.0.0.2:8470"], ["10.0.0.2:8470", "10.0.0.3:8470"]]

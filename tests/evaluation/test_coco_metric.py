@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from pycocotools import coco as coco_lib, cocoeval
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.evaluation import coco_metric
 
 CATEGORIES = [
@@ -285,35 +285,46 @@ def test_absent_info_area_and_crowd_flag_are_filled_in():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("annotations", "message"),
     [
-        ({"images": None}, "lacks images; it has annotations, categories"),
-        ({"annotations": None}, "lacks annotations"),
-        ({"categories": None}, "lacks categories"),
-        ({"images": []}, "lists no images"),
-        ({"categories": []}, "lists no categories"),
-        ({"images": [{"id": 4}, {"id": 4}]}, "image id 4 more than once"),
-        ({"images": [{"id": "a"}]}, "no integers >= 0: a"),
-        ({"images": [{"id": -1}]}, "no integers >= 0: -1"),
-        ({"categories": [{"id": i, "name": "x"} for i in (1, 2)]}, "category name x"),
-        ({"categories": [{"id": 1, "name": n} for n in "xy"]}, "category id 1"),
+        ([], "0 annotations"),
+        ([annotation(1, 3, [0, 0, 5, 5], iscrowd=1)] * 2, "2 annotations, 2 of them"),
+        ([annotation(1, 3, [0, 0, 1e6, 1e6])], "area outside 0 to 10000000000 px"),
     ],
 )
-def test_unusable_annotation_file_is_refused(change, message):
-    dataset = {"images": [{"id": 1}], "annotations": [], "categories": CATEGORIES}
-    dataset = {k: v for k, v in {**dataset, **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        coco_metric.ground_truth(write(dataset, "unusable"))
+def test_file_without_anything_to_match_is_refused(annotations, message):
+    with pytest.raises(errors.UserError, match=f"no annotation that .*{message}"):
+        read(annotations, image_ids=[1])
 
 
-def test_file_that_is_no_json_is_refused():
-    path = "ram://coco_metric/broken.json"
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write("{")
-    with pytest.raises(ValueError, match="not a JSON file"):
-        coco_metric.ground_truth(path)
-    with pytest.raises(ValueError, match=r"lacks images, .* no keys"):
-        coco_metric.ground_truth(write([1, 2], "list"))
+@pytest.mark.parametrize("area", [0, 1, -5, 1e9, "big", None, "", float("nan")])
+def test_area_that_does_not_fit_its_box_is_that_of_the_box(area, caplog):
+    box = [0, 0, 200, 200]
+    annotations = [annotation(1, 3, box, area=area), annotation(1, 7, box, area=9e3)]
+    truth = read(annotations, image_ids=[1])
+    result = coco_metric.evaluate([(batch(perfect(truth, 1)), [1])], truth)
+    # The second is medium by its outline, the first large by its box.
+    values = [result[name] for name in ("APs", "APm", "APl")]
+    assert values == pytest.approx([-1, 1, 1])
+    is_absent = area in (None, "")
+    assert ("1 of 2 areas do not fit their box" in caplog.text) != is_absent
+
+
+@pytest.mark.parametrize("flag", ["0", "false", False, 0.0, None, ""])
+def test_crowd_flag_is_read_by_its_meaning(flag):
+    objects = [annotation(1, 3, [0, 0, 50, 50], iscrowd=flag)]
+    truth = read(objects, image_ids=[1])
+    result = coco_metric.evaluate([(batch(perfect(truth, 1)), [1])], truth)
+    assert result["AP"] == pytest.approx(1)
+    crowd = annotation(1, 3, [60, 60, 50, 50], iscrowd="true")
+    assert read([*objects, crowd], image_ids=[1]).anns[2]["iscrowd"] == 1
+
+
+def test_crowd_flag_that_is_none_is_refused():
+    with pytest.raises(
+        ValueError, match=r"annotation 1 has iscrowd 2; expected 0 or 1"
+    ):
+        read([annotation(1, 3, [0, 0, 50, 50], iscrowd=2)], image_ids=[1])
 
 
 def test_nothing_is_printed(capsys):

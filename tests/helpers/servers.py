@@ -19,7 +19,7 @@ CATEGORIES = categories.Categories(
 def make(*bindings: str, seed: int = 0) -> serving_fn.Server:
     """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
-    run = toy_data.experiment(None, "", *settings)
+    run = toy_data.experiment(None, "no_data", *settings)
     params = run.params | {"categories": CATEGORIES}
     network = run.network_fn(params)
     rng = np.random.default_rng(seed)

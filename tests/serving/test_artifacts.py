@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu import structures
-from retinanet_tpu.serving import artifacts
+from retinanet_tpu import errors, structures
+from retinanet_tpu.serving import artifacts, request_limits
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
@@ -178,6 +178,28 @@ def test_files_run_with_as_many_threads_as_wanted(artifact):
         one = artifacts.load(artifact.path, num_threads=1)
         found = one.detect(pictures_of(BOXES_YXYX))
         np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
+
+
+class Limited(BrightFinder):
+    """A finder that accepts two images of 1,200 pixels in a request."""
+
+    limits = request_limits.Limits(2, 1200)
+
+    @tf.function(input_signature=[IMAGES])
+    def find_all(self, images):
+        return self.find(self.limits.pixels(self.limits.batch(images)))
+
+
+def test_more_images_than_a_request_may_have_go_in_several(tmp_path):
+    finder = Limited()
+    tf.saved_model.save(finder, str(tmp_path), {"images": finder.find_all})
+    artifact = artifacts.load(str(tmp_path))
+    boxes_yxyx = np.concatenate([BOXES_YXYX, BOXES_YXYX[::-1], BOXES_YXYX[:1]])
+    found = artifact.detect(pictures_of(boxes_yxyx))
+    np.testing.assert_array_equal(found.boxes_yxyx[:, 0], boxes_yxyx)
+    message = r"^An image has more pixels .*max_image_pixels = 1200.*width: 31 40\.$"
+    with pytest.raises(errors.UserError, match=message):
+        artifact.detect(np.zeros([3, 31, 40, 3], np.uint8))
 
 
 def touch(*paths):

@@ -13,6 +13,7 @@ def text(scores=None):
         class_names=["Zelle", "細胞"],
         image_size=(384, 512),
         nms="per_class_hard",
+        limits="64 images",
         checkpoint="run/model.ckpt-7",
         scores=scores,
         config_text="MAX_STEPS = 7\n",
@@ -25,6 +26,7 @@ def test_the_card_says_what_the_model_is():
         "run/model.ckpt-7", "384 x 512", "Zelle, 細胞", "| AP | 0.6123 |", "MAX_STEPS",
         "`saved_model.pb` | 4 of 4 agree |", "`model_int8.tflite` | 2 of 3 agree |",
         "float32 [1, 384, 512, 3]",
+        "fails a request beyond 64 images",
     ):  # fmt: skip
         assert wanted in card
     assert "global_step" not in card and "{" not in card.split("```")[0]

@@ -71,7 +71,10 @@ def dimensions(value):
     return [side.dim_param or side.dim_value for side in sides]
 
 
-@pytest.mark.parametrize(("num", "size"), [(1, (60, 90)), (3, (60, 90)), (3, (97, 41))])
+SIZES = [(1, (60, 90)), (3, (60, 90)), (3, (97, 41)), (2, (131, 200)), (1, (301, 530))]
+
+
+@pytest.mark.parametrize(("num", "size"), SIZES)
 def test_the_graph_finds_what_the_server_finds(server, session, num, size):
     pictures = servers.pictures(num, size)
     expected = server.detect_images(pictures)

@@ -4,7 +4,7 @@ import types
 import numpy as np
 import pytest
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.serving import artifacts, stream
 
 
@@ -103,6 +103,27 @@ def test_everything_is_detected_once_and_counted(caplog):
     for batch, detections in found:
         assert batch.ids == tuple(detections.num_detections)
     assert meter.num_pictures == 10 and "10/10 images" in str(meter)
+
+
+def test_images_that_the_model_refuses_are_skipped_or_named():
+    def detect(pictures):
+        if pictures.shape[1] == 3:
+            raise errors.UserError("too large")
+        return pictures
+
+    artifact = artifacts.Artifact("", "ONNX", None, detect)
+    skipped = []
+
+    def run(**options):
+        meter, images = stream.Meter("test", 4), numbered([(2, 2), (3, 2)] * 2)
+        found = stream.detect(artifact, images, batch_size=9, meter=meter, **options)
+        return [batch.ids for batch, _ in found], meter.num_pictures
+
+    skip = lambda batch, error: skipped.append((batch.ids, str(error)))  # noqa: E731
+    assert run(skip_fn=skip) == ([(0, 2)], 2)
+    assert skipped == [((1, 3), "too large")]
+    with pytest.raises(errors.UserError, match="Image ids 1, 3: too large"):
+        run()
 
 
 def test_model_rate_leaves_out_the_first_batch_if_there_are_more(monkeypatch):

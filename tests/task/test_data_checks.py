@@ -28,6 +28,17 @@ def test_sound_data_pass_without_a_word(data_dir, caplog):
     assert not caplog.records or "data |" not in caplog.text
 
 
+def test_versions_of_one_image_in_both_splits_are_a_warning(data_dir, caplog):
+    for split in ("train", "val"):
+        edit_json(f"{split}.json", rename_first(f"dog_jpg.rf.{split}.jpg"))(data_dir)
+    check(data_dir)
+    assert "1 of 6 images of val are versions of images in train" in caplog.text
+
+
+def rename_first(name):
+    return lambda content, _: content["images"][0].update(file_name=name)
+
+
 def edit_json(name, edit_fn):
     def damage(data_dir):
         path = data_dir / name
@@ -129,3 +140,48 @@ def test_what_an_epoch_leaves_over_and_the_padding_are_counted(data_dir):
     assert "1 batches of 8 and 4 images" in texts[0]  # 12 images.
     assert "4 images of train have more than Data.max_boxes 2" in texts[1]
     assert "2 batches of 4 on one replica, of which 2 images are padding" in texts[2]
+
+
+def repeat_objects(times):
+    """Returns a damage that repeats the annotations of a JSON."""
+
+    def edit(content, _):
+        content["annotations"] *= times
+
+    return edit
+
+
+def warnings_of(data_dir, caplog, *bindings):
+    check(data_dir, *bindings)
+    return [r.message for r in caplog.records if "data |" in r.message]
+
+
+def test_more_boxes_than_the_labels_have_room_for_are_told_before_training(
+    data_dir, caplog
+):
+    (text,) = warnings_of(data_dir, caplog, "Data.max_boxes = 2")
+    assert "4 images of train (train.json) have more than Data.max_boxes 2" in text
+    assert "Set Data.max_boxes = 3." in text
+
+
+def test_without_annotations_the_first_records_say_how_many_boxes_there_are(
+    data_dir, caplog
+):
+    (data_dir / "train.json").unlink()
+    (text,) = warnings_of(data_dir, caplog, "Data.max_boxes = 2")
+    assert "4 images of the first 12 of train have more than" in text
+
+
+def test_what_coco_does_not_count_is_told_before_training(data_dir, caplog):
+    edit_json("val.json", repeat_objects(200))(data_dir)
+    bindings = ["nms.max_detections = 300"]
+    texts = warnings_of(data_dir, caplog, *bindings)
+    (text,) = [text for text in texts if "COCO counts 100" in text]
+    assert "6 images of val" in text and "AR100 can reach 0." in text
+    assert "nms.max_detections" not in text
+
+
+def test_fewer_detections_than_objects_are_told_before_training(data_dir, caplog):
+    (text,) = warnings_of(data_dir, caplog, "nms.max_detections = 1")
+    assert "nms.max_detections 1 is less than the objects of some images" in text
+    assert "with nms.max_detections = 3 it can reach 1.000" in text

@@ -97,7 +97,7 @@ def test_an_empty_batch_is_an_error_that_says_so(server):
         (server.detect_images, np.zeros([0, 8, 8, 3], np.uint8)),
         (server.detect_bytes, tf.constant([], tf.string)),
     ):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="0 pictures; send"):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="0 images; send"):
             call(nothing)
 
 

@@ -1,6 +1,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import signal
 
 import pycocotools.coco
@@ -99,6 +101,7 @@ def test_second_split_must_have_the_first_ones_categories(convert, toy, tmp_path
     done = convert(tmp_path, *options)
     assert done.returncode != 0
     assert "categories.json has 4 classes" in done.stderr
+    assert "'hexagon' (id 9: 0 boxes)" in done.stderr
     assert not list(tmp_path.glob("*.tfrecord*"))
 
 
@@ -107,7 +110,8 @@ def test_wrong_folder_of_images_is_an_error_and_leaves_nothing(convert, toy, tmp
     options[1] = f"--images={toy}"
     done = convert(tmp_path, *options)
     assert done.returncode != 0
-    assert "None of the 3 images" in done.stderr and "--images" in done.stderr
+    assert "3 of 3 images are not found" in done.stderr
+    assert "train/000001.jpg or val/000001.jpg" in done.stderr
     assert os.listdir(tmp_path) == []
 
 
@@ -215,6 +219,42 @@ def test_every_format_has_its_flag(convert, tmp_path, kind):
     assert tuple(read.names) == annotation_files.NAMES
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "is_folder"),
+    [
+        ("createml", "coco", False),
+        ("coco", "labelme", False),
+        ("cvat", "voc", True),  # VOC's reader finds XML, and no object in it.
+        ("labelme", "yolo", True),
+        ("via_csv", "csv", False),
+        ("csv", "openimages", False),
+    ],
+)
+def test_a_wrong_format_is_recognized(convert, tmp_path, kind, given, is_folder):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / "annotations")
+    folder = path if path.is_dir() else path.parent
+    options = [f"--format={given}", f"--images={tmp_path / 'images'}", "--split=train"]
+    options += [f"--annotations={folder if is_folder else path}"]
+    if given == "openimages":
+        (tmp_path / "classes.csv").write_text("/m/1,cat\n")
+        options.append(f"--classes={tmp_path / 'classes.csv'}")
+    done = convert(tmp_path / "out", *options)
+    assert done.returncode != 0
+    said = f"use --format={kind.partition('_')[0]} --annotations={path}."
+    assert done.stderr.rstrip().endswith(said)
+
+
+def test_the_attribute_of_a_class_is_for_via(convert, tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("via", tmp_path / "annotations")
+    options = [f"--images={tmp_path / 'images'}", f"--annotations={path}"]
+    options += ["--split=train", "--class_attribute=type"]
+    assert convert(tmp_path / "out", "--format=via", *options).returncode == 0
+    done = convert(tmp_path / "out", "--format=coco", *options)
+    assert "--class_attribute is for --format=via, not for coco" in done.stderr
+
+
 def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
     convert, tmp_path
 ):
@@ -235,8 +275,17 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
         ([], "Say either --split=NAME or --val_fraction=SHARE"),
         (["--split=a", "--val_fraction=0.5"], "Say either --split"),
         (["--val_fraction=1.5"], "--val_fraction=1.5 must lie between 0 and 1"),
-        (["--split=a", "--names=x"], "--names is for --format=voc, csv, labelme, not"),
-        (["--split=a", "--split_file=x"], "--split_file is for --format=voc, not"),
+        (
+            ["--split=a", "--names=x"],
+            "--names is for --format=voc, csv",
+        ),
+        (["--split=a", "--split_file=/nowhere"], "No file /nowhere"),
+        (["--val_fraction=0.5", "--split_file=x"], "leave out --val_fraction"),
+        (["--split=a", "--group_by=x"], "--group_by is for --val_fraction"),
+        (["--val_fraction=0.5", "--group_by=("], "is no regular expression"),
+        (["--split=a,b"], "writes several splits, and no path says which"),
+        (["--split=a,a"], "--split has a twice"),
+        (["--split=a/b"], "--split has 'a/b'"),
         (["--split=a", "--images=/nowhere"], "No folder /nowhere"),
         (["--split=a", "--annotations=/nowhere"], "No data.yaml or classes.txt in"),
         (["--split=a", "--format=coco"], "labels; check the flags"),
@@ -273,6 +322,183 @@ def test_killed_conversion_goes_on_and_gives_the_same_bytes(
     whole = killed / left.removesuffix(".tmp")
     assert whole.stat().st_mtime_ns == before
     assert contents(killed) == contents(undisturbed)
+
+
+def boxes_by_split(folder):
+    """Returns the names of images and the classes of boxes that a split has."""
+    found = {}
+    names = categories.read(str(folder / "categories.json"))
+    names = {category.id: category.name for category in names.categories}
+    for path in folder.glob("*.json"):
+        if path.name != "categories.json":
+            content = json.loads(path.read_text())
+            images = {image["file_name"] for image in content["images"]}
+            classes = {names[box["category_id"]] for box in content["annotations"]}
+            found[path.stem] = images, classes
+    return found
+
+
+@pytest.fixture
+def two_splits(tmp_path):
+    """A function that writes train and val of a format, val with a class of its own."""
+    box = annotation_files.Box("cat", 2, 3, 20, 30)
+    train = annotation_files.Picture("1.png", 32, 32, (box,))
+    val = train._replace(boxes=(box, box._replace(name="ant, red")))
+
+    def write(kind):
+        for split, picture in (("train", train), ("val", val)):
+            annotation_files.draw(tmp_path / "images" / split, [picture])
+            names = list(dict.fromkeys(box.name for box in picture.boxes))
+            path = annotation_files.write(kind, tmp_path / split, [picture], names)
+        path = str(path).replace("val", "{split}")
+        return [
+            f"--format={kind}",
+            f"--images={tmp_path}/images/{{split}}",
+            f"--annotations={path}",
+        ]
+
+    return write
+
+
+BOTH = {"train": ({"1.png"}, {"cat"}), "val": ({"1.png"}, {"cat", "ant, red"})}
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "csv", "labelme"])
+def test_splits_of_one_call_share_their_classes(convert, two_splits, tmp_path, kind):
+    done = convert(tmp_path / "out", *two_splits(kind), "--split=train,val")
+    assert done.returncode == 0, done.stderr
+    assert boxes_by_split(tmp_path / "out") == BOTH
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "csv", "labelme"])
+def test_what_is_said_of_a_new_class_in_a_later_split_works(
+    convert, two_splits, tmp_path, kind
+):
+    written = two_splits(kind)
+    options = [option.replace("{split}", "train") for option in written]
+    assert convert(tmp_path / "out", *options, "--split=train").returncode == 0
+    options = [option.replace("{split}", "val") for option in written]
+    done = convert(tmp_path / "out", *options, "--split=val")
+    assert done.returncode != 0
+    said = done.stderr.splitlines()[-1]
+    assert "categories.json has 1 classes" in said and "not 'ant, red' (id" in said
+    one_call = re.search(
+        r"empty --output_dir: (--split=.*?--annotations=.*?)\.(?: |$)", said
+    )
+    flags = [options[0], *shlex.split(one_call[1])]
+    assert convert(tmp_path / "new", *flags).returncode == 0
+    assert boxes_by_split(tmp_path / "new") == BOTH
+    if kind != "coco":
+        (names,) = [o for o in shlex.split(said) if o.startswith("--names=")]
+        for split in ("train", "val"):
+            flags = [o.replace("/val", f"/{split}") for o in options]
+            done = convert(tmp_path / "again", *flags, names, f"--split={split}")
+            assert done.returncode == 0, done.stderr
+        assert boxes_by_split(tmp_path / "again") == BOTH
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_later_split_may_have_some_of_the_classes(convert, two_splits, tmp_path, kind):
+    options = two_splits(kind)
+    for split in ("val", "train"):
+        flags = [option.replace("{split}", split) for option in options]
+        done = convert(tmp_path / "out", *flags, f"--split={split}")
+        assert done.returncode == 0, done.stderr
+    assert boxes_by_split(tmp_path / "out") == BOTH
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert {c["name"] for c in content["categories"]} == {"cat", "ant, red"}
+
+
+def test_classes_of_splits_that_differ_in_case_are_refused(
+    convert, two_splits, tmp_path
+):
+    options = two_splits("csv")
+    path = tmp_path / "val" / "boxes.csv"
+    path.write_text(path.read_text().replace('"ant, red"', "Cat"))
+    done = convert(tmp_path / "out", *options, "--split=train,val")
+    assert "'Cat' (id 1: 1 boxes" in done.stderr
+    assert "differ in case or blanks only" in done.stderr
+
+
+@pytest.mark.parametrize("kind", annotation_files.FORMATS)
+def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / "annotations")
+    lists = {"train": "data/images/sub/c.jpg\nÄpfel 1\n", "valid": "b.png\n./sub/c\n"}
+    for split, text in lists.items():
+        (tmp_path / f"{split}.txt").write_text(text, "utf-8")
+    options = [
+        f"--format={kind.partition('_')[0]}",
+        f"--images={tmp_path}/images",
+        "--split=train,val=valid",
+    ]
+    options += [f"--annotations={path}", f"--split_file={tmp_path}/{{split}}.txt"]
+    if kind == "openimages":
+        options.append(f"--classes={path.parent}/class-descriptions.csv")
+    done = convert(tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    found = {
+        name: images for name, (images, _) in boxes_by_split(tmp_path / "out").items()
+    }
+    assert found == {
+        "train": {"sub/c.jpg", "Äpfel 1.jpg"},
+        "val": {"b.png", "sub/c.jpg"},
+    }
+
+
+def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
+    box = annotation_files.Box("cat", 2, 3, 20, 30)
+    for split, names in {"train": "ab", "val": "cd"}.items():
+        pictures = [annotation_files.Picture(f"{n}.png", 32, 32, (box,)) for n in names]
+        annotation_files.draw(tmp_path / "images" / split, pictures)
+        written = annotation_files.write("yolo", tmp_path / split, pictures, ["cat"])
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        written.rename(tmp_path / "labels" / split)
+    text = "path: ../datasets/x\ntrain: images/train\nval: val.txt\nnames: {1: cat}\n"
+    (tmp_path / "data.yaml").write_text(text)
+    (tmp_path / "val.txt").write_text("./images/val/c.png\n./images/val/d.png\n")
+    done = convert(
+        tmp_path / "out",
+        "--format=yolo",
+        f"--images={tmp_path}",
+        f"--annotations={tmp_path}",
+        f"--split_file={tmp_path}/data.yaml",
+        "--split=train,val",
+    )
+    assert done.returncode == 0, done.stderr
+    assert boxes_by_split(tmp_path / "out") == {
+        "train": ({"images/train/a.png", "images/train/b.png"}, {"cat"}),
+        "val": ({"images/val/c.png", "images/val/d.png"}, {"cat"}),
+    }
+    assert not list((tmp_path / "out").glob("*.findings.txt"))
+
+
+def test_findings_are_in_the_split_of_their_image_and_rows_of_0_left_out(
+    convert, tmp_path
+):
+    options = yolo_set(tmp_path, 40)
+    (tmp_path / "images/041.png").write_bytes(
+        (tmp_path / "images/000.png").read_bytes()
+    )
+    for number in range(40):
+        with (tmp_path / f"yolo/labels/{number:03d}.txt").open("a") as file:
+            file.write("1 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    with (tmp_path / "yolo/data.yaml").open("a") as file:
+        file.write("kpt_shape: [0, 0]\n")
+    output = tmp_path / "out"
+    done = convert(output, *options, "--val_fraction=0.3")
+    assert done.returncode == 0, done.stderr
+    places = []
+    for split in ("train", "val"):
+        names = {
+            name.removesuffix(".png") for name in names_in(output / f"{split}.json")
+        }
+        lines = (output / f"{split}.findings.txt").read_text().splitlines()
+        found = [line for line in lines if "classes without" not in line]
+        assert {line[:3] for line in found} == names
+        places += found
+    assert len(places) == 41 and sum("without a label file" in p for p in places) == 1
+    assert not re.search(r"^ +0 ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="shared/data/bccd is not beside us")

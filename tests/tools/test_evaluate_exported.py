@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import toy_data
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import categories, pipeline
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, stream
@@ -164,6 +164,29 @@ def test_picture_that_exif_turns_is_taken_upright(tool, data_dir):
         ids_seen(tool, data_dir)
     PIL.Image.new("RGB", (96, 128)).save(path, exif=exif)
     assert len(ids_seen(tool, data_dir)) == 2
+
+
+@pytest.mark.parametrize("name", [None, 7, "", ["a.jpg"]])
+def test_annotated_image_without_a_file_name_is_named(tool, data_dir, name):
+    path = data_dir / "val.json"
+    content = json.loads(path.read_text())
+    content["images"][2]["file_name"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(errors.UserError, match=r"image 502 has the file_name .*; exp"):
+        ids_seen(tool, data_dir)
+
+
+def test_annotations_that_cannot_be_scored_end_in_one_sentence(tmp_path):
+    path = tmp_path / "truth.json"
+    path.write_bytes(b"[" * 9999)
+    options = ("--model=absent", "--images=absent", f"--annotations={path}")
+    done = subprocess.run(
+        [sys.executable, str(TOOL), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (last,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert "truth.json" in last
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 import toy_data
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import categories
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts
@@ -192,6 +192,20 @@ def test_model_of_other_categories_is_refused(tool, coco_root, stand_in):
     other = artifact_of(find_red, [{"id": 1, "name": "cat"}])
     with pytest.raises(ValueError, match="differ in 3 categories"):
         tool.feed(make_evaluator(tool, coco_root), other, "", batch_size=1)
+
+
+@pytest.mark.parametrize("content", ["{", '{"images": [], "categories": []}'])
+def test_annotations_that_cannot_be_scored_are_refused(
+    tool, tmp_path, stand_in, monkeypatch, content
+):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(content)
+    with pytest.raises(errors.UserError, match=r"val2017\.json"):
+        make_evaluator(tool, str(tmp_path))
+    monkeypatch.setattr(Evaluator, "__init__", lambda self, root, **_: None)
+    monkeypatch.setattr(Evaluator, "root", str(tmp_path), raising=False)
+    with pytest.raises(errors.UserError, match=r"val2017\.json"):
+        make_evaluator(tool, str(tmp_path))
 
 
 def test_missing_annotations_and_missing_package_are_named(

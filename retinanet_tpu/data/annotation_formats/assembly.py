@@ -172,7 +172,7 @@ def assemble_files(
         candidates.append([[stem], [written, beside]])
         missing = stem + (posixpath.splitext(written)[1] or ".jpg")
         images.append(image._replace(file_name=missing))
-    images, several = locating.locate(
+    images, several, used = locating.locate(
         images, candidates, pictures, counts_renamed=False
     )
     file_names = {image.source: image.file_name for image in images}
@@ -181,9 +181,9 @@ def assemble_files(
         for name, content in contents.items()
         for finding in content.findings
     ]
-    spoken_of = {annotations.stem(name) for name in contents} | {*file_names.values()}
-    spoken_of |= {annotations.stem(finding.where) for finding in findings}
-    unannotated = annotations.pictures_without_annotation(pictures.names, spoken_of)
+    used |= {annotations.stem(name) for name in contents}
+    used |= {annotations.stem(finding.where) for finding in findings}
+    unannotated = annotations.pictures_without_annotation(pictures.names, used)
     return assemble(
         images,
         found_classes(images) if categories is None else categories,

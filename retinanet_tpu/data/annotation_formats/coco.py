@@ -3,6 +3,7 @@
 import collections
 import os
 import posixpath
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ _ROOT = "categories that are only the supercategory of all others, left out"
 _OTHER_AREA = "areas that do not fit their box, replaced by the box's"
 _OUTLINE = "outline_box"  # Where `_keep_box` puts the box of a segmentation,
 _AREA = "checked_area"  # and `_set_areas` an area.
-_MAX_SHOWN = 40  # Characters of a faulty value that a finding shows.
+_MAX_ID = 2**63 - 1
 
 
 def read(
@@ -54,33 +55,17 @@ def read(
         files.read_bytes(path), path, without="segmentation", visit_fn=_keep_box
     )
     _check_parts(content, path)
-    source, findings = os.path.basename(path), []
     _set_areas(content["annotations"])
-    content["categories"], repeated = _without_repeats(content["categories"])
+    source, findings = os.path.basename(path), []
+    listed, repeated = _without_repeats(content["categories"])
     findings += [annotations.Finding(_REPEATED, source, name) for name in repeated]
-    _unique_ids(content["images"], f"{path}: image id")
-    category_ids = _unique_ids(content["categories"], f"{path}: category id")
-    numbers = _annotation_ids(content["annotations"])
-    if numbers is None:
+    _check_ids(content["images"], f"{path}: image id")
+    _check_ids(listed, f"{path}: category id")
+    if not _has_usable_ids(content["annotations"]):
         findings.append(annotations.Finding(_RENUMBERED, source))
-        numbers = range(1, len(content["annotations"]) + 1)
-    objects = collections.defaultdict(list)
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    for entry, number in zip(content["annotations"], numbers, strict=True):
-        where = f"{path}: annotation {number}"
-        image_id, category_id = entry["image_id"], entry["category_id"]
-        if image_id not in names:
-            raise errors.UserError(
-                f"{where} is of image {image_id}, which is not listed."
-            )
-        if category_id not in category_ids:
-            raise errors.UserError(f"{where} has unlisted category {category_id}.")
-        place = annotations.Finding(
-            "", f"{source}, annotation {number}", image=names[image_id]
-        )
-        item, found = _object(entry, number, where)
-        objects[image_id] += [item] if item else []
-        findings += [place._replace(what=what, detail=text) for what, text in found]
+        for number, entry in enumerate(content["annotations"], start=1):
+            entry["id"] = number
+    objects, of_objects = _objects(content, {c["id"] for c in listed}, path)
     images = [
         annotations.AnnotatedImage(
             image_id=image["id"],
@@ -93,7 +78,8 @@ def read(
         )
         for image in content["images"]
     ]
-    categories, root = _without_root(content["categories"], content["annotations"])
+    categories, root = _without_root(listed, content["annotations"])
+    findings += of_objects
     if root:
         detail = f"id {root['id']}, {root['name']!r}"
         findings.append(annotations.Finding(_ROOT, source, detail))
@@ -106,17 +92,43 @@ def read(
     )
 
 
+def _objects(
+    content: dict[str, Any], category_ids: set[int], path: str
+) -> tuple[dict[int, list[annotations.AnnotatedObject]], list[annotations.Finding]]:
+    """Returns the objects by image id, and findings about them."""
+    objects, findings = collections.defaultdict(list), []
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    for entry in content["annotations"]:
+        where = f"{path}: annotation {entry['id']}"
+        image_id, category_id = entry["image_id"], entry["category_id"]
+        if image_id not in names:
+            raise errors.UserError(
+                f"{where} is of image {image_id}, which is not listed."
+            )
+        if category_id not in category_ids:
+            raise errors.UserError(f"{where} has unlisted category {category_id}.")
+        item, found = _object(entry, where)
+        objects[image_id] += [item] if item else []
+        place = f"{os.path.basename(path)}, annotation {entry['id']}"
+        findings += [
+            annotations.Finding(what, place, detail, names[image_id])
+            for what, detail in found
+        ]
+    return objects, findings
+
+
 def _located(images, findings, path, pictures):
     """Returns images and findings with the names of the folder's files."""
     beside = os.path.dirname(path)
     paths = [(i.file_name, posixpath.join(beside, i.file_name)) for i in images]
     names = [[alternatives] for alternatives in paths]
-    located, of_names = locating.locate(images, names, pictures, counts_renamed=True)
+    located, of_names, used = locating.locate(
+        images, names, pictures, counts_renamed=True
+    )
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
     findings = [f._replace(image=new_names.get(f.image, f.image)) for f in findings]
-    listed = {image.file_name for image in located} | {f.image for f in of_names}
-    unlisted = annotations.pictures_without_annotation(pictures.names, listed)
+    unlisted = annotations.pictures_without_annotation(pictures.names, used)
     return located, [*findings, *of_names, *unlisted]
 
 
@@ -128,7 +140,9 @@ def _keep_box(entry: dict[str, Any]) -> None:
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:
     """Returns four numbers as a box, None for anything else."""
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    if any(isinstance(value, bool) for value in bbox):
         return None
     try:
         x, y, width, height = map(float, bbox)
@@ -138,7 +152,7 @@ def _box(bbox: Any) -> tuple[float, float, float, float] | None:
 
 
 def _object(
-    entry: dict[str, Any], number: int, where: str
+    entry: dict[str, Any], where: str
 ) -> tuple[annotations.AnnotatedObject | None, list[tuple[str, str]]]:
     """Returns the object, None without a box, and findings: their kind and detail."""
     is_crowd = annotation_fields.is_set(entry.get("iscrowd"), f"{where} has iscrowd")
@@ -146,20 +160,24 @@ def _object(
     if box_xywh is None:
         box_xywh = entry.get(_OUTLINE)
         if box_xywh is None:
-            return None, [(annotations.NO_BOX, f"bbox {_shown(entry.get('bbox'))}")]
+            return None, [
+                (annotations.NO_BOX, f"bbox {reprlib.repr(entry.get('bbox'))}")
+            ]
         findings.append((assembly.FROM_OUTLINE, ""))
     area = entry[_AREA]
     box_area = box_xywh[2] * box_xywh[3]
     # A box without area is a finding of its own.
     if area is None and box_area > 0 and entry.get("area") not in (None, ""):
-        findings.append((_OTHER_AREA, f"{_shown(entry['area'])}, box {box_area:g}"))
+        findings.append(
+            (_OTHER_AREA, f"{reprlib.repr(entry['area'])}, box {box_area:g}")
+        )
     return annotations.AnnotatedObject(
-        annotation_id=number,
+        annotation_id=entry["id"],
         category_id=entry["category_id"],
         box_xywh=box_xywh,
         area=box_area if area is None else area,
         is_crowd=is_crowd,
-        place=number,
+        place=entry["id"],
     ), findings
 
 
@@ -171,10 +189,6 @@ def _set_areas(entries: list[dict[str, Any]]) -> None:
     areas = annotation_fields.areas(annotated, [box[2:] for _, box in boxed])
     for (entry, _), area in zip(boxed, areas, strict=True):
         entry[_AREA] = area
-
-
-def _shown(value: Any) -> str:
-    return str(value)[:_MAX_SHOWN]
 
 
 def _check_parts(content: dict[str, Any], path: str) -> None:
@@ -193,7 +207,9 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
         for position, entry in enumerate(content[part]):
             where = f"{path}: {part}[{position}]"
             if not isinstance(entry, dict):
-                raise errors.UserError(f"{where} is {entry!r}; expected an object.")
+                raise errors.UserError(
+                    f"{where} is {reprlib.repr(entry)}; expected an object."
+                )
             for key, read_fn in keys.items():
                 if key not in entry:
                     raise errors.UserError(
@@ -202,17 +218,18 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
                 value = read_fn(entry[key])
                 if value is None:
                     raise errors.UserError(
-                        f"{where} has {key} {entry[key]!r}; expected "
+                        f"{where} has {key} {reprlib.repr(entry[key])}; expected "
                         f"{_EXPECTED[read_fn]}."
                     )
                 entry[key] = value
 
 
-def _annotation_ids(entries: list[dict[str, Any]]) -> list[int] | None:
-    """Returns the ids of annotations, None if pycocotools could not use them."""
-    ids = [annotation_fields.integer(entry.get("id")) for entry in entries]
-    is_usable = all(i is not None and i > 0 for i in ids) and len(set(ids)) == len(ids)
-    return ids if is_usable else None
+def _has_usable_ids(entries: list[dict[str, Any]]) -> bool:
+    """Returns whether pycocotools can use the ids of annotations, made integers."""
+    for entry in entries:
+        entry["id"] = annotation_fields.integer(entry.get("id"))
+    ids = [entry["id"] for entry in entries]
+    return all(i is not None and i > 0 for i in ids) and len(set(ids)) == len(ids)
 
 
 def _without_repeats(
@@ -247,7 +264,7 @@ def _without_root(
     return categories, None
 
 
-def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
+def _check_ids(entries: list[dict[str, Any]], what: str) -> None:
     for value, count in collections.Counter(entry["id"] for entry in entries).items():
         if count > 1:
             raise errors.UserError(
@@ -255,7 +272,11 @@ def _unique_ids(entries: list[dict[str, Any]], what: str) -> set[int]:
             )
         if value < 0:
             raise errors.UserError(f"{what} {value} is negative; expected 0 or more.")
-    return {entry["id"] for entry in entries}
+        if value > _MAX_ID:
+            raise errors.UserError(
+                f"{what} {value} is above {_MAX_ID}, the largest that records hold; "
+                "renumber the ids."
+            )
 
 
 def _side(image: dict[str, Any], key: str, path: str) -> int:
@@ -265,5 +286,5 @@ def _side(image: dict[str, Any], key: str, path: str) -> int:
         return int(float(value or 0))
     except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(
-            f"{path}: image {image['id']} has {key} {value!r}, no number."
+            f"{path}: image {image['id']} has {key} {reprlib.repr(value)}, no number."
         ) from error

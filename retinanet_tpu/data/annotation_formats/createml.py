@@ -1,4 +1,4 @@
-"""CreateML: one JSON list of images, boxes in pixels by their centers.
+"""Reads CreateML: one JSON list of images, boxes in pixels by their centers.
 
 [{"image": "a.jpg", "annotations": [{"label": "cat",
   "coordinates": {"x": 60, "y": 40, "width": 60, "height": 40}}]}]

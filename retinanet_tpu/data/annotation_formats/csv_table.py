@@ -71,14 +71,13 @@ def read(
         found = {n: p._replace(height=0, width=0) for n, p in found.items()}
     beside = os.path.dirname(path)
     names = [[(written, posixpath.join(beside, written))] for written in found]
-    located, findings = locating.locate(
+    located, findings, used = locating.locate(
         list(found.values()), names, pictures, counts_renamed=True
     )
     merged = _merged(located)
     if categories is None:
         categories = assembly.found_classes(merged)
-    listed = {p.file_name for p in merged} | {f.image for f in findings}
-    findings += annotations.pictures_without_annotation(pictures.names, listed)
+    findings += annotations.pictures_without_annotation(pictures.names, used)
     return assembly.assemble(merged, categories, unit="line", findings=findings)
 
 

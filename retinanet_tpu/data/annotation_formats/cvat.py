@@ -1,4 +1,4 @@
-"""CVAT's own XML, of images or of a video: one file, shapes in pixels.
+"""Reads CVAT's XML of images or of a video: one file, shapes in pixels.
 
 <image name="a.jpg" width="200" height="120"><box label="cat" xtl="30" ... /></image>
 <track label="cat"><box frame="7" outside="0" xtl="30" ... /></track>
@@ -30,7 +30,7 @@ _NO_SHAPE = ("tag", "attribute")
 _NOT_ENCLOSING = ("polyline", "points", "skeleton")
 # Labels of other types have no box, so they are no classes.
 _NO_CLASS_TYPES = ("tag", *_NOT_ENCLOSING)
-# How CVAT calls the images of a video; its numbers are those of the file.
+# The names that CVAT gives to the images of a video, with the numbers of the file.
 _FRAME = re.compile(r"frame_(\d{6,9})\.\w+")
 
 
@@ -56,10 +56,10 @@ def read(
         not known.
       MissingFileError: There is no such file.
     """
-    root = documents.parse_xml(files.read_bytes(path), path)
+    root = documents.parse_xml(files.read_bytes(path), where=f"{path}: ")
     if root.tag != "annotations":
         raise errors.UserError(
-            f"{path} begins with <{root.tag[:50]}>; CVAT's XML with <annotations>."
+            f"{path} begins with <{root.tag[:50]}>; expected CVAT's <annotations>."
         )
     source, tracks = os.path.basename(path), root.findall("track")
     contents = list(_images(root, source))

@@ -14,12 +14,12 @@ _MAX_DEPTH = 100  # Of elements in elements; annotations have six levels.
 _KINDS = {str: "text", list: "a list", dict: "an object"}
 
 
-def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:
+def parse_xml(content: bytes, *, where: str = "") -> xml.etree.ElementTree.Element:
     """Parses an XML file; refuses entities, which a small file can make endless.
 
     Args:
       content: The file.
-      path: Its name, for errors.
+      where: What errors begin with.
 
     Raises:
       UserError: The file is no XML, is cut off, defines entities, or is nested too
@@ -31,7 +31,7 @@ def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:
         nonlocal depth
         depth += 1
         if depth > _MAX_DEPTH:
-            raise errors.UserError(f"{path} is nested more than {_MAX_DEPTH} deep.")
+            raise errors.UserError(f"{where}nested more than {_MAX_DEPTH} deep")
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -40,7 +40,7 @@ def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:
         builder.end(tag)
 
     def refuse(*_) -> None:
-        raise errors.UserError(f"{path} defines XML entities; remove its <!ENTITY>.")
+        raise errors.UserError(f"{where}defines entities; remove its <!ENTITY>")
 
     parser = xml.parsers.expat.ParserCreate()
     parser.buffer_text = True
@@ -54,7 +54,7 @@ def parse_xml(content: bytes, path: str) -> xml.etree.ElementTree.Element:
         raise
     # The latter two: encodings that Python or the parser does not have.
     except (xml.parsers.expat.ExpatError, LookupError, ValueError) as error:
-        raise errors.UserError(f"{path} is not XML, or cut off: {error}.") from error
+        raise errors.UserError(f"{where}not XML, or cut off: {error}") from error
     return builder.close()
 
 

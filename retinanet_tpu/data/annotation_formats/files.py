@@ -54,7 +54,10 @@ class Pictures:
         extension = os.path.splitext(name)[1].lower()
         if extension in name_matching.image_extensions() or not name:
             return False  # It would be among the names.
-        return tf.io.gfile.exists(os.path.join(self.folder, name))
+        try:
+            return tf.io.gfile.exists(os.path.join(self.folder, name))
+        except (tf.errors.OpError, UnicodeError, ValueError):
+            return False  # No name of a file.
 
     def match(self, wanted: Mapping[Any, Sequence[Sequence[str]]]) -> Matches:
         """Finds the image of each annotation, the certain ones first.

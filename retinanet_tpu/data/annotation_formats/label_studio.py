@@ -1,6 +1,6 @@
-"""Label Studio: one JSON list of tasks, shapes in percent of the image's sides.
+"""Reads Label Studio: one JSON list of tasks, shapes in percent of the image's sides.
 
-Both of its exports "JSON" and "JSON-MIN" are read.
+The exports "JSON" and "JSON-MIN" are read.
 """
 
 import itertools
@@ -131,7 +131,7 @@ def _url(data: dict[str, Any], where: str) -> str:
         raise errors.UserError(f"{where} holds the image itself; files are needed.")
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     found = {k: v for k, v in texts.items() if _extension(v) or v.startswith("/data/")}
-    if "image" in texts or len(found) == 1:
+    if texts.get("image") or len(found) == 1:
         return texts.get("image") or next(iter(found.values()))
     has = ", ".join(list(found or data)[:10])
     raise errors.UserError(

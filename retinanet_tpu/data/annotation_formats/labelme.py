@@ -1,19 +1,19 @@
 """Reads Labelme: a JSON file for each image, shapes of points in pixels."""
 
 import math
+import reprlib
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
     files,
     name_matching,
     outlines,
+    shapes,
 )
 
-_FRAMED = "shapes stored as the boxes around them"
-_NO_BOX = "shapes that enclose nothing, dropped"
 # Rectangles need no word: theirs are the corners of the box, in any order.
 _ENCLOSING = ("polygon", "oriented_rectangle", "rotation", "mask")
 _NUM_NEEDED = {"polygon": 3}
@@ -59,13 +59,16 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     objects, findings = [], []
     for number, shape in enumerate(found["shapes"], start=1):
         where = f"shape {number}"
-        label = shape.get("label") if isinstance(shape, dict) else None
-        if not label or not isinstance(label, str):
-            raise errors.UserError(f"{where} has the label {label!r}, no text")
+        written = shape.get("label") if isinstance(shape, dict) else None
+        label = annotation_fields.text(written)
+        if not label:
+            raise errors.UserError(
+                f"{where} has the label {reprlib.repr(written)}, no text"
+            )
         kind = shape.get("shape_type") or "polygon"
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":
-            what = _NO_BOX if box_xywh is None else _FRAMED
+            what = shapes.NO_BOX if box_xywh is None else shapes.FRAMED
             findings.append(annotations.Finding(what, f"{name}, {where}", kind))
         if box_xywh is not None:
             objects.append(assembly.Labelled(label, box_xywh, number))

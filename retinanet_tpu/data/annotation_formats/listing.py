@@ -52,7 +52,7 @@ def assemble(
         [(name, posixpath.join(beside, name)) for name in of_image]
         for of_image in names or [[image.file_name] for image in images]
     ]
-    located, unclear = locating.locate(
+    located, unclear, used = locating.locate(
         images, candidates, pictures, counts_renamed=names is None
     )
     doubtful = {f.image for f in unclear if f.what == locating.SEVERAL}
@@ -62,8 +62,7 @@ def assemble(
         for content, image in zip(kept, located, strict=True)
         for finding in content.findings
     ]
-    listed = {image.file_name for image in located} | {f.image for f in unclear}
-    absent = annotations.pictures_without_annotation(pictures.names, listed)
+    absent = annotations.pictures_without_annotation(pictures.names, used)
     return assembly.assemble(
         located,
         categories,

@@ -1,7 +1,7 @@
 """Gives annotated images the names of their files, and counts those without one."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
@@ -13,13 +13,21 @@ _MAX_MISSING = 0.5  # More are no slip of a person, but of the flags.
 _NAMED = 3  # Examples that an error shows.
 
 
+class Located(NamedTuple):
+    """Annotated images with the names of their files."""
+
+    images: list[Any]
+    findings: list[annotations.Finding]
+    used: set[str]  # images of the folder that an annotation is or may be about
+
+
 def locate(
     images: Sequence[Any],
     names: Sequence[Sequence[Sequence[str]]],
     pictures: files.Pictures,
     *,
     counts_renamed: bool,
-) -> tuple[list[Any], list[annotations.Finding]]:
+) -> Located:
     """Gives images the file names that they have in the folder.
 
     An image that is not in the folder keeps its name; the converter reports it. One
@@ -34,6 +42,7 @@ def locate(
     """
     matches = pictures.match(dict(enumerate(names)))
     located, findings = [], []
+    used = {*matches.names.values()}.union(*matches.several.values())
     for number, image in enumerate(images):
         if several := matches.several.get(number):
             findings.append(several_meant(image.file_name, several, image.source))
@@ -43,7 +52,7 @@ def locate(
             detail = f"annotated as {image.file_name} in {image.source}"
             findings.append(annotations.Finding(RENAMED, name, detail, name))
         located.append(image._replace(file_name=name))
-    return located, findings
+    return Located(located, findings, used)
 
 
 def several_meant(

@@ -7,6 +7,7 @@ extension, or with none.
 import collections
 import functools
 import posixpath
+import re
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -39,7 +40,8 @@ def plain_path(written: str) -> str:
     if _LOCAL_FILE in path:
         path = urllib.parse.unquote(path.partition(_LOCAL_FILE)[2])
     if path.startswith(("http://", "https://", "file://")):
-        path = urllib.parse.unquote(urllib.parse.urlsplit(path).path)
+        without_host = path.partition("://")[2].partition("/")[2]
+        path = "/" + urllib.parse.unquote(re.split("[?#]", without_host)[0])
     path = path.replace("\\", "/")
     return posixpath.normpath(path) if path and "://" not in path else path
 

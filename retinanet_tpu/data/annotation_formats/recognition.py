@@ -57,8 +57,7 @@ def _exported(tool: str, formats: str = "COCO") -> Format:
 _JSON = (
     ("{", {1: {"_via_img_metadata"}}, VIA),
     ("{", {2: {"filename", "regions"}}, VIA),
-    ("{", {1: {"project", "metadata", "view"}},
-     _foreign("a project of VIA 3", "Export COCO from VIA 2 instead.")),
+    ("{", {1: {"project", "metadata", "view"}}, _exported("VIA 3")),
     ("[", {2: {"image", "annotations"}, 4: {"coordinates", "label"}}, CREATEML),
     ("[", {2: {"imagefilename"}}, CREATEML),
     ("[", {2: {"data", "annotations"}}, LABEL_STUDIO),

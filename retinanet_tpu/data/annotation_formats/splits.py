@@ -1,20 +1,19 @@
-"""Divides annotated images into splits, and gives all splits the same classes."""
+"""Divides annotated images into splits."""
 
 import hashlib
 import re
+import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import annotations, categories as categories_lib
+from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import split_lists
 
 PLACEHOLDER = "{split}"
 _RECORDS = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.tfrecord.*")
-_OTHER_IDS = "files whose category ids were changed to those of all splits, by name"
 
 
 def parse(texts: Sequence[str]) -> dict[str, str]:
@@ -164,59 +163,41 @@ def converted(data_dir: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def common_classes(
-    sets: Iterable[annotations.AnnotatedSet],
-    known: categories_lib.Categories | None,
-) -> list[dict[str, Any]]:
-    """Returns COCO's categories for all splits of a data directory.
-
-    Ids are those of the annotations where these agree with one another; otherwise
-    classes are numbered by name.
-
-    Args:
-      sets: The splits.
-      known: Classes of earlier splits, which keep their ids, or None.
-    """
-    pairs = {(c["id"], c["name"]) for annotated in sets for c in annotated.categories}
-    if known is not None:
-        ids = {category.name: category.id for category in known.categories}
-        new = sorted({name for _, name in pairs} - ids.keys())
-        ids |= {name: i for i, name in enumerate(new, start=max(ids.values()) + 1)}
-    elif all(len({pair[i] for pair in pairs}) == len(pairs) for i in (0, 1)):
-        ids = {name: i for i, name in pairs}
-    else:
-        ids = {n: i for i, n in enumerate(sorted({n for _, n in pairs}), start=1)}
-    return [{"id": i, "name": n} for n, i in sorted(ids.items(), key=lambda x: x[1])]
-
-
-def with_classes(
-    annotated: annotations.AnnotatedSet,
-    categories: list[dict[str, Any]],
-    *,
-    counts_changes: bool,
+def without_others(
+    annotated: annotations.AnnotatedSet, used: Container[str]
 ) -> annotations.AnnotatedSet:
-    """Returns a set with other category ids; a class is the same if its name is.
+    """Removes findings about images without annotation that another split has.
 
     Args:
-      annotated: The set.
-      categories: COCO's categories, those of the set included.
-      counts_changes: Whether other ids are a finding, as they stand in the files.
+      annotated: A split.
+      used: Names of the images of all splits from the same folder.
     """
-    by_name = {category["name"]: category["id"] for category in categories}
-    ids = {c["id"]: by_name[c["name"]] for c in annotated.categories}
-    if all(old == new for old, new in ids.items()):
-        return annotated._replace(categories=categories)
-    images = [
-        image._replace(
-            objects=tuple(
-                item._replace(category_id=ids[item.category_id])
-                for item in image.objects
-            )
-        )
-        for image in annotated.images
+    findings = tuple(
+        finding
+        for finding in annotated.findings
+        if finding.what != annotations.UNANNOTATED or finding.image not in used
+    )
+    return annotated._replace(findings=findings)
+
+
+def in_one_call(
+    words: Mapping[str, str], paths: Mapping[str, str], *, earlier: Sequence[str]
+) -> str:
+    """Returns the options that convert splits together with earlier ones.
+
+    Args:
+      words: The splits, as `parse` returns them.
+      paths: Flag -> path, of the flags that may have a {split}.
+      earlier: The splits that were converted before.
+    """
+    listed = [n if n == word else f"{n}={word}" for n, word in words.items()]
+    others = [name for name in earlier if name not in words]
+    for word in words.values():
+        paths = {flag: template(path, word, others) for flag, path in paths.items()}
+    told_apart = [
+        shlex.quote(f"--{flag}={path}")
+        for flag, path in paths.items()
+        if PLACEHOLDER in path
     ]
-    findings = [*annotated.findings]
-    if counts_changes:
-        sources = dict.fromkeys(image.source for image in images)
-        findings += [annotations.Finding(_OTHER_IDS, source) for source in sources]
-    return annotations.AnnotatedSet(images, categories, tuple(findings))
+    instead = f"with {PLACEHOLDER} in {', '.join(f'--{flag}' for flag in paths)}"
+    return f"--split={','.join([*others, *listed])} {' '.join(told_apart) or instead}"

@@ -1,4 +1,4 @@
-"""VIA (VGG Image Annotator 1 and 2): one CSV or JSON file, shapes in pixels.
+"""Reads VIA (VGG Image Annotator 1 and 2): one CSV or JSON file, shapes in pixels.
 
 The annotations as CSV or JSON, and the project file, are read. VIA's COCO export is
 read by `coco`.

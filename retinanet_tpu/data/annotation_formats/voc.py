@@ -50,7 +50,7 @@ def read(
 
 
 def _parse(content: bytes, name: str) -> assembly.Content:
-    root = documents.parse_xml(content, name)
+    root = documents.parse_xml(content)
     objects, findings = [], []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"

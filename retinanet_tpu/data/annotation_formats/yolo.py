@@ -6,6 +6,7 @@ labels/train/a.txt  "class cx cy width height" a line, for images/train/a.jpg
 import functools
 import os
 import posixpath
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -43,9 +44,10 @@ def read(
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
 
-    A picture without a label file is one without objects, as in YOLO's own trainers.
-    Lines of more numbers are polygons, and become the boxes around them, or boxes with
-    keypoints, which are left out.
+    A picture without a label file is one without objects, as in YOLO's own trainers,
+    unless no picture of its folder has a label file. Lines of more numbers are
+    polygons, and become the boxes around them, or boxes with keypoints, which are left
+    out.
 
     Args:
       directory: the label files, in the same subfolders as the pictures, or in labels/
@@ -76,40 +78,62 @@ def read(
             "has a picture of its name; check --images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)
+    found, of_lines = _labelled(parsed, matches, classes)
+    background, unlabelled = _unlabelled(pictures, matches)
     # Lists of images and READMEs are no labels, and have no image of their name.
-    findings = [f for f in broken if f.where in matches.names] + odd
+    unreadable = [f for f in broken if f.where in matches.names] + odd
+    return assembly.assemble(
+        [*found, *background],
+        classes.categories,
+        unit="line",
+        findings=[*unreadable, *of_lines, *unlabelled],
+        ids={str(c["id"]): c["id"] for c in classes.categories},
+        is_norm=True,
+    )
+
+
+def _labelled(
+    parsed: Mapping[str, list[yolo_lines.Line]],
+    matches: files.Matches,
+    classes: Classes,
+) -> tuple[list[assembly.Picture], list[annotations.Finding]]:
+    """Returns the images of label files, and findings about their lines."""
     is_polygon = not (classes.keypoints and classes.keypoints[0])
-    found = []
+    longer = _FRAMED if is_polygon else _WITHOUT_KEYPOINTS
+    found, findings = [], []
     for name, lines in parsed.items():
         image_name = matches.names.get(name, _image_stems(name)[0])
         if several := matches.several.get(name):
             findings.append(locating.several_meant(image_name, several, name))
             continue
-        findings += [
-            annotations.Finding(
-                _FRAMED if is_polygon else _WITHOUT_KEYPOINTS,
-                f"{name}, line {line.number}",
-                image=image_name,
-            )
-            for line in lines
-            if len(line.shares) > 4
-        ]
-        objects = [
-            assembly.Labelled(
-                line.label, yolo_lines.box(line, is_polygon=is_polygon), line.number
-            )
-            for line in lines
-        ]
+        objects = []
+        for line in lines:
+            box_xywh = yolo_lines.box(line, is_polygon=is_polygon)
+            objects.append(assembly.Labelled(line.label, box_xywh, line.number))
+            if len(line.shares) > 4:
+                where = f"{name}, line {line.number}"
+                findings.append(annotations.Finding(longer, where, image=image_name))
         found.append(assembly.Picture(image_name, 0, 0, objects, name))
+    return found, findings
+
+
+def _unlabelled(
+    pictures: files.Pictures, matches: files.Matches
+) -> tuple[list[assembly.Picture], list[annotations.Finding]]:
+    """Returns the images without a label file that are background, and findings."""
     labelled = {*matches.names.values()}.union(*matches.several.values())
+    folders = {posixpath.dirname(name) for name in labelled}
+    found, findings = [], []
     for name in pictures.names:
-        if name not in labelled:
-            findings.append(annotations.Finding(_BACKGROUND, name, image=name))
+        if name in labelled:
+            continue
+        # In a folder without any label they are those of another split, most likely.
+        is_background = _is_below_any(name, folders)
+        what = _BACKGROUND if is_background else annotations.UNANNOTATED
+        findings.append(annotations.Finding(what, name, image=name))
+        if is_background:
             found.append(assembly.Picture(name, 0, 0, (), ""))
-    ids = {str(c["id"]): c["id"] for c in classes.categories}
-    return assembly.assemble(
-        found, classes.categories, unit="line", findings=findings, ids=ids, is_norm=True
-    )
+    return found, findings
 
 
 def read_classes(path: str) -> Classes:
@@ -149,6 +173,15 @@ def _image_stems(name: str) -> list[str]:
     stem = annotations.stem(name)
     before, found, after = f"/{stem}".rpartition("/labels/")
     return [f"{before}/images/{after}".lstrip("/"), stem] if found else [stem]
+
+
+def _is_below_any(name: str, folders: set[str]) -> bool:
+    """Returns whether a file is in one of some folders or below it."""
+    while name:
+        name = posixpath.dirname(name)
+        if name in folders:
+            return True
+    return False
 
 
 def _check_keypoints(

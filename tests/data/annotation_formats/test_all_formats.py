@@ -1,4 +1,6 @@
 import io
+import json
+import math
 
 import numpy as np
 import PIL.Image
@@ -6,9 +8,11 @@ import pytest
 import tensorflow as tf
 
 import annotation_files
-from retinanet_tpu.data import annotations, tf_example
+from retinanet_tpu.data import annotated_boxes, annotations, tf_example
+from retinanet_tpu.data.annotation_formats import locating, readers
 
 FORMATS = annotation_files.FORMATS
+NAMES_IMAGES = ("coco", "csv", "via", "via_csv", "via_project", "createml", "cvat")
 KEEPS_EMPTY = [f for f in FORMATS if f != "openimages"]
 
 
@@ -38,9 +42,11 @@ def test_one_data_set_in_each_format_becomes_the_same_bytes(tmp_path):
         assert done.findings == [], kind
     paths = [str(tmp_path / "coco_out" / name) for name in expected][:2]
     records = [tf_example.parse(r) for r in tf.data.TFRecordDataset(paths)]
-    assert [r.category_ids.numpy().tolist() for r in records] == [[3], [1], [2, 1]]
+    # Which file an image is in, and where, is the converter's matter.
+    found = {tuple(r.category_ids.numpy().tolist()): r for r in records}
+    assert sorted(found) == [(1,), (2, 1), (3,)]
     np.testing.assert_array_equal(
-        records[2].boxes_yxyx_norm,
+        found[2, 1].boxes_yxyx_norm,
         [[0, 0, 1, 1], [6 / 64, 5 / 64, 9 / 64, 7 / 64]],
     )
 
@@ -106,9 +112,130 @@ def test_annotations_of_an_absent_picture_are_named(tmp_path, kind):
     path = annotation_files.write(kind, tmp_path / kind)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     (finding,) = done.findings
-    missing = "annotated images not in the folder, left out"  # Few fetch all of them.
     assert finding.what == (
-        missing if kind == "openimages" else "images missing on disk"
+        "annotated images not in the folder, left out"
+        if kind == "openimages"
+        else "images missing on disk"
     )
     assert finding.where in ("b.png", "b.txt", "b", "0a1b2c3d-b.png")
     assert len(done.images) == 2
+
+
+@pytest.mark.parametrize("kind", [f for f in FORMATS if f != "openimages"])
+def test_set_of_which_most_images_are_missing_is_refused(tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    for name in ("b.png", "sub/c.jpg"):
+        (tmp_path / "images" / name).unlink()
+    path = annotation_files.write(kind, tmp_path / kind)
+    message = r"^2 of 3 images are missing on disk.* \S*b.*, \S*c.* has Äpfel 1\.jpg"
+    with pytest.raises(ValueError, match=message):
+        annotation_files.read(kind, path, tmp_path / "images")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_images_moved_to_other_folders_with_other_endings_are_found(tmp_path, kind):
+    drawn = annotation_files.draw(tmp_path / "drawn")
+    moves = {"b.png": "x/B.JPG", "sub/c.jpg": "x/sub/c.jpeg"}
+    moves["Äpfel 1.jpg"] = "y/A\u0308pfel 1.jpg"  # As macOS writes it.
+    for old, new in moves.items():
+        path = tmp_path / "images" / new
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (drawn / old).rename(path)
+    path = annotation_files.write(kind, tmp_path / kind)
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert [i.file_name for i in done.images] == sorted(moves.values())
+    assert done.counts["boxes stored"] == 4
+    # Formats with a file for each image need not name it, and tasks have other names.
+    names = [f.image for f in done.findings]
+    assert names == (sorted(moves.values()) if kind in NAMES_IMAGES else [])
+    assert {f.what for f in done.findings} <= {locating.RENAMED}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_image_that_may_be_any_of_several_files_is_left_out(tmp_path, kind):
+    images = annotation_files.draw(tmp_path / "images")
+    (images / "x").mkdir()
+    (images / "b.png").rename(images / "x" / "b.png")
+    (images / "y").mkdir()
+    (images / "y" / "b.png").write_bytes((images / "x" / "b.png").read_bytes())
+    path = annotation_files.write(kind, tmp_path / kind)
+    done = annotation_files.convert(kind, path, images, tmp_path / "out")
+    finding = next(f for f in done.findings if f.what == locating.SEVERAL)
+    assert finding.detail.startswith("x/b.png or y/b.png; annotated in ")
+    assert len(done.images) == 2
+
+
+def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
+    names = ("__ignore__", "_background_", "cat")
+    boxes = tuple(annotation_files.Box(name, 2, 3, 20, 30) for name in names)
+    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", pictures)
+    for kind in FORMATS:
+        path = annotation_files.write(kind, tmp_path / kind, pictures, names)
+        annotated = annotation_files.read(kind, path, tmp_path / "images")
+        (category,) = annotated.categories
+        assert category["name"] == "cat"
+        (image,) = annotated.images
+        assert [o.category_id for o in image.objects] == [category["id"]]
+        assert sorted(f.detail for f in annotated.findings) == list(names[:2])
+        assert {f.image for f in annotated.findings} == {"a.png"}
+        if kind in ("voc", "csv", "labelme"):
+            assert category["id"] == 1
+
+
+IN_PIXELS = [f for f in FORMATS if f not in ("yolo", "openimages")]
+
+
+@pytest.mark.parametrize("kind", IN_PIXELS)
+def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
+    faulty = [
+        ("cat", 40, 2, 60, 20),  # Outside.
+        ("cat", 2, 2, 50, 20),  # Beyond the edge.
+        ("cat", 9, 9, 9, 20),  # Without area.
+        ("cat", 2, 2, math.nan, 20),
+    ]
+    if kind != "labelme":  # Its corners may be in any order.
+        faulty.append(("cat", 20, 2, 9, 20))
+    good = [("cat", 1, 2 + i, 31, 30) for i in range(6)]
+    boxes = tuple(annotation_files.Box(*box) for box in [*good, *faulty])
+    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", pictures)
+    path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
+    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+    assert done.counts["boxes stored"] == 7
+    assert sorted(f.what for f in done.findings) == sorted(
+        [
+            annotated_boxes.OUTSIDE,
+            "boxes beyond the edge, clipped",
+            annotated_boxes.NO_AREA,
+            annotated_boxes.NOT_FINITE,
+            *[annotated_boxes.WRONG_ORDER][: len(faulty) - 4],
+        ]
+    )
+
+
+@pytest.mark.parametrize("kind", [f for f in FORMATS if f not in ("coco", "yolo")])
+def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
+    if kind == "openimages":
+        pytest.skip("takes no --names")
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write(kind, tmp_path / kind)
+    pictures = annotation_files.pictures_in(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"has class '(ampel|猫 \(cat\))'; known are"):
+        readers.read(
+            kind.partition("_")[0], str(path), pictures=pictures, names=["Straße"]
+        )
+
+
+@pytest.mark.parametrize("kind", ["via", "createml", "cvat", "labelstudio"])
+def test_an_image_that_a_file_lists_twice_is_refused(tmp_path, kind):
+    annotation_files.draw(tmp_path / "images")
+    picture = annotation_files.PICTURES[0]
+    twice = [picture, *annotation_files.PICTURES]
+    path = annotation_files.write(kind, tmp_path / kind, twice)
+    if kind == "via":  # Its keys are the name and the size of the file.
+        content = json.loads(path.read_text())
+        content["other"] = content[f"{picture.name}99"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"b\.png is annotated twice"):
+        annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")

@@ -4,7 +4,7 @@ import pytest
 
 import annotation_files
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import coco
+from retinanet_tpu.data.annotation_formats import coco, files
 
 IMAGES = [{"id": 5, "file_name": "a.jpg", "height": 40, "width": 60}]
 CATEGORIES = [{"id": 2, "name": "cat", "supercategory": "animal"}]
@@ -44,7 +44,7 @@ def test_ids_may_have_gaps_and_begin_at_zero(tmp_path):
     assert ids == [2 * 10**12, 10**12, 0, 0]
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (4, 4), (None, 3), ("7", 3)])
+@pytest.mark.parametrize("ids", [(0, 1), (4, 4), (None, 3), ("a", 3), (True, 2)])
 def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
     boxes = [{**BOX, "id": number} for number in ids]
     read = coco.read(coco_file(tmp_path, annotations=boxes))
@@ -64,13 +64,23 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
         ({"images": [{"id": 5, "width": 3}]}, r"images\[0\] lacks 'file_name'"),
         ({"images": [{**IMAGES[0], "width": "w"}]}, "image 5 has width 'w', no number"),
         ({"images": [{**IMAGES[0], "width": float("nan")}]}, "image 5 has width nan"),
-        ({"annotations": [{**BOX, "area": "big"}]}, "annotation 9 has .*area 'big'"),
         ({"images": ["a.jpg"]}, r"images\[0\] is 'a.jpg'; expected an object"),
-        ({"categories": CATEGORIES * 2}, "category id 2 comes 2 times"),
+        (
+            {"categories": [*CATEGORIES, {"id": 2, "name": "dog"}]},
+            "category id 2 comes 2 times",
+        ),
         ({"categories": [{"id": 2}]}, r"categories\[0\] lacks 'name'"),
         ({"annotations": [{**BOX, "image_id": 77}]}, "annotation 9 is of image 77"),
         ({"annotations": [{**BOX, "category_id": 3}]}, "unlisted category 3"),
-        ({"annotations": [{**BOX, "bbox": [1, 2]}]}, r"annotation 9 has bbox \[1, 2\]"),
+        (
+            {"annotations": [{**BOX, "image_id": "5a"}]},
+            "image_id '5a'; expected an",
+        ),
+        (
+            {"annotations": [{**BOX, "iscrowd": 2}]},
+            "annotation 9 has iscrowd 2; exp",
+        ),
+        ({"categories": [{"id": 2, "name": None}]}, "has name None; expected a text"),
         ({"annotations": [BOX, {"id": 1}]}, r"annotations\[1\] lacks 'image_id'"),
     ],
 )
@@ -93,3 +103,130 @@ def test_file_that_is_not_coco_says_so(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"coco\.json.*{message}"):
         coco.read(str(path))
+
+
+def objects(tmp_path, *boxes, **changes):
+    """Returns the objects of boxes that are BOX with changes, and the findings."""
+    listed = [{**BOX, "id": i, **box} for i, box in enumerate(boxes, start=1)]
+    read = coco.read(coco_file(tmp_path, annotations=listed, **changes))
+    return read.images[0].objects, read.findings
+
+
+@pytest.mark.parametrize(
+    "value", [1, "1", "true", 1.0, True, 0, "0", "False", None, ""]
+)
+def test_crowd_flag_may_be_a_text(tmp_path, value):
+    (item,), findings = objects(tmp_path, {"iscrowd": value})
+    assert item.is_crowd == (value in (1, "1", "true"))
+    assert findings == ()
+
+
+def test_ids_and_names_may_be_texts_and_numbers(tmp_path):
+    read = coco.read(
+        coco_file(
+            tmp_path,
+            images=[{**IMAGES[0], "id": "5", "file_name": 12}],
+            annotations=[{**BOX, "image_id": 5.0, "category_id": " 2"}],
+            categories=[{"id": "2", "name": 7}],
+        )
+    )
+    (image,) = read.images
+    assert (image.image_id, image.file_name) == (5, "12")
+    assert image.objects[0].category_id == 2
+    assert read.categories == [{"id": 2, "name": "7"}]
+
+
+def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path):
+    polygon = {"segmentation": [[1, 2, 5, 2, 5, 8]]}
+    mask = {"segmentation": {"size": [9, 9], "counts": [10, 3, 6, 3, 59]}}
+    found, findings = objects(
+        tmp_path,
+        {"bbox": [], **polygon},
+        {"bbox": None, **mask},
+        {"bbox": [1, 2], "segmentation": []},
+        {"bbox": ["1", "2", 3, "4"], **polygon},
+        {"bbox": ["a", 2, 3, 4]},
+        {"bbox": {"x": 1}},
+    )
+    assert [(o.place, o.box_xywh) for o in found] == [
+        (1, (1, 2, 4, 6)),
+        (2, (1, 1, 2, 3)),
+        (4, (1, 2, 3, 4)),
+    ]
+    assert [(f.what.partition(",")[0], f.where, f.detail) for f in findings] == [
+        ("boxes taken from the outline of the object", "coco.json, annotation 1", ""),
+        ("boxes taken from the outline of the object", "coco.json, annotation 2", ""),
+        ("objects without box or outline", "coco.json, annotation 3", "bbox [1, 2]"),
+        ("objects without box or outline", "coco.json, annotation 5", "bbox "
+         "['a', 2, 3, 4]"),
+        ("objects without box or outline", "coco.json, annotation 6", "bbox {'x': 1}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("area", [0, -5, 1, 1e9, "big", float("nan"), True])
+def test_area_that_does_not_fit_its_box_is_that_of_the_box(tmp_path, area):
+    large = {"bbox": [0, 0, 50, 40]}
+    found, findings = objects(tmp_path, {**large, "area": area}, {**large, "area": 900})
+    assert [o.area for o in found] == [2000, 900]
+    (finding,) = findings
+    assert "areas that do not fit their box" in finding.what
+    assert finding.where == "coco.json, annotation 1"
+    assert finding.detail.endswith("box 2000") and finding.image == "a.jpg"
+
+
+def test_area_of_the_outline_stays_and_absent_ones_are_no_finding(tmp_path):
+    areas = [{"area": 5.5}, {"area": "5.5"}, {"area": None}, {}, {"area": ""}]
+    found, findings = objects(tmp_path, *areas)
+    assert [o.area for o in found] == [5.5, 5.5, 12, 12, 12]
+    assert findings == ()
+
+
+ROOT = {"id": 0, "name": "zoo", "supercategory": "none"}
+CAT = {"id": 2, "name": "cat", "supercategory": "zoo"}
+DOG = {"id": 3, "name": "dog", "supercategory": "zoo"}
+
+
+@pytest.mark.parametrize(
+    ("categories", "kept"),
+    [
+        ([ROOT, CAT, DOG], [2, 3]),
+        ([ROOT | {"name": "cat"}, CAT | {"supercategory": "cat"}], [2]),
+        ([ROOT | {"supercategory": None}, CAT], [2]),
+        ([CAT, DOG, ROOT], [2, 3]),
+        (
+            [CAT | {"name": "zoo", "supercategory": "none"}, DOG],
+            [2, 3],
+        ),  # It has a box.
+        ([ROOT, CAT, DOG | {"supercategory": "none"}], [0, 2, 3]),
+        ([ROOT | {"supercategory": "zoo"}, CAT], [0, 2]),
+        ([CAT], [2]),
+    ],
+)
+def test_root_of_roboflow_is_left_out(tmp_path, categories, kept):
+    read = coco.read(coco_file(tmp_path, categories=categories))
+    assert sorted(c["id"] for c in read.categories) == kept
+    assert len(read.findings) == len(categories) - len(kept)
+    for finding in read.findings:
+        assert "only the supercategory of all others, left out" in finding.what
+        assert finding.detail.startswith("id 0, ")
+
+
+def test_categories_that_are_listed_again_are_one(tmp_path):
+    read = coco.read(coco_file(tmp_path, categories=CATEGORIES * 3))
+    assert [c["id"] for c in read.categories] == [2]
+    (finding,) = read.findings
+    assert finding[:3] == (
+        "categories that are listed more than once",
+        "coco.json",
+        "cat",
+    )
+
+
+def test_images_without_annotation_are_those_that_no_name_leads_to(tmp_path):
+    pictures = files.Pictures("/d", ["x/A.png", "b.png"])
+    read = coco.read(coco_file(tmp_path), pictures=pictures)
+    assert [image.file_name for image in read.images] == ["x/A.png"]
+    assert [(f.image, f.detail) for f in read.findings] == [
+        ("x/A.png", "annotated as a.jpg in coco.json"),
+        ("b.png", ""),
+    ]

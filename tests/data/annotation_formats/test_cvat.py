@@ -161,7 +161,7 @@ def test_an_export_of_a_video_is_read(tmp_path):
     [
         ("<annotation/>", "begins with <annotation>"),
         ("<annotations/>", "has no <image> and no <track>"),
-        ("<annotations>", "is not XML, or cut off: no element found"),
+        ("<annotations>", ": not XML, or cut off: no element found"),
         ("<annotations><image/></annotations>", "image 1 has no name"),
         (in_image(BOX).replace('"64"', '"wide"', 1), "expected a number, got 'wide'"),
         (in_image(BOX).replace("xtl", "left"), "a.jpg, shape 1 lacks xtl"),

@@ -1,3 +1,5 @@
+import posixpath
+
 import pytest
 import tensorflow as tf
 
@@ -34,28 +36,63 @@ def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
         files.list_files(str(tmp_path), ".xml")
 
 
+def match(pictures, **wanted):
+    """Returns the image of each annotation, a list where several fit equally well."""
+    matches = pictures.match({key: [[name]] for key, name in wanted.items()})
+    return matches.names | matches.several
+
+
 @pytest.mark.parametrize(
     "path",
     ["sub/a.jpg", "./sub/a.jpg", "sub/../sub/a.jpg", "/data/images/sub/a.jpg",
      "../images/sub/a.jpg", "images/sub/a.jpg"],
 )  # fmt: skip
 def test_picture_is_found_from_the_folder_and_from_the_file_that_points(path):
-    pictures = files.Pictures("/data/images", ["sub/a.jpg"])
+    pictures = files.Pictures("/data/images", ["other/a.jpg", "sub/a.jpg"])
     beside = "/data" if path.startswith("images") else "/data/labels"
-    assert pictures.by_path(path, beside=beside) == "sub/a.jpg"
-
-
-@pytest.mark.parametrize("path", ["a.jpg", "/sub/a.jpg", "../sub/a.jpg", "", "sub"])
-def test_other_paths_find_nothing(path):
-    pictures = files.Pictures("/data/images", ["sub/a.jpg"])
-    assert pictures.by_path(path, beside="/data/labels") is None
+    matches = pictures.match({"x": [[path, posixpath.join(beside, path)]]})
+    assert matches == files.Matches({"x": "sub/a.jpg"}, frozenset(), {})
 
 
 def test_remote_folder_keeps_its_scheme():
-    pictures = files.Pictures("gs://bucket/images/", ["a.jpg"])
-    assert pictures.by_path("gs://bucket/images/a.jpg", beside="gs://bucket") == "a.jpg"
-    assert pictures.by_path("../images/a.jpg", beside="gs://bucket/csv") == "a.jpg"
-    assert pictures.by_path("gs://other/images/a.jpg", beside="gs://bucket") is None
+    pictures = files.Pictures("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
+    assert match(pictures, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
+    assert match(pictures, x="gs://bucket/csv/../images/b/a.jpg") == {"x": "b/a.jpg"}
+
+
+def test_image_that_one_annotation_names_exactly_is_not_given_to_another():
+    pictures = files.Pictures("", ["train/1.jpg", "val/2.jpg"])
+    assert match(pictures, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
+    assert match(pictures, b="val/1.jpg") == {"b": "train/1.jpg"}
+
+
+def test_name_that_fits_several_images_equally_well_is_none_of_them():
+    pictures = files.Pictures("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
+    assert match(pictures, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
+        "a": ["train/1.jpg", "val/1.jpg"],
+        "b": "val/1.jpg",
+        "c": "val/2.jpg",
+    }
+
+
+def test_paths_of_one_name_may_point_to_one_image():
+    pictures = files.Pictures("/d", ["a b.jpg"])
+    wanted = dict(a="a b.jpg", b="/d/a b.jpg", c="a%20b.jpg")
+    assert match(pictures, **wanted) == dict.fromkeys("abc", "a b.jpg")
+
+
+def test_images_that_differ_in_their_ending_only_are_an_error():
+    pictures = files.Pictures("/d", ["a.jpg", "a.png"])
+    assert match(pictures, x="a.png") == {"x": "a.png"}
+    with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a c"):
+        match(pictures, x="a")
+
+
+def test_a_file_without_extension_is_there_if_it_exists(tmp_path):
+    touch(tmp_path, "a", "b.jpg")
+    pictures = files.Pictures(str(tmp_path), ["b.jpg"])
+    found = {name: pictures.has(name) for name in ("a", "b.jpg", "b", "c.jpg", "")}
+    assert [name for name, is_there in found.items() if is_there] == ["a", "b.jpg"]
 
 
 def test_json_is_read_without_what_is_not_needed():

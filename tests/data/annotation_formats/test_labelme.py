@@ -58,7 +58,8 @@ def test_shapes_that_enclose_nothing_are_dropped_and_named(tmp_path, kind, point
     found = read(tmp_path, ["a.jpg"])
     assert [o.place for o in found.images[0].objects] == [2]
     what = "shapes that enclose nothing, dropped"
-    assert found.findings == (annotations.Finding(what, "a.json, shape 1", kind),)
+    where = "a.json, shape 1"
+    assert found.findings == (annotations.Finding(what, where, kind, "a.jpg"),)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,15 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
     (finding,) = found.findings
     assert finding[:2] == (files.UNREADABLE, "b.json")
     assert message in finding.detail
+
+
+def test_label_may_be_a_number(tmp_path):
+    write(tmp_path, "a", RECTANGLE | {"label": 7})
+    assert read(tmp_path, ["a.jpg"]).categories == [{"id": 1, "name": "7"}]
+
+
+def test_image_path_that_was_left_behind_is_not_followed(tmp_path):
+    for stem in ("a", "b", "c"):
+        write(tmp_path, stem, RECTANGLE, imagePath="a.jpg")
+    found = read(tmp_path, ["a.jpg", "b.jpg"])
+    assert [i.file_name for i in found.images] == ["a.jpg", "b.jpg", "c.jpg"]

@@ -23,7 +23,10 @@ def line(image="0a", label="/m/02", group=0, box="0.25,0.5,0.125,0.75"):
     return f"{image},xclick,{label},1,{box},0,0,{group},0,0\n"
 
 
-@pytest.mark.parametrize(("group", "is_crowd"), [(0, False), (1, True), (-1, False)])
+@pytest.mark.parametrize(
+    ("group", "is_crowd"),
+    [(0, False), (1, True), (-1, False), ("True", True), ("1.0", True), ("", False)],
+)
 def test_boxes_are_shares_and_groups_are_crowds(tmp_path, group, is_crowd):
     found = read(tmp_path, HEADER + line(group=group))
     (image,) = found.images
@@ -38,8 +41,9 @@ def test_images_that_were_not_fetched_are_named_once(tmp_path):
     text = HEADER + line("ff") + line() + line("ff", label="/m/99")
     found = read(tmp_path, text)
     assert [image.file_name for image in found.images] == ["0a.jpg"]
-    missing = annotations.Finding("images missing on disk", "ff", "boxes.csv, line 2")
-    assert found.findings == (missing,)
+    (finding,) = found.findings
+    assert finding.what == "annotated images not in the folder, left out"
+    assert finding[1:] == ("ff", "boxes.csv, line 2", "ff")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,7 @@ def test_images_that_were_not_fetched_are_named_once(tmp_path):
         ("", "line 1 lacks ImageID, LabelName, XMin"),
         ("ImageID,LabelName,XMin,XMax,YMin\n", "line 1 lacks YMax"),
         (HEADER + "0a,xclick\n", "line 2 has 2 fields, expected 13"),
+        (HEADER + line(group=7), "line 2 has IsGroupOf '7'; expected 0 or 1"),
         (HEADER + line(box="a,0,0,0"), "line 2: expected a number, got 'a'"),
         (HEADER + line(label="/m/77"), "line 2 has class '/m/77'; known are /m/01"),
         (HEADER + line("ff"), "No picture of the 1 images.*ff.*--images"),

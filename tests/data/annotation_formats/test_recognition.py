@@ -66,7 +66,7 @@ KITTI = (
         ('[{"DataRow ID": "x"}]', "a file of Labelbox. Export COCO"),
         ('{"data_row": {"id": "x"}, "projects": {}}\n{"data_row": {}}', "Labelbox"),
         ('[{"name": "a", "labels": []}]', "Scalabel or BDD100K. Export COCO"),
-        ('{"project": {}, "metadata": {}, "view": {}}', "a project of VIA 3. Export"),
+        ('{"project": {}, "metadata": {}, "view": {}}', "a file of VIA 3. Export COCO"),
         ('[{"image_id": 1, "category_id": 1, "bbox": [], "score": 1}]',
          "detections in COCO's results format. Take the file of the annotations"),
         ('{"images": [], "annotations": [{"image_id": 1, "caption": ""}]}',

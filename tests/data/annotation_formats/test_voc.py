@@ -20,15 +20,14 @@ def read(folder, image_names=(), **options):
     return voc.read(str(folder), pictures=files.Pictures("", image_names), **options)
 
 
-def test_classes_are_those_of_the_folder_whatever_the_split(tmp_path):
+def test_classes_are_those_of_the_folder_sorted(tmp_path):
     voc_file(tmp_path, "b", [("dog", 1, 2, 4, 6)])
     voc_file(tmp_path, "a", [("cat", 0.5, 2, 4, 6)])
-    (tmp_path / "train.txt").write_text("b\n")
-    found = read(tmp_path, ["b.png"], split_file=str(tmp_path / "train.txt"))
+    found = read(tmp_path, ["b.png"])
     assert found.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    dog = annotations.AnnotatedObject(1, 2, (1.0, 2.0, 3.0, 4.0), 12.0, False, 1)
-    (image,) = found.images
-    assert image[:5] == (1, "b.png", 40, 60, (dog,))
+    dog = annotations.AnnotatedObject(2, 2, (1.0, 2.0, 3.0, 4.0), 12.0, False, 1)
+    image = found.images[1]
+    assert image[:5] == (2, "b.png", 40, 60, (dog,))
     assert annotations.place_of(image, dog) == "b.xml, object 1"
 
 
@@ -65,21 +64,13 @@ def test_names_give_the_order_of_ids(tmp_path):
     assert found.images[0].objects[0].category_id == 2
 
 
-def test_list_of_a_class_leaves_out_images_without_it(tmp_path):
-    for stem in ("a", "b", "c"):
-        voc_file(tmp_path, stem)
-    (tmp_path / "cat_train.txt").write_text("a  1\nb -1\nc  0\n")
-    found = read(tmp_path, split_file=str(tmp_path / "cat_train.txt"))
-    assert [i.file_name for i in found.images] == ["a.jpg", "c.jpg"]
-
-
 def test_picture_is_that_of_the_xml_files_name_or_else_the_one_written(tmp_path):
     voc_file(tmp_path, "renamed", filename="old.jpg")
     voc_file(tmp_path, "moved", filename="C:\\photos\\other.jpg")
     voc_file(tmp_path, "gone", filename="nowhere.jpg")
     found = read(tmp_path, ["renamed.png", "old.jpg", "other.png"])
     names = [i.file_name for i in found.images]
-    assert names == ["nowhere.jpg", "other.png", "renamed.png"]
+    assert names == ["gone.jpg", "other.png", "renamed.png"]
 
 
 def test_two_pictures_of_one_stem_are_an_error(tmp_path):
@@ -101,10 +92,6 @@ def test_unknown_class_is_named_with_its_file(tmp_path):
         ("<annotation><object>", "cut off: no element found: line 1"),
         ("<annotation><object/></annotation>", "object 1 has no <name>"),
         (
-            "<annotation><object><name>a</name><bndbox/></object></annotation>",
-            "object 1 has no full <bndbox>",
-        ),
-        (
             "<annotation><size><width>1e999</width></size></annotation>",
             "<size>: a picture of 1e999 x None px",
         ),
@@ -123,10 +110,46 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
 def test_errors_name_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.xml"):
         read(tmp_path)
-    voc_file(tmp_path, "a")
-    (tmp_path / "train.txt").write_text("a\nzebra\n")
-    with pytest.raises(FileNotFoundError, match=r"names zebra"):
-        read(tmp_path, split_file=str(tmp_path / "train.txt"))
     (tmp_path / "a.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"None of the 1 annotation files.*a\.xml"):
         read(tmp_path)
+
+
+def test_file_name_that_was_left_behind_does_not_make_two_annotations_of_one(tmp_path):
+    for stem in ("a", "b", "old"):
+        voc_file(tmp_path, stem, filename="old.jpg")
+    found = read(tmp_path, ["old.jpg"])
+    assert [i.file_name for i in found.images] == ["a.jpg", "b.jpg", "old.jpg"]
+    found = read(tmp_path)
+    assert [i.file_name for i in found.images] == ["a.jpg", "b.jpg", "old.jpg"]
+
+
+POINTS = "<x1>30</x1><y1>20</y1><x2>90</x2><y2>25</y2><x3>50</x3><y3>60</y3>"
+PAIRS = "".join(f"<pt><x>{x}</x><y>{x - 10}</y></pt>" for x in (30, 70, 90))
+TURNED = "<cx>60</cx><cy>40</cy><w>60</w><h>40</h><angle>0</angle>"
+
+
+@pytest.mark.parametrize(
+    ("outline", "height"),
+    [
+        (f"<polygon>{POINTS}</polygon>", 40),
+        (f"<polygon><points>{PAIRS}</points></polygon>", 60),
+        (f"<segmentation>{POINTS}</segmentation>", 40),
+        (f"<robndbox>{TURNED}</robndbox>", 40),
+    ],
+)
+def test_object_without_box_gets_that_of_its_outline(tmp_path, outline, height):
+    voc_file(tmp_path, "a", [("cat", 1, 2, 4, 6)])
+    path = tmp_path / "a.xml"
+    text = path.read_text()
+    others = (
+        f"<object><name>dog</name>{outline}</object><object><name>d</name></object>"
+    )
+    path.write_text(text.replace("</annotation>", others + "</annotation>"))
+    found = read(tmp_path, ["a.jpg"])
+    (image,) = found.images
+    assert [o.box_xywh for o in image.objects] == [(1, 2, 3, 4), (30, 20, 60, height)]
+    assert [(f.what, f.where, f.image) for f in found.findings] == [
+        (assembly.FROM_OUTLINE, "a.xml, object 2", "a.jpg"),
+        (annotations.NO_BOX, "a.xml, object 3", "a.jpg"),
+    ]

@@ -1,0 +1,179 @@
+"""Reads COCO annotation files and checks that detections can be scored against them."""
+
+import collections
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from retinanet_tpu import errors
+
+_LISTS = ("images", "annotations", "categories")
+_BOX = "[x, y, width, height] in pixels"
+_NUM_SHOWN = 10  # Values that an error message can show on one line.
+_MAX_TEXT = 60  # Characters of one value that it can show.
+_MAX_ID = 2**63 - 1  # Ids are int64 in records and detections.
+_MAX_PX = 1e9  # Beyond any image; products of two stay finite.
+
+
+def read(path: str) -> dict[str, Any]:
+    """Reads an annotation file.
+
+    Ids that are decimal digits in quotes become integers. Category names that are
+    numbers become text.
+
+    Args:
+      path: A JSON file with `images`, `annotations` and `categories`, local or remote.
+    Returns:
+      The content. Every annotation has an image and a category that the file lists, and
+      a box of four finite numbers.
+    Raises:
+      UserError: The file is not such a file; contains the path and the entry.
+    """
+    dataset = _parse(path)
+    _check_lists(dataset, path)
+    for key, name in (("images", "image"), ("categories", "category")):
+        _set_ids(dataset[key], key, "id", path)
+        _check_unique(f"{name} id", (entry["id"] for entry in dataset[key]), path)
+    _set_names(dataset["categories"], path)
+    names = (category["name"] for category in dataset["categories"])
+    _check_unique("category name", names, path)
+    _check_annotations(dataset, path)
+    return dataset
+
+
+def few(values: Iterable[Any]) -> str:
+    """Returns the first values in one line, and how many more there are."""
+    values = list(values)
+    rest = len(values) - _NUM_SHOWN
+    named = ", ".join(map(str, values[:_NUM_SHOWN]))
+    return f"{named} and {rest} more" if rest > 0 else named
+
+
+def _parse(path):
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        return json.loads(content)  # Of bytes it detects UTF-8, UTF-16 and UTF-32.
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"{path} is not a JSON file: not UTF-8.") from error
+    except ValueError as error:
+        raise errors.UserError(f"{path} is not a JSON file: {error}.") from error
+    except RecursionError as error:
+        raise errors.UserError(
+            f"{path} is not a COCO file: its lists are nested too deeply."
+        ) from error
+
+
+def _check_lists(dataset, path):
+    keys = dataset.keys() if isinstance(dataset, dict) else ()
+    absent = [key for key in _LISTS if key not in keys]
+    if absent:
+        raise errors.UserError(
+            f"{path} lacks {', '.join(absent)}; it has {few(keys) or 'no keys'}. "
+            "Give a file of COCO's object detection format (instances_*.json)."
+        )
+    for key in _LISTS:
+        if not isinstance(dataset[key], list):
+            raise errors.UserError(
+                f"{path}: {key} is {_shown(dataset[key])}; expected a list of objects."
+            )
+        for position, entry in enumerate(dataset[key]):
+            if not isinstance(entry, dict):
+                raise errors.UserError(
+                    f"{path}: {key}[{position}] is {_shown(entry)}; expected an object."
+                )
+    for key in ("images", "categories"):
+        if not dataset[key]:
+            raise errors.UserError(f"{path} lists no {key}; give a file that has some.")
+
+
+def _set_ids(entries, key, field, path):
+    """Makes integers of the ids in a field of all entries."""
+    for position, entry in enumerate(entries):
+        number = _as_id(entry.get(field))
+        if number is None:
+            raise errors.UserError(
+                f"{path}: {key}[{position}] has {_field(entry, field)}; ids must be "
+                f"integers from 0 to {_MAX_ID}. Renumber them here and in the records."
+            )
+        entry[field] = number
+
+
+def _as_id(value):
+    """Returns an id as integer, None if it is not one."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value) if len(value) <= len(str(_MAX_ID)) else None
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)  # Tables with gaps make floats of integers.
+    is_id = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_id and 0 <= value <= _MAX_ID else None
+
+
+def _set_names(categories, path):
+    for position, category in enumerate(categories):
+        name = category.get("name")
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise errors.UserError(
+                f"{path}: categories[{position}] has {_field(category, 'name')}; "
+                "expected a text."
+            )
+        category["name"] = str(name)
+
+
+def _check_unique(what, values, path):
+    twice = [value for value, n in collections.Counter(values).items() if n > 1]
+    if twice:
+        raise errors.UserError(
+            f"{path} has {what} {few(twice)} more than once; keep one of each."
+        )
+
+
+def _check_annotations(dataset, path):
+    annotations = dataset["annotations"]
+    for field, key in (("image_id", "images"), ("category_id", "categories")):
+        _set_ids(annotations, "annotations", field, path)
+        listed = {entry["id"] for entry in dataset[key]}
+        unlisted = [a for a in annotations if a[field] not in listed]
+        if unlisted:
+            first = annotations.index(unlisted[0])
+            raise errors.UserError(
+                f"{path}: {len(unlisted)} of {len(annotations)} annotations, first "
+                f"annotations[{first}], have a {field} that {key} does not list: "
+                f"{few(sorted({a[field] for a in unlisted}))}. Listed are "
+                f"{few(sorted(listed))}."
+            )
+    for position, annotation in enumerate(annotations):
+        if problem := _box_problem(annotation.get("bbox")):
+            raise errors.UserError(
+                f"{path}: annotations[{position}] (image {annotation['image_id']}) has "
+                f"{_field(annotation, 'bbox')}, {problem}; expected {_BOX}."
+            )
+
+
+def _box_problem(box):
+    """Returns what is wrong with a box, None if nothing is."""
+    if not isinstance(box, list):
+        return "not a list"
+    if len(box) != 4:
+        return f"{len(box)} values"
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in box):
+        return "not all numbers"
+    if not all(abs(x) <= _MAX_PX for x in box):
+        return "not all finite"  # NaN fails every comparison.
+    if box[2] < 0 or box[3] < 0:
+        return "a negative side"
+    return None
+
+
+def _field(entry, field):
+    return f"{field} {_shown(entry[field])}" if field in entry else f"no {field}"
+
+
+def _shown(value):
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"

@@ -1,0 +1,196 @@
+import codecs
+import json
+import random
+
+import pytest
+
+from retinanet_tpu import errors
+from retinanet_tpu.evaluation import annotation_file, coco_metric
+
+BOX = [1, 2.5, 3, 4]
+
+
+def dataset(**changes):
+    """Returns a small valid file's content, with other values of its three lists."""
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": [{"image_id": 1, "category_id": 3, "bbox": BOX}],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
+    } | changes
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def with_annotation(**changes):
+    """Returns a content whose second annotation has other fields."""
+    good = {"image_id": 1, "category_id": 3, "bbox": BOX}
+    bad = {key: value for key, value in (good | changes).items() if value is not ...}
+    return dataset(annotations=[good, bad])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "truth.json"
+
+
+def read(path, content):
+    path.write_text(json.dumps(content))
+    return annotation_file.read(str(path))
+
+
+def assert_refused(path, message):
+    with pytest.raises(errors.UserError, match=message) as caught:
+        coco_metric.ground_truth(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "lacks images, .* it has no keys"),
+        ("images", "lacks images, .* it has no keys"),
+        (None, "lacks images, .* it has no keys"),
+        (dataset(images=None), "lacks images; it has annotations, categories"),
+        (dataset(annotations=None), "lacks annotations"),
+        (dataset(categories=None), "lacks categories"),
+        (dataset(images=[]), "lists no images"),
+        (dataset(categories=[]), "lists no categories"),
+        (dataset(images={"a": 1}), r'images is {"a": 1}; expected a list'),
+        (dataset(annotations="none"), 'annotations is "none"; expected a list'),
+        (dataset(images=[{"id": 1}, 7]), r"images\[1\] is 7; expected an object"),
+        (dataset(annotations=[None]), r"annotations\[0\] is null; expected an obj"),
+        (dataset(images=[{"id": 4}, {"id": "4"}]), "image id 4 more than once"),
+        (dataset(images=[{"id": "a"}]), r'images\[0\] has id "a"; ids must be int'),
+        (dataset(images=[{"file_name": "a"}]), r"images\[0\] has no id"),
+        (dataset(images=[{"id": 2**63}]), r"has id 9223372036854775808; ids must"),
+        (dataset(categories=[{"id": [1]}]), r"categories\[0\] has id \[1\]"),
+        (dataset(categories=[{"id": -1}]), r"categories\[0\] has id -1; ids must"),
+        (dataset(categories=[{"id": 1}]), r"categories\[0\] has no name"),
+        (dataset(categories=[{"id": 1, "name": None}]), "has name null; .* a text"),
+        (
+            dataset(categories=[{"id": i, "name": "x"} for i in (1, 2)]),
+            "category name x more than once",
+        ),
+        (
+            dataset(categories=[{"id": 1, "name": n} for n in "xy"]),
+            "category id 1 more than once",
+        ),
+        (
+            with_annotation(image_id=9),
+            r"1 of 2 annotations, first annotations\[1\], have a image_id that images "
+            "does not list: 9. Listed are 1, 2",
+        ),
+        (with_annotation(category_id=0), "category_id that categories does not list"),
+    ],
+)
+def test_file_that_cannot_be_scored_is_refused_in_a_sentence(path, content, message):
+    path.write_text(json.dumps(content))
+    assert_refused(path, message)
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (..., "no {}"),
+        (None, "{} null"),
+        (True, "{} true"),
+        (1.5, "{} 1.5"),
+        (-1, "{} -1"),
+        ("one", '{} "one"'),
+        ("²", '{} "²"'),
+        ("9" * 5000, '{} "999.*…'),
+        ({}, "{} {{}}"),
+        (float("nan"), "{} NaN"),
+    ],
+    ids=str,
+)
+def test_annotation_whose_id_is_none_is_named(path, field, value, shown):
+    path.write_text(json.dumps(with_annotation(**{field: value})))
+    assert_refused(path, rf"annotations\[1\] has {shown.format(field)}; ids must be")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (..., "no bbox, not a list"),
+        (None, "bbox null, not a list"),
+        ("1,2,3,4", 'bbox "1,2,3,4", not a list'),
+        ({"x": 1}, "not a list"),
+        ([], "0 values"),
+        ([1, 2, 3], r"bbox \[1, 2, 3\], 3 values"),
+        ([1, 2, 3, 4, 5], "5 values"),
+        ([1, 2, "3", 4], "not all numbers"),
+        ([1, 2, None, 4], "not all numbers"),
+        ([1, 2, True, 4], "not all numbers"),
+        ([[1], 2, 3, 4], "not all numbers"),
+        ([1, 2, float("nan"), 4], "not all finite"),
+        ([float("inf"), 2, 3, 4], "not all finite"),
+        ([1, 2, 10**400, 4], "not all finite"),
+        ([30, 20, 10, -5], "a negative side"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_annotation_without_a_box_is_named(path, box, message):
+    path.write_text(json.dumps(with_annotation(bbox=box)))
+    assert_refused(
+        path, rf"annotations\[1\] \(image 1\) has .*{message}.*; expected \[x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a JSON file"),
+        (b"{", "not a JSON file"),
+        (b"\x00\x01\x02\x03", "not a JSON file"),
+        ('{"a": "é"}'.encode("latin-1"), "not a JSON file: not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "not a JSON file"),
+    ],
+    ids=range(7),
+)
+def test_file_that_is_no_json_is_refused_in_a_sentence(path, content, message):
+    path.write_bytes(content)
+    assert_refused(path, message)
+
+
+@pytest.mark.parametrize("depth", [50, 900, 960, 980, 990])
+def test_deeply_nested_value_is_refused_in_a_sentence(path, depth):
+    nested = "[" * depth + "]" * depth
+    text = json.dumps(with_annotation(bbox="HERE")).replace('"HERE"', nested)
+    path.write_text(text)
+    assert_refused(path, "nested|1 values|not all")
+
+
+@pytest.mark.parametrize("bom", [b"", codecs.BOM_UTF8])
+def test_numbers_in_quotes_and_names_that_are_numbers_are_taken(path, bom):
+    content = dataset(
+        images=[{"id": "7"}, {"id": 8.0}],
+        annotations=[{"image_id": 7.0, "category_id": "012", "bbox": BOX}],
+        categories=[{"id": "12", "name": 5}],
+    )
+    path.write_bytes(bom + json.dumps(content).encode())
+    truth = coco_metric.ground_truth(str(path))
+    assert sorted(truth.imgs) == [7, 8]
+    assert truth.cats == {12: {"id": 12, "name": "5"}}
+    (annotation,) = truth.imgToAnns[7]
+    assert (annotation["image_id"], annotation["category_id"]) == (7, 12)
+
+
+def test_entries_replaced_at_random_end_in_a_sentence_or_in_numbers(path):
+    values = [None, True, -1, 1.5, "", "a", "1", [], [1], {}, {"id": 1}, 10**30]
+    draw = random.Random(0)
+    for _ in range(300):
+        content = json.loads(json.dumps(with_annotation()))
+        entry = draw.choice(content[draw.choice(list(content))])
+        places = [content, content["annotations"], content["images"], entry]
+        place = draw.choice(places)
+        key = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        place[key] = draw.choice(values)
+        try:
+            truth = read(path, content)
+        except errors.UserError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(len(a["bbox"]) == 4 for a in truth["annotations"])
