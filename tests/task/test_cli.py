@@ -10,7 +10,7 @@ import pytest
 import commands
 import toy_data
 from retinanet_tpu import errors, evaluate, export, train
-from retinanet_tpu.estimator import checkpoints, gin_files
+from retinanet_tpu.estimator import checkpoints, gin_files, training
 from retinanet_tpu.task import cli, input_fn
 
 SAVES = ("RunConfig.save_checkpoints_steps = 2", "MAX_STEPS = 2")
@@ -18,12 +18,18 @@ SAVES = ("RunConfig.save_checkpoints_steps = 2", "MAX_STEPS = 2")
 
 @pytest.fixture(scope="module")
 def sound_dir(tmp_path_factory):
-    """A data directory `data`, and a finished run `run` beside it."""
+    """A data directory `data`, and beside it `run`, which needs no more training."""
     base = tmp_path_factory.mktemp("base")
     toy_data.write(base / "data")
+    made = toy_data.experiment(base / "run", base / "data", *toy_data.TWO_LEVELS)
+    network = made.network_fn(made.params)
+    state = training.TrainState(network, made.update_fn(network))
+    state.step = 2
+    (base / "run").mkdir()
+    state.save(str(base / "run"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(base)
-        commands.run(train.main, "run", "data", *SAVES, "Plan.evaluates = False")
+        train_on(accept_changes=True)
     return base
 
 
