@@ -11,7 +11,8 @@ of eval.jsonl and as TensorBoard scalars. Started again it goes on; several may 
 
 Exit codes: 0, the run is finished and its final checkpoint scored (or what there was,
 with --once); 1, an error, which a sentence explains; 3, no sign of the trainer for
---timeout_secs; 4, the trainer failed, and what it left is scored; 143, SIGTERM.
+--timeout_secs; 4, the trainer failed, and what it left is scored; 143, SIGTERM; 129,
+SIGHUP (the terminal is gone).
 """
 
 import retinanet_tpu.startup_cpu
@@ -25,7 +26,15 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors, guard
-from retinanet_tpu.estimator import checkpoints, leases, sidecar, strategy, summaries
+from retinanet_tpu.estimator import (
+    checkpoints,
+    interruptions,
+    leases,
+    sidecar,
+    strategy,
+    summaries,
+    waits,
+)
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.task import cli, configurables
 
@@ -57,9 +66,12 @@ _PREEMPTION_SECS = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     # An orderly end gives leases back; a supervisor stops processes so.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in interruptions.ending_signals():
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _evaluate()
+    except SystemExit as stop:
+        waits.leave(stop.code)
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_CODES[type(error)])
@@ -129,8 +141,14 @@ def _show_newest():
             f"No checkpoint in {cli.model_dir()} was scored; the log says why."
         )
     newest = max(records, key=lambda record: record["global_step"])
-    table = coco_metric.table(newest)
-    logging.info("%s was scored before\n%s", newest["checkpoint"], table)
+    try:
+        table = coco_metric.table(newest)
+        logging.info("%s was scored before\n%s", newest["checkpoint"], table)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f"{cli.model_dir()}/eval/{summaries.EVALUATIONS} lacks scores of step "
+            f"{newest['global_step']} ({error!r}); remove the line to score it anew."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
    0  finished: the last step is trained and saved
    1  failed: an error, which the same command would meet again
    5  failed: a loss or a weight is not finite; the last checkpoint is from before
-  42  preempted: stopped by SIGTERM, SIGINT (Ctrl-C) or the cloud's notice that it takes
-      the machine away; everything is saved, start the same command again. Of several
-      workers all stop so when one is told to; and when one is lost, the others, which
-      then go on from the last checkpoint
+  42  preempted: stopped by SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone) or
+      the cloud's notice that it takes the machine away; the last line of the log names
+      the step that is saved, start the same command again. Of several workers all stop
+      so when one is told to; and when one is lost, the others, which then go on from
+      the last checkpoint
 """
 
 import retinanet_tpu.startup_tpu
 
+import contextlib
+import functools
 import sys
 
 import tensorflow as tf
@@ -28,6 +31,7 @@ from retinanet_tpu.estimator import (
     interruptions,
     train_and_evaluate,
     training,
+    waits,
     workers,
 )
 from retinanet_tpu.task import cli, configurables, data_checks, experiment
@@ -59,8 +63,9 @@ def main() -> None:
         workers.LostError,
     ) as error:
         is_diverged = isinstance(error, training.DivergedError)
-        print(f"error: {error}" if is_diverged else error, file=sys.stderr)
-        sys.exit(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            print(f"error: {error}" if is_diverged else error, file=sys.stderr)
+        waits.leave(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)
 
 
 def _train(text, listener):
@@ -69,11 +74,15 @@ def _train(text, listener):
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     with cli.data_errors_explained(run):
         data_checks.check(run)
-    cli.claim_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
+    cli.check_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
         train_and_evaluate.train_and_evaluate(
-            run.estimator, run.train_spec, eval_spec, stop_reason=listener.reason
+            run.estimator,
+            run.train_spec,
+            eval_spec,
+            stop_reason=listener.reason,
+            prepare=functools.partial(cli.write_settings, text, run),
         )
 
 

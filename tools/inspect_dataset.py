@@ -17,6 +17,7 @@ Needs matplotlib (pip install -e '.[plots]').
 import retinanet_tpu.startup_cpu
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 
@@ -124,13 +125,13 @@ def split_names(data_dir: str) -> list[str]:
     Raises:
       MissingFileError: it has no records.
     """
-    pattern = f"{data_dir}/*-00000-of-?????.tfrecord"
-    ending = len("-00000-of-00000.tfrecord")
-    paths = tf.io.gfile.glob(pattern)
-    names = {path.rsplit("/", 1)[-1][:-ending] for path in paths}
+    shard = re.compile(r"(.+)-00000-of-[0-9]{5}\.tfrecord")
+    files = tf.io.gfile.listdir(data_dir) if tf.io.gfile.isdir(data_dir) else []
+    names = {match[1] for name in files if (match := shard.fullmatch(name))}
     if not names:
         raise errors.MissingFileError(
-            f"No file matches {pattern}; write records with tools/create_tfrecords.py."
+            f"No file matches {data_dir}/*-00000-of-?????.tfrecord; write records with "
+            "tools/create_tfrecords.py."
         )
     return sorted(names, key=lambda name: (not name.startswith("train"), name))
 

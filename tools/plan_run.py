@@ -219,7 +219,7 @@ def read_report() -> dict[str, Any]:
     try:
         report = json.loads(text)
         report["steps"]["train"], report["steps"]["eval"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         what = f"{path} is not of" if path else "See above what stopped"
         raise errors.UserError(f"{what} preflight --json.") from error
     return report

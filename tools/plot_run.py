@@ -9,15 +9,14 @@ Needs matplotlib (pip install -e '.[plots]').
 
 import retinanet_tpu.startup_cpu
 
-import json
-
 import plotting
 import tensorflow as tf
 from absl import flags
 from plotting import pyplot
 from tensorboard.backend.event_processing import event_accumulator
 
-from retinanet_tpu import guard
+from retinanet_tpu import errors, guard
+from retinanet_tpu.estimator import summaries
 
 _MODEL_DIR = flags.DEFINE_multi_string("model_dir", None, "Of a run; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")
@@ -40,11 +39,13 @@ def loss_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
 
 def score_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
     """Returns steps and values of each score, from eval.jsonl."""
-    with tf.io.gfile.GFile(f"{model_dir}/eval/eval.jsonl") as file:
-        records = [json.loads(line) for line in file.read().splitlines()]
-    records.sort(key=lambda record: record["global_step"])
-    steps = [record["global_step"] for record in records]
-    return {name: (steps, [r[name] for r in records]) for name in _SCORES}
+    records = summaries.read_evaluations(f"{model_dir}/eval")
+    scored = [r for r in records if all(name in r for name in _SCORES)]
+    if not scored:
+        raise errors.MissingFileError(f"{model_dir}/eval/eval.jsonl has no scores.")
+    scored.sort(key=lambda record: record["global_step"])
+    steps = [record["global_step"] for record in scored]
+    return {name: (steps, [r[name] for r in scored]) for name in _SCORES}
 
 
 def draw(panel, title: str, curves) -> None:

@@ -118,7 +118,7 @@ def read(path: str) -> Categories:
             "For records from elsewhere write it by hand: "
             '{"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "cat"}]}.'
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.UserError(f"{path} is not JSON: {error}.") from error
     try:
         entries = tuple(
@@ -126,7 +126,7 @@ def read(path: str) -> Categories:
             for c in content["categories"]
         )
         num_classes = _field(content, "num_classes", annotation_fields.integer)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise errors.UserError(
             f"{path} needs `num_classes` and `categories` with index, id and name of "
             f"each; got {type(error).__name__}: {error}."

@@ -26,16 +26,44 @@ def file_name(split: str, index: int, count: int) -> str:
     return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
 
 
+def check_directory(data_dir: str) -> None:
+    """Raises MissingFileError if a data directory does not exist."""
+    if tf.io.gfile.isdir(data_dir):
+        return
+    is_relative = "://" not in data_dir and not os.path.isabs(data_dir)
+    where = f" in the working directory {os.getcwd()}" if is_relative else ""
+    raise errors.MissingFileError(
+        f"There is no directory {data_dir}{where}; set DATA_DIR to the directory with "
+        "the records, or mount it."
+    )
+
+
+def listed(data_dir: str, split: str, ending: str = "") -> list[str]:
+    """Returns the record files of a split that are there, sorted; no path is a pattern.
+
+    Args:
+      data_dir: The directory; it need not exist.
+      split: The split, such as "train".
+      ending: A regular expression for what follows the name of a record file.
+    """
+    name = re.compile(
+        re.escape(split) + r"-[0-9]{5}-of-[0-9]{5}\.tfrecord" + ending, re.DOTALL
+    )
+    names = tf.io.gfile.listdir(data_dir) if tf.io.gfile.isdir(data_dir) else []
+    return [os.path.join(data_dir, n) for n in sorted(names) if name.fullmatch(n)]
+
+
 def find(data_dir: str, split: str) -> list[str]:
     """Returns the record files of a split, sorted, the same list on every host.
 
     Raises:
-      MissingFileError: no file matches, or one of the set is absent.
+      MissingFileError: no directory, no file that matches, or one of the set is absent.
       UserError: the files are of more than one conversion.
     """
-    pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
-    files = sorted(tf.io.gfile.glob(pattern))
+    check_directory(data_dir)
+    files = listed(data_dir, split)
     if not files:
+        pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
         raise errors.MissingFileError(
             f"No file matches {pattern}; write the records with "
             "tools/create_tfrecords.py or set DATA_DIR."

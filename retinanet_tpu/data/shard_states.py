@@ -6,13 +6,12 @@ beside it: what became of its images, and what it was made of.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu.data import annotations
+from retinanet_tpu.data import annotations, record_files
 
 # Part of the fingerprint: counts up when the same annotations become other records.
 _VERSION = 1
@@ -108,8 +107,7 @@ def publish(shards: Sequence[Shard]) -> None:
 
 def forget(output_dir: str, split: str) -> None:
     """Removes what says which shards of a split are whole."""
-    pattern = os.path.join(output_dir, f"{split}-?????-of-?????.tfrecord.state")
-    for path in tf.io.gfile.glob(pattern):
+    for path in record_files.listed(output_dir, split, r"\.state"):
         tf.io.gfile.remove(path)
 
 

@@ -5,7 +5,6 @@ TensorFlow writes the index last. The text file `checkpoint` names the newest, f
 that look there; this module itself trusts only what lies in the directory.
 """
 
-import contextlib
 import re
 from collections.abc import Collection, Mapping
 
@@ -28,7 +27,9 @@ PASSING = (
 )
 # Data that end too soon are an IndexError; a damaged index is an OpError of no kind.
 DAMAGED = (FileNotFoundError, IndexError, tf.errors.OpError)
-_SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
+_INDEX = re.compile(re.escape(_PREFIX) + r"(0|[1-9][0-9]*)\.index")
+_SHARD = re.compile(r"\.data-([0-9]{5})-of-([0-9]{5})")
+_NAMED = re.compile(rb'^model_checkpoint_path: "(.*)"$', re.MULTILINE)
 
 
 def save(model_dir: str, step: int, tensors: Mapping[str, np.ndarray]) -> str:
@@ -50,7 +51,9 @@ def read(path: str, group: str = "") -> dict[str, np.ndarray]:
 
     Raises:
       MissingFileError: there is no complete checkpoint at this path.
+      UserError: TensorFlow takes the path for a pattern.
     """
+    files.check_path(path, "The checkpoint")
     if not is_complete(path):
         raise errors.MissingFileError(
             f"No complete checkpoint at {path}; expected its .index and .data files."
@@ -78,6 +81,37 @@ def latest_sound(model_dir: str) -> str | None:
     return None
 
 
+def check_nothing_lost(model_dir: str, known_step: int = 0) -> None:
+    """Checks that a directory without a valid checkpoint never had one.
+
+    A new run there would overwrite what may still be restored.
+
+    Args:
+      model_dir: The directory.
+      known_step: The step of a checkpoint that the trainer has reported, 0 for none.
+    Raises:
+      UserError: contains what is left of the checkpoints and what to do.
+    """
+    names = files.list_directory(model_dir)
+    # TensorFlow writes the index last, and `delete` removes it first.
+    left = sorted(n for n in names if _INDEX.fullmatch(n))
+    state = files.read_if_there(f"{model_dir}/checkpoint") or b""
+    named = [match.decode(errors="replace") for match in _NAMED.findall(state)]
+    if left:
+        found = f"holds {', '.join(left[-3:])}, but no checkpoint that can be read"
+    elif named:
+        found = f"lacks {named[0]}, which its file `checkpoint` names"
+    elif known_step:
+        found = f"lacks the checkpoint of step {known_step}, which was saved there"
+    else:
+        return
+    raise errors.UserError(
+        f"{model_dir} {found}. Training does not start anew over a run: restore its "
+        f"{_PREFIX}* files, or move them, `checkpoint` and run_state.json away, or use "
+        "another --model_dir."
+    )
+
+
 def damage(path: str, group: str = "") -> str | None:
     """Returns what is wrong with a checkpoint; None if it is whole and its name right.
 
@@ -101,21 +135,24 @@ def damage(path: str, group: str = "") -> str | None:
 
 def steps(model_dir: str) -> list[int]:
     """Returns the steps of all complete checkpoints of a directory, rising."""
-    if not tf.io.gfile.isdir(model_dir):
-        return []
-    names = tf.io.gfile.listdir(model_dir)
-    indexed = [n for n in names if re.fullmatch(re.escape(_PREFIX) + r"\d+\.index", n)]
-    complete = [n for n in indexed if _has_all_shards(n.removesuffix(".index"), names)]
-    return sorted(step_of(name.removesuffix(".index")) for name in complete)
+    names = files.list_directory(model_dir)
+    prefixes = [n.removesuffix(".index") for n in names if _INDEX.fullmatch(n)]
+    return sorted(step_of(p) for p in prefixes if _shards(p, names))
 
 
 def is_complete(path: str) -> bool:
     """Tells whether the index and all data shards of a checkpoint are there."""
+    return bool(files_of(path))
+
+
+def files_of(path: str) -> list[str]:
+    """Returns the paths of the files of a checkpoint; none if it is not complete."""
     directory, prefix = path.rpartition("/")[::2]
-    if not tf.io.gfile.isdir(directory or "."):
-        return False
-    names = tf.io.gfile.listdir(directory or ".")
-    return f"{prefix}.index" in names and _has_all_shards(prefix, names)
+    names = files.list_directory(directory or ".")
+    index, shards = f"{prefix}.index", sorted(_shards(prefix, names))
+    if index not in names or not shards:
+        return []
+    return [path.removesuffix(prefix) + name for name in (index, *shards)]
 
 
 def path_of(model_dir: str, step: int) -> str:
@@ -130,7 +167,7 @@ def step_of(path: str) -> int:
       UserError: the name does not end in a step.
     """
     number = path.rpartition("-")[2]
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]+", number):
         raise errors.UserError(f"Checkpoint {path} is not named like {_PREFIX}1000.")
     return int(number)
 
@@ -144,9 +181,12 @@ def delete(model_dir: str, old: Collection[int]) -> None:
     if not old:
         return
     _write_state(model_dir, [step for step in steps(model_dir) if step not in old])
-    for path in [path_of(model_dir, step) for step in old]:
-        for name in [f"{path}.index", *sorted(tf.io.gfile.glob(f"{path}.data-*"))]:
-            _remove(name)
+    names = files.list_directory(model_dir)
+    for step in old:
+        prefix = f"{_PREFIX}{step}"
+        data = sorted(n for n in names if _is_shard(n, prefix))
+        for name in [f"{prefix}.index", *data]:
+            files.remove_file(f"{model_dir}/{name}")
 
 
 def remove_remains(model_dir: str) -> list[str]:
@@ -154,27 +194,33 @@ def remove_remains(model_dir: str) -> list[str]:
 
     TensorFlow writes under names of its own and renames what is complete.
     """
-    names = tf.io.gfile.glob(f"{model_dir}/{_PREFIX}*.tempstate*")
+    is_part = re.compile(re.escape(_PREFIX) + r"[0-9]+\..*\.tempstate[0-9]+").fullmatch
+    names = [n for n in files.list_directory(model_dir) if is_part(n)]
     for name in names:
-        _remove(name)
+        files.remove_file(f"{model_dir}/{name}")
+    files.remove_temporaries(model_dir)
     return names
 
 
-def _has_all_shards(prefix, names):
-    matches = [_SHARD.search(n) for n in names if n.startswith(f"{prefix}.data-")]
-    shards = {(int(m[1]), int(m[2])) for m in matches if m}
-    return any(
-        {(i, count) for i in range(count)} <= shards for count in {n for _, n in shards}
-    )
+def _is_shard(name, prefix):
+    return name.startswith(prefix) and _SHARD.fullmatch(name, len(prefix))
 
 
-def _remove(name):
-    with contextlib.suppress(tf.errors.NotFoundError):
-        tf.io.gfile.remove(name)
+def _shards(prefix, names):
+    """Returns the data files of a checkpoint if all are there, else none."""
+    numbers = [match for n in names if (match := _is_shard(n, prefix))]
+    for total in {match[2] for match in numbers}:
+        shards = {int(m[1]): m.string for m in numbers if m[2] == total}
+        if shards.keys() == set(range(int(total))):
+            return [*shards.values()]
+    return []
 
 
 def _write_state(model_dir, listed):
     """Names checkpoints in the file `checkpoint`, as TensorFlow does."""
+    if not listed:
+        files.remove_file(f"{model_dir}/checkpoint")
+        return
     names = [f'"{_PREFIX}{step}"' for step in listed]
     lines = [f"model_checkpoint_path: {names[-1]}"]
     lines += [f"all_model_checkpoint_paths: {name}" for name in names]

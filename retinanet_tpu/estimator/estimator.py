@@ -14,6 +14,7 @@ from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
     exporters,
+    files,
     inference,
     inputs,
     interruptions,
@@ -23,6 +24,7 @@ from retinanet_tpu.estimator import (
     summaries,
     train_loop,
     training,
+    waits,
     warm_start,
     workers as workers_lib,
 )
@@ -68,9 +70,11 @@ class TPUEstimator:
           warm_start_from: where a run without a checkpoint takes its weights from;
             settings, just a path, or a function that is called with the network.
         Raises:
-          UserError: a batch size that the replicas cannot divide, or a reserved param.
+          UserError: a batch size that the replicas cannot divide, a reserved param, or
+            a model_dir that TensorFlow takes for a pattern.
         """
         self.model_dir = model_dir.rstrip("/")
+        files.check_path(self.model_dir, "--model_dir")
         self.config = config or config_lib.RunConfig()
         self._strategy_fn = strategy_fn
         self._model_fn, self._network_fn = model_fn, network_fn
@@ -103,6 +107,7 @@ class TPUEstimator:
         saving_listeners: Sequence[Callable] = (),
         *,
         stop_reason: Callable[[], str | None] = interruptions.never,
+        before_save: Callable[[], None] = interruptions.never,
     ) -> str:
         """Trains up to a global step, going on from the latest checkpoint.
 
@@ -110,7 +115,9 @@ class TPUEstimator:
           input_fn: (params) -> endless tf.data.Dataset of (features, labels).
           max_steps: absolute; steps of earlier runs count.
           saving_listeners: each is called with (checkpoint path, step) after a save.
-          stop_reason: asked between loops; a reason saves and ends the run.
+          stop_reason: asked between loops, and while one waits for data; a reason
+            saves and ends the run.
+          before_save: called before a checkpoint is written, on the chief.
         Returns:
           The path of the last checkpoint.
         Raises:
@@ -143,15 +150,21 @@ class TPUEstimator:
         events_dir = where if self.workers.is_chief else None
         train_loop.train(
             state,
-            train_loop.make_train_loop(self.strategy, step_fn, self._jit_compile),
+            train_loop.TrainLoop(self.strategy, step_fn, self._jit_compile),
             lambda first: iter(self._inputs.dataset(input_fn, mode, first)),
             max_steps=max_steps,
             config=self.config,
             saver=saver.Saver(
-                where, self.config, state.step, saving_listeners, self.workers
+                where,
+                self.config,
+                state.step,
+                saving_listeners,
+                self.workers,
+                before_save,
             ),
             writer=summaries.LoopWriter(events_dir, max_steps, batch_size),
-            stop_reason=self.workers.agreed(stop_reason),
+            stop_reason=stop_reason,
+            workers=self.workers,
         )
         return checkpoints.latest(self.model_dir)
 
@@ -185,7 +198,9 @@ class TPUEstimator:
         path = self._checkpoint(checkpoint_path)
         forward = self._forward_pass(spec.ModeKeys.EVAL, path)
         losses = []
-        batches = self._batches(forward, input_fn, spec.ModeKeys.EVAL, steps, losses)
+        batches = self._batches(
+            forward, input_fn, spec.ModeKeys.EVAL, steps, losses, stop_reason
+        )
         batches = interruptions.until(stop_reason, batches, checkpoints.step_of(path))
         if (first := next(batches, None)) is None:
             raise errors.UserError("The evaluation's input_fn gave no batch at all.")
@@ -293,9 +308,13 @@ class TPUEstimator:
             )
         return self._forward_passes[mode]
 
-    def _batches(self, forward, input_fn, mode, steps, losses):
-        """Yields each batch's tensors and notes its loss."""
-        for batch in itertools.islice(self._inputs.dataset(input_fn, mode), steps):
+    def _batches(
+        self, forward, input_fn, mode, steps, losses, stop_reason=interruptions.never
+    ):
+        """Yields each batch's tensors and notes its loss, until the data end."""
+        dataset = self._inputs.dataset(input_fn, mode)
+        stall = waits.Stall(stop_reason)
+        for batch in itertools.islice(waits.iterate(dataset, stall), steps):
             loss, tensors = forward(batch)
             losses.append(loss)
             yield tensors

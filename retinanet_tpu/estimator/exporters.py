@@ -76,10 +76,15 @@ class BestExporter:
                 f"{sorted(eval_result)}; choose one of them."
             )
         value = eval_result[self.metric]
-        if value is None or not math.isfinite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             logging.warning("%s is %s: not exported", self.metric, value)
             return None
         sign = -1 if self.is_lower_better else 1
+
+        def rank(export):
+            is_known = export.value is not None  # Else the list was edited.
+            return (sign * export.value if is_known else -math.inf, -export.step)
+
         return export_and_prune(
             self,
             estimator,
@@ -87,7 +92,7 @@ class BestExporter:
             checkpoint_path,
             eval_result,
             value=float(value),
-            rank_fn=lambda export: (sign * export.value, -export.step),
+            rank_fn=rank,
         )
 
 
@@ -224,10 +229,26 @@ def export_and_prune(
 
 
 def list_exports(base_dir: str) -> list[Export]:
-    """Returns the exports that are listed and there, in the order they were made."""
-    text = files.read_if_there(f"{base_dir}/{LIST_FILE}")
-    listed = [Export(**record) for record in json.loads(text or "[]")]
-    return [e for e in listed if tf.io.gfile.isdir(f"{base_dir}/{e.version}")]
+    """Returns the exports that are listed and there, in the order they were made.
+
+    What is damaged in the list is left out: its exports stay, and count no more.
+    """
+    path = f"{base_dir}/{LIST_FILE}"
+    content = files.read_if_there(path)
+    try:
+        records = [] if content is None else [*files.parse_json(content)]
+        listed = [_export(record) for record in records]
+    except (TypeError, ValueError):
+        listed = [None]
+    if None in listed:
+        logging.error(
+            "%s is damaged. The exports that it no longer lists stay in %s and are not "
+            "compared with new ones; remove those that you do not need",
+            path,
+            base_dir,
+        )
+    exports = [export for export in listed if export is not None]
+    return [e for e in exports if tf.io.gfile.isdir(f"{base_dir}/{e.version}")]
 
 
 def export_saved_model(
@@ -279,11 +300,21 @@ def _write(serving, directory):
 
 def _numbers(base_dir, prefix):
     """Returns the numbers of the directories `<prefix><10 digits>`."""
-    if not tf.io.gfile.isdir(base_dir):
-        return []
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(base_dir)]
-    found = [re.fullmatch(rf"{prefix}(\d{{10}})", name) for name in names]
+    names = files.list_directory(base_dir)
+    found = [re.fullmatch(rf"{prefix}([0-9]{{10}})", name) for name in names]
     return [int(match[1]) for match in found if match]
+
+
+def _export(record):
+    """Returns an entry of the list, None if it is damaged."""
+    try:
+        export = Export(**record)
+    except TypeError:
+        return None
+    is_version = re.fullmatch(r"[0-9]{10}", str(export.version)) is not None
+    is_step = isinstance(export.step, int)
+    is_value = isinstance(export.value, int | float | None)
+    return export if is_version and is_step and is_value else None
 
 
 def _remove(base_dir, version):

@@ -66,6 +66,7 @@ def parse(
     known: Mapping[str, Callable],
     ranges: Mapping[str, setting_types.Range] = types.MappingProxyType({}),
     saved: str | None = None,
+    paths: Mapping[str, Collection[str]] = types.MappingProxyType({}),
 ) -> str:
     """Reads gin files, then single settings over them.
 
@@ -78,6 +79,8 @@ def parse(
       ranges: The ranges of numbers, by setting.
       saved: Path of a configuration that a run saved, read before the others. It may
         only set values: whoever can write to a model_dir must not run code here.
+      paths: Settings whose values are paths, with values that are not. Relative paths
+        become absolute.
     Returns:
       The whole configuration as gin text.
     Raises:
@@ -86,7 +89,7 @@ def parse(
       MissingFileError: No such file.
     """
     gin.clear_config()
-    texts = [] if saved is None else [_read_saved(saved)]
+    texts = [] if saved is None else [read_saved(saved)]
     for path in gin_files:
         _check_is_file(path)
         gin.add_config_file_search_path(os.path.dirname(path))
@@ -102,6 +105,8 @@ def parse(
                 skip_unknown=False,
                 finalize_config=False,
             )
+        for name, value in _relative_paths(gin.config_str(), known, paths).items():
+            gin.parse_config(f"{name} = {os.path.abspath(value)!r}")
         text = gin.config_str()
         bindings = _bindings(text, known)
         _check_macros(bindings)
@@ -123,19 +128,54 @@ def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list
     """Returns the lines by which two configurations differ, as '- old' and '+ new'.
 
     Args:
-      before: A whole configuration.
+      before: A whole configuration. Its relative paths, which older versions saved, are
+        those of the present working directory.
       after: Another one.
       ignoring: Names whose settings may differ.
     """
-    lines = [
+    old, new = (
         [
             x
-            for x in text.splitlines()
+            for x in text.replace("\\\n    ", "").splitlines()  # Gin breaks long ones.
             if _is_setting(x) and x.partition(" =")[0] not in ignoring
         ]
         for text in (before, after)
-    ]
-    return [x for x in difflib.ndiff(*lines) if x[0] in "+-"]
+    )
+    changes = difflib.ndiff(_with_absolute_paths(old, like=new), new)
+    return [x for x in changes if x[0] in "+-"]
+
+
+def _with_absolute_paths(lines, like):
+    """Returns lines in which relative paths are absolute if they are so in others."""
+
+    def absolute(line):
+        match = re.fullmatch(r"([\w./]+) = '([^'\\]+)'", line)
+        made = match and f"{match[1]} = {os.path.abspath(match[2])!r}"
+        return made if made in like else line
+
+    return [absolute(line) for line in lines]
+
+
+def _relative_paths(text, known, paths):
+    """Returns relative paths by the name of the setting or macro that has them."""
+    bindings = _bindings(text, known)
+    macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
+    found = {}
+    for binding in bindings:
+        name = f"{_last(binding.selector)}.{binding.arg_name}"
+        value = binding.value
+        while isinstance(value, _Macro) and value.name in macros:
+            name, value = value.name, macros[value.name]
+        setting = f"{_last(binding.selector)}.{binding.arg_name}"
+        is_path = setting in paths and value not in paths[setting]
+        if is_path and isinstance(value, str) and _is_relative(value):
+            found[name] = value
+    return found
+
+
+def _is_relative(path):
+    is_remote = re.match(r"[a-z0-9]+:/", path) is not None
+    return bool(path) and not is_remote and not os.path.isabs(path)
 
 
 def _check_is_file(path):
@@ -145,8 +185,13 @@ def _check_is_file(path):
         raise errors.UserError(f"{path} is a directory; name a gin file in it.")
 
 
-def _read_saved(path):
-    """Returns the text of a saved configuration that only sets values."""
+def read_saved(path: str) -> str:
+    """Returns the text of a saved configuration that only sets values.
+
+    Raises:
+      MissingFileError: No such file.
+      UserError: It is no gin, or does more than set values.
+    """
     _check_is_file(path)
     try:
         with tf.io.gfile.GFile(path) as file:

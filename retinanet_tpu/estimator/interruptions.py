@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from absl import logging
 
+from retinanet_tpu.estimator import waits
+
 T = TypeVar("T")
 
 # The machine's make as Linux shows it: tells without a network whether it is Google's.
 _PRODUCT = "/sys/class/dmi/id/product_name"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _METADATA_HOST = "metadata.google.internal"
 # What announces this VM's end, under instance/ of the server. A machine that is moved
 # while it runs (MIGRATE_ON_HOST_MAINTENANCE) need not stop.
@@ -34,19 +35,32 @@ class Interrupted(Exception):
     """A run stopped from outside; started again it goes on from the step it names.
 
     Attributes:
-      step: of its newest checkpoint.
+      step: of its newest checkpoint, 0 if there is none.
     """
 
-    def __init__(self, reason: str, step: int):
-        super().__init__(f"Stopped at step {step}, which is saved: {reason}.")
+    def __init__(self, reason: str, step: int, *, num_lost: int = 0):
+        """Takes what the message contains.
+
+        Args:
+          reason: Why it stopped.
+          step: The step of its newest checkpoint, 0 if there is none.
+          num_lost: How many steps were trained since then.
+        """
+        saved = f"the newest checkpoint is of step {step}"
+        if not step:
+            saved = "nothing is saved"
+        elif not num_lost:
+            saved = "which is saved"
+        joint = ", " if step and not num_lost else "; "
+        super().__init__(f"Stopped at step {step + num_lost}{joint}{saved}: {reason}.")
         self.step = step
 
 
 class Listener:
     """Hears, while a `with` block runs, what asks the process to stop.
 
-    SIGTERM and SIGINT are heard in the main thread of a process only; a second SIGINT
-    (Ctrl-C) is a KeyboardInterrupt.
+    SIGTERM, SIGINT and SIGHUP are heard in the main thread of a process only; a second
+    SIGINT (Ctrl-C) is a KeyboardInterrupt. SIGHUP stays ignored under nohup.
     """
 
     def __init__(self, metadata_host: str | None = None, poll_secs: float = 5):
@@ -59,7 +73,7 @@ class Listener:
     def __enter__(self) -> "Listener":
         """Begins to listen."""
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in (signal.SIGINT, *ending_signals()):
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._host:
             logging.info("Asking %s for notices of preemption", self._host)
@@ -99,12 +113,23 @@ def handlers_kept() -> Iterator[None]:
     """
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {n: signal.signal(n, signal.SIG_DFL) for n in _SIGNALS}
+        numbers = (signal.SIGINT, *ending_signals())
+        handlers = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def ending_signals() -> list[int]:
+    """Returns the signals by which others end a process.
+
+    SIGHUP is one of them: the terminal or the ssh session is gone. Under nohup a
+    process ignores it, and goes on doing so.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if is_ignored else [signal.SIGTERM, signal.SIGHUP]
 
 
 def find_metadata_host() -> str | None:
@@ -149,7 +174,10 @@ def until(
     Raises:
       Interrupted: there is one; says that `step` is saved.
     """
-    for item in items:
-        if reason := stop_reason():
-            raise Interrupted(reason, step)
-        yield item
+    try:
+        for item in items:
+            if reason := stop_reason():
+                raise Interrupted(reason, step)
+            yield item
+    except waits.GivenUpError as stop:
+        raise Interrupted(str(stop), step) from None

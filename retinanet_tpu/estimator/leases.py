@@ -8,6 +8,7 @@ changes, so that no clocks are compared and a process that died holds nothing fo
 
 import contextlib
 import random
+import re
 import threading
 import time
 import uuid
@@ -16,8 +17,11 @@ from collections.abc import Callable, Collection, Iterator
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.estimator import checkpoints, files
 
+_WRITE = "write"
+# Other files in the directory are not leases: they are neither counted nor removed.
+_NAME = re.compile(rf"(?:([0-9]+)-(.+)|{_WRITE})-[0-9a-f]+\.json")
 RENEW_SECS = 3
 # Five renewals missed: the holder died or stands still.
 TIMEOUT_SECS = 15
@@ -46,7 +50,7 @@ class LeaseBook:
     def live(self) -> list[str]:
         """Returns the names of the leases that may be held, and removes dead ones."""
         now, seen = self._clock(), {}
-        for name in _names(self._directory):
+        for name in filter(_NAME.fullmatch, files.list_directory(self._directory)):
             content = _content(f"{self._directory}/{name}")
             before, since = self._seen.get(name, (None, now))
             if content is not None:
@@ -55,13 +59,24 @@ class LeaseBook:
         dead = [n for n, (_, t) in seen.items() if now - t > self._timeout_secs]
         for name in dead:
             logging.warning("The holder of lease %s is gone; removing it", name)
-            _remove(f"{self._directory}/{name}")
+            files.remove_file(f"{self._directory}/{name}")
         return sorted(seen.keys() - dead)
 
-    def held_steps(self, own: Collection[str] = ()) -> set[int]:
-        """Returns the steps whose checkpoints others than the `own` leases hold."""
-        steps = [name.partition("-")[0] for name in self.live() if name not in own]
-        return {int(step) for step in steps if step.isdigit()}
+    def held_steps(
+        self, own: Collection[str] = (), purposes: Collection[str] | None = None
+    ) -> set[int]:
+        """Returns the steps whose checkpoints others than the `own` leases hold.
+
+        Args:
+          own: The names of leases to leave out.
+          purposes: The purposes that count; None for all.
+        """
+        names = [_NAME.fullmatch(name) for name in self.live() if name not in own]
+        return {
+            int(name[1])
+            for name in names
+            if name[1] and (purposes is None or name[2] in purposes)
+        }
 
 
 @contextlib.contextmanager
@@ -99,8 +114,8 @@ def exclusive(
     book = LeaseBook(directory, TIMEOUT_SECS)
     end = time.monotonic() + patience_secs
     while True:
-        with _lease(directory, "write") as name:
-            if book.live() == [name]:
+        with _lease(directory, _WRITE) as name:
+            if [n for n in book.live() if n.startswith(_WRITE)] == [name]:
                 yield
                 return
         if time.monotonic() > end:
@@ -127,7 +142,7 @@ def _lease(directory, kind):
         ended.set()
         if thread.ident:
             thread.join()  # Or a last renewal would bring the file back.
-        _remove(path)
+        files.remove_file(path)
 
 
 def _renew(path, ended):
@@ -147,22 +162,10 @@ def _write(path, beat):
         file.write(f'{{"beat": {beat}}}\n')
 
 
-def _names(directory):
-    try:
-        return tf.io.gfile.listdir(directory)
-    except tf.errors.NotFoundError:
-        return []
-
-
 def _content(path):
     """Returns what a lease says, None if it was given back meanwhile."""
     try:
-        with tf.io.gfile.GFile(path) as file:
+        with tf.io.gfile.GFile(path, "rb") as file:
             return file.readlines()  # read() would ask gs:// for a cached length.
-    except tf.errors.NotFoundError:
-        return None
-
-
-def _remove(path):
-    with contextlib.suppress(tf.errors.NotFoundError):
-        tf.io.gfile.remove(path)
+    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
+        return None  # The latter is a directory's.

@@ -2,13 +2,15 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from absl import logging
 
 from retinanet_tpu.estimator import (
     checkpoints,
     config as config_lib,
+    interruptions,
     leases,
     training,
     workers as workers_lib,
@@ -22,6 +24,7 @@ class Saver:
 
     Attributes:
       model_dir: where they lie.
+      saved_step: of the newest, or the first step of the run.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class Saver:
         first_step: int,
         listeners: Sequence[Callable] = (),
         workers: workers_lib.Workers = workers_lib.ALONE,
+        before_save: Callable[[], None] = interruptions.never,
     ):
         """Takes where and when to save.
 
@@ -40,11 +44,13 @@ class Saver:
           first_step: that the run begins with; it needs no saving.
           listeners: each is called with (path, step) after a save, on the chief.
           workers: of the run.
+          before_save: called before anything is written, on the chief.
         """
         self.model_dir, self._config = model_dir, config
         self._listeners, self._workers = listeners, workers
+        self._before_save = before_save
         self._readers = leases.LeaseBook(model_dir)
-        self._saved_step, self._saved_at = first_step, time.monotonic()
+        self.saved_step, self._saved_at = first_step, time.monotonic()
 
     def save_if_due(self, state: training.TrainState, max_steps: int) -> None:
         """Saves where the configuration says so, and at the last step.
@@ -56,26 +62,42 @@ class Saver:
         if self._workers.any(self._config.is_save_due(state.step, max_steps, secs)):
             self.save(state)
 
-    def save_rest(self, state: training.TrainState) -> None:
+    def save_rest(
+        self,
+        state: training.TrainState,
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Saves what was trained since the last checkpoint, if anything was."""
-        if state.step != self._saved_step:
-            self.save(state)
+        if state.step != self.saved_step:
+            self.save(state, tensors)
 
-    def save(self, state: training.TrainState) -> None:
-        """Saves, deletes what is old and not being read, and tells the listeners."""
+    def save(
+        self,
+        state: training.TrainState,
+        tensors: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Saves, deletes what is old and not being read, and tells the listeners.
+
+        Args:
+          state: What to save.
+          tensors: Its tensors, if they were read before.
+        Raises:
+          DivergedError: A value is not finite; nothing is written.
+        """
+        tensors = tensors or state.tensors()  # All workers find that they diverged.
         if self._workers.is_chief:
-            self._write(state)
-        else:
-            state.tensors()  # Where the chief finds that they diverged, so do all.
+            self._write(state.step, tensors)
         self._workers.wait()
-        self._saved_step, self._saved_at = state.step, time.monotonic()
+        self.saved_step, self._saved_at = state.step, time.monotonic()
 
-    def _write(self, state):
-        path = state.save(self.model_dir)
+    def _write(self, step, tensors):
+        self._before_save()
+        path = checkpoints.save(self.model_dir, step, tensors)
+        self.saved_step = step
         logging.info("Saved %s", path)
-        self._delete_old(state.step)
+        self._delete_old(step)
         for listener in self._listeners:
-            listener(path, state.step)
+            listener(path, step)
 
     def _delete_old(self, newest):
         """Deletes what is too old, later if someone reads it now.

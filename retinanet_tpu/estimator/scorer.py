@@ -53,9 +53,7 @@ class Scorer:
 
     def taken_steps(self, own: str = "") -> set[int]:
         """Returns the steps that other processes score, or are about to delete."""
-        names = [name.split("-") for name in self._book.live() if name != own]
-        kinds = ([self._kind], ["delete"])
-        return {int(name[0]) for name in names if name[1:-1] in kinds}
+        return self._book.held_steps([own], (self._kind, "delete"))
 
     def unexported_step(self) -> int | None:
         """Returns the step that is scored, but perhaps not exported yet."""
@@ -123,7 +121,7 @@ class Scorer:
 def _fingerprint(path):
     """Returns what differs once a checkpoint is written anew."""
     try:
-        stats = [tf.io.gfile.stat(name) for name in tf.io.gfile.glob(f"{path}.*")]
+        stats = [tf.io.gfile.stat(name) for name in checkpoints.files_of(path)]
     except tf.errors.NotFoundError:
         return None
     return [(stat.length, stat.mtime_nsec) for stat in stats]

@@ -99,14 +99,15 @@ def read_evaluations(directory: str) -> list[dict[str, Any]]:
     A line that is no record, such as half a line at the end, is left out, and is gone
     with the next one that is written.
     """
-    text = files.read_if_there(f"{directory}/{EVALUATIONS}") or ""
+    path = f"{directory}/{EVALUATIONS}"
+    content = files.read_if_there(path) or b""
     records = []
-    for line in text.splitlines():
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
-            record = json.loads(line, parse_constant=lambda _: None)
+            record = files.parse_json(line)
             records.append(record | {"global_step": int(record["global_step"])})
-        except (ValueError, TypeError, KeyError):
-            logging.warning("%s has a damaged line: %.80s", directory, line)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            logging.warning("%s, line %d is damaged: %.80r", path, number, line)
     return records
 
 

@@ -32,6 +32,7 @@ def train_and_evaluate(
     eval_spec: spec.EvalSpec | None,
     *,
     stop_reason: Callable[[], str | None] = interruptions.never,
+    prepare: Callable[[], None] = interruptions.never,
 ) -> dict[str, Any] | None:
     """Trains to the end; scores every `eval_spec.every_steps` steps and at the end.
 
@@ -44,11 +45,12 @@ def train_and_evaluate(
       train_spec: what to train, how long.
       eval_spec: what to score and export; None leaves it to a process of its own.
       stop_reason: asked between loops and batches; a reason saves and ends the run.
+      prepare: called before the first step, once no other trainer is in the model_dir.
     Returns:
       The results of the last evaluation, None if there was none to make.
     Raises:
       UserError: an evaluation interval that no checkpoint falls on, or workers that
-        are to score.
+        are to score; another trainer in the model_dir, or checkpoints that are lost.
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop, and all that was trained is saved; or
         another worker was lost, and what it trained since the last checkpoint.
@@ -56,9 +58,14 @@ def train_and_evaluate(
     check_intervals(estimator, train_spec, eval_spec)
     model_dir, config = estimator.model_dir, estimator.config
     num_losses = 0
+    check_nothing_lost(model_dir)
     with run_state.Heartbeat(
-        model_dir, config.heartbeat_secs, is_silent=not estimator.workers.is_chief
+        model_dir,
+        config.heartbeat_secs,
+        is_silent=not estimator.workers.is_chief,
+        stop_reason=stop_reason,
     ) as heartbeat:
+        prepare()
         heartbeat.step = step = _newest_step(model_dir)
         while True:
             try:
@@ -81,6 +88,17 @@ def train_and_evaluate(
                     step,
                     error,
                 )
+
+
+def check_nothing_lost(model_dir: str) -> None:
+    """Checks that a run without a checkpoint is a new one.
+
+    Raises:
+      UserError: the directory had checkpoints, which are lost or incomplete.
+    """
+    if not checkpoints.latest(model_dir):
+        state = run_state.read(model_dir)
+        checkpoints.check_nothing_lost(model_dir, state.step if state else 0)
 
 
 def check_intervals(
@@ -114,6 +132,10 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
     """Trains and scores until the end, an error or a reason to stop."""
     results = {}
 
+    def is_stopped():
+        heartbeat.check_seen()
+        return stop_reason()
+
     def beat(path, step):
         heartbeat.step = step
 
@@ -131,7 +153,13 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
     listeners = (beat, *train_spec.saving_listeners, *([score] if eval_spec else []))
     steps = train_spec.max_steps
     try:
-        estimator.train(train_spec.input_fn, steps, listeners, stop_reason=stop_reason)
+        estimator.train(
+            train_spec.input_fn,
+            steps,
+            listeners,
+            stop_reason=is_stopped,
+            before_save=heartbeat.check_claim,
+        )
     except workers.LOST as error:
         if estimator.workers.count == 1:
             raise

@@ -3,6 +3,7 @@
 Between two loops is the only place where a run is saved, scored or stopped.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ from retinanet_tpu.estimator import (
     config as config_lib,
     interruptions,
     saver as saver_lib,
+    stops,
     summaries,
     training,
+    waits,
     warm_start,
     workers as workers_lib,
 )
@@ -45,6 +48,8 @@ def start(
         checkpoints.remove_remains(model_dir)
     logging.info("Looking for checkpoints in %s", model_dir)
     path = checkpoints.latest_sound(model_dir)
+    if not path:
+        checkpoints.check_nothing_lost(model_dir)
     network = network_fn()
     if not path and callable(warm_start_from):
         warm_start_from(network)
@@ -63,7 +68,7 @@ def start(
 
 def train(
     state: training.TrainState,
-    run_loop: Callable[[Iterator, int, int], LoopResult],
+    run_loop: "TrainLoop",
     make_iterator: Callable[[int], Iterator],
     *,
     max_steps: int,
@@ -71,6 +76,7 @@ def train(
     saver: saver_lib.Saver,
     writer: summaries.LoopWriter,
     stop_reason: Callable[[], str | None] = interruptions.never,
+    workers: workers_lib.Workers = workers_lib.ALONE,
 ) -> None:
     """Trains a state up to a global step, saving on the way and at the end.
 
@@ -80,35 +86,47 @@ def train(
 
     Args:
       state: to go on from.
-      run_loop: of make_train_loop.
+      run_loop: runs the steps.
       make_iterator: gives the batches from a place in their order on.
       max_steps: above state.step.
       config: says where loops end, and how often to go back.
       saver: writes checkpoints.
       writer: is told of each loop.
-      stop_reason: asked before each loop; a reason saves and ends the run.
+      stop_reason: asked before each loop, and of this worker alone while a loop waits
+        for data; a reason saves and ends the run.
+      workers: of the run.
     Raises:
       DivergedError: a loss or a weight is not finite.
       Interrupted: there was a reason to stop.
     """
-    num_rollbacks = 0
-    iterator = make_iterator(state.next_batch)
-    while state.step < max_steps:
-        if reason := stop_reason():
-            saver.save_rest(state)
-            raise interruptions.Interrupted(reason, state.step)
-        num_steps = config.next_stop(state.step, max_steps) - state.step
-        try:
-            result = run_loop(iterator, state.step, num_steps)
-            state.step += num_steps
-            _report(writer, state.step, num_steps, result)
-            saver.save_if_due(state, max_steps)
-        except training.DivergedError as error:
-            num_rollbacks += 1
-            is_allowed = num_rollbacks <= config.max_rollbacks
-            if not is_allowed or not _go_back(state, saver.model_dir, error):
-                raise
-            iterator = make_iterator(state.next_batch)
+    stopper = stops.Stopper(state, saver, stop_reason, workers)
+    num_rollbacks, batches = 0, []  # One iterator, if any.
+    try:
+        while state.step < max_steps:
+            stopper.check()
+            if not batches:
+                new = functools.partial(make_iterator, state.next_batch)
+                batches.append(stopper.call(new))
+            num_steps = config.next_stop(state.step, max_steps) - state.step
+            run_loop.reset(state.step)
+            run = functools.partial(_run, run_loop, batches, state.step, num_steps)
+            try:
+                result = stopper.call_loop(run, run_loop.progress)
+                state.step += num_steps
+                _report(writer, state.step, num_steps, result)
+                saver.save_if_due(state, max_steps)
+            except training.DivergedError as error:
+                num_rollbacks += 1
+                is_allowed = num_rollbacks <= config.max_rollbacks
+                if not is_allowed or not _go_back(state, saver.model_dir, error):
+                    raise
+                batches.clear()
+    finally:
+        waits.release(batches)
+
+
+def _run(run_loop, batches, step, num_steps):
+    return run_loop(batches[0], step, num_steps)
 
 
 def _report(writer, step, num_steps, result):
@@ -135,63 +153,117 @@ def _go_back(state, model_dir, error):
     return True
 
 
-def make_train_loop(
-    strategy: tf.distribute.Strategy,
-    step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
-    jit_compile: bool = False,
-) -> Callable[[Iterator, int, int], LoopResult]:
-    """Returns a function that runs steps and gives the means of their scalars.
+class TrainLoop:
+    """Runs steps in one call of TensorFlow, and gives the means of their scalars."""
 
-    Args:
-      strategy: where the replicas run.
-      step_fn: (batch, global step) -> scalars by name; runs on every replica.
-      jit_compile: compile the step with XLA.
-    Returns:
-      (iterator, first_step, num_steps) -> LoopResult. Raises DivergedError, and
-      ValueError for data that end.
-    """
-    names = []
-    replica_step = tf.function(
-        training.make_replica_fn(step_fn, names),
-        autograph=False,
-        jit_compile=jit_compile or None,
-    )
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
+        jit_compile: bool = False,
+    ):
+        """Takes what to run.
 
-    @tf.function
-    def loop(iterator, first_step, num_steps):
-        start = tf.timestamp()
-        history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
-        times = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
-        for i in tf.range(num_steps):
-            step = first_step + tf.cast(i, tf.int64)
-            batch = next(iterator)
-            fed_at = _time_of(batch)
-            means = strategy.run(replica_step, args=(batch, step))
-            with tf.device("CPU"):  # A GPU calls done what is queued, but not its copy.
-                means = tf.identity(strategy.experimental_local_results(means)[0])
-            history = history.write(i, means)
-            times = times.write(i, [fed_at, _time_of(means)])
-        return history.stack(), times.stack() - start
+        Args:
+          strategy: where the replicas run.
+          step_fn: (batch, global step) -> scalars by name; runs on every replica.
+          jit_compile: compile the step with XLA.
+        """
+        self._names = []
+        replica_step = tf.function(
+            training.make_replica_fn(step_fn, self._names),
+            autograph=False,
+            jit_compile=jit_compile or None,
+        )
+        num_local = len(strategy.extended.worker_devices)
+        with tf.device(_host_of(strategy)):
+            counters = [tf.Variable(0, dtype=tf.int64) for _ in range(num_local + 1)]
+        self._num_fetched, self._num_done = counters[:-1], counters[-1]
+        self._loop = _make_loop(
+            strategy, replica_step, self._num_fetched, self._num_done
+        )
 
-    def run(iterator, first_step, num_steps):
+    def reset(self, step: int) -> None:
+        """Says at which global step the next call begins."""
+        self._num_done.assign(step)
+        for counter in self._num_fetched:
+            counter.assign(stops.NOT_STARTED)
+
+    def progress(self) -> stops.Progress:
+        """Returns how far a call in another thread is."""
+        num_fetched = tuple(int(counter) for counter in self._num_fetched)
+        return stops.Progress(num_fetched, int(self._num_done))
+
+    def __call__(
+        self, iterator: Iterator, first_step: int, num_steps: int
+    ) -> LoopResult:
+        """Runs steps.
+
+        Raises:
+          DivergedError: a scalar is not finite.
+          UserError: the data end.
+        """
         start = time.monotonic()
         count = tf.constant(num_steps, tf.int32)
         try:
-            history, times = loop(iterator, tf.constant(first_step, tf.int64), count)
+            history, times = self._loop(
+                iterator, tf.constant(first_step, tf.int64), count
+            )
         except tf.errors.OutOfRangeError as error:
             raise errors.UserError(
                 f"The training data ended before step {first_step + num_steps}; "
                 "training wants data without end: dataset.repeat()."
             ) from error
         history, secs = history.numpy(), time.monotonic() - start
+        names = self._names
         _check_finite(history, names, first_step)
         means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
         if "learning-rate" in means:  # A setting, not a measurement: its newest value.
             means["learning-rate"] = history[-1, names.index("learning-rate")]
-        num_traces = loop.experimental_get_tracing_count()
+        num_traces = self._loop.experimental_get_tracing_count()
         return LoopResult(means, secs, input_wait(times.numpy()), num_traces)
 
-    return run
+
+def _host_of(strategy):
+    """Returns the CPU beside a strategy's first device, on its machine."""
+    device = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0])
+    return device.replace(device_type="CPU", device_index=0).to_string()
+
+
+def _make_loop(strategy, replica_step, num_fetched, num_done):
+    """Returns (iterator, first_step, num_steps) -> scalars and times of each step.
+
+    Meanwhile it counts batches, by replica, and steps in variables.
+    """
+
+    def count(counter, step, tensors):
+        with tf.control_dependencies(tensors):
+            counter.assign(step)
+
+    @tf.function
+    def loop(iterator, first_step, num_steps):
+        start = tf.timestamp()
+        for counter in num_fetched:
+            counter.assign(first_step)
+        history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
+        times = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
+        for i in tf.range(num_steps):
+            step = first_step + tf.cast(i, tf.int64)
+            batch = next(iterator)
+            fed_at = _time_of(batch)
+            shares = strategy.experimental_local_results(batch)
+            for counter, share in zip(num_fetched, shares, strict=True):
+                count(counter, step + 1, [_first_tensor(share)])
+            means = strategy.run(replica_step, args=(batch, step))
+            replica_means = strategy.experimental_local_results(means)
+            with tf.device("CPU"):  # A GPU calls done what is queued, but not its copy.
+                means = tf.identity(replica_means[0])
+            count(num_done, step + 1, [*replica_means, means])
+            history = history.write(i, means)
+            times = times.write(i, [fed_at, _time_of(means)])
+        return history.stack(), times.stack() - start
+
+    return loop
 
 
 def input_wait(times: np.ndarray) -> float:
@@ -208,9 +280,12 @@ def input_wait(times: np.ndarray) -> float:
 
 def _time_of(values):
     """Returns when the values were there, in seconds, by the host's clock."""
-    first = tf.nest.flatten(values, expand_composites=True)[0]
-    with tf.device("CPU"), tf.control_dependencies([first]):
+    with tf.device("CPU"), tf.control_dependencies([_first_tensor(values)]):
         return tf.timestamp()
+
+
+def _first_tensor(values):
+    return tf.nest.flatten(values, expand_composites=True)[0]
 
 
 def _check_finite(history, names, first_step):

@@ -197,7 +197,9 @@ def make_step_fn(
         _check_all_used(gradients, weights)
         gradients = replicas.mean_over_replicas(gradients)
         restorable = {"statistics_before": statistics} if statistics else {}
-        moved = state.update.apply(gradients, step, **restorable)
+        # Between two steps, while a batch is awaited, no variable changes.
+        with tf.control_dependencies([result.loss]):
+            moved = state.update.apply(gradients, step, **restorable)
         scalars = dict(result.scalars or {})
         if not any(value is result.loss for value in scalars.values()):
             # All that is reported is held to be finite.

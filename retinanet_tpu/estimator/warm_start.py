@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.estimator import checkpoints, training
+from retinanet_tpu.estimator import checkpoints, files, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class WarmStartSettings:
     min_share: float = 0.5
 
     def __post_init__(self):
-        """Raises UserError for what is no regular expression, and no share."""
+        """Raises UserError for a path, an expression or a share that cannot be used."""
+        files.check_path(self.checkpoint or "", "WarmStartSettings.checkpoint")
         try:
             re.compile(self.variables)
         except re.error as error:

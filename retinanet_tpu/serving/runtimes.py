@@ -15,6 +15,7 @@ import tensorflow as tf
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
+from retinanet_tpu.estimator import files
 from retinanet_tpu.serving import tflite_format
 
 _OUTPUTS = ("boxes_xyxy", "scores", "class_ids", "valid_detections")
@@ -34,8 +35,10 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
       num_threads: sets TensorFlow's own, of the whole process; None leaves them.
     Raises:
       UserError: it is damaged, has other signatures, or TensorFlow runs with other
-        threads. The function raises it for an image that the export refuses.
+        threads, or takes the path for a pattern. The function raises it for an image
+        that the export refuses.
     """
+    files.check_path(path, "--model")
     if num_threads is not None:
         _set_tensorflow_threads(num_threads)
     with _named(path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -11,12 +12,19 @@ from absl import flags, logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import categories, pipeline, record_files
-from retinanet_tpu.estimator import checkpoints, files, gin_files
+from retinanet_tpu.estimator import checkpoints, files, gin_files, train_and_evaluate
+from retinanet_tpu.model.backbones import pretrained
 from retinanet_tpu.task import configurables, experiment, setting_ranges
 
 CONFIG_FILE = "config.gin"
 # Settings that a run may go on with otherwise: who makes its batches.
 _MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
+# A run goes on, and is evaluated, from any working directory.
+_PATHS = {
+    "Data.dir": (),
+    "WarmStartSettings.checkpoint": (),
+    "experiment.backbone_checkpoint": (pretrained.IMAGENET,),
+}
 # Runs of your own may include these from wherever they lie.
 GIN_CONFIGS = str(pathlib.Path(__file__).parents[2] / "gin_configs")
 
@@ -53,6 +61,7 @@ def parse_files(*overrides: str) -> str:
         [*GIN_PARAM.value, *overrides],
         known=configurables.CONFIGURABLES,
         ranges=setting_ranges.RANGES,
+        paths=_PATHS,
     )
 
 
@@ -74,6 +83,7 @@ def parse_model_dir(*overrides: str) -> str:
         known=configurables.CONFIGURABLES,
         ranges=setting_ranges.RANGES,
         saved=path,
+        paths=_PATHS,
     )
 
 
@@ -81,39 +91,60 @@ def model_dir() -> str:
     """Returns --model_dir without a slash at its end.
 
     Raises:
-      UserError: the flag is missing.
+      UserError: the flag is missing, or TensorFlow takes the path for a pattern.
     """
     if not MODEL_DIR.value:
         raise errors.UserError("--model_dir is missing: the directory of the run.")
+    files.check_path(MODEL_DIR.value, "--model_dir")
     return MODEL_DIR.value.rstrip("/")
 
 
-def claim_model_dir(
+def check_model_dir(
     text: str, run: experiment.Experiment, *, accept_changes: bool
 ) -> None:
-    """Writes configuration and classes to the model_dir, if the run is its own.
+    """Checks that the model_dir belongs to the run, or to none; writes nothing.
 
     Raises:
-      UserError: the model_dir was started with another configuration, or a worker was.
+      UserError: the model_dir was started with another configuration, or a worker was;
+        or files of the run in it are missing or corrupt.
     """
-    workers = run.estimator.workers
-    workers.check_same(zlib.crc32(text.encode()), "The configuration's CRC")
-    path = f"{model_dir()}/{CONFIG_FILE}"
-    is_started = checkpoints.latest(model_dir()) and tf.io.gfile.exists(path)
-    if is_started and not accept_changes:
-        with tf.io.gfile.GFile(path) as file:
-            changes = gin_files.differences(file.read(), text, _MAY_CHANGE)
-        if changes:
-            raise errors.UserError(
-                f"{model_dir()} belongs to another configuration; it differs in\n  "
-                + "\n  ".join(changes)
-                + "\nUse another --model_dir, or go on with the new: --accept_changes."
-            )
-    if not workers.is_chief:
+    # Workers may have other working directories.
+    shared = text.replace(f"{os.getcwd()}/", "")
+    run.estimator.workers.check_same(
+        zlib.crc32(shared.encode()), "The configuration's CRC"
+    )
+    train_and_evaluate.check_nothing_lost(model_dir())
+    if accept_changes or not checkpoints.latest(model_dir()):
+        return
+    _check_has(CONFIG_FILE)
+    before = gin_files.read_saved(f"{model_dir()}/{CONFIG_FILE}")
+    changes = gin_files.differences(before, text, _MAY_CHANGE)
+    if changes:
+        raise errors.UserError(
+            f"{model_dir()} belongs to another configuration; it differs in\n  "
+            + "\n  ".join(changes)
+            + "\nUse another --model_dir, or go on with the new: --accept_changes."
+        )
+    _check_has(categories.FILE_NAME)
+
+
+def _check_has(name):
+    """Raises an error if checkpoints have lost a file that says what they are of."""
+    if not tf.io.gfile.exists(f"{model_dir()}/{name}"):
+        raise errors.UserError(
+            f"{model_dir()} has checkpoints, but no {name}, so that it cannot be told "
+            "whether they are of this run. Restore the file, use another --model_dir, "
+            "or go on with the present settings: --accept_changes."
+        )
+
+
+def write_settings(text: str, run: experiment.Experiment) -> None:
+    """Writes configuration and classes to the model_dir; for its only trainer."""
+    if not run.estimator.workers.is_chief:
         return
     tf.io.gfile.makedirs(model_dir())
     # Whole, for a kill at this moment must leave what can be resumed.
-    files.write_whole(path, text)
+    files.write_whole(f"{model_dir()}/{CONFIG_FILE}", text)
     classes = categories.to_json(run.params["categories"])
     files.write_whole(f"{model_dir()}/{categories.FILE_NAME}", classes)
 

@@ -281,8 +281,11 @@ def _data_params(model_dir, data, params, plan):
     Once there is a checkpoint, the classes are those it was trained on.
     """
     path = f"{model_dir}/{categories_lib.FILE_NAME}"
-    is_started = checkpoints.latest(model_dir) and tf.io.gfile.exists(path)
-    categories = categories_lib.read(path) if is_started else data.read_categories()
+    is_started = checkpoints.latest(model_dir) is not None
+    has_classes = is_started and tf.io.gfile.exists(path)
+    if is_started and not has_classes:
+        logging.warning("No %s; taking the classes of %s", path, data.dir)
+    categories = categories_lib.read(path) if has_classes else data.read_categories()
     categories.check_num_classes(params["num_classes"])
     examples_fn = functools.partial(_examples, data, params, categories, plan)
     return {

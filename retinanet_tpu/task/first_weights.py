@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.estimator import checkpoints, training, warm_start
+from retinanet_tpu.estimator import checkpoints, files, gin_files, training, warm_start
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
 
@@ -24,7 +24,7 @@ def source(
       warm_start_from: another run, for all that agrees with it.
       backbone_checkpoint: see pretrained.load; for the backbone alone.
     Raises:
-      UserError: both are given.
+      UserError: both are given, or a path that TensorFlow takes for a pattern.
     """
     has_run = bool(warm_start_from and warm_start_from.checkpoint)
     if has_run and backbone_checkpoint:
@@ -33,6 +33,8 @@ def source(
             f"{backbone_checkpoint}; a warm start has a backbone, set one to None."
         )
     if backbone_checkpoint:
+        if pretrained.is_run(backbone_checkpoint):
+            files.check_path(backbone_checkpoint, "BACKBONE_CHECKPOINT")
         return functools.partial(_load_backbone, backbone_checkpoint)
     return warm_start_from if has_run else None
 
@@ -84,8 +86,7 @@ def _check_settings(network, config_file):
     """Raises UserError if a run had other layers or pixels, as its config.gin says."""
     if not tf.io.gfile.exists(config_file):
         return
-    with tf.io.gfile.GFile(config_file) as file:
-        text = file.read().replace("\\\n", " ")
+    text = gin_files.read_saved(config_file).replace("\\\n", " ")
     bindings = dict(re.findall(r"^([\w.]+) *= *(.+?) *$", text, re.MULTILINE))
     wrong = [
         f"ResNet.{name} = {bindings.get(f'ResNet.{name}', 'False')}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import (
@@ -75,7 +76,13 @@ class Data:
         return f"{self.dir}/{self.eval_split}.json"
 
     def read_categories(self) -> categories_lib.Categories:
-        """Reads the directory's classes."""
+        """Reads the directory's classes.
+
+        Raises:
+          MissingFileError: There is no such directory, or no classes in it.
+          UserError: The file of classes is corrupt.
+        """
+        record_files.check_directory(self.dir)
         return categories_lib.read(f"{self.dir}/{categories_lib.FILE_NAME}")
 
     def read_pictures(self, num: int) -> list[np.ndarray]:
@@ -84,11 +91,12 @@ class Data:
         Args:
           num: how many at most.
         Returns:
-          uint8 [H, W, 3] each; none where the split is not at hand.
+          uint8 [H, W, 3] each; none if the split is missing, which is logged.
         """
         try:
             files = record_files.find(self.dir, self.eval_split)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            logging.warning("No images of the evaluation split: %s", error)
             return []
         records = tf.data.TFRecordDataset(files).take(num)
         encoded = [tf_example.parse(record).encoded for record in records]

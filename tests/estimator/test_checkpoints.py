@@ -1,9 +1,11 @@
+import os
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import checkpoints
 
 
@@ -80,6 +82,89 @@ def _cut_short(path):
     tf.io.gfile.remove(path)  # On ram:// "w" would append.
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("name", ["run*", "run?", "run[1]", "run{1,2}"])
+def test_no_file_of_another_run_is_touched(tmp_path, name):
+    sibling, own = str(tmp_path / "run1"), str(tmp_path / name)
+    for model_dir in (sibling, own):
+        os.makedirs(model_dir)
+        for step in (3, 4):
+            _save(model_dir, step)
+    part = "model.ckpt-5.index.tempstate123456789"
+    (tmp_path / "run1" / part).write_text("half")
+    before = sorted(os.listdir(sibling))
+    checkpoints.delete(own, [3])
+    assert checkpoints.remove_remains(own) == []
+    assert checkpoints.steps(own) == [4]
+    assert sorted(os.listdir(own)) == [
+        "checkpoint",
+        "model.ckpt-4.data-00000-of-00001",
+        "model.ckpt-4.index",
+    ]
+    assert sorted(os.listdir(sibling)) == before
+
+
+def test_a_path_that_tensorflow_takes_for_a_pattern_is_not_called_damaged(tmp_path):
+    os.makedirs(tmp_path / "run[1]")
+    path = _save(str(tmp_path / "run[1]"), 3)
+    with pytest.raises(errors.UserError, match=r"takes '\[1\]' for a pattern"):
+        checkpoints.read(path)
+    with pytest.raises(errors.UserError, match="for a pattern"):
+        checkpoints.latest_sound(str(tmp_path / "run[1]"))
+
+
+def test_foreign_names_are_passed_over(tmp_path):
+    path = _save(str(tmp_path), 3)
+    names = [
+        "model.ckpt-x.index",
+        "model.ckpt-².index",
+        "model.ckpt-007.index",
+        "model.ckpt-9.index",
+        "model.ckpt-9.data-00005-of-00001",
+        "model.ckpt-9.data-00000-of-99999",
+        "model.ckpt-3.data-00000-of-00001.bak",
+        "model.ckpt-3.backup",
+    ]
+    for name in names:
+        (tmp_path / name).write_text("foreign")
+    (tmp_path / "model.ckpt-8.index").mkdir()
+    (tmp_path / "checkpoint").write_bytes(b"\xff\xfe\0")
+    open(os.fsencode(tmp_path) + b"/model.ckpt-\xff.index", "w").close()
+    assert checkpoints.steps(str(tmp_path)) == [3]
+    assert checkpoints.latest_sound(str(tmp_path)) == path
+    checkpoints.delete(str(tmp_path), [3])
+    left = os.listdir(os.fsencode(tmp_path))
+    kept = {*map(os.fsencode, names), b"model.ckpt-8.index", b"model.ckpt-\xff.index"}
+    assert set(left) == kept
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        (["model.ckpt-7.index"], r"lacks model\.ckpt-7, which its file `checkpoint`"),
+        (["model.ckpt-7.data-00000-of-00001"], r"holds model\.ckpt-7\.index, but no"),
+        (["model.ckpt-7.index", "model.ckpt-7.data-00000-of-00001"], "lacks model"),
+        (
+            ["checkpoint", "model.ckpt-7.index", "model.ckpt-7.data-00000-of-00001"],
+            "lacks the checkpoint of step 7",
+        ),
+    ],
+)
+def test_a_checkpoint_that_was_there_is_missed(model_dir, lost, message):
+    checkpoints.check_nothing_lost(model_dir)
+    _save(model_dir, 7)
+    for name in lost:
+        tf.io.gfile.remove(f"{model_dir}/{name}")
+    with pytest.raises(errors.UserError, match=message):
+        checkpoints.check_nothing_lost(model_dir, 7)
+
+
+def test_the_data_of_a_first_save_that_was_killed_are_no_checkpoint(model_dir):
+    tf.io.gfile.makedirs(model_dir)
+    with tf.io.gfile.GFile(f"{model_dir}/model.ckpt-4.data-00000-of-00001", "w"):
+        pass
+    checkpoints.check_nothing_lost(model_dir)
 
 
 def test_tensorflow_finds_the_latest_by_the_state_file(tmp_path):

@@ -95,7 +95,40 @@ def test_after_a_restart_a_worse_one_does_not_replace_a_better_one(base_dir):
     assert kept_steps(base_dir) == [10]
 
 
-@pytest.mark.parametrize("score", [float("nan"), None])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"7",
+        b"null",
+        b"[" * 100_000,
+        b'{"version": "1"}',
+        b'[7, {"version": "1", "step": 1, "value": 1}]',
+        b'[{"version": "../../x", "step": 1, "value": 1}]',
+        b'[{"version": "1234567890", "step": "x", "value": 1}]',
+    ],
+)
+def test_a_damaged_list_is_named_and_written_anew(base_dir, content, caplog):
+    export(exporters.BestExporter(Module), base_dir, {10: 0.5})
+    (before,) = exporters.list_exports(base_dir)
+    with tf.io.gfile.GFile(f"{base_dir}/{exporters.LIST_FILE}", "wb") as file:
+        file.write(content)
+    assert export(exporters.BestExporter(Module), base_dir, {20: 0.4}) == [20]
+    assert f"{base_dir}/{exporters.LIST_FILE} is damaged" in caplog.text
+    (listed,) = exporters.list_exports(base_dir)
+    assert listed.step == 20
+    assert tf.io.gfile.isdir(f"{base_dir}/{before.version}")
+
+
+def test_what_is_sound_in_a_damaged_list_stays(base_dir):
+    export(exporters.BestExporter(Module), base_dir, {10: 0.5})
+    path = f"{base_dir}/{exporters.LIST_FILE}"
+    listed = json.loads(files.read_if_there(path))
+    files.write_whole(path, json.dumps([{"x": 1}, *listed]))
+    assert export(exporters.BestExporter(Module), base_dir, {20: 0.4}) == []
+
+
+@pytest.mark.parametrize("score", [float("nan"), None, "0.5"])
 def test_what_is_not_a_number_is_not_exported(base_dir, score):
     assert export(exporters.BestExporter(Module), base_dir, {10: score}) == []
 

@@ -18,7 +18,7 @@ def wait_for_reason(listener):
     return listener.reason()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_is_a_reason_to_stop_and_no_more(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -33,6 +33,33 @@ def test_who_asks_twice_from_the_keyboard_is_heard_at_once():
     with pytest.raises(KeyboardInterrupt), interruptions.Listener():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_process_of_nohup_goes_on_ignoring_that_its_terminal_is_gone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptions.Listener() as listener:
+            os.kill(os.getpid(), signal.SIGHUP)
+            with interruptions.handlers_kept():
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert listener.reason() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("step", "num_lost", "message"),
+    [
+        (0, 0, "Stopped at step 0; nothing is saved: enough."),
+        (0, 3, "Stopped at step 3; nothing is saved: enough."),
+        (4, 0, "Stopped at step 4, which is saved: enough."),
+        (4, 3, "Stopped at step 7; the newest checkpoint is of step 4: enough."),
+    ],
+)
+def test_a_stop_says_what_is_saved(step, num_lost, message):
+    stop = interruptions.Interrupted("enough", step, num_lost=num_lost)
+    assert str(stop) == message and stop.step == step
 
 
 def test_in_another_thread_signals_are_left_alone():

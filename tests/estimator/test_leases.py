@@ -92,6 +92,35 @@ def test_a_lease_that_stands_still_is_removed_when_its_time_is_up(directory):
     assert files_in(directory) == []
 
 
+def test_foreign_files_among_the_leases_are_neither_counted_nor_removed(tmp_path):
+    names = ["x", "x-y.json", "²-read-0.json", "40-read-0.txt", "write.json", "40"]
+    for name in names:
+        dead_lease(str(tmp_path), name)
+    (tmp_path / "leases" / "folder").mkdir()
+    open(os.fsencode(tmp_path) + b"/leases/\xff", "w").close()
+    before, clock = sorted(os.listdir(tmp_path / "leases")), Clock()
+    book = leases.LeaseBook(str(tmp_path), 60, clock)
+    for _ in range(2):
+        assert book.live() == [] and book.held_steps() == set()
+        clock.now += 1000
+    with leases.exclusive(str(tmp_path), patience_secs=0):
+        pass
+    assert sorted(os.listdir(tmp_path / "leases")) == before
+
+
+def test_a_lease_of_bytes_that_are_no_text_is_one(tmp_path):
+    with open(dead_lease(str(tmp_path)), "wb") as file:
+        file.write(b"\xff\xfe\0")
+    assert leases.LeaseBook(str(tmp_path), 60).held_steps() == {40}
+
+
+def test_steps_are_held_for_a_purpose(directory):
+    book = leases.LeaseBook(directory, 60)
+    with leases.hold(directory, PATH), leases.hold(directory, "a/b-7", "eval_a-b"):
+        assert book.held_steps(purposes=["eval_a-b"]) == {7}
+        assert book.held_steps(purposes=["eval_a"]) == set()
+
+
 @pytest.mark.parametrize("year_secs", [0, 4e9])
 def test_the_clock_that_wrote_a_lease_does_not_matter(tmp_path, year_secs):
     path = dead_lease(str(tmp_path))

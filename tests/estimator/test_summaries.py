@@ -73,12 +73,27 @@ def test_a_last_line_without_its_end_counts(directory):
     assert steps(directory) == [10, 20, 30]
 
 
-@pytest.mark.parametrize("damage", ["[1]\n", "7\n", "{}\n", "\0\0\n", '{"x": NaN}\n'])
-def test_damage_in_the_middle_costs_only_its_own_line(directory, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"[1]\n",
+        b"7\n",
+        b"{}\n",
+        b"\0\0\n",
+        b'{"x": NaN}\n',
+        b"\xff\xfe\x80\n",
+        b'{"global_step": 1e999}\n',
+        b'{"global_step": []}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+)
+def test_damage_in_the_middle_costs_only_its_own_line(directory, damage, caplog):
     score(directory, 10)
-    append(directory, damage)
+    with tf.io.gfile.GFile(f"{directory}/eval.jsonl", "ab") as file:
+        file.write(damage)
     score(directory, 20)
     assert steps(directory) == [10, 20]
+    assert f"{directory}/eval.jsonl, line 2 is damaged" in caplog.text
 
 
 def test_a_nan_that_another_program_wrote_does_not_stop_the_next_line(directory):

@@ -1,11 +1,12 @@
 import contextlib
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import linear
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import (
     checkpoints,
     config,
@@ -150,7 +151,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
 
 def test_a_damaged_checkpoint_is_passed_by_and_written_anew(tmp_path):
     straight = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
-    runner = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=1)
+    runner = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=2)
     shards = []
     runner.train(linear.train_input_fn, 20, [lambda path, step: shards.append(path)])
     tf.io.gfile.remove(f"{shards[1]}.data-00000-of-00001")
@@ -159,6 +160,23 @@ def test_a_damaged_checkpoint_is_passed_by_and_written_anew(tmp_path):
     again = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=1)
     assert_same(straight, again.train(linear.train_input_fn, 23))
     assert checkpoints.steps(str(tmp_path / "b")) == [23]
+
+
+@pytest.mark.parametrize("lost", [".index", ".data-00000-of-00001", "all"])
+def test_a_run_does_not_start_anew_over_checkpoints_that_are_lost(tmp_path, lost):
+    linear.make_estimator(tmp_path).train(linear.train_input_fn, 10)
+    names = [n for n in os.listdir(tmp_path) if n.startswith("model.ckpt-")]
+    for name in names:
+        if lost == "all" or name.endswith(lost):
+            os.remove(tmp_path / name)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(errors.UserError, match=r"model\.ckpt-10.*restore.*--model_dir"):
+        linear.make_estimator(tmp_path).train(linear.train_input_fn, 20)
+    assert sorted(os.listdir(tmp_path)) == before
+    os.remove(tmp_path / "checkpoint")
+    if lost == ".data-00000-of-00001":
+        os.remove(tmp_path / "model.ckpt-10.index")
+    linear.make_estimator(tmp_path).train(linear.train_input_fn, 10)
 
 
 def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
@@ -297,7 +315,7 @@ def test_a_loop_that_is_traced_again_is_counted():
     network = state.network
     state.update = linear.Descent(network)
     step_fn = training.make_step_fn(state, model_fn, dict)
-    run_loop = train_loop.make_train_loop(where, step_fn)
+    run_loop = train_loop.TrainLoop(where, step_fn)
     counts = []
     for width in (2, 2, 4):
         data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()

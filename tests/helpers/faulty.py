@@ -5,9 +5,12 @@
 killed_before_record  SIGKILL when everything of a score is written but its line
 full_disk             the first 3 writings of eval.jsonl find no space
 clock_jumps           the wall clock is a day early, right or a day late at each look
+data_stall            after 20 batches no other one comes, which MODEL_DIR.stalled
+                      tells; and nothing can be written once MODEL_DIR.read_only exists
 """
 
 import os
+import pathlib
 import random
 import runpy
 import signal
@@ -16,7 +19,8 @@ import time
 
 import tensorflow as tf
 
-from retinanet_tpu.estimator import files, summaries
+from retinanet_tpu.data import pipeline
+from retinanet_tpu.estimator import checkpoints, files, summaries
 
 
 def killed_before_record():
@@ -47,8 +51,43 @@ def clock_jumps():
     time.time = lambda: right() + random.choice([-day, 0, day])
 
 
+def data_stall():
+    make_train_dataset = pipeline.make_train_dataset
+
+    def wait():
+        pathlib.Path(f"{_model_dir()}.stalled").touch()
+        time.sleep(1e6)
+
+    def pause(*batch):
+        tf.py_function(wait, [], [])
+        return batch
+
+    def stall(*args, **kwargs):
+        data = make_train_dataset(*args, **kwargs)
+        return data.take(20).concatenate(data.map(pause))
+
+    pipeline.make_train_dataset = stall
+    files.write_whole = _unless_read_only(files.write_whole)
+    checkpoints.save = _unless_read_only(checkpoints.save)
+
+
+def _unless_read_only(write):
+    def checked(*args):
+        if os.path.exists(f"{_model_dir()}.read_only"):
+            raise tf.errors.PermissionDeniedError(None, None, "Read-only system")
+        return write(*args)
+
+    return checked
+
+
+def _model_dir():
+    (flag,) = [x for x in sys.argv if x.startswith("--model_dir=")]
+    return flag.partition("=")[2]
+
+
 if __name__ == "__main__":
     fault, module = sys.argv[1:3]
-    {f.__name__: f for f in (killed_before_record, full_disk, clock_jumps)}[fault]()
+    faults = (killed_before_record, full_disk, clock_jumps, data_stall)
+    {f.__name__: f for f in faults}[fault]()
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

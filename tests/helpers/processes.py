@@ -37,7 +37,14 @@ ENVIRONMENT = {
 class Process:
     """A command of the package; its log goes to a file."""
 
-    def __init__(self, command: str, *flags: str, log: pathlib.Path, fault: str = ""):
+    def __init__(
+        self,
+        command: str,
+        *flags: str,
+        log: pathlib.Path,
+        fault: str = "",
+        has_terminal: bool = False,
+    ):
         """Starts it.
 
         Args:
@@ -45,6 +52,7 @@ class Process:
           flags: of the command.
           log: file for all that it says.
           fault: what is to go wrong inside it, see faulty.py.
+          has_terminal: it writes to a pipe instead of the log, for `hang_up`.
         """
         module = f"retinanet_tpu.{command}"
         start = [str(FAULTY), fault, module] if fault else ["-m", module]
@@ -52,7 +60,7 @@ class Process:
         with log.open("w") as out:
             self._popen = subprocess.Popen(
                 [sys.executable, *start, *flags],
-                stdout=out,
+                stdout=subprocess.PIPE if has_terminal else out,
                 stderr=subprocess.STDOUT,
                 env=os.environ | ENVIRONMENT,
             )
@@ -66,6 +74,11 @@ class Process:
         """Sends a signal, if it still runs."""
         if self.code is None:
             self._popen.send_signal(number)
+
+    def hang_up(self) -> None:
+        """Does what the end of an ssh session does to a process."""
+        self._popen.stdout.close()
+        self.kill(signal.SIGHUP)
 
     def wait(self, secs: float = 120) -> int:
         """Returns the exit code once it has ended."""
@@ -91,12 +104,19 @@ class Run:
         self.bindings = (*BINDINGS, f"DATA_DIR = '{data_dir}'", *bindings)
         self.processes = []
 
-    def train(self, *flags: str, fault: str = "") -> Process:
+    def train(
+        self, *flags: str, fault: str = "", has_terminal: bool = False
+    ) -> Process:
         """Starts a trainer."""
         gin_file = toy_data.GIN_CONFIGS / "quickstart.gin"
         bindings = [f"--gin_param={binding}" for binding in self.bindings]
         return self._start(
-            "train", f"--gin_file={gin_file}", *bindings, *flags, fault=fault
+            "train",
+            f"--gin_file={gin_file}",
+            *bindings,
+            *flags,
+            fault=fault,
+            has_terminal=has_terminal,
         )
 
     def evaluate(self, *flags: str, fault: str = "") -> Process:
@@ -150,10 +170,10 @@ class Run:
             with contextlib.suppress(AssertionError):
                 process.wait()
 
-    def _start(self, command, *flags, fault):
+    def _start(self, command, *flags, **more):
         log = self.model_dir.parent / f"{self.model_dir.name}-{len(self.processes)}.log"
         flags = (f"--model_dir={self.model_dir}", *flags)
-        process = Process(command, *flags, log=log, fault=fault)
+        process = Process(command, *flags, log=log, **more)
         self.processes.append(process)
         return process
 

@@ -85,7 +85,7 @@ def test_clipping_comes_after_the_reduction_over_replicas():
     rows = tf.data.Dataset.from_tensors([[6.0, 0.0], [0.0, 8.0]]).unbatch().repeat()
     batches = two.distribute_datasets_from_function(lambda _: rows)
     step_fn = training.make_step_fn(state, model_fn, dict)
-    loop = train_loop.make_train_loop(two, step_fn, jit_compile=False)
+    loop = train_loop.TrainLoop(two, step_fn, jit_compile=False)
     result = loop(iter(batches), 0, 1)
     assert result.scalars["gradient-norm"] == 5
     for copy in two.experimental_local_results(kernel):

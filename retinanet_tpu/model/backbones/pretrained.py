@@ -84,12 +84,12 @@ def load(
     variables = {_name(variable): variable for variable in backbone.variables}
     if checkpoint == IMAGENET:
         tensors, origin = weight_files.download_keras(_depth(variables)), KERAS
-    elif (suffix := checkpoint[checkpoint.rfind(".") :]) in _READERS:
+    elif not is_run(checkpoint):
         if not tf.io.gfile.exists(checkpoint):
             raise errors.MissingFileError(
                 f"BACKBONE_CHECKPOINT {checkpoint} does not exist."
             )
-        read_fn, origin = _READERS[suffix]
+        read_fn, origin = _READERS[_suffix(checkpoint)]
         tensors = read_fn(checkpoint)
     else:
         tensors, origin = _read_run(checkpoint, read_run_fn), None
@@ -106,6 +106,15 @@ def load(
     text = f"{_description(variables)} of {origin.name if origin else 'a detector'}"
     logging.info("Backbone from %s: %s", checkpoint, text)
     return text
+
+
+def is_run(checkpoint: str) -> bool:
+    """Returns whether `load` leaves a checkpoint to its read_run_fn."""
+    return checkpoint != IMAGENET and _suffix(checkpoint) not in _READERS
+
+
+def _suffix(path):
+    return path[path.rfind(".") :]
 
 
 def _read_run(checkpoint, read_run_fn):

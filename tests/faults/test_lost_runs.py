@@ -1,0 +1,100 @@
+"""What could lose a run, or start it anew without a word.
+
+test_faults.py does some of it many times over.
+"""
+
+import os
+import pathlib
+import random
+import signal
+
+import pytest
+
+import commands
+import processes
+import toy_data
+from retinanet_tpu import errors, train
+from retinanet_tpu.estimator import run_state
+
+PREEMPTED = 42
+# One loop of steps, longer than any test.
+BINDINGS = (
+    "MAX_STEPS = 100000",
+    "RunConfig.save_checkpoints_steps = 100000",
+    "TPUConfig.iterations_per_loop = 100000",
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def make_run(tmp_path, data_dir):
+    runs = []
+
+    def make(*bindings, model_dir=tmp_path / "run"):
+        runs.append(processes.Run(model_dir, data_dir, *BINDINGS, *bindings))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.end()
+
+
+def train_here(run):
+    """Runs the command in this process."""
+    commands.run(train.main, run.model_dir, None, *run.bindings)
+
+
+def state_of(run):
+    return run_state.read(str(run.model_dir))
+
+
+def test_brackets_in_the_model_dir_are_refused_before_anything_is_written(
+    tmp_path, data_dir
+):
+    with pytest.raises(errors.UserError, match=r"takes '\[lr=0\.1\]' for a pattern"):
+        commands.run(train.main, tmp_path / "run[lr=0.1]", data_dir)
+    assert os.listdir(tmp_path) == []
+
+
+def start_and_stall(run, **more):
+    """Returns a trainer that is done with 20 steps and waits for data."""
+    trainer = run.train(fault="data_stall", **more)
+    mark = pathlib.Path(f"{run.model_dir}.stalled")
+    run.wait_for(lambda: mark.exists() or trainer.code is not None)
+    return trainer
+
+
+def test_a_second_trainer_is_refused_and_the_first_outlives_its_terminal(make_run):
+    run = make_run()
+    first = start_and_stall(run, has_terminal=True)
+    with pytest.raises(errors.UserError, match=r"process \d+ on .* is training in"):
+        train_here(run)
+    first.hang_up()
+    assert first.wait() == PREEMPTED
+    assert run.steps() == [20] and state_of(run)[:2] == ("preempted", 20)
+
+
+def test_SIGTERM_in_a_directory_that_turned_read_only_has_its_exit_code(make_run):
+    run = make_run()
+    trainer = start_and_stall(run)
+    pathlib.Path(f"{run.model_dir}.read_only").touch()
+    trainer.kill(signal.SIGTERM)
+    assert trainer.wait() == PREEMPTED, trainer.tail()
+    assert "Step 20 could not be saved: Read-only system" in trainer.tail()
+    assert "Stopped at step 20; nothing is saved: signal SIGTERM" in trainer.tail()
+    assert "does not say that the run is preempted: Read-only" in trainer.tail()
+    assert run.steps() == [] and state_of(run).state == "running"
+
+
+def test_bytes_that_are_no_text_and_foreign_names_stop_no_trainer(make_run):
+    run = make_run("MAX_STEPS = 5", "RunConfig.save_checkpoints_steps = None")
+    names = ["run_state.json", "eval/eval.jsonl", "checkpoint", "leases/x-y.json"]
+    for path in [run.model_dir / name for name in names]:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(random.Random(0).randbytes(1000))
+    train_here(run)
+    assert run.steps() == [5] and state_of(run)[:2] == ("finished", 5)
