@@ -3,13 +3,16 @@
 import os
 import re
 import signal
+import threading
 
 import pytest
+import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
 
 import toy_data
 from retinanet_tpu import evaluate
+from retinanet_tpu.data import pipeline
 from retinanet_tpu.estimator import run_state, sidecar, summaries, training
 from retinanet_tpu.task import cli
 
@@ -44,7 +47,8 @@ def say(model_dir, state, beat=1):
 @pytest.fixture
 def main():
     """Runs the command as its command line would."""
-    handler, verbosity = signal.getsignal(signal.SIGTERM), logging.get_verbosity()
+    numbers, verbosity = (signal.SIGTERM, signal.SIGHUP), logging.get_verbosity()
+    handlers = {number: signal.getsignal(number) for number in numbers}
 
     def run(model_dir, **settings):
         if not flags.FLAGS.is_parsed():
@@ -53,7 +57,8 @@ def main():
             evaluate.main()
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     logging.set_verbosity(verbosity)
 
 
@@ -114,18 +119,53 @@ def test_a_run_that_never_begins_is_not_waited_for_for_ever(tmp_path, main, caps
     assert "config.gin came in 1 s" in capsys.readouterr().err
 
 
-def test_SIGTERM_gives_the_lease_back(model_dir, main, monkeypatch):
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_gives_the_lease_back(model_dir, main, monkeypatch, name, code):
     def evaluate_and_be_stopped(self, *args, **kwargs):
         assert os.listdir(model_dir / "leases")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), getattr(signal, name))
 
     monkeypatch.setattr(
         evaluate.sidecar.estimator_lib.TPUEstimator, "evaluate", evaluate_and_be_stopped
     )
     with pytest.raises(SystemExit) as ended:
         main(model_dir)
+    assert ended.value.code == code
+    assert not os.listdir(model_dir / "leases") and scored(model_dir) == []
+
+
+def test_SIGTERM_is_heard_while_data_are_awaited(model_dir, main, monkeypatch):
+    is_over = threading.Event()
+
+    def wait():
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_over.wait()
+
+    def stall(*batch):
+        tf.py_function(wait, [], [])
+        return batch
+
+    def leave(code):
+        raise SystemExit(code)
+
+    make_dataset = pipeline.make_eval_dataset
+    monkeypatch.setattr(
+        pipeline, "make_eval_dataset", lambda *x, **y: make_dataset(*x, **y).map(stall)
+    )
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        main(model_dir)
+    is_over.set()
     assert ended.value.code == 143
     assert not os.listdir(model_dir / "leases") and scored(model_dir) == []
+
+
+@pytest.mark.parametrize("content", [b'{"global_step": 4}', b'{"global_step": "4"}'])
+def test_a_line_without_scores_is_named(model_dir, main, no_scoring, content):
+    (model_dir / "eval").mkdir()
+    (model_dir / "eval" / "eval.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"eval\.jsonl lacks scores of step 4"):
+        main(model_dir, once=True)
 
 
 def test_every_k_needs_its_number(model_dir, main):

@@ -83,8 +83,7 @@ def test_a_stall_begins_anew_with_whatever_moves(monkeypatch):
     assert len(reasons) == 1
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2])
-@pytest.mark.parametrize("num_steps", [0, 6])
+@pytest.mark.parametrize(("num_steps", "num_replicas"), [(0, 1), (6, 1), (6, 2)])
 def test_what_was_trained_before_the_data_stall_is_saved(
     tmp_path, blocked, num_steps, num_replicas
 ):

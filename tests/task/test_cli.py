@@ -6,12 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from absl.testing import flagsaver
 
 import commands
 import toy_data
 from retinanet_tpu import errors, evaluate, export, train
 from retinanet_tpu.estimator import checkpoints, gin_files, training
-from retinanet_tpu.task import cli, input_fn
+from retinanet_tpu.task import cli, configurables, input_fn
 
 SAVES = ("RunConfig.save_checkpoints_steps = 2", "MAX_STEPS = 2")
 
@@ -60,12 +62,14 @@ def test_the_saved_configuration_has_absolute_paths(base):
     train_on(data_dir=base / "data")
 
 
-def test_a_run_is_evaluated_from_anywhere(base, monkeypatch):
-    elsewhere = base / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    commands.run(evaluate.main, "../run", None, once=True)
-    assert (base / "run" / "eval" / "eval.jsonl").exists()
+def test_a_run_finds_its_data_from_anywhere(base, monkeypatch):
+    monkeypatch.chdir(base / "data")
+    with flagsaver.flagsaver(model_dir="../run"):
+        cli.parse_model_dir()
+    run = configurables.make_experiment(
+        "../run", strategy_fn=tf.distribute.get_strategy
+    )
+    assert run.data.dir == f"{base}/data" and len(run.data.read_pictures(2)) == 2
 
 
 def test_a_run_with_the_relative_paths_of_older_versions_goes_on(base, monkeypatch):
