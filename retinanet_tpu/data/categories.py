@@ -11,6 +11,7 @@ import tensorflow as tf
 from retinanet_tpu import errors
 
 FILE_NAME = "categories.json"
+MAX_ID = 2**31 - 1  # of int32, which detections carry
 NO_CATEGORY = -1  # The dataset id of an index that stands for no category.
 
 
@@ -154,5 +155,10 @@ def _checked(categories: Categories, source: str) -> Categories:
                 f"{source} gives {category.name!r} the index {category.index}; indexes "
                 f"are 0..{categories.num_classes - 1} with num_classes "
                 f"{categories.num_classes}."
+            )
+        if category.id > MAX_ID:
+            raise errors.UserError(
+                f"{source} gives {category.name!r} the id {category.id}; ids are at "
+                f"most {MAX_ID}. Renumber the categories of the annotation file."
             )
     return categories

@@ -78,3 +78,13 @@ def test_wrong_num_classes_names_both_numbers_and_the_macro():
     read.check_num_classes(2)
     with pytest.raises(ValueError, match=r"91 classes.*has 2; set NUM_CLASSES = 2"):
         read.check_num_classes(91)
+
+
+def test_ids_that_detections_cannot_carry_are_refused_where_they_are_written(tmp_path):
+    path = str(tmp_path / "categories.json")
+    highest = categories.from_coco([{"id": 2**31 - 1, "name": "cat"}])
+    categories.write(highest, path)
+    assert categories.read(path) == highest
+    for given in (2**31, 10**19):
+        with pytest.raises(ValueError, match=f"'cat' the id {given}.*Renumber"):
+            categories.from_coco([{"id": given, "name": "cat"}])
