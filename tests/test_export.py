@@ -15,10 +15,11 @@ from retinanet_tpu import errors, export, train
 from retinanet_tpu.serving import agreement, artifacts, onnx_format, warm_up
 from retinanet_tpu.task import formats
 
-# So that a network of twelve steps finds something.
+# So that a network of twelve steps finds something, with scores far enough apart.
 FINDS = (
     "Heads.prior = 0.3",
     "MAX_STEPS = 12",
+    "SEED = 2",
     "cosine.base = 0.02",
     "RunConfig.save_checkpoints_steps = 12",
 )

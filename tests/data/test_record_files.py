@@ -74,3 +74,15 @@ def test_files_without_a_record_are_refused(tmp_path):
     record_files.check_not_empty([str(tmp_path / "empty"), str(tmp_path / "full")])
     with pytest.raises(ValueError, match="num_shards"):
         record_files.check_not_empty([str(tmp_path / "empty")])
+
+
+def test_the_mean_size_of_a_record_is_that_of_the_first_ones(tmp_path):
+    paths = []
+    for number in range(40):
+        path = tmp_path / f"{number:02d}.tfrecord"
+        write(path, [84] * 8 + [10_000] * 4)  # And 16 bytes of framing each.
+        paths.append(str(path))
+    assert record_files.mean_record_bytes(paths) == 100
+    (tmp_path / "empty.tfrecord").write_bytes(b"")
+    some = [str(tmp_path / "empty.tfrecord"), paths[0]]
+    assert record_files.mean_record_bytes(some) == 100

@@ -209,16 +209,19 @@ def test_letterbox_clips_colours_that_do_not_exist():
         ("RGB", "GIF"),
     ],
 )  # fmt: skip
-def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format):
-    colour = PIL.Image.new("RGB", (40, 30), (255, 0, 255)).convert(mode)
+@pytest.mark.parametrize("ratio", [1, 4])
+def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format, ratio):
+    size = (40 * ratio, 30 * ratio)
+    colour = PIL.Image.new("RGB", size, (255, 0, 255)).convert(mode)
     stream = io.BytesIO()
     colour.save(stream, image_format)
-    picture, size, _ = transforms.load_window(
+    picture, size, window = transforms.load_window(
         tf.constant(stream.getvalue()), lambda s: transforms.crop_window(s, (30, 40))
     )
+    assert window.ratio == ratio
     assert picture.dtype == tf.uint8 and picture.shape == (30, 40, 3)
-    np.testing.assert_array_equal(size, [30, 40])
-    wanted = np.asarray(colour.convert("RGB"))
+    np.testing.assert_array_equal(size, [30 * ratio, 40 * ratio])
+    wanted = np.asarray(colour.convert("RGB").reduce(ratio))
     np.testing.assert_allclose(picture, wanted, atol=3)
 
 

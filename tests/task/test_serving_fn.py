@@ -81,6 +81,20 @@ def test_files_of_different_sizes_share_a_batch(server):
         assert (both["boxes_xyxy"][row].numpy() <= np.array(sides)).all()
 
 
+@pytest.mark.parametrize("size", [(131, 200), (301, 530)])
+def test_large_images_find_the_same_encoded_and_decoded(server, size):
+    images = servers.pictures(2, size)
+    decoded = server.detect_images(images)
+    assert decoded["valid_detections"].numpy().min() > 3
+    assert_same(server.detect_bytes(tf.constant(encoded(images))), decoded)
+    predicted = format_checks.predict(server.network, server.params, images)
+    for row, expected in enumerate(predicted):
+        boxes_yxyx = expected.boxes_yxyx[0]
+        np.testing.assert_allclose(
+            decoded["boxes_xyxy"][row], boxes_yxyx[:, [1, 0, 3, 2]], atol=1e-3
+        )
+
+
 def test_ids_are_the_data_sets(found):
     count = found["valid_detections"][0]
     assert set(found["class_ids"][0, :count].numpy()) <= {7, 40}
