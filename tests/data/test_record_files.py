@@ -34,9 +34,7 @@ def test_no_directory_is_a_pattern(tmp_path, name):
 
 def test_a_directory_that_does_not_exist_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=rf"away in the .* {tmp_path}; set DATA"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"away in .* {tmp_path}; set DATA"):
         record_files.find("away", "train")
 
 
