@@ -5,6 +5,7 @@ and areas as constants.
 """
 
 import math
+import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ _TRUE = {"1", "true", "yes", "y", "t"}
 _FALSE = {"", "0", "false", "no", "n", "f", "none", "null"}
 # A thin diagonal object fills 1/200 of its box; a constant in place of an area less.
 _MIN_FILL = 1e-3
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 
 def is_set(value: Any, where: str) -> bool:
@@ -56,7 +58,18 @@ def text(value: Any) -> str | None:
     """Returns a name that is written as text or as number; None for others."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return str(value)
+    return str(value).strip()
+
+
+def label(value: Any) -> str | None:
+    """Returns the name of a class as `text` does; None for a fraction.
+
+    Whole numbers lose their decimals, which tables with gaps write: 1.0 becomes "1".
+    """
+    name = text(value)
+    if name is not None and _WHOLE.fullmatch(name):
+        return name.partition(".")[0]
+    return None if isinstance(value, float) else name
 
 
 def areas(

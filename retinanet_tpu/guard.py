@@ -58,6 +58,7 @@ def run(
 
     def guarded(argv):
         with explained():
+            check_utf8([x for x in sys.argv[1:] if x not in argv])
             if takes_arguments:
                 return main(argv[1:])
             check_no_arguments(argv[1:])
@@ -78,6 +79,17 @@ def explained() -> Iterator[None]:
             raise
         logging.debug("Traceback of the error:", exc_info=True)
         sys.exit(f"error: {message}")
+
+
+def check_utf8(flags: Sequence[str]) -> None:
+    """Checks that flags are UTF-8, as TensorFlow requires of paths.
+
+    Raises:
+      UserError: One is not.
+    """
+    for flag in flags:
+        if flag != flag.encode(errors="ignore").decode():
+            raise errors.UserError(f"{flag!a} is not UTF-8; rename the file or folder.")
 
 
 def check_no_arguments(arguments: Sequence[str]) -> None:

@@ -39,6 +39,15 @@ def test_names_are_texts_and_numbers(value, text):
 
 
 @pytest.mark.parametrize(
+    ("value", "label"),
+    [(" cat ", "cat"), (1, "1"), (1.0, "1"), ("-2.00", "-2"), ("v1.0", "v1.0"),
+     ("1.5", "1.5"), (1.5, None), (True, None), (None, None), ("", "")],
+)  # fmt: skip
+def test_whole_numbers_as_classes_have_no_decimals(value, label):
+    assert annotation_fields.label(value) == label
+
+
+@pytest.mark.parametrize(
     ("area", "is_kept"),
     [
         (40_000, True), (40_100, True), (35_000.5, True), ("35000", True), (400, True),

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 
@@ -131,3 +132,9 @@ def test_a_command_ends_with_one_line_or_with_a_traceback():
     assert done.returncode == 1 and "Traceback" in done.stderr
     done = run("photo.jpg", "--verbosity=1")
     assert "Traceback" in done.stderr
+
+
+def test_a_flag_that_is_not_utf_8_is_refused():
+    guard.check_utf8(["--model=Zürich 細", ""])
+    with pytest.raises(errors.UserError, match=r"caf\\udce9' is not UTF-8; rename"):
+        guard.check_utf8(["--model=a", os.fsdecode(b"--model=caf\xe9")])

@@ -7,6 +7,8 @@ CPU time of the process per image, the median over --num_rounds, and the root me
 square difference from the mean over the area that each pixel covers, in gray levels.
 """
 
+import retinanet_tpu.startup_cpu
+
 import functools
 import io
 import statistics

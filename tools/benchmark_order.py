@@ -16,6 +16,8 @@ them. A Markdown table comes out, with medians over all batches:
 Images in random order give 10 classes of 10, .16 of 64 images, and 0.
 """
 
+import retinanet_tpu.startup_cpu
+
 import itertools
 import tempfile
 from collections.abc import Sequence

@@ -77,7 +77,7 @@ _CLASS_ATTRIBUTE = flags.DEFINE_string(
     "class_attribute", None, "via: the region attribute that names the class."
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write to.")
-_SPLIT = flags.DEFINE_list(
+_SPLIT = flags.DEFINE_multi_string(
     "split",
     None,
     "Names of the splits, such as train,val; NAME=WORD where {split} in the paths is "
@@ -108,7 +108,6 @@ _NUM_WORKERS = flags.DEFINE_integer(
 _INDEX_BY_ID = flags.DEFINE_bool(
     "index_by_id", False, "Category id = network index, as in the TF recipes for COCO."
 )
-_NAMED_PLACES = 3  # How many places a line of the summary names.
 _USED_BY = {
     "names": readers.TAKE_NAMES,
     "classes": readers.TAKE_CLASSES,
@@ -132,6 +131,9 @@ def check_flags() -> None:
                 f"--{name} is for --format={', '.join(formats)}, not for "
                 f"{_FORMAT.value}; leave it out."
             )
+    for flag in (_IMAGES, _ANNOTATIONS, _OUTPUT_DIR):
+        if not flag.value:
+            raise errors.UserError(f"--{flag.name} is empty; give it a path.")
     if (_SPLIT.value is None) == (_VAL_FRACTION.value is None):
         raise errors.UserError("Say either --split=NAME or --val_fraction=SHARE.")
     if _VAL_FRACTION.value is None:
@@ -207,12 +209,11 @@ def read_splits() -> dict[str, Part]:
             )
         check_annotations(annotated, pictures, word)
         found[split] = Part(annotated, pictures.folder)
-    used = {}
-    for annotated, folder in found.values():
-        used.setdefault(folder, set()).update(i.file_name for i in annotated.images)
+    sets = {split: part.annotated for split, part in found.items()}
+    folders = {split: part.images_dir for split, part in found.items()}
     return {
-        split: Part(splits.without_others(annotated, used[folder]), folder)
-        for split, (annotated, folder) in found.items()
+        split: Part(annotated, folders[split])
+        for split, annotated in splits.apart(sets, folders).items()
     }
 
 
@@ -240,8 +241,16 @@ def with_common_classes(
     }
 
 
-def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> None:
-    """Raises UserError where older shards of another number would stay."""
+def check_no_other_files(output_dir: str, split: str, num_shards: int) -> None:
+    """Raises UserError where files of others would be lost, or older shards stay."""
+    path = os.path.join(output_dir, f"{split}.json")
+    if tf.io.gfile.exists(path) and not annotations.has_description(
+        path, _description(split)
+    ):
+        raise errors.UserError(
+            f"{path} would be replaced, and no conversion wrote it; choose another "
+            "--output_dir."
+        )
     others = [
         name
         for name in splits.record_names(output_dir)
@@ -250,8 +259,8 @@ def check_no_other_conversion(output_dir: str, split: str, num_shards: int) -> N
     if others:
         raise errors.UserError(
             f"{output_dir} holds shards of an earlier conversion, such as "
-            f"{others[0]}; delete the {split}-*.tfrecord* files "
-            "first or use the same --num_shards."
+            f"{others[0]}; delete its {split}-*.tfrecord* files, or choose another "
+            "--output_dir."
         )
 
 
@@ -276,30 +285,17 @@ def write_split(part: Part, split: str, wanted: categories.Categories) -> None:
         *conversion.findings,
         *annotation_checks.classes_without_boxes(stored.images, stored.categories),
     ]
-    print(summary(conversion._replace(findings=findings)))
+    print(converter.summary(conversion._replace(findings=findings)))
     write_findings(findings, split)
     categories.write(wanted, _categories_path())
     # Last, so that it stands for a finished conversion.
     json_path = os.path.join(output_dir, f"{split}.json")
-    annotations.write_coco(stored, json_path, description=f"{split} split")
+    annotations.write_coco(stored, json_path, description=_description(split))
     last = record_files.file_name(split, num_shards - 1, num_shards)
     print(
         f"Wrote {num_shards} files up to {last}, {split}.json, categories.json with "
         f"NUM_CLASSES = {wanted.num_classes}, all in {output_dir}."
     )
-
-
-def summary(conversion: converter.Conversion) -> str:
-    """Returns a table of what happened, with the places that need a look."""
-    lines = []
-    # Rows of 0 would hide those that matter.
-    counts = {what: count for what, count in conversion.counts.items() if count}
-    for what, count in sorted(counts.items()):
-        places = [f.where for f in conversion.findings if f.what == what]
-        named = "; ".join(places[:_NAMED_PLACES])
-        more = "; ..." if len(places) > _NAMED_PLACES else ""
-        lines.append(f"{count:10,d}  {what:40s} {named}{more}".rstrip())
-    return "\n".join(lines)
 
 
 def write_findings(findings: list[annotations.Finding], split: str) -> None:
@@ -319,6 +315,9 @@ def write_findings(findings: list[annotations.Finding], split: str) -> None:
 
 def main() -> None:
     """Converts the splits that the flags describe."""
+    for flag in (*_PATHS, "classes", "output_dir"):
+        if flags.FLAGS[flag].value:  # Shells leave a ~ after = as it is.
+            flags.FLAGS[flag].value = os.path.expanduser(flags.FLAGS[flag].value)
     check_flags()
     output_dir, path = _OUTPUT_DIR.value, _categories_path()
     existing = categories.read(path) if tf.io.gfile.exists(path) else None
@@ -334,12 +333,16 @@ def main() -> None:
         wanted = existing
     for split, part in parts.items():
         num_shards = min(_NUM_SHARDS.value, len(part.annotated.images))
-        check_no_other_conversion(output_dir, split, num_shards)
+        check_no_other_files(output_dir, split, num_shards)
     for split, part in parts.items():
         write_split(part, split, wanted)
     # Only now: killed in a later split, it shall not do the earlier one again.
     for split in parts:
         shard_states.forget(output_dir, split)
+
+
+def _description(split: str) -> str:
+    return f"{split} split"
 
 
 def _categories_path() -> str:
@@ -372,12 +375,11 @@ def _remedy(names: str) -> str:
     """
     if _SPLIT.value is None:
         return "Choose another --output_dir."
+    words, earlier = splits.parse(_SPLIT.value), splits.converted(_OUTPUT_DIR.value)
+    if words.keys() >= set(earlier):
+        return "Choose another --output_dir."
     paths = {flag: flags.FLAGS[flag].value or "" for flag in _PATHS}
-    options = splits.in_one_call(
-        splits.parse(_SPLIT.value),
-        paths,
-        earlier=splits.converted(_OUTPUT_DIR.value),
-    )
+    options = splits.in_one_call(words, paths, earlier=earlier)
     one_call = f"Write all splits in one call, to an empty --output_dir: {options}."
     if _FORMAT.value not in readers.TAKE_NAMES:
         return one_call

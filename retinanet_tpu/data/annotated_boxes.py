@@ -15,7 +15,10 @@ NO_AREA = "boxes without area, dropped"
 NOT_PIXELS = "boxes in 0..1 where pixels were expected, dropped"
 NOT_SHARES = "boxes beyond 0..1 where shares were expected, dropped"
 OUTSIDE = "boxes outside the picture, dropped"
+FAR_BEYOND = "boxes far beyond the edge, clipped"
 _CLIPPED = "boxes beyond the edge, clipped"
+# Shares of a side. Rounding reaches less far; corners that are read as sizes, farther.
+_FAR = 0.05
 _THIN = "boxes narrower than a pixel, which training passes over"
 
 
@@ -72,7 +75,10 @@ def mended(
             findings.append(describe(fault, image, annotated))
             continue
         if max(-left, -top, right - width, bottom - height) > EDGE_TOLERANCE:
-            findings.append(describe(_CLIPPED, image, annotated))
+            over_x, over_y = max(-left, right - width), max(-top, bottom - height)
+            is_far = over_x > _FAR * width or over_y > _FAR * height
+            kind = FAR_BEYOND if is_far else _CLIPPED
+            findings.append(describe(kind, image, annotated))
             left, right = (min(max(x, 0.0), float(width)) for x in (left, right))
             top, bottom = (min(max(y, 0.0), float(height)) for y in (top, bottom))
             box = (left, top, right - left, bottom - top)

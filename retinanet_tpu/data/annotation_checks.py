@@ -17,9 +17,11 @@ _OF_BOXES = {
     annotated_boxes.NOT_PIXELS: "Write pixels, or take a --format of shares.",
     annotated_boxes.NOT_SHARES: "Write shares of the sides, or take a --format of "
     "pixels.",
+    annotated_boxes.FAR_BEYOND: "Is the order of the numbers that of --format? Were "
+    "the pictures resized after they were annotated?",
     annotated_boxes.OUTSIDE: "Were the pictures resized after they were annotated?",
-    annotations.NO_BOX: "Give annotations with boxes, not of captions, keypoints or "
-    "masks alone.",
+    annotations.NO_BOX: "Each object needs the four numbers of a box, or an outline; "
+    "captions and keypoints do not do.",
 }
 _REMEDIES = _OF_BOXES | {
     OTHER_SIZE: "Were the pictures resized after they were annotated? If it is only "

@@ -20,6 +20,7 @@ _ROBOFLOW_VERSION = re.compile(
 )
 UNREADABLE = "annotation files unreadable, their images left out"
 UNANNOTATED = "pictures without annotation, left out"
+BACKGROUND = "images without a label file, kept as background"
 NO_BOX = "objects without box or outline, dropped"
 
 
@@ -112,12 +113,23 @@ def pictures_without_annotation(
 def write_coco(annotated: AnnotatedSet, path: str, *, description: str) -> None:
     """Writes a COCO detection file, the same bytes for the same images."""
     with tf.io.gfile.GFile(path, "w") as file:
-        # pycocotools >= 2.0.9 refuses a file without `info`.
-        file.write(f'{{"info": {json.dumps({"description": description})}, "images": ')
+        file.write(_beginning(description))
         _write_list(file, map(_image_entry, annotated.images))
         file.write(', "annotations": ')
         _write_list(file, _object_entries(annotated.images))
         file.write(f', "categories": {json.dumps(annotated.categories)}}}\n')
+
+
+def has_description(path: str, description: str) -> bool:
+    """Returns whether a file is one that `write_coco` wrote with a description."""
+    expected = _beginning(description).encode()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read(len(expected)) == expected
+
+
+def _beginning(description: str) -> str:
+    # pycocotools >= 2.0.9 refuses a file without `info`.
+    return f'{{"info": {json.dumps({"description": description})}, "images": '
 
 
 def _write_list(file: tf.io.gfile.GFile, entries: Iterable[dict[str, Any]]) -> None:

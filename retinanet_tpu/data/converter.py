@@ -25,6 +25,7 @@ from retinanet_tpu.data import (
 # wait for a slow one, few enough to hold in memory.
 _AHEAD_OF_WORKER = 4
 _OUTSIDE_FOLDER = "images whose path leaves the folder, left out"
+_NAMED_PLACES = 3  # How many places a line of the summary names.
 _MAX_BOXES = 100  # The default of Data.max_boxes, beyond which training drops some.
 _CROWDED = f"images with more than {_MAX_BOXES} boxes"
 _TURNED_BOXES = "boxes turned with their image (EXIF)"
@@ -122,6 +123,19 @@ def write_shards(
     if not keeps_states:
         shard_states.forget(output_dir, split)
     return conversion
+
+
+def summary(conversion: Conversion) -> str:
+    """Returns a table of what happened, with the places that need a look."""
+    lines = []
+    # Rows of 0 would hide those that matter.
+    counts = {what: count for what, count in conversion.counts.items() if count}
+    for what, count in sorted(counts.items()):
+        places = [f.where for f in conversion.findings if f.what == what]
+        named = "; ".join(places[:_NAMED_PLACES])
+        more = "; ..." if len(places) > _NAMED_PLACES else ""
+        lines.append(f"{count:10,d}  {what:40s} {named}{more}".rstrip())
+    return "\n".join(lines)
 
 
 def deal(

@@ -171,7 +171,9 @@ def _make_source(files: Sequence[Share], order: Order) -> _Source:
     record_bytes = record_files.mean_record_bytes(paths)
     buffer_size = max(1, min(order.shuffle_buffer, order.shuffle_bytes // record_bytes))
     logging.info(
-        "records | shuffling %d of about %d bytes in memory", buffer_size, record_bytes
+        "records | shuffle buffer: %d records of about %d bytes",
+        buffer_size,
+        record_bytes,
     )
     file_bytes = np.array([tf.io.gfile.stat(path).length for path in paths], np.int64)
     counts = np.array(counts, np.int64)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 
 _LISTS = ("images", "annotations", "categories")
 _BOX = "[x, y, width, height] in pixels"
@@ -103,23 +103,19 @@ def _set_ids(entries, key, field, path):
 
 def _as_id(value):
     """Returns an id as integer, None if it is not one."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value) if len(value) <= len(str(_MAX_ID)) else None
-    elif isinstance(value, float) and value.is_integer():
-        value = int(value)  # Tables with gaps make floats of integers.
-    is_id = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_id and 0 <= value <= _MAX_ID else None
+    number = annotation_fields.integer(value)
+    return number if number is not None and 0 <= number <= _MAX_ID else None
 
 
 def _set_names(categories, path):
     for position, category in enumerate(categories):
-        name = category.get("name")
-        if isinstance(name, bool) or not isinstance(name, str | int | float):
+        name = annotation_fields.text(category.get("name"))
+        if name is None:
             raise errors.UserError(
                 f"{path}: categories[{position}] has {_field(category, 'name')}; "
                 "expected a text."
             )
-        category["name"] = str(name)
+        category["name"] = name
 
 
 def _check_unique(what, values, path):

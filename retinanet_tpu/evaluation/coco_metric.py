@@ -44,7 +44,7 @@ METRICS = (
     Metric("ARm", "0.50:0.95", "medium", 100),
     Metric("ARl", "0.50:0.95", "large", 100),
 )
-_AREAS = (0.0, 1e10)  # px, that pycocotools scores.
+_MAX_AREA = 1e10  # px, that pycocotools scores.
 _NO_CATEGORY = -1  # As data/categories.py has it, which is a sibling.
 
 
@@ -201,16 +201,20 @@ def _number(value: float) -> str:
 
 def _check_any_counts(annotations: list[dict], path: str) -> None:
     """Raises UserError for a file against which every AP would be -1."""
-    low, high = _AREAS
-    counted = [a for a in annotations if not a["iscrowd"] and low <= a["area"] <= high]
-    if not counted:
+    if not any(_counts(annotation) for annotation in annotations):
         num_crowds = sum(bool(a["iscrowd"]) for a in annotations)
         raise errors.UserError(
             f"{path} has no annotation that a detection can match: "
             f"{len(annotations)} annotations, {num_crowds} of them crowds (iscrowd), "
-            f"the others with an area outside {low:.0f} to {high:.0f} px. Give a file "
-            "with at least one object."
+            f"the others without area or above {_MAX_AREA:.0f} px. Give a file with at "
+            "least one object."
         )
+
+
+def _counts(annotation: dict) -> bool:
+    _, _, width, height = annotation["bbox"]
+    has_area = width * height > 0 and annotation["area"] <= _MAX_AREA
+    return has_area and not annotation["iscrowd"]
 
 
 def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]]:

@@ -63,7 +63,7 @@ def test_box_beyond_the_edge_is_clipped_and_its_area_follows():
     kept, (finding,), (item,) = mended((-5.0, 10.0, 20.0, 50.0), area=1000.0)
     assert kept == [(0, 10, 15, 14)]
     assert item.area == 15 * 14
-    assert finding.what == "boxes beyond the edge, clipped"
+    assert finding.what == annotated_boxes.FAR_BEYOND
 
 
 def test_box_beyond_the_edge_by_rounding_stays_as_annotated():

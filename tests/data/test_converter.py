@@ -53,7 +53,7 @@ def test_mended_boxes_are_the_same_in_both_records(tmp_path):
     np.testing.assert_allclose(
         parsed.boxes_yxyx_norm * [24, 30, 24, 30], [[10, 0, 24, 15], [2, 1, 6, 4]]
     )
-    assert conversion.counts["boxes beyond the edge, clipped"] == 1
+    assert conversion.counts["boxes far beyond the edge, clipped"] == 1
     assert conversion.counts["boxes without area, dropped"] == 1
 
 

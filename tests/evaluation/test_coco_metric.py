@@ -289,7 +289,8 @@ def test_absent_info_area_and_crowd_flag_are_filled_in():
     [
         ([], "0 annotations"),
         ([annotation(1, 3, [0, 0, 5, 5], iscrowd=1)] * 2, "2 annotations, 2 of them"),
-        ([annotation(1, 3, [0, 0, 1e6, 1e6])], "area outside 0 to 10000000000 px"),
+        ([annotation(1, 3, [0, 0, 1e6, 1e6])], "above 10000000000 px"),
+        ([annotation(1, 3, [0, 0, 0, 9])], "without area"),
     ],
 )
 def test_file_without_anything_to_match_is_refused(annotations, message):

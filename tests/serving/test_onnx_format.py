@@ -1,4 +1,5 @@
 import functools
+import io
 import logging
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import servers
+from retinanet_tpu.detections import nms
 from retinanet_tpu.serving import onnx_format
 
 onnx = pytest.importorskip("onnx")
@@ -109,6 +111,48 @@ def test_the_model_says_what_it_is(model):
     }
     versions = {entry.domain: entry.version for entry in model.opset_import}
     assert versions[""] == onnx_format.OPSET
+
+
+def graphs_in(graph):
+    """Yields a graph and all that its loops and conditions contain."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs_in(attribute.g)
+
+
+def test_no_body_of_a_loop_has_an_input_as_output(model):
+    bodies = list(graphs_in(model.graph))
+    assert len(bodies) > 1
+    for body in bodies:
+        inputs = {value.name for value in body.input}
+        assert not inputs & {value.name for value in body.output}
+
+
+def test_network_has_a_fixed_size_where_pictures_have_none(model):
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {value.name: dimensions(value) for value in inferred.value_info}
+    (first, *_) = (node for node in inferred.node if node.op_type == "Conv")
+    _, *sides = shapes[first.output[0]]
+    assert len(sides) == 3 and all(isinstance(side, int) and side for side in sides)
+
+
+@pytest.mark.parametrize("variant", nms.VARIANTS[1:])
+def test_openvino_finds_what_onnxruntime_finds(variant):
+    openvino = pytest.importorskip("openvino")
+    model = convert_images(make_server(f"nms.variant = '{variant}'"))
+    run_there = openvino.Core().compile_model(
+        openvino.Core().read_model(io.BytesIO(model.SerializeToString())),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    )
+    session = onnx_format.make_session(model)
+    for num, size in ((3, (60, 90)), (1, (97, 41))):
+        images = servers.pictures(num, size)
+        expected = run(session, images=images)
+        found = run_there({"images": images})
+        assert_same({name: found[name] for name in expected}, expected)
 
 
 def test_normalisation_goes_into_the_convolutions(raw):

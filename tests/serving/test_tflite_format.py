@@ -1,3 +1,4 @@
+import re
 import sys
 import types
 
@@ -149,12 +150,24 @@ def read_shades(predictions):
     }
 
 
+def assert_names_are_unique(content):
+    """Checks the names of all tensors, and that those of the ends are as converted."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    names = [tensor.name for graph in model.subgraphs for tensor in graph.tensors]
+    assert len(names) == len(set(names)) and all(names)
+    (graph, *_) = model.subgraphs
+    assert graph.tensors[graph.inputs[0]].name == b"serving_default_inputs:0"
+    for number in graph.outputs:
+        assert re.fullmatch(rb"\w*PartitionedCall:\d", graph.tensors[number].name)
+
+
 @pytest.mark.parametrize("kind", tflite_format.KINDS)
 def test_reading_keeps_its_order_and_float32(kind):
     pictures = np.random.default_rng(0).random([4, 8, 8, 3], dtype=np.float32)
     content = tflite_format.convert(
         shades, read_shades, INPUTS, kind=kind, calibration_inputs=pictures
     )
+    assert_names_are_unique(content)
     (found,) = run(content, pictures[:1])
     wanted = read_shades(shades(pictures[:1]))
     # Of 8 bits, and a sum of some more, an offset may lose a few hundredths.
@@ -187,7 +200,9 @@ def test_both_parts_may_have_loops():
         return {"y": until(lambda x: tf.reduce_sum(x) < 50, lambda x: [x - 0.1], x)}
 
     inputs = np.full([8, 8, 3], 0.01, np.float32)
-    (found,) = run(tflite_format.convert(grow, shrink, INPUTS), [inputs])
+    content = tflite_format.convert(grow, shrink, INPUTS)
+    assert_names_are_unique(content)
+    (found,) = run(content, [inputs])
     np.testing.assert_allclose(found["y"], shrink(grow(inputs[None]))["y"], rtol=1e-5)
 
 

@@ -138,6 +138,35 @@ def yolo_set(folder, count):
     return ["--format=yolo", f"--images={folder / 'images'}", f"--annotations={labels}"]
 
 
+def test_images_of_one_folder_are_in_the_split_that_has_their_labels(convert, tmp_path):
+    _, images, labels = yolo_set(tmp_path, 8)
+    folder = pathlib.Path(labels.partition("=")[2])
+    for number, path in enumerate(sorted(folder.glob("*.txt"))):
+        split = folder / ("val" if number < 3 else "train")
+        split.mkdir(exist_ok=True)
+        path.rename(split / path.name)
+    splits = ["--split=train", "--split=val"]
+    flags = ["--format=yolo", images, f"{labels}/{{split}}", *splits]
+    done = convert(tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    names = [names_in(tmp_path / "out" / f"{split}.json") for split in ("train", "val")]
+    assert [len(n) for n in names] == [5, 3] and not set(names[0]) & set(names[1])
+
+
+def test_a_file_that_no_conversion_wrote_is_not_replaced(convert, toy, tmp_path):
+    path = tmp_path / "train.json"
+    path.write_bytes((toy / "train.json").read_bytes())
+    done = convert(tmp_path, *coco_options(toy, "train"))
+    assert "train.json would be replaced, and no conversion wrote it" in done.stderr
+    assert path.read_bytes() == (toy / "train.json").read_bytes()
+    assert os.listdir(tmp_path) == ["train.json"]
+
+
+def test_a_tilde_is_the_home_folder(convert, toy, tmp_path):
+    done = convert("~/nowhere", *coco_options(toy, "train"), "--images=~/nowhere/x")
+    assert f"No folder {os.path.expanduser('~')}/nowhere/x" in done.stderr
+
+
 def names_in(path):
     return [image["file_name"] for image in json.loads(path.read_text())["images"]]
 
@@ -288,7 +317,8 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
         (["--split=a/b"], "--split has 'a/b'"),
         (["--split=a", "--images=/nowhere"], "No folder /nowhere"),
         (["--split=a", "--annotations=/nowhere"], "No data.yaml or classes.txt in"),
-        (["--split=a", "--format=coco"], "labels; check the flags"),
+        (["--split=a", "--format=coco"], "labels is a folder; a file was expected"),
+        (["--split=a", "--images="], "--images is empty"),
         (["--split=a", "--format=coco", "--annotations=/nowhere"], "No file /nowhere"),
     ],
 )

@@ -22,6 +22,8 @@ CATEGORIES = categories.from_coco(toy_data.CATEGORIES)
 BINDINGS = (
     *toy_data.TWO_LEVELS,
     *toy_data.SGD,
+    # Of larger images the tool averages pixels, where libjpeg averages frequencies.
+    "IMAGE_SIZE = (128, 128)",
     "nms.score_threshold = 0.0001",  # After four steps all scores are about 0.01.
     "Plan.num_pictures = 0",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import assembly, files, locating, outlines
+from retinanet_tpu.data.annotation_formats import assembly, files, locating, shapes
 
 # What an entry of each list must have, and how it is read.
 _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
@@ -18,19 +18,25 @@ _KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "image_id": annotation_fields.integer,
         "category_id": annotation_fields.integer,
     },
-    "categories": {"id": annotation_fields.integer, "name": annotation_fields.text},
+    "categories": {"id": annotation_fields.integer, "name": annotation_fields.label},
 }
 _EXPECTED = {
     annotation_fields.integer: "an integer",
     annotation_fields.text: "a text",
+    annotation_fields.label: "a text",
 }
 _RENUMBERED = "files whose annotation ids are absent, repeated or below 1, renumbered"
 _REPEATED = "categories that are listed more than once"
+_REPEATED_IMAGES = "images that are listed more than once with one id"
+_TEXT_IDS = "files whose image or category ids are texts, renumbered"
+_UNLISTED = "objects of images that are not listed, dropped"
 _ROOT = "categories that are only the supercategory of all others, left out"
 _OTHER_AREA = "areas that do not fit their box, replaced by the box's"
 _OUTLINE = "outline_box"  # Where `_keep_box` puts the box of a segmentation,
 _AREA = "checked_area"  # and `_set_areas` an area.
 _MAX_ID = 2**63 - 1
+_MAX_UNLISTED = 0.5  # More are no left-overs, but of another file.
+_REFERENCES = {"images": "image_id", "categories": "category_id"}
 
 
 def read(
@@ -39,8 +45,9 @@ def read(
     """Reads a COCO detection file.
 
     Annotation ids that are absent, repeated or not positive are replaced by 1, 2, ...
-    because pycocotools takes id 0 for "no match". Where an annotation has no box, that
-    of its segmentation is used.
+    because pycocotools takes id 0 for "no match". Ids of images and categories that are
+    texts are numbered. Where an annotation has no box, that of its segmentation is
+    used.
 
     Args:
       path: JSON with `images`, `annotations` and `categories`.
@@ -54,12 +61,19 @@ def read(
     content = files.parse_json(
         files.read_bytes(path), path, without="segmentation", visit_fn=_keep_box
     )
-    _check_parts(content, path)
-    _set_areas(content["annotations"])
     source, findings = os.path.basename(path), []
-    listed, repeated = _without_repeats(content["categories"])
+    _check_lists(content, path)
+    if any([_number_texts(content, *keys) for keys in _REFERENCES.items()]):
+        findings.append(annotations.Finding(_TEXT_IDS, source))
+    _check_entries(content, path)
+    _set_areas(content["annotations"])
+    listed, repeated = _without_repeats(content["categories"], "name")
     findings += [annotations.Finding(_REPEATED, source, name) for name in repeated]
-    _check_ids(content["images"], f"{path}: image id")
+    listed_images, repeated = _without_repeats(content["images"], "file_name")
+    findings += [
+        annotations.Finding(_REPEATED_IMAGES, source, name, name) for name in repeated
+    ]
+    _check_ids(listed_images, f"{path}: image id")
     _check_ids(listed, f"{path}: category id")
     if not _has_usable_ids(content["annotations"]):
         findings.append(annotations.Finding(_RENUMBERED, source))
@@ -76,7 +90,7 @@ def read(
             source=source,
             unit="annotation",
         )
-        for image in content["images"]
+        for image in listed_images
     ]
     categories, root = _without_root(listed, content["annotations"])
     findings += of_objects
@@ -98,18 +112,25 @@ def _objects(
     """Returns the objects by image id, and findings about them."""
     objects, findings = collections.defaultdict(list), []
     names = {image["id"]: image["file_name"] for image in content["images"]}
+    unlisted = [e for e in content["annotations"] if e["image_id"] not in names]
+    if len(unlisted) > _MAX_UNLISTED * len(content["annotations"]):
+        raise errors.UserError(
+            f"{path}: annotation {unlisted[0]['id']} is of image "
+            f"{unlisted[0]['image_id']}, which is not listed; so it is with "
+            f"{len(unlisted)} of {len(content['annotations'])} annotations."
+        )
     for entry in content["annotations"]:
         where = f"{path}: annotation {entry['id']}"
+        place = f"{os.path.basename(path)}, annotation {entry['id']}"
         image_id, category_id = entry["image_id"], entry["category_id"]
         if image_id not in names:
-            raise errors.UserError(
-                f"{where} is of image {image_id}, which is not listed."
-            )
+            detail = f"image {image_id}"
+            findings.append(annotations.Finding(_UNLISTED, place, detail))
+            continue
         if category_id not in category_ids:
             raise errors.UserError(f"{where} has unlisted category {category_id}.")
         item, found = _object(entry, where)
         objects[image_id] += [item] if item else []
-        place = f"{os.path.basename(path)}, annotation {entry['id']}"
         findings += [
             annotations.Finding(what, place, detail, names[image_id])
             for what, detail in found
@@ -133,9 +154,12 @@ def _located(images, findings, path, pictures):
 
 
 def _keep_box(entry: dict[str, Any]) -> None:
-    """Keeps the box of a segmentation, where there is no other."""
-    if "segmentation" in entry and _box(entry.get("bbox")) is None:
-        entry[_OUTLINE] = outlines.segmentation_box(entry["segmentation"])
+    """Keeps the box of a segmentation, where the annotation has none with an area."""
+    box_xywh = _box(entry.get("bbox"))
+    if "segmentation" in entry and (box_xywh is None or 0 in box_xywh[2:]):
+        found = shapes.segmentation_box(entry["segmentation"])
+        if box_xywh is None or (found and 0 not in found[2:]):
+            entry[_OUTLINE] = found
 
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:
@@ -156,14 +180,10 @@ def _object(
 ) -> tuple[annotations.AnnotatedObject | None, list[tuple[str, str]]]:
     """Returns the object, None without a box, and findings: their kind and detail."""
     is_crowd = annotation_fields.is_set(entry.get("iscrowd"), f"{where} has iscrowd")
-    box_xywh, findings = _box(entry.get("bbox")), []
+    box_xywh = entry.get(_OUTLINE) or _box(entry.get("bbox"))
     if box_xywh is None:
-        box_xywh = entry.get(_OUTLINE)
-        if box_xywh is None:
-            return None, [
-                (annotations.NO_BOX, f"bbox {reprlib.repr(entry.get('bbox'))}")
-            ]
-        findings.append((assembly.FROM_OUTLINE, ""))
+        return None, [(annotations.NO_BOX, f"bbox {reprlib.repr(entry.get('bbox'))}")]
+    findings = [(assembly.FROM_OUTLINE, "")] if entry.get(_OUTLINE) else []
     area = entry[_AREA]
     box_area = box_xywh[2] * box_xywh[3]
     # A box without area is a finding of its own.
@@ -183,7 +203,7 @@ def _object(
 
 def _set_areas(entries: list[dict[str, Any]]) -> None:
     """Gives each annotation the area of its object, None where only its box has one."""
-    boxes = [_box(entry.get("bbox")) or entry.get(_OUTLINE) for entry in entries]
+    boxes = [entry.get(_OUTLINE) or _box(entry.get("bbox")) for entry in entries]
     boxed = [(entry, box) for entry, box in zip(entries, boxes, strict=True) if box]
     annotated = [entry.get("area") for entry, _ in boxed]
     areas = annotation_fields.areas(annotated, [box[2:] for _, box in boxed])
@@ -191,8 +211,7 @@ def _set_areas(entries: list[dict[str, Any]]) -> None:
         entry[_AREA] = area
 
 
-def _check_parts(content: dict[str, Any], path: str) -> None:
-    """Checks the lists and their entries; ids become integers, names texts."""
+def _check_lists(content: dict[str, Any], path: str) -> None:
     absent = [part for part in _KEYS if not isinstance(content.get(part), list)]
     if absent:
         raise errors.UserError(
@@ -203,6 +222,37 @@ def _check_parts(content: dict[str, Any], path: str) -> None:
         raise errors.UserError(
             f"{path} lists no images; check that it is the right file."
         )
+
+
+def _number_texts(content: dict[str, Any], part: str, reference: str) -> bool:
+    """Numbers the entries of a part if ids are texts, such as names of files.
+
+    Args:
+      content: The file.
+      part: `images` or `categories`.
+      reference: The key of annotations that has such an id.
+
+    Returns:
+      Whether the ids were changed.
+    """
+    entries = [entry for entry in content[part] if isinstance(entry, dict)]
+    ids = [entry.get("id") for entry in entries]
+    is_text = [isinstance(i, str) and annotation_fields.integer(i) is None for i in ids]
+    if not any(is_text) or not all(isinstance(i, str | int) for i in ids):
+        return False
+    texts = [annotation_fields.text(i) for i in ids]
+    numbers = {text: n for n, text in enumerate(dict.fromkeys(texts), start=1)}
+    for entry, text in zip(entries, texts, strict=True):
+        entry["id"] = numbers[text]
+    for entry in content["annotations"]:
+        if isinstance(entry, dict) and reference in entry:
+            text = annotation_fields.text(entry[reference])
+            entry[reference] = numbers.get(text, 0)  # 0 is not listed.
+    return True
+
+
+def _check_entries(content: dict[str, Any], path: str) -> None:
+    """Checks the entries of the lists; ids become integers, names texts."""
     for part, keys in _KEYS.items():
         for position, entry in enumerate(content[part]):
             where = f"{path}: {part}[{position}]"
@@ -233,14 +283,13 @@ def _has_usable_ids(entries: list[dict[str, Any]]) -> bool:
 
 
 def _without_repeats(
-    categories: list[dict[str, Any]],
+    entries: list[dict[str, Any]], key: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns categories less those of the same id and name, and these names."""
+    """Returns entries less those of the same id and name, and these names."""
     first, repeated = {}, {}
-    for category in categories:
-        key = category["id"], category["name"]
-        if first.setdefault(key, category) is not category:
-            repeated[category["name"]] = None
+    for entry in entries:
+        if first.setdefault((entry["id"], entry[key]), entry) is not entry:
+            repeated[entry[key]] = None
     return list(first.values()), list(repeated)
 
 

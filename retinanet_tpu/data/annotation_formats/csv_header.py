@@ -42,6 +42,16 @@ _MAY_REPEAT = ("image", "width", "height")
 _KERAS_RETINANET = ("image", *CORNERS, "class")
 _MAKESENSE = ("class", *SIZES, "image", "width", "height")
 _MAX_COLUMNS = 1000
+# Columns that hold four numbers, whose meaning differs from table to table.
+_BOXES = (
+    "bbox",
+    "box",
+    "bounding_box",
+    "boundingbox",
+    "bboxes",
+    "boxes",
+    "boxesstring",
+)
 _CENTERS = ("cx", "cy", "x_center", "y_center", "xcenter", "ycenter", "xc", "yc")
 
 
@@ -53,17 +63,23 @@ class Header(NamedTuple):
     is_line: bool  # the first line is a header, not an image
 
     @property
+    def has_class(self) -> bool:
+        """Returns whether there is a column of classes."""
+        return "class" in self.columns
+
+    @property
     def sides(self) -> Sequence[str]:
         """Returns the columns of the box: CORNERS or SIZES."""
         return CORNERS if "xmax" in self.columns else SIZES
 
 
-def read(row: list[str], path: str) -> Header:
+def read(row: list[str], path: str, *, has_class: bool = True) -> Header:
     """Returns the columns of a table.
 
     Args:
       row: The fields of the first line.
       path: The file, for errors.
+      has_class: Whether there must be a column of classes.
 
     Raises:
       UserError: A column is missing, or two could be meant.
@@ -89,7 +105,7 @@ def read(row: list[str], path: str) -> Header:
     chosen = {
         "image": found["image"],
         "class": found["class"] or found["class_id"],
-        **_box(found, where),
+        **_box(found, header, where),
     }
     if "xmax" in chosen or found["box_width"] or found["image_width"]:
         # Else width and height are those of the box.
@@ -106,13 +122,21 @@ def read(row: list[str], path: str) -> Header:
             raise errors.UserError(f"{where}, which has {names[0]} twice.")
         if names:
             columns[meaning] = header.index(names[0])
-    absent = [name for name in ("image", "class") if name not in columns]
+    needed = ("image", "class") if has_class else ("image",)
+    absent = [name for name in needed if name not in columns]
+    if absent == ["class"]:
+        raise errors.UserError(
+            f"{where}, which lacks class; add a column of class names, or name the one "
+            "class of all boxes with --names=NAME."
+        )
     if absent:
         raise errors.UserError(_lacks(absent, where))
     return Header(columns, len(row), True)
 
 
-def _box(found: dict[str, list[str]], where: str) -> dict[str, list[str]]:
+def _box(
+    found: dict[str, list[str]], header: list[str], where: str
+) -> dict[str, list[str]]:
     """Returns the names of the four columns of the box."""
     corners = {side: found[side] for side in CORNERS}
     if all(corners.values()):
@@ -123,6 +147,11 @@ def _box(found: dict[str, list[str]], where: str) -> dict[str, list[str]]:
     is_partial = found["xmax"] or found["ymax"]
     if left and top and width and height and not is_partial:
         return dict(zip(SIZES, (left, top, width, height), strict=True))
+    if in_one := [name for name in header if name in _BOXES]:
+        raise errors.UserError(
+            f"{where}, where {in_one[0]} has all numbers of a box; write them to "
+            "columns of their own: x,y,width,height or xmin,ymin,xmax,ymax."
+        )
     needed = {"image": found["image"], **corners}
     needed["class"] = found["class"] or found["class_id"]
     absent = [meaning for meaning, names in needed.items() if not names]

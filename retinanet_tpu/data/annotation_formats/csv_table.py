@@ -5,16 +5,17 @@
   path,x1,y1,x2,y2,class             without a header, as keras-retinanet has it
   class,x,y,w,h,image,width,height   without a header, as makesense has it
 
-A line without numbers and class is an image without objects.
+A line without numbers is an image without objects.
 """
 
+import collections
 import itertools
 import os
 import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
@@ -24,8 +25,10 @@ from retinanet_tpu.data.annotation_formats import (
     name_matching,
 )
 
+_ONLY_CLASS = "classes on lines without a box, taken for images without objects"
 # Programs that count pixels inclusively have sizes larger by one.
 _TOLERANCE = 1.01
+_BLANK = ("", "nan", "null", "none", "na", "n/a", "<na>")  # As programs write it.
 
 
 def read(
@@ -40,7 +43,8 @@ def read(
       path: the CSV file.
       pictures: the folder of images, which the file's paths are relative to; they may
         also be absolute or relative to the CSV file.
-      categories: the classes; None for all that occur in the file, sorted.
+      categories: the classes; None for all that occur in the file, sorted. One class
+        is that of all boxes if the table has no column of classes.
 
     Raises:
       UserError: a column is missing, a line has too few fields or no numbers, or a
@@ -50,21 +54,22 @@ def read(
     first = next(rows, None)
     if first is None:
         raise errors.UserError(f"{path} is empty.")
-    header = csv_header.read(first[1], path)
-    found, source, has_image_sizes = {}, os.path.basename(path), False
+    only_class = categories[0]["name"] if categories and len(categories) == 1 else None
+    header = csv_header.read(first[1], path, has_class=only_class is None)
+    found, without_box, has_image_sizes = {}, collections.Counter(), False
+    source = os.path.basename(path)
     for line, row in itertools.chain([] if header.is_line else [first], rows):
+        if header.is_line and row == first[1]:
+            continue  # Tables were put together.
         where = f"{path}, line {line}"
-        if len(row) != header.num_fields:
-            raise errors.UserError(
-                f"{where} has {len(row)} fields, expected {header.num_fields}; a field "
-                "that holds a comma must be in quotes."
-            )
-        fields = {name: row[column] for name, column in header.columns.items()}
+        fields = {"class": only_class} | _fields(row, header, where)
         written = name_matching.plain_path(fields["image"])
         if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
             found[written] = assembly.Picture(written, *size, [], source)
         objects = _labelled(fields, header.sides, line, where)
+        if not objects and header.has_class and not _is_blank(fields["class"]):
+            without_box[fields["class"]] += 1
         has_image_sizes |= any(not _is_own_size(fields, o, where) for o in objects)
         found[written].objects.extend(objects)
     if not has_image_sizes:
@@ -77,8 +82,30 @@ def read(
     merged = _merged(located)
     if categories is None:
         categories = assembly.found_classes(merged)
+    findings += [
+        annotations.Finding(_ONLY_CLASS, source, f"{label!r} on {count} lines")
+        for label, count in without_box.items()
+    ]
     findings += annotations.pictures_without_annotation(pictures.names, used)
     return assembly.assemble(merged, categories, unit="line", findings=findings)
+
+
+def _fields(row: list[str], header: csv_header.Header, where: str) -> dict[str, str]:
+    """Returns the fields of a line by their meaning.
+
+    Raises:
+      UserError: The line has more or fewer fields than the header.
+    """
+    if len(row) < header.num_fields or any(row[header.num_fields :]):
+        raise errors.UserError(
+            f"{where} has {len(row)} fields, expected {header.num_fields}; a field "
+            "that holds a comma must be in quotes."
+        )
+    return {name: row[column] for name, column in header.columns.items()}
+
+
+def _is_blank(text: str) -> bool:
+    return text.strip().lower() in _BLANK
 
 
 def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
@@ -95,14 +122,15 @@ def _labelled(
     fields: dict[str, str], sides: Sequence[str], line: int, where: str
 ) -> list[assembly.Labelled]:
     values = [fields[side] for side in sides]
-    if not any(values) and not fields["class"]:
+    if all(map(_is_blank, values)):
         return []
-    if not fields["class"]:
+    label = annotation_fields.label(fields["class"])
+    if not label:
         raise errors.UserError(f"{where} has a box and no class.")
     box_xywh = tuple(files.numbers(values, where))
     if sides == csv_header.CORNERS:
         box_xywh = assembly.corners_to_xywh(*box_xywh)
-    return [assembly.Labelled(fields["class"], box_xywh, line)]
+    return [assembly.Labelled(label, box_xywh, line)]
 
 
 def _is_own_size(fields: dict[str, str], item: assembly.Labelled, where: str) -> bool:

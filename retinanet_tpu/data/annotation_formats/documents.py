@@ -1,16 +1,16 @@
 """Parses XML of any origin, and checks the types of fields of XML and JSON."""
 
-import math
 import reprlib
 import xml.etree.ElementTree
 import xml.parsers.expat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data.annotation_formats import files
 
 _MAX_DEPTH = 100  # Of elements in elements; annotations have six levels.
+_MAX_SHOWN = 100  # Characters of a value that an error shows.
 _KINDS = {str: "text", list: "a list", dict: "an object"}
 
 
@@ -49,7 +49,7 @@ def parse_xml(content: bytes, *, where: str = "") -> xml.etree.ElementTree.Eleme
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse
     try:
-        parser.Parse(content, True)
+        parser.Parse(content.lstrip(), True)  # Blanks before <?xml are an error.
     except errors.UserError:
         raise
     # The latter two: encodings that Python or the parser does not have.
@@ -71,7 +71,7 @@ def is_a(value: Any, kind: type, where: str) -> Any:
     """
     if not isinstance(value, kind):
         raise errors.UserError(
-            f"{where} is {reprlib.repr(value)}; expected {_KINDS[kind]}."
+            f"{where} is {reprlib.repr(value)[:_MAX_SHOWN]}; expected {_KINDS[kind]}."
         )
     return value
 
@@ -118,12 +118,7 @@ def label(value: Any, where: str) -> str:
     """Returns the name of a class; "" where there is none. A number becomes text.
 
     Raises:
-      UserError: The value is neither text nor a whole number.
+      UserError: The value is neither text nor a number.
     """
-    if value is None:
-        return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return str(int(value))
-    return is_a(value, str, f"{where}: class").strip()
+    name = annotation_fields.label("" if value is None else value)
+    return is_a(value, str, f"{where}: class") if name is None else name

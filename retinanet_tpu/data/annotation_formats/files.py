@@ -1,5 +1,6 @@
 """What the readers of annotations share: their files, and the folder of pictures."""
 
+import codecs
 import concurrent.futures
 import csv
 import io
@@ -9,7 +10,6 @@ import math
 import os
 import posixpath
 import reprlib
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +22,10 @@ from retinanet_tpu.data.annotation_formats import name_matching
 UNREADABLE = annotations.UNREADABLE
 # Opening a remote file takes ~50 ms, whatever its size: many at once.
 _NUM_READERS = 16
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # As Excel writes.
+# What macOS puts beside files and into archives.
+_OF_SYSTEMS = ("._", "__MACOSX")
+_NAMED = 3  # Examples that an error shows.
 # All names in their own folder come before any name in another folder.
 _ROUNDS = (
     (name_matching.EXACT, name_matching.OTHER_ENDING),
@@ -46,6 +50,12 @@ class Pictures:
         self.names = sorted(names)
         self._all = set(self.names)
         self._index = name_matching.NameIndex(self.names)
+
+    @property
+    def some(self) -> str:
+        """Returns names of a few images, for errors."""
+        named = ", ".join(self.names[:_NAMED]) or "no image of a format that is read"
+        return named + (", ..." if len(self.names) > _NAMED else "")
 
     def has(self, name: str) -> bool:
         """Returns whether a file is in the folder, whatever its extension."""
@@ -163,7 +173,8 @@ def parse_each(
                 return parse_fn(file.read(), name)
         # The latter two: an encoding that nobody knows, brackets without end.
         except (ValueError, LookupError, RecursionError) as error:
-            return annotations.Finding(UNREADABLE, name, str(error), name)
+            detail = str(error).removesuffix(".")
+            return annotations.Finding(UNREADABLE, name, detail, name)
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
         results = dict(zip(names, readers.map(parse, names), strict=True))
@@ -183,8 +194,12 @@ def read_bytes(path: str) -> bytes:
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
-    except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError) as error:
+    except tf.errors.NotFoundError as error:
         raise errors.MissingFileError(f"No file {path}; check the flags.") from error
+    except tf.errors.FailedPreconditionError as error:
+        raise errors.MissingFileError(
+            f"{path} is a folder; a file was expected. Check the flags."
+        ) from error
 
 
 def read_text(path: str) -> str:
@@ -198,14 +213,23 @@ def read_text(path: str) -> str:
 
 
 def decode(content: bytes, path: str) -> str:
-    """Returns the text of a file; ValueError where it is not UTF-8."""
+    """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+      UserError: It is in another encoding, or no text.
+    """
     try:
-        return content.decode("utf-8-sig")
+        return content.decode(encoding(content))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise errors.UserError(
             f"{path} is not UTF-8 text (line {line}: {error.reason}); save it as UTF-8."
         ) from error
+
+
+def encoding(content: bytes) -> str:
+    """Returns the encoding of a text by its byte order mark, UTF-8 without one."""
+    return "utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig"
 
 
 def parse_json(
@@ -237,7 +261,7 @@ def parse_json(
 
 
 def load_json(
-    content: bytes,
+    content: bytes | str,
     path: str,
     *,
     object_hook: Callable[[dict[str, Any]], Any] | None = None,
@@ -245,14 +269,14 @@ def load_json(
     """Returns the content of a JSON file.
 
     Args:
-      content: The file.
+      content: The file, or its text.
       path: Its name, for errors.
       object_hook: As in `json.loads`.
 
     Raises:
       UserError: The file is no JSON, is cut off or is nested too deeply.
     """
-    text = decode(content, path)
+    text = content if isinstance(content, str) else decode(content, path)
     try:
         return json.loads(text, object_hook=object_hook)
     except ValueError as error:  # Not only JSONDecodeError: numbers of 5,000 digits.
@@ -307,18 +331,27 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
 
 
 def _spellings(paths: Iterable[str]) -> list[str]:
-    """Returns paths with slashes, as they are and URL-decoded, each once."""
-    paths = [name_matching.plain_path(path) for path in paths]
-    both = [(path, urllib.parse.unquote(path)) for path in paths]
-    return [path for path in dict.fromkeys(itertools.chain(*both)) if path]
+    """Returns paths with slashes, in all spellings, each once."""
+    spelled = [name_matching.spellings(path) for path in paths]
+    return [path for path in dict.fromkeys(itertools.chain(*spelled)) if path]
 
 
-def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator[str]:
+def _walk(
+    folder: str,
+    below: str,
+    is_wanted: Callable[[str], bool],
+    above: frozenset[str] = frozenset(),
+) -> Iterator[str]:
+    """Yields the wanted files; `above` has the real paths of the folders above."""
+    here = os.path.join(folder, below)
     try:
-        names = tf.io.gfile.listdir(os.path.join(folder, below))
+        names = tf.io.gfile.listdir(here)
     except tf.errors.NotFoundError as error:
-        raise errors.MissingFileError(f"No folder {folder}.") from error
+        raise errors.MissingFileError(_no_folder(folder)) from error
+    above |= {os.path.realpath(here)}
     for name in names:
+        if name.startswith(_OF_SYSTEMS):
+            continue
         # Cloud storage marks folders so, local ones are asked for.
         path = posixpath.join(below, name.rstrip("/"))
         extension = os.path.splitext(path)[1].lower()
@@ -326,18 +359,36 @@ def _walk(folder: str, below: str, is_wanted: Callable[[str], bool]) -> Iterator
             yield path
         # Asking takes a request: not for what is a file by all appearance.
         elif name.endswith("/") or tf.io.gfile.isdir(os.path.join(folder, path)):
-            yield from _walk(folder, path, is_wanted)
+            # Hidden folders have copies, and a link to a folder above has no end.
+            is_again = os.path.realpath(os.path.join(folder, path)) in above
+            if not name.startswith(".") and not is_again:
+                yield from _walk(folder, path, is_wanted, above)
+
+
+def _no_folder(folder: str) -> str:
+    """Returns an error about a folder that is missing, with those beside it."""
+    if tf.io.gfile.exists(folder):
+        return f"{folder} is a file; a folder was expected."
+    parent = posixpath.dirname(folder.rstrip("/")) or "."
+    if not tf.io.gfile.isdir(parent):
+        return f"No folder {folder}."
+    paths = [posixpath.join(parent, name) for name in tf.io.gfile.listdir(parent)]
+    folders = [posixpath.basename(p.rstrip("/")) for p in paths if tf.io.gfile.isdir(p)]
+    more = ", ..." if len(folders) > _NAMED else ""
+    named = ", ".join(sorted(folders)[:_NAMED]) or "no folder"
+    return f"No folder {folder}; {parent} has {named}{more}."
 
 
 def below(path: str, folder: str) -> str | None:
     """Returns a path relative to a folder, "" for the folder, None if it is outside."""
-    path, folder = map(_absolute, (path, folder))
+    path, folder = map(absolute, (path, folder))
     if path == folder:
         return ""
     return path[len(folder) + 1 :] if path.startswith(folder + "/") else None
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Returns an absolute path without `..`; a URL keeps its scheme."""
     scheme, colon, rest = path.rpartition("://")
     return (
         scheme + colon + (posixpath.normpath(rest) if colon else os.path.abspath(rest))

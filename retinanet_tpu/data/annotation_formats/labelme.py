@@ -10,7 +10,6 @@ from retinanet_tpu.data.annotation_formats import (
     assembly,
     files,
     name_matching,
-    outlines,
     shapes,
 )
 
@@ -60,7 +59,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     for number, shape in enumerate(found["shapes"], start=1):
         where = f"shape {number}"
         written = shape.get("label") if isinstance(shape, dict) else None
-        label = annotation_fields.text(written)
+        label = annotation_fields.label(written)
         if not label:
             raise errors.UserError(
                 f"{where} has the label {reprlib.repr(written)}, no text"
@@ -99,4 +98,4 @@ def _box(
             )
     elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
         return None
-    return outlines.frame(points)
+    return shapes.frame(points)

@@ -79,12 +79,11 @@ def check_exist(annotated: annotations.AnnotatedSet, pictures: files.Pictures) -
         raise errors.UserError(
             f"{num_lost} of {total} images are not found: names such as {first.where} "
             f"fit several files below {pictures.folder}: {first.detail}. Set --images "
-            "to the folder of this split."
+            "to the one folder that is meant."
         )
     named = ", ".join(image.file_name for image in missing[:_NAMED])
-    there = ", ".join(pictures.names[:_NAMED]) or "no image"
     raise errors.UserError(
         f"{num_lost} of {total} images are missing on disk, such as {named} (annotated "
-        f"in {missing[0].source}); {pictures.folder} has {there}"
-        f"{', ...' if len(pictures.names) > _NAMED else ''}. Check --images."
+        f"in {missing[0].source}); {pictures.folder} has {pictures.some}. Check "
+        "--images."
     )

@@ -46,6 +46,19 @@ def plain_path(written: str) -> str:
     return posixpath.normpath(path) if path and "://" not in path else path
 
 
+def spellings(written: str) -> list[str]:
+    """Returns a path as `plain_path` does, then as a decoded and an encoded URL.
+
+    >>> spellings("a%20b.jpg"), spellings("a b.jpg")
+    (['a%20b.jpg', 'a b.jpg'], ['a b.jpg', 'a%20b.jpg'])
+    """
+    path = plain_path(written)
+    decoded = urllib.parse.unquote(path)
+    # A name of half a surrogate pair has no UTF-8.
+    encoded = urllib.parse.quote(decoded, errors="replace")
+    return list(dict.fromkeys((path, decoded, encoded)))
+
+
 def stem(path: str) -> str:
     """Returns a path without the extension of an image or annotation file, if any."""
     root, extension = posixpath.splitext(path)
@@ -82,10 +95,9 @@ class NameIndex:
     def find(self, written: str) -> list[str]:
         """Returns the names that agree best with a path, at the first level with any.
 
-        A name with percent signs is also looked up as a decoded URL.
+        A name is also looked up as a URL, decoded and encoded.
         """
-        path = plain_path(written)
-        for spelling in dict.fromkeys((path, urllib.parse.unquote(path))):
+        for spelling in spellings(written):
             for level in range(len(_KEYS)):
                 if hits := self.at(level, spelling):
                     return hits

@@ -105,7 +105,11 @@ _XML = {
     "html": _foreign("a web page", "Was the download refused? Fetch the file again."),
 }
 _MAGIC = (
-    (b"PK\x03\x04", _foreign("a ZIP archive", "Unpack it first.")),
+    (b"PK\x03\x04", _foreign(
+        "a ZIP archive or an Excel workbook",
+        "Unpack it, or save the sheet as CSV UTF-8.")),
+    (b"\xd0\xcf\x11\xe0", _foreign(
+        "an Excel workbook", "Save the sheet as CSV UTF-8.")),
     (b"\x1f\x8b", _foreign("a gzip archive", "Unpack it first.")),
     (b"PAR1", _foreign("a Parquet table", "Convert it to COCO or CSV first.")),
     (b"MATLAB", _foreign("a MATLAB file", "Convert it to COCO or CSV first.")),
@@ -180,7 +184,7 @@ def recognize(head: bytes) -> Format | None:
     for magic, found in _MAGIC:
         if head.startswith(magic):
             return found
-    text = head.decode("utf-8-sig", "replace").lstrip()
+    text = head.decode(files.encoding(head), "replace").lstrip()
     if text[:1] == "<":
         root = _XML_ROOT.search(text)
         return _XML.get(root[1].lower()) if root else None

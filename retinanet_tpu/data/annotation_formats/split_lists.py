@@ -17,6 +17,7 @@ _MAX_UNKNOWN = 0.5  # With more unknown names the list belongs to other images.
 _NAMED = 3  # Examples that an error shows.
 # VOC's list of a class: 1 has it, -1 has not, 0 has difficult ones only.
 _CLASS_LIST_LINE = re.compile(r"(.*\S)\s+(-1|0|1)")
+_NOTHING = ("~", "null", "None")  # As YAML and people write it.
 _ALIASES = {"val": ("valid", "validation"), "valid": ("val", "validation")}
 
 
@@ -56,13 +57,16 @@ def read(
             selection.names.update(found.names)
         else:
             inside = [files.below(place, images_dir) for place in places]
-            selection.names.update(_in_folder(entry, inside, split_file, index))
+            is_there = any(map(tf.io.gfile.isdir, places))
+            selection.names.update(
+                _in_folder(entry, inside, split_file, index, is_there=is_there)
+            )
     return selection
 
 
 def is_yaml(split_file: str) -> bool:
     """Returns whether a split file is a data.yaml, which has all splits."""
-    return split_file.endswith((".yaml", ".yml"))
+    return split_file.lower().endswith((".yaml", ".yml"))
 
 
 def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
@@ -71,7 +75,7 @@ def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
         if not (text := line.strip()):
             continue
         num_lines += 1
-        hits = index.find(text)
+        hits = index.find(text) or index.find(text.strip("\"' ,"))
         if not hits and (parts := _CLASS_LIST_LINE.fullmatch(text)):
             text = parts[1]
             hits = index.find(text)
@@ -100,7 +104,7 @@ def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
 def _entries(content: dict[str, Any], word: str, path: str) -> list[str]:
     """Returns the lists and folders that a data.yaml has for a split."""
     for key in (word, *_ALIASES.get(word, ())):
-        if value := content.get(key):
+        if (value := content.get(key)) and value not in _NOTHING:
             entries = [value] if isinstance(value, str) else value
             if isinstance(entries, list) and all(isinstance(e, str) for e in entries):
                 return entries
@@ -108,10 +112,12 @@ def _entries(content: dict[str, Any], word: str, path: str) -> list[str]:
                 f"{path} has {key}: {value}; expected a folder, a .txt list, or a list "
                 "of these."
             )
-    others = [key for key in ("train", "val", "valid", "test") if content.get(key)]
+    keys = ("train", "val", "valid", "test")
+    others = [key for key in keys if content.get(key, "") not in ("", *_NOTHING)]
     raise errors.UserError(
-        f"{path} has no {word!r}; it has {', '.join(others) or 'no split'}. Write "
-        f"--split=NAME=KEY, such as --split={word}={(others or ['test'])[-1]}."
+        f"{path} has no {word!r}; it has {', '.join(others) or 'no split'}. Leave "
+        f"{word} out of --split, write --split={word}=KEY for another key, or let "
+        "--val_fraction divide the images in place of --split and --split_file."
     )
 
 
@@ -147,6 +153,8 @@ def _in_folder(
     places: Iterable[str | None],
     yaml_path: str,
     index: name_matching.NameIndex,
+    *,
+    is_there: bool,
 ) -> list[str]:
     """Returns the images below a folder that a data.yaml names.
 
@@ -155,6 +163,7 @@ def _in_folder(
       places: Where it may be, relative to the folder of images; None if outside.
       yaml_path: The file.
       index: The names of the images.
+      is_there: Whether there is such a folder.
     """
     for place in places:
         if place is not None and (found := _below(place, index.names)):
@@ -164,6 +173,11 @@ def _in_folder(
     hits = folders.at(name_matching.OTHER_FOLDER, path)
     if len(hits) == 1:
         return _below(hits[0], index.names)
+    if not is_there:
+        raise errors.UserError(
+            f"{yaml_path} names the folder {entry}, which is neither beside it nor "
+            "below --images. Correct it there, or leave its split out of --split."
+        )
     raise errors.UserError(
         f"{yaml_path} names the folder {entry}, which has no annotated image below "
         f"--images; there are {_some(index.names)}. Set --images to a folder above it."

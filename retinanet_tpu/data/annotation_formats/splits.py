@@ -4,15 +4,19 @@ import hashlib
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import annotations
+from retinanet_tpu.data import annotations, categories
 from retinanet_tpu.data.annotation_formats import split_lists
 
 PLACEHOLDER = "{split}"
+_RESERVED = categories.FILE_NAME.removesuffix(".json")
+_SHARED = "images that another split has too"
+# Findings about images that another split may have.
+_OF_NO_SPLIT = (annotations.UNANNOTATED, annotations.BACKGROUND)
 _RECORDS = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.tfrecord.*")
 
 
@@ -20,18 +24,24 @@ def parse(texts: Sequence[str]) -> dict[str, str]:
     """Returns the splits to write: their name -> what they are called in paths.
 
     Args:
-      texts: NAME, or NAME=WORD where paths have another word for the split.
+      texts: NAME, or NAME=WORD where paths have another word for the split; one or
+        several with commas between.
 
     Raises:
       UserError: A name is no part of a file name, or occurs twice.
     """
     splits = {}
-    for text in texts:
-        name, equals, word = text.partition("=")
+    for text in ",".join(texts).split(","):
+        name, equals, word = text.strip().partition("=")
         if not re.fullmatch(r"\w[\w.-]*", name) or (equals and not word):
             raise errors.UserError(
                 f"--split has {text!r}; expected NAME or NAME=WORD, with commas "
                 "between: --split=train,val=valid."
+            )
+        if name == _RESERVED:
+            raise errors.UserError(
+                f"--split={name} would write {name}.json, which has the classes; "
+                "choose another name."
             )
         if name in splits:
             raise errors.UserError(f"--split has {name} twice; write each split once.")
@@ -145,9 +155,18 @@ def group_fn(pattern: str | None) -> Callable[[str], str]:
 
 def template(path: str, word: str, others: Iterable[str]) -> str:
     """Returns a path with {split} for a word, if the other splits have such paths."""
-    changed = re.sub(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", PLACEHOLDER, path)
-    paths = [changed.replace(PLACEHOLDER, other) for other in others]
-    return changed if all(map(tf.io.gfile.exists, paths)) else path
+    found = re.finditer(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", path)
+    starts = [match.start() for match in found]
+    # Of the data set's name the word may be a part too, so the last one is tried alone.
+    for places in (starts, starts[-1:]):
+        changed = path
+        for start in reversed(places):
+            end = start + len(word)
+            changed = changed[:start] + PLACEHOLDER + changed[end:]
+        paths = [changed.replace(PLACEHOLDER, other) for other in others]
+        if all(map(tf.io.gfile.exists, paths)):
+            return changed
+    return path
 
 
 def record_names(data_dir: str) -> list[str]:
@@ -163,21 +182,45 @@ def converted(data_dir: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def without_others(
-    annotated: annotations.AnnotatedSet, used: Container[str]
-) -> annotations.AnnotatedSet:
-    """Removes findings about images without annotation that another split has.
+def apart(
+    sets: Mapping[str, annotations.AnnotatedSet], folders: Mapping[str, str]
+) -> dict[str, annotations.AnnotatedSet]:
+    """Returns splits less what is about images of other splits.
+
+    Splits may share a folder of images. There an image without a label file is of the
+    split that has labels for it, else of the first one. An image that several splits
+    have labels for is a finding.
 
     Args:
-      annotated: A split.
-      used: Names of the images of all splits from the same folder.
+      sets: The splits, by name.
+      folders: The folder of images of each split.
     """
-    findings = tuple(
-        finding
-        for finding in annotated.findings
-        if finding.what != annotations.UNANNOTATED or finding.image not in used
-    )
-    return annotated._replace(findings=findings)
+    owners, found = {}, {}
+    for has_file in (True, False):
+        for split, annotated in sets.items():
+            for image in annotated.images:
+                if bool(image.source) == has_file:
+                    owners.setdefault((folders[split], image.file_name), split)
+    for split, annotated in sets.items():
+
+        def owner(file_name: str, split: str = split) -> str:
+            return owners.get((folders[split], file_name), split)
+
+        images = [
+            i for i in annotated.images if i.source or owner(i.file_name) == split
+        ]
+        findings = [
+            finding
+            for finding in annotated.findings
+            if finding.what not in _OF_NO_SPLIT or owner(finding.image) == split
+        ]
+        shared = [i.file_name for i in images if owner(i.file_name) != split]
+        findings += [
+            annotations.Finding(_SHARED, name, f"also in {owner(name)}", name)
+            for name in shared
+        ]
+        found[split] = annotated._replace(images=images, findings=tuple(findings))
+    return found
 
 
 def in_one_call(

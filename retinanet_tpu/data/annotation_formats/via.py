@@ -56,7 +56,8 @@ def read(
       path: The CSV or JSON file.
       pictures: The folder of images.
       categories: The classes; None for the options of the project, or for all that
-        occur in the file, sorted.
+        occur in the file, sorted. One class is that of all boxes if regions have no
+        attributes.
       class_attribute: The region attribute that names the class; None if there is one.
 
     Raises:
@@ -64,15 +65,17 @@ def read(
         be the class, or a class is not known.
       MissingFileError: There is no such file.
     """
-    content = files.read_bytes(path)
-    is_json = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[")
+    text = files.read_text(path)
     project, unit = {}, "line"
-    if is_json:
-        project = documents.is_a(files.load_json(content, path), dict, path)
+    if text.lstrip()[:1] in ("{", "["):
+        project = documents.is_a(files.load_json(text, path), dict, path)
         unit, images = "region", list(_from_json(project, path))
     else:
-        images = list(_from_csv(content, path))
-    attribute = _class_attribute(images, class_attribute, path)
+        images = list(_from_csv(text, path))
+    only_class = categories[0]["name"] if categories and len(categories) == 1 else None
+    attribute = _class_attribute(images, class_attribute, only_class, path)
+    if only_class and not attribute:
+        images = [_with_attributes(image, {attribute: only_class}) for image in images]
     options = _options(project, attribute)
     return listing.assemble(
         [_content(image, attribute, options) for image in images],
@@ -126,9 +129,9 @@ def _from_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
         yield _Image(name, found, source)
 
 
-def _from_csv(content: bytes, path: str) -> Iterator[_Image]:
+def _from_csv(text: str, path: str) -> Iterator[_Image]:
     """Yields each image once; its regions have a line each."""
-    rows = csv.reader(io.StringIO(files.decode(content, path), newline=""))
+    rows = csv.reader(io.StringIO(text, newline=""))
     source, images, columns = os.path.basename(path), {}, None
     try:
         for row in rows:
@@ -168,12 +171,19 @@ def _columns(row: list[str], path: str) -> dict[str, int]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    content = files.load_json(text.encode(), where)
+    content = files.load_json(text, where)
     return documents.is_a(content, dict, where)
 
 
-def _class_attribute(images: list[_Image], wanted: str | None, path: str) -> str:
-    """Returns the region attribute that names the class."""
+def _with_attributes(image: _Image, attributes: dict[str, Any]) -> _Image:
+    regions = [region._replace(attributes=attributes) for region in image.regions]
+    return image._replace(regions=regions)
+
+
+def _class_attribute(
+    images: list[_Image], wanted: str | None, only_class: str | None, path: str
+) -> str:
+    """Returns the region attribute that names the class, "" if there is none."""
     used = {}
     for image in images:
         for region in image.regions:
@@ -193,10 +203,11 @@ def _class_attribute(images: list[_Image], wanted: str | None, path: str) -> str
             f"{path} has the region attributes {named}; say which is the class "
             f"with --class_attribute={next(iter(used))} or another."
         )
-    if not used and any(image.regions for image in images):
+    if not used and not only_class and any(image.regions for image in images):
         raise errors.UserError(
-            f"{path} has no region attribute, so its boxes have no class; add an "
-            "attribute in VIA and give each region its class."
+            f"{path} has no region attribute, so its boxes have no class; name the one "
+            "class of all boxes with --names=NAME, or give each region its class in "
+            "VIA."
         )
     return next(iter(used), "")
 

@@ -1,17 +1,18 @@
 """Reads Pascal VOC: an XML file for each image, boxes in pixels, classes by name."""
 
+import math
 import re
 import xml.etree.ElementTree
 from typing import Any
 
-from retinanet_tpu import errors
+from retinanet_tpu import annotation_fields, errors
 from retinanet_tpu.data import annotations
 from retinanet_tpu.data.annotation_formats import (
     assembly,
     documents,
     files,
     name_matching,
-    outlines,
+    shapes,
 )
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -54,7 +55,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     objects, findings = [], []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"
-        label = element.findtext("name")
+        label = annotation_fields.label(element.findtext("name"))
         if not label:
             raise errors.UserError(f"{where} has no <name>")
         box_xywh = _box(element, where)
@@ -73,14 +74,16 @@ def _parse(content: bytes, name: str) -> assembly.Content:
     return assembly.Content(assembly.Picture(file_name, *size, objects, name), findings)
 
 
-def _box(element: xml.etree.ElementTree.Element, where: str) -> outlines.Box | None:
+def _box(element: xml.etree.ElementTree.Element, where: str) -> shapes.Box | None:
     """Returns the box of an object, that around its outline, or None."""
     corners = [element.findtext(f"bndbox/{side}") for side in _SIDES]
     if None not in corners:
         return assembly.corners_to_xywh(*files.numbers(corners, where))
     turned = [element.findtext(f"robndbox/{side}") for side in _TURNED]
     if None not in turned:
-        return outlines.turned_box(*files.numbers(turned, where))
+        cx, cy, width, height, angle = files.numbers(turned, where)
+        box_xywh = cx - width / 2, cy - height / 2, width, height
+        return shapes.rectangle(box_xywh, math.degrees(angle), pivot=(0.5, 0.5))
     outline = element.find("polygon")
     if outline is None:
         outline = element.find("segmentation")
@@ -92,4 +95,4 @@ def _box(element: xml.etree.ElementTree.Element, where: str) -> outlines.Box | N
     if len(xs) < 2 or len(xs) != len(ys):
         return None
     xs, ys = files.numbers(xs, where), files.numbers(ys, where)
-    return outlines.frame(zip(xs, ys, strict=True))
+    return shapes.frame(zip(xs, ys, strict=True))

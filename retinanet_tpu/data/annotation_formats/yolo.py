@@ -24,7 +24,6 @@ from retinanet_tpu.data.annotation_formats import (
 
 _FRAMED = "polygons stored as the boxes around them"
 _WITHOUT_KEYPOINTS = "keypoints left out, their boxes stored"
-_BACKGROUND = "images without a label file, kept as background"
 # Lists of class names, which lie among the label files of some tools.
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -72,10 +71,11 @@ def read(
     )
     parse_fn = functools.partial(yolo_lines.parse, keypoints=classes.keypoints)
     parsed, broken = files.parse_each(directory, names, parse_fn)
-    if not matches.names:
+    if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            "has a picture of its name; check --images and --annotations."
+            f"has a picture of its name; {pictures.folder} has {pictures.some}. Check "
+            "--images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)
     found, of_lines = _labelled(parsed, matches, classes)
@@ -129,7 +129,7 @@ def _unlabelled(
             continue
         # In a folder without any label they are those of another split, most likely.
         is_background = _is_below_any(name, folders)
-        what = _BACKGROUND if is_background else annotations.UNANNOTATED
+        what = annotations.BACKGROUND if is_background else annotations.UNANNOTATED
         findings.append(annotations.Finding(what, name, image=name))
         if is_background:
             found.append(assembly.Picture(name, 0, 0, (), ""))
@@ -143,7 +143,7 @@ def read_classes(path: str) -> Classes:
       UserError: there are no names, or `kpt_shape` is not a pair of numbers.
     """
     categories, keypoints = yolo_names.read(path), None
-    is_yaml = path.endswith((".yaml", ".yml"))
+    is_yaml = path.lower().endswith((".yaml", ".yml"))
     if is_yaml:
         keypoints = yolo_lines.kpt_shape(data_yaml.read(path).get("kpt_shape"), path)
     return Classes(categories, keypoints, is_yaml)
@@ -155,17 +155,26 @@ def find_classes(directory: str) -> str:
     Raises:
       MissingFileError: there is none.
     """
-    folder = directory.rstrip("/")
+    folder, others = files.absolute(directory), []
     for _ in range(_LEVELS_UP + 1):
         for name in (*_YAML_FILES, *_CLASS_FILES):
             path = os.path.join(folder, name)
             if tf.io.gfile.exists(path):
                 return path
-        folder = os.path.join(folder, os.pardir)
+        if tf.io.gfile.isdir(folder):
+            listed = sorted(tf.io.gfile.listdir(folder))
+            others += [os.path.join(folder, n) for n in listed if _may_be_classes(n)]
+        folder = os.path.dirname(folder)
+    hint = f"={others[0]}, if they are there" if others else ""
     raise errors.MissingFileError(
         f"No {_YAML_FILES[0]} or {_CLASS_FILES[0]} in {directory} or the "
-        f"{_LEVELS_UP} folders above it; say with --classes where the names are."
+        f"{_LEVELS_UP} folders above it; say where the class names are with "
+        f"--classes{hint or '=FILE'}."
     )
+
+
+def _may_be_classes(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml", ".names", "labels.txt"))
 
 
 def _image_stems(name: str) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from retinanet_tpu import annotation_fields, errors
-from retinanet_tpu.data.annotation_formats import files, outlines
+from retinanet_tpu.data.annotation_formats import files, shapes
 
 _TOLERANCE = 0.01  # Shares are rounded; a box may reach over the edge by that.
 _VISIBILITY = (0.0, 1.0, 2.0)  # not labeled, hidden, visible
@@ -49,6 +49,8 @@ def parse(
         count = len(shares)
         if not label.is_integer() or not (count == 4 or _is_known(count, keypoints)):
             more = f" and {keypoints} keypoints" if keypoints and keypoints[0] else ""
+            if count == 5:
+                more += ", without a confidence behind them"
             raise errors.UserError(
                 f"{where} is {_shortened(text)!r}; expected class cx cy width height"
                 f"{more}"
@@ -57,10 +59,10 @@ def parse(
     return lines
 
 
-def box(line: Line, *, is_polygon: bool) -> outlines.Box:
+def box(line: Line, *, is_polygon: bool) -> shapes.Box:
     """Returns left, top, width and height of a line, in shares."""
     if is_polygon and len(line.shares) > 4:
-        return outlines.frame(zip(line.shares[::2], line.shares[1::2], strict=True))
+        return shapes.frame(zip(line.shares[::2], line.shares[1::2], strict=True))
     cx, cy, width, height = line.shares[:4]
     return cx - width / 2, cy - height / 2, width, height
 

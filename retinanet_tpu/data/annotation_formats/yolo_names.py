@@ -20,7 +20,12 @@ def read(path: str) -> list[dict[str, Any]]:
     Raises:
       UserError: there are no names, or they are written in another way.
     """
-    if path.endswith((".yaml", ".yml")):
+    if path.endswith(".data"):
+        raise errors.UserError(
+            f"{path} names the files of a darknet data set; give the one of its line "
+            "`names = ...` with --classes."
+        )
+    if path.lower().endswith((".yaml", ".yml")):
         names = _from_yaml(data_yaml.read(path), path)
     else:
         text = files.read_text(path).rstrip()
@@ -49,8 +54,12 @@ def _from_yaml(content: dict[str, Any], path: str) -> dict[int, str]:
             )
         names[int(key)] = name.strip()
     count = content.get("nc")
-    if isinstance(count, str) and _is_number(count) and int(count) != len(names):
-        raise errors.UserError(f"{path} says nc: {count} and has {len(names)} names.")
+    is_number = isinstance(count, str) and _is_number(count)
+    # With gaps between the numbers, nc may count the gaps too.
+    if is_number and int(count) not in (len(names), max(names) + 1):
+        raise errors.UserError(
+            f"{path} says nc: {count} and has {len(names)} names; correct one of them."
+        )
     return names
 
 

@@ -206,7 +206,7 @@ def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
     assert sorted(f.what for f in done.findings) == sorted(
         [
             annotated_boxes.OUTSIDE,
-            "boxes beyond the edge, clipped",
+            annotated_boxes.FAR_BEYOND,
             annotated_boxes.NO_AREA,
             annotated_boxes.NOT_FINITE,
             *[annotated_boxes.WRONG_ORDER][: len(faulty) - 4],

@@ -58,9 +58,12 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
     ("changes", "message"),
     [
         ({"images": []}, "lists no images"),
-        ({"images": IMAGES * 2}, "image id 5 comes 2 times"),
+        (
+            {"images": [*IMAGES, {**IMAGES[0], "file_name": "z.jpg"}]},
+            "image id 5 comes 2 times",
+        ),
         ({"images": [{**IMAGES[0], "id": -5}]}, "image id -5 is negative"),
-        ({"images": [{**IMAGES[0], "id": "a1"}]}, r"images\[0\] has id 'a1'"),
+        ({"images": [{**IMAGES[0], "id": [1]}]}, r"images\[0\] has id \[1\]"),
         ({"images": [{"id": 5, "width": 3}]}, r"images\[0\] lacks 'file_name'"),
         ({"images": [{**IMAGES[0], "width": "w"}]}, "image 5 has width 'w', no number"),
         ({"images": [{**IMAGES[0], "width": float("nan")}]}, "image 5 has width nan"),
@@ -134,6 +137,31 @@ def test_ids_and_names_may_be_texts_and_numbers(tmp_path):
     assert (image.image_id, image.file_name) == (5, "12")
     assert image.objects[0].category_id == 2
     assert read.categories == [{"id": 2, "name": "7"}]
+
+
+def test_ids_that_are_texts_are_numbered(tmp_path):
+    images = [{**IMAGES[0], "id": name, "file_name": name} for name in ("b.jpg", "a")]
+    listed = [
+        {**BOX, "id": i, "image_id": image, "category_id": "dog"}
+        for i, image in enumerate(["a", "b.jpg", "a", "gone"], start=1)
+    ]
+    categories = [{"id": "cat", "name": "Cat"}, {"id": "dog", "name": "Dog"}]
+    path = coco_file(tmp_path, images=images, annotations=listed, categories=categories)
+    read = coco.read(path)
+    assert [(i.image_id, i.file_name) for i in read.images] == [(1, "b.jpg"), (2, "a")]
+    found = [[(o.place, o.category_id) for o in i.objects] for i in read.images]
+    assert found == [[(2, 2)], [(1, 2), (3, 2)]]
+    kinds = [finding.what for finding in read.findings]
+    assert [kind.partition(",")[0] for kind in kinds] == [
+        "files whose image or category ids are texts",
+        "objects of images that are not listed",
+    ]
+
+
+def test_an_image_that_is_listed_again_is_one(tmp_path):
+    read = coco.read(coco_file(tmp_path, images=IMAGES * 3))
+    assert [image.image_id for image in read.images] == [5]
+    assert [f.detail for f in read.findings] == [IMAGES[0]["file_name"]]
 
 
 def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path):

@@ -6,11 +6,11 @@ from retinanet_tpu.data.annotation_formats import csv_table, files
 HEADER = "image,xmin,ymin,xmax,ymax,class\n"
 
 
-def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8"):
+def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8", **options):
     path = folder / "boxes.csv"
     path.write_bytes(text.encode(encoding))
     pictures = files.Pictures(str(folder / "images"), image_names)
-    return csv_table.read(str(path), pictures=pictures)
+    return csv_table.read(str(path), pictures=pictures, **options)
 
 
 def boxes(found):
@@ -117,3 +117,38 @@ def test_width_and_height_of_the_boxes_are_not_those_of_the_image(tmp_path):
     assert (image.width, image.height) == (0, 0)
     (image,) = read(tmp_path, header + own.replace("6,7,cat", "9,9,cat")).images
     assert (image.width, image.height) == (3, 4)
+
+
+def test_what_programs_write_for_nothing_is_an_image_without_objects(tmp_path):
+    lines = "a.jpg,nan,NaN,,null,nan\nb/c.jpg,,,,,No finding\na.jpg,1,2,4,6,nan\n"
+    found = read(tmp_path, HEADER + lines)
+    assert boxes(found) == {"a.jpg": [(1, (1, 2, 3, 4), 4)], "b/c.jpg": []}
+    assert [c["name"] for c in found.categories] == ["nan"]
+    (finding,) = found.findings
+    assert finding.what.startswith("classes on lines without a box")
+    assert finding.detail == "'No finding' on 1 lines"
+
+
+def test_whole_numbers_with_decimals_and_names_with_blanks_are_one_class(tmp_path):
+    labels = ["1", "1.0", " 1 ", "1.00"]
+    lines = [f"a.jpg,1,2,4,6,{label}" for label in labels]
+    found = read(tmp_path, HEADER + "\n".join(lines))
+    assert [c["name"] for c in found.categories] == ["1"]
+
+
+def test_tables_that_were_put_together_and_empty_last_fields_are_read(tmp_path):
+    found = read(tmp_path, 2 * f"{HEADER}a.jpg,1,2,4,6,cat,,\n")
+    assert [o[2] for o in boxes(found)["a.jpg"]] == [2, 4]
+
+
+def test_a_table_without_classes_has_the_only_class_there_is(tmp_path):
+    text = "image,xmin,ymin,xmax,ymax\na.jpg,1,2,4,6\n"
+    with pytest.raises(ValueError, match=r"lacks class; add .* with --names=NAME"):
+        read(tmp_path, text)
+    found = read(tmp_path, text, categories=[{"id": 1, "name": "wheat"}])
+    assert boxes(found) == {"a.jpg": [(1, (1, 2, 3, 4), 2)]}
+
+
+def test_a_box_in_one_field_is_refused_with_what_to_write(tmp_path):
+    with pytest.raises(ValueError, match="bbox has all numbers of a box; write them"):
+        read(tmp_path, 'image_id,width,height,bbox\na,9,9,"[1, 2, 3, 4]"\n')

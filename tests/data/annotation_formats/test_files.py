@@ -36,6 +36,33 @@ def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
         files.list_files(str(tmp_path), ".xml")
 
 
+def test_a_missing_folder_is_named_with_the_folders_beside_it(tmp_path):
+    touch(tmp_path, "train/a.jpg", "valid/b.jpg", "c.jpg")
+    with pytest.raises(FileNotFoundError, match=r"val; .* has train, valid\.$"):
+        files.list_pictures(str(tmp_path / "val"))
+    with pytest.raises(FileNotFoundError, match=r"c\.jpg is a file; a folder was"):
+        files.list_pictures(str(tmp_path / "c.jpg"))
+    with pytest.raises(FileNotFoundError, match=r"train is a folder; a file was"):
+        files.read_bytes(str(tmp_path / "train"))
+
+
+def test_links_in_a_circle_and_what_systems_leave_behind_are_passed_over(tmp_path):
+    touch(tmp_path, "a.jpg", "._a.jpg", "__MACOSX/b.jpg", ".cache/c.jpg", ".d.jpg")
+    touch(tmp_path, "x/y/e.jpg")
+    (tmp_path / "x/y/again").symlink_to(tmp_path / "x")
+    (tmp_path / "linked").symlink_to(tmp_path / "x/y")
+    assert files.list_pictures(str(tmp_path)) == [
+        ".d.jpg", "a.jpg", "linked/e.jpg", "x/y/e.jpg",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_is_read_by_its_byte_order_mark(encoding):
+    assert files.decode("Äpfel\r\n".encode(encoding), "a.csv") == "Äpfel\r\n"
+    with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 text .line 2: .*save"):
+        files.decode("a\nÄpfel\n".encode("latin-1"), "a.csv")
+
+
 def match(pictures, **wanted):
     """Returns the image of each annotation, a list where several fit equally well."""
     matches = pictures.match({key: [[name]] for key, name in wanted.items()})

@@ -59,6 +59,12 @@ def test_file_is_found_by_what_tools_write_for_it(written, name):
     assert INDEX.find(written) == ([] if name is None else [NAMES[name]])
 
 
+def test_files_may_have_the_names_of_their_urls():
+    index = name_matching.NameIndex(["a%20b.jpg", "%C3%84.jpg"])
+    assert index.find("x/a b.png") == ["a%20b.jpg"]
+    assert index.find("Ä.jpg") == ["%C3%84.jpg"]
+
+
 def test_of_equal_names_that_in_the_most_similar_folder_is_found():
     index = name_matching.NameIndex(["a/train/1.jpg", "b/train/1.jpg", "a/val/1.jpg"])
     assert index.find("x/a/train/1.png") == ["a/train/1.jpg"]

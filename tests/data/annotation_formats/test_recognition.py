@@ -75,7 +75,7 @@ KITTI = (
         ('{"file_name": "a.jpg", "objects": {"bbox": []}}', "Hugging Face"),
         ("<dataset><images/></dataset>", "XML of dlib's imglab. Convert"),
         ("<!DOCTYPE html><html></html>", "a web page. Was the download refused?"),
-        ("PK\x03\x04rest", "a ZIP archive. Unpack it"),
+        ("PK\x03\x04rest", "a ZIP archive or an Excel workbook. Unpack it"),
         ("version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS."),
         ("colour,shape\n", ""),
         ("{}", ""),

@@ -32,6 +32,12 @@ def test_blank_in_a_name_is_no_class_list(tmp_path):
     assert read(tmp_path, "b 1\n").names == {NAMES[1]}
 
 
+def test_names_may_be_in_quotes_and_a_value_of_nothing_is_none(tmp_path):
+    assert read(tmp_path, "\"000012.jpg\",\n'val/a'\n").names == {NAMES[2], NAMES[3]}
+    with pytest.raises(ValueError, match=r"has no 'val'; it has train\. Leave val out"):
+        read(tmp_path, "train: x\nval: ~\n", "data.yaml")
+
+
 def test_few_unknown_names_are_findings_with_their_line(tmp_path):
     found = read(tmp_path, "val/a\nzebra.jpg\n000012\n")
     assert found.names == {NAMES[2], NAMES[3]}
@@ -56,7 +62,7 @@ def test_list_of_other_images_is_refused(tmp_path, text, message):
 def test_list_must_exist_and_be_text(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*val\.txt"):
         split_lists.read(f"{tmp_path}/val.txt", word="val", names=NAMES, images_dir="/")
-    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "val.txt").write_bytes(b"\xff\xff")
     with pytest.raises(ValueError, match="not UTF-8"):
         split_lists.read(f"{tmp_path}/val.txt", word="val", names=NAMES, images_dir="/")
 
@@ -101,11 +107,14 @@ def test_folder_of_images_may_be_the_split_itself(tmp_path):
         ("names: [a]", r"has no 'val'; it has no split"),
         (
             "train: x\ntest: y\nval:",
-            r"has no 'val'; it has train, test.*--split=val=test",
+            r"has no 'val'; it has train, test.*--split=val=KEY",
         ),
         ("val: {a: b}", r"has val: .*; expected a folder"),
         ("val: [[a]]", r"has val: .*; expected a folder"),
-        ("val: images/none", r"names the folder images/none, which has no annotated"),
+        (
+            "val: images/none",
+            r"names the folder images/none, which is neither beside it",
+        ),
         ("val: none.txt", r"names the list none\.txt, which is not beside it"),
     ],
 )

@@ -145,6 +145,9 @@ def test_path_of_a_split_becomes_that_of_all_where_the_others_exist(tmp_path):
     assert splits.template(f"{root}/val", "val", ["train"]) == f"{root}/{{split}}"
     found = splits.template(f"{root}/val2017", "val", ["train"])
     assert found == f"{root}/{{split}}2017"
+    (tmp_path / "my_val" / "train").mkdir(parents=True)
+    found = splits.template(f"{root}/my_val/val", "val", ["train"])
+    assert found == f"{root}/my_val/{{split}}"
     for path, others in (
         ("val", ["test"]),
         ("validation", ["train"]),
@@ -163,10 +166,55 @@ def test_options_of_one_call_have_the_earlier_splits_and_where_they_differ(tmp_p
     assert found == "--split=train,val with {split} in --images, --annotations"
 
 
+def of_yolo(**sources):
+    """Returns a set of images; those with a label file have it as their source."""
+    images = [
+        annotations.AnnotatedImage(1, name, 9, 9, (), source)
+        for name, source in sources.items()
+    ]
+    findings = [
+        annotations.Finding(annotations.BACKGROUND, name, image=name)
+        for name, source in sources.items()
+        if not source
+    ]
+    return annotations.AnnotatedSet(images, [], tuple(findings))
+
+
+def test_image_that_another_split_has_labels_for_is_no_background():
+    sets = {
+        "train": of_yolo(a="a.txt", b="", c=""),
+        "val": of_yolo(a="", b="b.txt", c=""),
+    }
+    found = splits.apart(sets, {"train": "images", "val": "images"})
+    kept = {name: [i.file_name for i in s.images] for name, s in found.items()}
+    assert kept == {"train": ["a", "c"], "val": ["b"]}
+    assert [[f.where for f in s.findings] for s in found.values()] == [["c"], []]
+    assert splits.apart(sets, {"train": "images", "val": "others"}) == sets
+
+
+def test_image_of_two_splits_is_a_finding_of_the_later_one():
+    sets = {"train": of_yolo(a="a.txt"), "val": of_yolo(a="a.txt", b="b.txt")}
+    found = splits.apart(sets, {"train": "images", "val": "images"})
+    assert [len(s.images) for s in found.values()] == [1, 2]
+    assert found["train"].findings == ()
+    (finding,) = found["val"].findings
+    assert finding.what == "images that another split has too"
+    assert (finding.where, finding.detail) == ("a", "also in train")
+
+
 def test_image_of_another_split_is_not_without_annotation():
     findings = [
         annotations.Finding(annotations.UNANNOTATED, name, image=name) for name in "ab"
     ]
     some = annotations.AnnotatedSet([], [], (*findings, annotations.Finding("x", "a")))
-    found = splits.without_others(some, {"a"})
+    sets = {"train": some, "val": of_yolo(a="a.txt")}
+    found = splits.apart(sets, {"train": "images", "val": "images"})["train"]
     assert found.findings == (findings[1], annotations.Finding("x", "a"))
+
+
+def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():
+    assert splits.parse(["train, val=valid", "test"]) == {
+        "train": "train", "val": "valid", "test": "test",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"would write categories\.json"):
+        splits.parse(["categories"])

@@ -102,6 +102,14 @@ def test_a_box_without_class_is_counted_and_most_of_them_refused(tmp_path):
         read(tmp_path, [region(RECT, t="")])
 
 
+def test_regions_without_attributes_are_of_the_only_class_there_is(tmp_path):
+    regions = [{"shape_attributes": RECT, "region_attributes": {}}]
+    with pytest.raises(ValueError, match=r"no region attribute.* with --names=NAME"):
+        read(tmp_path, regions)
+    found = read(tmp_path, regions, categories=[{"id": 1, "name": "balloon"}])
+    assert boxes(found) == [("balloon", (1, 2, 30, 40))]
+
+
 def test_a_project_declares_its_classes_and_names_its_numbers(tmp_path):
     options = {"1": "cat", "2": "dog", "bird": "an animal with feathers"}
     content = {

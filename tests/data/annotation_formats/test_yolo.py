@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 import annotation_files
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import files, yolo
+from retinanet_tpu.data.annotation_formats import files, locating, yolo
 
 CATEGORIES = [{"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}]
 
@@ -71,6 +73,13 @@ def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
         read(tmp_path)
 
 
+def test_labels_that_fit_several_pictures_each_are_findings(tmp_path):
+    found = read(tmp_path, ["full/a.jpg", "small/a.jpg"], a="0 .5 .5 1 1")
+    (finding,) = found.findings
+    assert finding.what == locating.SEVERAL
+    assert finding.detail.startswith("full/a.jpg or small/a.jpg")
+
+
 def test_labels_without_a_single_picture_are_an_error(tmp_path):
     message = r"None of the 1 label files.*a\.txt.*--images"
     with pytest.raises(ValueError, match=message):
@@ -83,7 +92,11 @@ def test_labels_without_a_single_picture_are_an_error(tmp_path):
 def test_names_are_found_beside_the_labels_and_above(tmp_path, name):
     labels = tmp_path / "labels" / "train"
     labels.mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="--classes"):
+    with pytest.raises(FileNotFoundError, match="with --classes=FILE"):
+        yolo.find_classes(str(labels))
+    (tmp_path / "coco8.yaml").touch()
+    said = f"with --classes={tmp_path}/coco8.yaml, if they are there"
+    with pytest.raises(FileNotFoundError, match=re.escape(said)):
         yolo.find_classes(str(labels))
     (tmp_path / name).touch()
     found = yolo.find_classes(f"{labels}/")

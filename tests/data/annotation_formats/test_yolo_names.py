@@ -29,7 +29,14 @@ def test_lists_and_maps_are_read_as_yaml_does(tmp_path, text):
 
 
 def test_numbers_may_have_gaps(tmp_path):
-    assert read(tmp_path, "names:\n  3: cat\n  17: dog") == {3: "cat", 17: "dog"}
+    for count in ("", "nc: 2\n", "nc: 18\n"):
+        text = f"{count}names:\n  3: cat\n  17: dog"
+        assert read(tmp_path, text) == {3: "cat", 17: "dog"}
+
+
+def test_the_data_file_of_darknet_is_no_list_of_names(tmp_path):
+    with pytest.raises(ValueError, match=r"give the one of its line `names = ...`"):
+        read(tmp_path, "classes = 1\nnames = obj.names\n", "obj.data")
 
 
 @pytest.mark.parametrize(
