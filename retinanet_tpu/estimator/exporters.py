@@ -180,6 +180,7 @@ def export_all(
     for exporter in exporters:
         base_dir = f"{estimator.model_dir}/export/{exporter.name}"
         with leases.exclusive(base_dir):
+            files.remove_temporaries(base_dir)
             exporter.export(estimator, base_dir, checkpoint_path, eval_result, is_final)
 
 

@@ -79,7 +79,8 @@ def read_if_there(path: str) -> bytes | None:
     """Returns the content of a file, None if there is none (any more)."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
+            # read() would ask gs:// for a cached length.
+            return b"".join(file.readlines())
     except tf.errors.NotFoundError:
         return None
 

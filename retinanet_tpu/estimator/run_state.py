@@ -173,7 +173,10 @@ class Heartbeat:
           ClaimLostError: One has.
         """
         if not self._is_silent:
-            self._look()
+            try:
+                self._look()
+            except tf.errors.OpError as error:
+                logging.warning("Could not read who trains here: %s", error)
         self.check_seen()
 
     def check_seen(self) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.data import record_files
+from retinanet_tpu.data import record_files, shard_states
 
 
 def write(path, sizes):
@@ -16,6 +16,26 @@ def test_files_of_a_split_are_found_in_order(tmp_path):
         write(tmp_path / name, [1])
     found = record_files.find(str(tmp_path), "train")
     assert found == [str(tmp_path / name) for name in names]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "run*", "?", "back\\slash"])
+def test_no_directory_is_a_pattern(tmp_path, name):
+    for directory in (tmp_path / name, tmp_path / "run1"):
+        directory.mkdir()
+        write(directory / record_files.file_name("train", 0, 1), [1])
+    path = str(tmp_path / name / record_files.file_name("train", 0, 1))
+    assert record_files.find(str(tmp_path / name), "train") == [path]
+    (tmp_path / name / "train-00000-of-00001.tfrecord.state").write_text("{}")
+    (tmp_path / "run1" / "train-00000-of-00001.tfrecord.state").write_text("{}")
+    shard_states.forget(str(tmp_path / name), "train")
+    assert len(list((tmp_path / name).iterdir())) == 1
+    assert len(list((tmp_path / "run1").iterdir())) == 2
+
+
+def test_a_directory_that_does_not_exist_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"away in .* {tmp_path}; set DATA"):
+        record_files.find("away", "train")
 
 
 def test_no_match_names_the_pattern(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import linear
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoints,
     exporters,
@@ -89,6 +90,34 @@ def test_a_preempted_run_says_so_and_finishes_when_started_again(tmp_path):
     assert run_state.read(str(tmp_path))[:2] == ("preempted", 8)
     run(make_runner(tmp_path))
     assert run_state.read(str(tmp_path))[:2] == ("finished", 25)
+
+
+def test_a_trainer_that_was_taken_for_dead_saves_nothing_more(tmp_path):
+    state = run_state.RunState("running", 10, 99, claim="another")
+
+    def claim(path, step):
+        run_state.write(str(tmp_path), state)
+
+    with pytest.raises(run_state.ClaimLostError, match="since step 10 is not saved"):
+        run(make_runner(tmp_path), listeners=[claim])
+    assert checkpoints.steps(str(tmp_path)) == [10]
+    assert run_state.read(str(tmp_path)) == state
+
+
+def test_settings_are_written_by_the_only_trainer_of_a_run_that_lost_nothing(tmp_path):
+    prepared = []
+
+    def prepare():
+        prepared.append(run_state.read(str(tmp_path)).state)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        run(make_runner(tmp_path), prepare=prepare)
+    assert prepared == ["running"]
+    run_state.write(str(tmp_path), run_state.RunState("preempted", 7, 99))
+    with pytest.raises(errors.UserError, match="lacks the checkpoint of step 7"):
+        run(make_runner(tmp_path), prepare=prepare)
+    assert prepared == ["running"]
 
 
 @pytest.mark.parametrize("is_diverged", [True, False])

@@ -10,6 +10,7 @@ table: what | how often | processes | checkpoints scored | checkpoints kept | ti
 
 import contextlib
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -200,6 +201,46 @@ def old_and_new_files(pair, rng, count):
         pair.num_done += 1
 
 
+def damages(pair, rng, count):
+    """Writes bytes that are no text over what trainer and sidecar write, or into it."""
+    names = ["run_state.json", "checkpoint", "eval/eval.jsonl", "leases/x.json"]
+    while pair.num_done < count and pair.trainer.code != 0:
+        yield from pause(rng.uniform(0, 2))
+        path = pair.run.model_dir / rng.choice(names)
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab" if path.suffix == ".jsonl" else "wb") as file:
+            file.write(rng.randbytes(100) + b"\n")
+        pair.num_done += 1
+        yield
+
+
+def read_only_times(pair, rng, count):
+    """Lets nothing be written for a while."""
+    mark = pathlib.Path(f"{pair.run.model_dir}.read_only")
+    while pair.num_done < count and pair.trainer.code != 0:
+        before = pair.run.steps()
+        while pair.run.steps() == before:
+            yield
+        mark.touch()
+        pair.num_done += 1
+        yield from pause(rng.uniform(5, 20))
+        mark.unlink()
+        yield
+
+
+def second_trainers(pair, rng, count):
+    """Starts further trainers while one runs."""
+    while pair.run.steps() == []:
+        yield
+    while pair.num_done < count and pair.trainer.code is None:
+        second = pair.run.train()
+        while second.code is None:
+            yield
+        if pair.trainer.code is None:
+            assert second.code == 1 and "is training in" in second.tail()
+            pair.num_done += 1
+
+
 @pytest.fixture
 def rng():
     seed = random.randrange(10**6)
@@ -231,6 +272,7 @@ def report(request, make_reference):
         ("trainer", "SIGKILL", 20),
         ("sidecar", "SIGKILL", 20),
         ("trainer", "SIGTERM", 10),
+        ("trainer", "SIGHUP", 10),
     ],
 )
 def test_a_signal_to_the(make_run, rng, report, name, number, times):
@@ -272,6 +314,32 @@ def test_a_full_disk(make_run, rng, report, tmp_path):
         pair.run.end()
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_bytes_that_are_no_text(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(damages(pair, rng, 20))
+    assert pair.num_done == 20
+    report(pair.run, times=pair.num_done)
+
+
+@pytest.mark.slow
+def test_a_directory_that_is_read_only_for_a_while(make_run, rng, report):
+    pair = Pair(
+        make_run(*LONG), trainer_fault="read_only", sidecar_faults=["read_only"]
+    )
+    pair.see_through(read_only_times(pair, rng, 3))
+    assert pair.num_done == 3
+    report(pair.run, times=pair.num_done)
+
+
+@pytest.mark.slow
+def test_further_trainers(make_run, rng, report):
+    pair = Pair(make_run(*LONG))
+    pair.see_through(second_trainers(pair, rng, 5))
+    assert pair.num_done
+    report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow

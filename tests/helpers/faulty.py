@@ -5,8 +5,9 @@
 killed_before_record  SIGKILL when everything of a score is written but its line
 full_disk             the first 3 writings of eval.jsonl find no space
 clock_jumps           the wall clock is a day early, right or a day late at each look
-data_stall            after 20 batches no other one comes, which MODEL_DIR.stalled
-                      tells; and nothing can be written once MODEL_DIR.read_only exists
+read_only             nothing can be written as long as MODEL_DIR.read_only exists
+data_stall            the same; and after 20 batches no other one comes, which
+                      MODEL_DIR.stalled tells
 """
 
 import os
@@ -67,6 +68,10 @@ def data_stall():
         return data.take(20).concatenate(data.map(pause))
 
     pipeline.make_train_dataset = stall
+    read_only()
+
+
+def read_only():
     files.write_whole = _unless_read_only(files.write_whole)
     checkpoints.save = _unless_read_only(checkpoints.save)
 
@@ -87,7 +92,7 @@ def _model_dir():
 
 if __name__ == "__main__":
     fault, module = sys.argv[1:3]
-    faults = (killed_before_record, full_disk, clock_jumps, data_stall)
+    faults = (killed_before_record, full_disk, clock_jumps, data_stall, read_only)
     {f.__name__: f for f in faults}[fault]()
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -241,6 +241,15 @@ def test_path_without_a_model_is_refused(tmp_path):
         artifacts.find(str(tmp_path / "model.h5"))
 
 
+def test_saved_model_below_brackets_is_refused(tmp_path):
+    path = str(tmp_path / "run[1]")
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    tf.saved_model.save(module, path)
+    with pytest.raises(errors.UserError, match=r"--model is .* for a pattern"):
+        artifacts.load(artifacts.find(path))
+
+
 def test_saved_model_with_other_signatures_is_refused(tmp_path):
     module = tf.Module()
     module.f = tf.function(lambda images: {"boxes": images})
