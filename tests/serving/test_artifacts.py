@@ -180,6 +180,13 @@ def test_files_run_with_as_many_threads_as_wanted(artifact):
         np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
 
 
+def test_saved_model_below_brackets_says_why_it_cannot_be_read(tmp_path):
+    directory = tmp_path / "run[1]"
+    touch(directory / "saved_model.pb")
+    with pytest.raises(errors.UserError, match=r"'\[1\]' for a pattern; use a path"):
+        artifacts.load(str(directory))
+
+
 class Limited(BrightFinder):
     """A finder that accepts two images of 1,200 pixels in a request."""
 
