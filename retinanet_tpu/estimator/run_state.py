@@ -44,6 +44,7 @@ class RunState(NamedTuple):
     beat: int  # goes up with every write, over restarts too
     trainer: process_ids.ProcessId | None = None  # None in files of older versions
     claim: str = ""  # differs for each start of a trainer
+    every_secs: float = 0  # between two beats
 
 
 class ClaimLostError(errors.UserError):
@@ -72,6 +73,7 @@ def read(model_dir: str) -> RunState | None:
             int(found["beat"]),
             None if trainer is None else process_ids.from_json(trainer),
             str(found.get("claim", "")),
+            float(found.get("every_secs", 0)),
         )
         if state.state in STATES:
             return state
@@ -128,9 +130,7 @@ class Heartbeat:
             return self
         tf.io.gfile.makedirs(self._model_dir)
         before = await_end(
-            self._model_dir,
-            _MISSED_BEATS * self._every_secs,
-            stop_reason=self._stop_reason,
+            self._model_dir, self._every_secs, stop_reason=self._stop_reason
         )
         # Of two that start at the same time one sees here that the other was quicker.
         with leases.exclusive(self._model_dir):
@@ -207,7 +207,14 @@ class Heartbeat:
 
     def _write(self):
         self._beat += 1
-        state = RunState(self.state, self.step, self._beat, self._trainer, self._claim)
+        state = RunState(
+            self.state,
+            self.step,
+            self._beat,
+            self._trainer,
+            self._claim,
+            self._every_secs,
+        )
         write(self._model_dir, state)
 
 
@@ -220,7 +227,7 @@ def is_live(state: RunState | None) -> bool:
 
 def await_end(
     model_dir: str,
-    patience_secs: float,
+    every_secs: float,
     *,
     stop_reason: Callable[[], str | None] = interruptions.never,
     clock: Callable[[], float] = time.monotonic,
@@ -229,11 +236,11 @@ def await_end(
     """Waits until the trainer of an earlier start has ended; returns its last state.
 
     A trainer that was killed on this machine does not delay the next one. One that was
-    killed elsewhere does, until its beat has not changed for patience_secs.
+    killed elsewhere does, until three of its beats are missing.
 
     Args:
       model_dir: The directory of the run.
-      patience_secs: How long a state must not change.
+      every_secs: The time between two beats, if the state does not say.
       stop_reason: A reason ends the wait.
       clock: Monotonic seconds.
       sleep: Waits for seconds.
@@ -244,6 +251,7 @@ def await_end(
     first = read(model_dir)
     if not is_live(first):
         return first
+    patience_secs = _MISSED_BEATS * max(every_secs, first.every_secs)
     logging.warning(
         "%s says that it trains in %s; waiting up to %.0f s for a sign of it",
         _spelled(first),

@@ -5,7 +5,6 @@ the next batch in C++, for ever if none comes. Here a thread of its own waits, a
 caller may give the call up. Nothing ends such a thread but the process.
 """
 
-import contextlib
 import logging as python_logging
 import os
 import queue
@@ -143,17 +142,24 @@ def _forget_finished():
 
 
 def leave(code: int) -> None:
-    """Ends the process with an exit code, even if a thread was given up.
+    """Ends the process with an exit code, whatever was given up or closed.
 
     Raises:
-      SystemExit: The usual way, if it can do no harm.
+      SystemExit: The usual way, if it keeps the exit code and can do no harm.
     """
     _forget_finished()
-    if not _unfinished:
+    is_flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
+    # The usual way would take down TensorFlow while such a thread still uses it, and
+    # would end with 120 if the terminal is gone.
+    if not _unfinished and all(is_flushed):
         sys.exit(code)
-    # The usual way would take down TensorFlow while such a thread still uses it.
     python_logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # Closed, or read by nobody.
-            stream.flush()
     os._exit(code)
+
+
+def _flush(stream):
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True

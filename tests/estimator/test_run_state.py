@@ -75,7 +75,7 @@ class Sleeper:
 
     def await_end(self, model_dir, **more):
         return run_state.await_end(
-            model_dir, 30, clock=lambda: self.now, sleep=self.sleep, **more
+            model_dir, 10, clock=lambda: self.now, sleep=self.sleep, **more
         )
 
 
@@ -94,11 +94,15 @@ def test_a_trainer_that_was_killed_on_this_machine_delays_nobody(model_dir):
 
 
 @pytest.mark.parametrize("trainer", [None, ELSEWHERE.trainer])
-def test_a_trainer_that_was_killed_elsewhere_is_waited_for_once(model_dir, trainer):
-    state = ELSEWHERE._replace(trainer=trainer)
+@pytest.mark.parametrize(("every_secs", "wait_secs"), [(0, 30), (5, 30), (60, 180)])
+def test_a_trainer_that_was_killed_elsewhere_is_waited_for_once(
+    model_dir, trainer, every_secs, wait_secs
+):
+    state = ELSEWHERE._replace(trainer=trainer, every_secs=every_secs)
     run_state.write(model_dir, state)
     sleeper = Sleeper()
-    assert sleeper.await_end(model_dir) == state and 30 <= sleeper.now < 31
+    assert sleeper.await_end(model_dir) == state
+    assert wait_secs <= sleeper.now < wait_secs + 1
 
 
 def test_a_trainer_whose_heart_beats_is_not_disturbed(model_dir):
