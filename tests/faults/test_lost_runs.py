@@ -60,6 +60,22 @@ def test_brackets_in_the_model_dir_are_refused_before_anything_is_written(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("MAX_STEPS = 2e5", r"MAX_STEPS is 200000\.0; .* Write 200000\."),
+        ("MAX_STEPS = '7'", r"MAX_STEPS is '7'; .* Write 7\."),
+        ("EVAL_EVERY = 'None'", r"EVAL_EVERY is 'None'; .* Write None\."),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_before_anything_is_written(
+    tmp_path, data_dir, binding, message
+):
+    with pytest.raises(errors.UserError, match=message):
+        commands.run(train.main, tmp_path / "run", data_dir, binding)
+    assert os.listdir(tmp_path) == []
+
+
 def start_and_stall(run, **more):
     """Returns a trainer that is done with 20 steps and waits for data."""
     trainer = run.train(fault="data_stall", **more)
