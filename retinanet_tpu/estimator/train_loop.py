@@ -175,9 +175,9 @@ class TrainLoop:
             autograph=False,
             jit_compile=jit_compile or None,
         )
-        num_local = len(strategy.extended.worker_devices)
-        with tf.device(_host_of(strategy)):
-            counters = [tf.Variable(0, dtype=tf.int64) for _ in range(num_local + 1)]
+        devices = _devices_of(strategy)
+        with tf.device(_host_of(devices[0])):
+            counters = [tf.Variable(0, dtype=tf.int64) for _ in [*devices, "steps"]]
         self._num_fetched, self._num_done = counters[:-1], counters[-1]
         self._loop = _make_loop(
             strategy, replica_step, self._num_fetched, self._num_done
@@ -224,10 +224,18 @@ class TrainLoop:
         return LoopResult(means, secs, input_wait(times.numpy()), num_traces)
 
 
-def _host_of(strategy):
-    """Returns the CPU beside a strategy's first device, on its machine."""
-    device = tf.DeviceSpec.from_string(strategy.extended.worker_devices[0])
-    return device.replace(device_type="CPU", device_index=0).to_string()
+def _devices_of(strategy):
+    """Returns the devices of this process's replicas, by name."""
+    try:
+        return strategy.extended.worker_devices
+    except RuntimeError:  # TensorFlow's default strategy, of one replica, has none.
+        return ("/device:CPU:0",)
+
+
+def _host_of(device):
+    """Returns the CPU beside a device, on its machine."""
+    spec = tf.DeviceSpec.from_string(device)
+    return spec.replace(device_type="CPU", device_index=0).to_string()
 
 
 def _make_loop(strategy, replica_step, num_fetched, num_done):
