@@ -1,11 +1,14 @@
 """Gives every test eight logical CPUs, so that replicas need no accelerator."""
 
 import os
+import signal
 
 import tensorflow as tf
 
 # LLVM's share of compiling a train step is two thirds, and changes nothing tested here.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Under nohup, SIGHUP would be ignored here and in all that the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 8,

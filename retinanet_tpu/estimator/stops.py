@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -93,15 +94,19 @@ class Stopper:
         def give_up_reason():
             nonlocal tensors
             reason, seen = stall.reason(), progress_fn()
+            before, tensors = tensors, None
             if not reason or not seen.is_waiting:
                 return None
             self._state.step = seen.num_done
             if self._is_alone and seen.is_between_steps:
                 tensors = self._finite_tensors()
             # The batch may have come meanwhile, and its step begun to change variables.
-            if progress_fn() == seen:
+            # On a busy machine the counters may be late, so two readings must agree.
+            is_still = progress_fn() == seen
+            if is_still and (tensors is None or _are_equal(before, tensors)):
                 return reason
-            self._state.step, tensors = first_step, None
+            self._state.step = first_step
+            tensors = tensors if is_still else None
             return None
 
         first_step, tensors = self._state.step, None
@@ -133,3 +138,9 @@ class Stopper:
         saved_step = self._saver.saved_step
         num_lost = max(0, self._state.step - saved_step)
         return interruptions.Interrupted(reason, saved_step, num_lost=num_lost)
+
+
+def _are_equal(before, now):
+    return before is not None and all(
+        np.array_equal(before[name], value) for name, value in now.items()
+    )
