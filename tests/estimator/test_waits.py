@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 import linear
 from retinanet_tpu.estimator import checkpoints, interruptions, summaries, waits
@@ -51,6 +52,22 @@ class Stalling:
 
     def stop_reason(self):
         return "enough" if self.is_reached.is_set() else None
+
+
+def test_every_call_runs_functions_with_the_options_that_are_set_now():
+    def options():
+        return context.context().function_call_options.config_proto_serialized
+
+    waits.call(options, never)
+    before = tf.config.optimizer.get_experimental_options()
+    changed = not before.get("arithmetic_optimization", True)
+    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": changed})
+    try:
+        assert waits.call(options, never) == options()
+    finally:
+        tf.config.optimizer.set_experimental_options(
+            {"arithmetic_optimization": not changed}
+        )
 
 
 def test_a_call_returns_and_raises_what_its_function_does():
