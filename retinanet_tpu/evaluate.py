@@ -15,8 +15,6 @@ with --once); 1, an error, which a sentence explains; 3, no sign of the trainer 
 SIGHUP (the terminal is gone).
 """
 
-import retinanet_tpu.startup_cpu
-
 import contextlib
 import signal
 import sys
@@ -25,17 +23,12 @@ import time
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.estimator import (
-    checkpoints,
-    interruptions,
-    leases,
-    sidecar,
-    strategy,
-    summaries,
-    waits,
-)
+from retinanet_tpu import errors
+from retinanet_tpu.estimator import sidecar, summaries, waits
+from retinanet_tpu.estimator.cluster import preemption, strategy
+from retinanet_tpu.estimator.model_dir import checkpoints, leases
 from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 EXIT_CODES = {
@@ -66,7 +59,7 @@ _PREEMPTION_SECS = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     # An orderly end gives leases back; a supervisor stops processes so.
-    for number in interruptions.ending_signals():
+    for number in preemption.ending_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _evaluate()

@@ -10,15 +10,13 @@ checkpoint itself finds in pictures of --check_images or, without that, of the
 evaluation split. They also calibrate tflite_int8, for which thirty are right.
 """
 
-import retinanet_tpu.startup_cpu
-
 import functools
 
 from absl import flags, logging
 
-from retinanet_tpu import guard
-from retinanet_tpu.data import photographs
-from retinanet_tpu.estimator import strategy
+from retinanet_tpu.data import image_files
+from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables, formats, serving_fn
 
 _CHECKPOINT = cli.checkpoint_flag()
@@ -60,12 +58,12 @@ def _pictures():
     """
     if _CHECK_IMAGES.value is None:
         return None
-    paths = photographs.find([_CHECK_IMAGES.value])
+    paths = image_files.find([_CHECK_IMAGES.value])
     paths = paths[: formats.num_pictures(_FORMAT.value)]
     logging.info(
         "export | checks on %s", f"{len(paths)} pictures of {_CHECK_IMAGES.value}"
     )
-    return [photographs.load(path) for path in paths]
+    return [image_files.load(path) for path in paths]
 
 
 if __name__ == "__main__":

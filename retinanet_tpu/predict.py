@@ -13,8 +13,6 @@ Photographs are seen as viewers show them: turned as their EXIF orientation says
 that cannot be read are named and skipped; the exit code is 0 if any could.
 """
 
-import retinanet_tpu.startup_cpu
-
 import functools
 import json
 import os
@@ -25,11 +23,12 @@ import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard, structures
-from retinanet_tpu.data import photographs
-from retinanet_tpu.estimator import files
+from retinanet_tpu import errors, structures
+from retinanet_tpu.data import image_files
+from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, visualize
-from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
 
@@ -62,10 +61,10 @@ def predict_files(
             "drawings would overwrite; choose another folder."
         )
     tf.io.gfile.makedirs(output_dir)
-    meter = stream.Meter("predict", len(paths))
-    read = enumerate(stream.ahead(_load_or_skip, paths), start=1)
+    meter = batching.Meter("predict", len(paths))
+    read = enumerate(batching.ahead(_load_or_skip, paths), start=1)
     pictures = ((image_id, image) for image_id, image in read if image is not None)
-    found = stream.detect(
+    found = batching.detect(
         artifact,
         pictures,
         batch_size=batch_size,
@@ -74,7 +73,7 @@ def predict_files(
     )
     drawings = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
     draw_fn = functools.partial(_draw, drawings=drawings, names=artifact.names)
-    results = list(stream.ahead(draw_fn, _each(found, min_score)))
+    results = list(batching.ahead(draw_fn, _each(found, min_score)))
     meter.close()
     _save_results(sorted(results, key=lambda result: result[0]), paths, output_dir)
     logging.info(f"predict | done | {meter} | {output_dir}")
@@ -83,13 +82,13 @@ def predict_files(
 
 def _load_or_skip(path: str) -> np.ndarray | None:
     try:
-        return photographs.load(path)
+        return image_files.load(path)
     except errors.UserError as error:
         _log_skipped(error)
         return None
 
 
-def _skip_batch(batch: stream.Batch, error: errors.UserError, *, paths) -> None:
+def _skip_batch(batch: batching.Batch, error: errors.UserError, *, paths) -> None:
     for image_id in batch.ids:
         _log_skipped(f"{paths[image_id - 1]}: {error}")
 
@@ -100,7 +99,7 @@ def _log_skipped(reason: object) -> None:
 
 
 def _each(
-    found: Iterable[tuple[stream.Batch, structures.Detections]], min_score: float
+    found: Iterable[tuple[batching.Batch, structures.Detections]], min_score: float
 ) -> Iterator[tuple[int, np.ndarray, structures.Detections]]:
     """Yields id, picture and objects of each picture of each batch."""
     for batch, detections in found:
@@ -159,7 +158,7 @@ def define_flags() -> None:
 
 def main(paths: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    paths = photographs.find([*FLAGS.images, *paths])
+    paths = image_files.find([*FLAGS.images, *paths])
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     logging.info(
         f"predict | {artifact.kind} {artifact.path} | {len(paths)} images to read"

@@ -9,8 +9,6 @@ and the exported signature on one picture. Times are lower bounds: the vendor's 
 rates, no waiting for other devices, one pass of a loop of unknown length.
 """
 
-import retinanet_tpu.startup_cpu
-
 import contextlib
 import json
 import sys
@@ -22,15 +20,11 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.task import cli, configurables, host_rate, steps
-from retinanet_tpu.xla import (
-    compile as compiler,
-    lower,
-    report as report_lib,
-    roofline,
-    traffic,
-)
+from retinanet_tpu import errors
+from retinanet_tpu.planning import host_throughput, report as report_lib, step_functions
+from retinanet_tpu.startup import guard
+from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.xla import compiler, lower, roofline, traffic
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v3-8", "A slice, as Google Cloud names it."
@@ -68,7 +62,7 @@ def main() -> None:
         "num_hosts": target.num_hosts,
         "steps": {},
     }
-    for name, step in steps.make(run).items():
+    for name, step in step_functions.make(run).items():
         found = examine(name, step, step.images, target, dump_dir=_DUMP_HLO.value)
         if "images_per_sec_at_most" in found and step.num_replicas > 1:
             wanted = found["images_per_sec_at_most"] / target.num_hosts
@@ -85,7 +79,7 @@ def main() -> None:
 
 def examine(
     name: str,
-    step: steps.Step,
+    step: step_functions.Step,
     images: int,
     target: roofline.Accelerator,
     dump_dir: str | None = None,
@@ -152,7 +146,7 @@ def _overrides(target):
 
 def _host_rates(run):
     with _logged("preflight | measuring the input pipeline"):
-        return host_rate.images_per_core_sec(run)
+        return host_throughput.images_per_core_sec(run)
 
 
 def _is_searched(name, step, found):

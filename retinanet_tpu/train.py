@@ -17,8 +17,6 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
       the last checkpoint
 """
 
-import retinanet_tpu.startup_tpu
-
 import contextlib
 import functools
 import sys
@@ -26,14 +24,9 @@ import sys
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import guard
-from retinanet_tpu.estimator import (
-    interruptions,
-    train_and_evaluate,
-    training,
-    waits,
-    workers,
-)
+from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
+from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
@@ -54,15 +47,15 @@ def main() -> None:
         print("\n".join(dry_run_lines()))
         return
     try:
-        host = interruptions.find_metadata_host()
-        with interruptions.Listener(host, POLL_SECS) as listener:
+        host = preemption.find_metadata_host()
+        with preemption.Listener(host, POLL_SECS) as listener:
             _train(text, listener)
     except (
-        interruptions.Interrupted,
-        training.DivergedError,
-        workers.LostError,
+        preemption.Interrupted,
+        train_step.DivergedError,
+        worker_group.LostError,
     ) as error:
-        is_diverged = isinstance(error, training.DivergedError)
+        is_diverged = isinstance(error, train_step.DivergedError)
         with contextlib.suppress(OSError):  # The terminal may be gone.
             print(f"error: {error}" if is_diverged else error, file=sys.stderr)
         waits.leave(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)

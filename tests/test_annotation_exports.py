@@ -9,7 +9,7 @@ import pytest
 
 import export_folders
 import tool_processes
-from retinanet_tpu.data import categories
+from retinanet_tpu.data import category_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs/annotation_exports.md").read_text("utf-8")
@@ -52,6 +52,6 @@ def test_a_command_of_the_page_converts_the_export(convert, tmp_path, export):
     command = COMMANDS[export].replace("=DS", f"={folder}").replace("=0.2", "=0.5")
     done = convert(f"--output_dir={output}", *shlex.split(command))
     assert done.returncode == 0, done.stderr
-    assert categories.read(str(output / "categories.json")).names == ["cat", "dog"]
+    assert category_map.read(str(output / "categories.json")).names == ["cat", "dog"]
     found = boxes(output / "train.json") + boxes(output / "val.json")
     assert sorted(found) == sorted(map(expected_boxes, export_folders.IMAGES))

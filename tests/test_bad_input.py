@@ -18,14 +18,9 @@ import tensorflow as tf
 import commands
 import toy_data
 from retinanet_tpu import evaluate, train
-from retinanet_tpu.data import (
-    annotations,
-    categories,
-    converter,
-    pipeline,
-    record_files,
-)
-from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.conversion import converter
+from retinanet_tpu.data import annotations, category_map, pipeline, record_files
+from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.task import cli, data_checks
 
 BROKEN = b"\xff\xd8\xff\xe0 no more of it"
@@ -161,7 +156,7 @@ def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, colour, name):
     dataset = pipeline.make_eval_dataset(
         str(tmp_path),
         "a",
-        categories=categories.from_coco(toy_data.CATEGORIES),
+        categories=category_map.from_coco(toy_data.CATEGORIES),
         batch_size=1,
         image_size=(32, 64),
     )

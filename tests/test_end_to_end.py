@@ -10,8 +10,9 @@ from PIL import Image
 
 import toy_data
 from retinanet_tpu import predict
-from retinanet_tpu.data import photographs
-from retinanet_tpu.estimator import checkpoints, train_and_evaluate
+from retinanet_tpu.data import image_files
+from retinanet_tpu.estimator import train_and_evaluate
+from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.serving import artifacts
 from retinanet_tpu.task import serving_fn
 
@@ -117,7 +118,7 @@ def test_predict_writes_findings_and_drawings(exported, data_dir, work_dir):
     output_dir = work_dir / "found"
     artifact = artifacts.load(artifacts.find(exported))
     assert artifact.names == {3: "red", 7: "blue"}
-    paths = photographs.find([f"{data_dir}/pictures/50*.jpg"])
+    paths = image_files.find([f"{data_dir}/pictures/50*.jpg"])
     predict.predict_files(artifact, paths, str(output_dir), min_score=0.001)
     records = json.loads((output_dir / "detections.json").read_text())
     assert records and {record["category_id"] for record in records} <= {3, 7}

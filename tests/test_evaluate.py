@@ -13,7 +13,8 @@ from absl.testing import flagsaver
 import toy_data
 from retinanet_tpu import evaluate
 from retinanet_tpu.data import pipeline
-from retinanet_tpu.estimator import run_state, sidecar, summaries, training
+from retinanet_tpu.estimator import sidecar, summaries, train_step
+from retinanet_tpu.estimator.model_dir import run_state
 from retinanet_tpu.task import cli
 
 BINDINGS = (*toy_data.TWO_LEVELS, "Plan.num_pictures = 0")
@@ -29,7 +30,7 @@ def model_dir(tmp_path, data_dir):
     """A run on a TPU, finished at step 4."""
     run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
     network = run.network_fn(run.params)
-    state = training.TrainState(network, run.update_fn(network))
+    state = train_step.TrainState(network, run.update_fn(network))
     (tmp_path / "run").mkdir()
     for state.step in (2, 4):
         state.save(str(tmp_path / "run"))

@@ -12,7 +12,7 @@ from PIL import Image
 import commands
 import toy_data
 from retinanet_tpu import errors, export, train
-from retinanet_tpu.serving import agreement, artifacts, onnx_format, warm_up
+from retinanet_tpu.serving import artifacts, onnx_format, parity, warm_up
 from retinanet_tpu.task import formats
 
 # So that a network of twelve steps finds something, with scores far enough apart.
@@ -79,7 +79,7 @@ def test_every_format_finds_what_the_saved_model_finds(exported, data_dir, name)
     batches = [np.array(Image.open(picture))[None] for picture in pictures]
     expected = artifacts.load(str(exported))
     artifact = artifacts.load(str(path))
-    result = agreement.compare(
+    result = parity.compare(
         [artifact.detect(batch) for batch in batches],
         [expected.detect(batch) for batch in batches],
         formats.FORMATS[name].tolerance,
@@ -210,7 +210,7 @@ def test_an_export_that_finds_other_objects_is_refused(model_dir, monkeypatch):
         formats.FORMATS,
         "tflite",
         formats.FORMATS["tflite"]._replace(
-            tolerance=agreement.Tolerance(iou=2.0, score=-1.0)
+            tolerance=parity.Tolerance(iou=2.0, score=-1.0)
         ),
     )
     with pytest.raises(ValueError, match="tflite export does not find what the check"):

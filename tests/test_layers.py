@@ -7,19 +7,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "retinanet_tpu"
 # Folders of one layer do not know each other; commands import what they start.
 LAYERS = [
     {"errors"},
-    {"startup"},
-    {
-        "startup_cpu",
-        "startup_tpu",
-        "structures",
-        "replicas",
-        "guard",
-        "annotation_fields",
-    },
+    {"startup", "structures", "replicas", "annotation_fields"},
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
-    {"serving"},
+    {"conversion", "inspection", "serving"},
     {"task"},
+    {"planning"},
     {"train", "evaluate", "export", "predict", "preflight"},
 ]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

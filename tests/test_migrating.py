@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 PAGE = (pathlib.Path(__file__).parents[1] / "MIGRATING.md").read_text()
 ROWS = [

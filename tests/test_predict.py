@@ -12,7 +12,7 @@ from PIL import Image
 
 import photo_folder
 from retinanet_tpu import errors, predict
-from retinanet_tpu.data import photographs
+from retinanet_tpu.data import image_files
 from retinanet_tpu.serving import artifacts
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
@@ -139,7 +139,7 @@ def test_pictures_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_pa
     for number, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"no picture")
-    paths, found = photographs.find([str(tmp_path)]), tmp_path / "found"
+    paths, found = image_files.find([str(tmp_path)]), tmp_path / "found"
     assert predict.predict_files(artifact, paths, str(found), batch_size=2) == 6
     images, records = (
         read_json(found / name) for name in ("images.json", "detections.json")
@@ -161,7 +161,7 @@ def test_image_that_the_model_refuses_is_named_and_skipped(
         return artifact.detect(pictures)
 
     picky = dataclasses.replace(artifact, detect_fn=detect)
-    paths, found = photographs.find([str(photos)]), tmp_path / "found"
+    paths, found = image_files.find([str(photos)]), tmp_path / "found"
     assert predict.predict_files(picky, paths, str(found)) == 1
     assert [image["id"] for image in read_json(found / "images.json")] == [2]
     assert f"skipped {photos / 'a.jpg'}: An image has more pixels" in caplog.text
@@ -172,8 +172,8 @@ def test_drawing_has_the_size_of_the_photo_and_differs_from_it(
 ):
     paths, found = [str(photos / "b.png")], tmp_path / "found"
     assert predict.predict_files(artifact, paths, str(found)) == 1
-    drawing = photographs.load(str(found / "b.png"))
-    photo = photographs.load(paths[0])
+    drawing = image_files.load(str(found / "b.png"))
+    photo = image_files.load(paths[0])
     assert drawing.shape == photo.shape
     assert (drawing != photo).any()
 

@@ -14,8 +14,9 @@ from absl.testing import flagsaver
 
 import toy_data
 from retinanet_tpu import preflight
-from retinanet_tpu.task import configurables, host_rate, steps
-from retinanet_tpu.xla import compile as compiler, lower, roofline
+from retinanet_tpu.planning import host_throughput, step_functions
+from retinanet_tpu.task import configurables
+from retinanet_tpu.xla import compiler, lower, roofline
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"needs {compiler.INSTALL}"
@@ -63,7 +64,7 @@ def lower_fake(fn, specs, strategy):
 
 
 def tanh_step(images, setting="BATCH_SIZE", num_replicas=8):
-    return steps.Step(
+    return step_functions.Step(
         tf.tanh, lambda n: (tf.TensorSpec([n, 4]),), images, num_replicas, setting
     )
 
@@ -74,7 +75,7 @@ def run_command(monkeypatch, capsys, made=None, **settings):
     monkeypatch.setattr(compiler, "for_tpu", compile_fake)
     monkeypatch.setattr(lower, "lower", lower_fake)
     monkeypatch.setattr(
-        host_rate, "images_per_core_sec", lambda run: {"train": 0.5, "eval": 1.0}
+        host_throughput, "images_per_core_sec", lambda run: {"train": 0.5, "eval": 1.0}
     )
 
     def make(run):
@@ -85,7 +86,7 @@ def run_command(monkeypatch, capsys, made=None, **settings):
             "predict": tanh_step(1, "", 1),
         }
 
-    monkeypatch.setattr(steps, "make", make)
+    monkeypatch.setattr(step_functions, "make", make)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
     settings = {
@@ -222,7 +223,7 @@ def test_an_operation_for_hosts_is_named_with_its_line():
 
     line = f"{__file__}:{fn.__code__.co_firstlineno + 1}"
     specs = tf.TensorSpec([1, 10, 1, 4]), tf.TensorSpec([1, 10, 2])
-    step = steps.Step(fn, lambda _: specs, 1, 1, "")
+    step = step_functions.Step(fn, lambda _: specs, 1, 1, "")
     found = preflight.examine("eval", step, 1, roofline.accelerator("v3-8"))
     assert found["outcome"] == "does not compile"
     assert found["error"] == (
@@ -256,7 +257,9 @@ def test_without_the_extra_a_sentence_says_what_to_install():
 def make_steps(num_devices):
     toy_data.parse("none", *SMALL)
     strategy = lower.AheadOfTimeStrategy(num_devices)
-    return steps.make(configurables.make_experiment(None, strategy_fn=lambda: strategy))
+    return step_functions.make(
+        configurables.make_experiment(None, strategy_fn=lambda: strategy)
+    )
 
 
 @pytest.fixture(scope="module")

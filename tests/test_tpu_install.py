@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = os.environ.get("PYTHON", sys.executable)
 IMPORT = """
-import retinanet_tpu.startup_tpu
+import retinanet_tpu.startup.tpu
 import tensorflow
 from importlib import metadata
 print(tensorflow.__version__, metadata.version("libtpu"))

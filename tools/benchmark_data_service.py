@@ -8,8 +8,6 @@ The reader takes CPU time too, so the last worker on a machine brings less than 
 others, and what else runs there takes its share: believe the ratios.
 """
 
-import retinanet_tpu.startup_cpu
-
 import contextlib
 import itertools
 import os
@@ -25,8 +23,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
 from retinanet_tpu.data import pipeline
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 _WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to compare.")

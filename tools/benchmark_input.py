@@ -12,8 +12,6 @@ records, size, jitter, flip, shuffle buffer and batch; to the host's work it add
 targets of all anchors, which ours leaves to the device.
 """
 
-import retinanet_tpu.startup_cpu
-
 import json
 import os
 import pathlib
@@ -27,8 +25,9 @@ from typing import Any
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
 from retinanet_tpu.data import record_files
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 _DATA = flags.DEFINE_string("data", None, "DIR/SPLIT-*.tfrecord; not with --gin_file.")

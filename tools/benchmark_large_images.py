@@ -7,8 +7,6 @@ CPU time of the process per image, the median over --num_rounds, and the root me
 square difference from the mean over the area that each pixel covers, in gray levels.
 """
 
-import retinanet_tpu.startup_cpu
-
 import functools
 import io
 import statistics
@@ -20,8 +18,8 @@ import PIL.Image
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import guard
-from retinanet_tpu.data import photographs, transforms
+from retinanet_tpu.data import image_files, transforms
+from retinanet_tpu.startup import guard
 
 _JPEGS = flags.DEFINE_string("jpegs", None, "Folder of JPEGs, instead of made-up ones.")
 _CANVAS = flags.DEFINE_integer("canvas", 640, "Sides of the canvas, px.")
@@ -124,7 +122,7 @@ def _rms(fn, kind, inputs):
 def main() -> None:
     """Runs the command."""
     if _JPEGS.value:
-        paths = photographs.find([_JPEGS.value])
+        paths = image_files.find([_JPEGS.value])
         jpegs = [tf.io.read_file(path).numpy() for path in paths]
     else:
         jpegs = [made_up_jpeg(seed) for seed in range(_NUM_MADE_UP)]

@@ -15,8 +15,6 @@ all that an artifact does. What takes only so many pictures at once runs as ofte
 batch needs. An input of fixed size gets pictures that were padded to it beforehand.
 """
 
-import retinanet_tpu.startup_cpu
-
 import argparse
 import contextlib
 import datetime
@@ -32,7 +30,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
+from retinanet_tpu.startup import guard
 
 _WORKER = pathlib.Path(__file__).parent / "benchmarks" / "timed_detector.py"
 

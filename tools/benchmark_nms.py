@@ -13,8 +13,6 @@ medians comes out. The contenders of TensorFlow are
                                   class, then the best of all, in one traced function
 """
 
-import retinanet_tpu.startup_cpu
-
 import statistics
 import sys
 import time
@@ -23,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import guard
 from retinanet_tpu.detections import decode, nms
+from retinanet_tpu.startup import guard
 
 _IMAGES = flags.DEFINE_integer("images", 8, "B.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("classes", 80, "K.", lower_bound=1)

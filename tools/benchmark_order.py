@@ -16,8 +16,6 @@ them. A Markdown table comes out, with medians over all batches:
 Images in random order give 10 classes of 10, .16 of 64 images, and 0.
 """
 
-import retinanet_tpu.startup_cpu
-
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -27,8 +25,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import guard
-from retinanet_tpu.data import annotations, converter, record_files, record_order
+from retinanet_tpu.conversion import converter
+from retinanet_tpu.data import annotations, record_files, record_order
+from retinanet_tpu.startup import guard
 
 _IMAGES = flags.DEFINE_integer("num_images", 20_000, "Images.", lower_bound=1)
 _CLASSES = flags.DEFINE_integer("num_classes", 10, "Classes.", lower_bound=1)

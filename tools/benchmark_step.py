@@ -15,8 +15,6 @@ the same on every device; bytes are what the device's compiler counts after its
 optimisations, and leave out library calls where it cannot see into them.
 """
 
-import retinanet_tpu.startup_cpu
-
 import argparse
 import datetime
 import math
@@ -30,7 +28,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
+from retinanet_tpu.startup import guard
 
 _INSTALL = "pip install 'jax[cuda12]==0.10.2' (or jax==0.10.2 for --platform=cpu)"
 # As StableHLO writes them; ml_dtypes, which comes with jax, adds bfloat16 to NumPy.

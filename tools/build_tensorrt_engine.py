@@ -21,8 +21,6 @@ No GPU was at hand: this was never run on one. All calls were held against the P
 bindings of TensorRT 10.16 and 11.4, and what comes before them is tested.
 """
 
-import retinanet_tpu.startup_cpu
-
 import importlib
 import math
 import os
@@ -35,8 +33,9 @@ import tensorflow as tf
 import tensorrt_engine
 from absl import flags
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.data import photographs, transforms
+from retinanet_tpu import errors
+from retinanet_tpu.data import image_files, transforms
+from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
 _NODE = b"EfficientNMS_TRT"
@@ -118,7 +117,7 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
     paths = sorted(
         os.path.join(folder, name)
         for name in names
-        if name.lower().endswith(photographs.EXTENSIONS)
+        if name.lower().endswith(image_files.EXTENSIONS)
     )
     if len(paths) < batch_size:
         raise errors.UserError(
@@ -138,7 +137,7 @@ def load_batches(
     """
     inputs = []
     for path in paths:
-        fitted, _ = transforms.letterbox(photographs.load(path), image_size)
+        fitted, _ = transforms.letterbox(image_files.load(path), image_size)
         inputs.append(fitted.numpy().astype(np.uint8))  # They are whole numbers.
     return np.stack(inputs).reshape([-1, batch_size, *image_size, 3])
 

@@ -17,8 +17,6 @@ and started again it goes on where it was. What a person should look at is count
 listed with file and line in <split>.findings.txt.
 """
 
-import retinanet_tpu.startup_cpu
-
 import os
 import shlex
 from typing import NamedTuple
@@ -27,16 +25,9 @@ import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.data import (
-    annotation_checks,
-    annotations,
-    categories,
-    converter,
-    record_files,
-    shard_states,
-)
-from retinanet_tpu.data.annotation_formats import (
+from retinanet_tpu import errors
+from retinanet_tpu.conversion import checks, converter, shard_progress
+from retinanet_tpu.conversion.formats import (
     files,
     locating,
     readers,
@@ -45,6 +36,8 @@ from retinanet_tpu.data.annotation_formats import (
     split_lists,
     splits,
 )
+from retinanet_tpu.data import annotations, category_map, record_files
+from retinanet_tpu.startup import guard
 
 _FORMAT = flags.DEFINE_enum(
     "format", None, list(readers.FORMATS), "Format of the annotations."
@@ -173,7 +166,7 @@ def check_annotations(
     """Raises UserError where converting would be pointless."""
     with recognition.explained(_path("annotations", word), _FORMAT.value):
         locating.check_exist(annotated, pictures)
-        annotation_checks.check_set(annotated)
+        checks.check_set(annotated)
 
 
 def read_splits() -> dict[str, Part]:
@@ -187,7 +180,7 @@ def read_splits() -> dict[str, Part]:
             seed=_SEED.value,
             group_fn=splits.group_fn(_GROUP_BY.value),
         )
-        annotation_checks.check_splits(**parts)
+        checks.check_splits(**parts)
         return {name: Part(part, pictures.folder) for name, part in parts.items()}
     words, found, read = splits.parse(_SPLIT.value), {}, {}
     _check_words(words)
@@ -218,7 +211,7 @@ def read_splits() -> dict[str, Part]:
 
 
 def with_common_classes(
-    parts: dict[str, Part], existing: categories.Categories | None
+    parts: dict[str, Part], existing: category_map.Categories | None
 ) -> dict[str, Part]:
     """Gives all splits one list of classes, with the ids of an earlier conversion.
 
@@ -264,7 +257,7 @@ def check_no_other_files(output_dir: str, split: str, num_shards: int) -> None:
         )
 
 
-def write_split(part: Part, split: str, wanted: categories.Categories) -> None:
+def write_split(part: Part, split: str, wanted: category_map.Categories) -> None:
     """Converts a split and says what became of it."""
     output_dir, annotated = _OUTPUT_DIR.value, part.annotated
     num_shards = min(_NUM_SHARDS.value, len(annotated.images))
@@ -283,11 +276,11 @@ def write_split(part: Part, split: str, wanted: categories.Categories) -> None:
     findings = [
         *annotated.findings,
         *conversion.findings,
-        *annotation_checks.classes_without_boxes(stored.images, stored.categories),
+        *checks.classes_without_boxes(stored.images, stored.categories),
     ]
     print(converter.summary(conversion._replace(findings=findings)))
     write_findings(findings, split)
-    categories.write(wanted, _categories_path())
+    category_map.write(wanted, _categories_path())
     # Last, so that it stands for a finished conversion.
     json_path = os.path.join(output_dir, f"{split}.json")
     annotations.write_coco(stored, json_path, description=_description(split))
@@ -320,10 +313,10 @@ def main() -> None:
             flags.FLAGS[flag].value = os.path.expanduser(flags.FLAGS[flag].value)
     check_flags()
     output_dir, path = _OUTPUT_DIR.value, _categories_path()
-    existing = categories.read(path) if tf.io.gfile.exists(path) else None
+    existing = category_map.read(path) if tf.io.gfile.exists(path) else None
     parts = with_common_classes(read_splits(), existing)
     listed = next(iter(parts.values())).annotated.categories
-    wanted = categories.from_coco(listed, index_by_id=_INDEX_BY_ID.value)
+    wanted = category_map.from_coco(listed, index_by_id=_INDEX_BY_ID.value)
     if existing is not None and existing != wanted:
         if _INDEX_BY_ID.value:
             raise errors.UserError(
@@ -338,7 +331,7 @@ def main() -> None:
         write_split(part, split, wanted)
     # Only now: killed in a later split, it shall not do the earlier one again.
     for split in parts:
-        shard_states.forget(output_dir, split)
+        shard_progress.forget(output_dir, split)
 
 
 def _description(split: str) -> str:
@@ -346,7 +339,7 @@ def _description(split: str) -> str:
 
 
 def _categories_path() -> str:
-    return os.path.join(_OUTPUT_DIR.value, categories.FILE_NAME)
+    return os.path.join(_OUTPUT_DIR.value, category_map.FILE_NAME)
 
 
 def _path(flag: str, word: str) -> str | None:
@@ -387,7 +380,7 @@ def _remedy(names: str) -> str:
     return f"{one_call} Or start again with {option} in the call for each split."
 
 
-def _listed(entries: categories.Categories) -> str:
+def _listed(entries: category_map.Categories) -> str:
     listed = ", ".join(f"{c.index}={c.name}" for c in entries.categories[:5])
     return f"{entries.num_classes} classes ({listed}, ...)"
 

@@ -6,8 +6,6 @@ Writes OUT/train/*.jpg, OUT/val/*.jpg, OUT/train.json and OUT/val.json, the same
 for the same flags. tools/create_tfrecords.py makes a data directory of them.
 """
 
-import retinanet_tpu.startup_cpu
-
 import colorsys
 import json
 import math
@@ -18,7 +16,7 @@ import tqdm
 from absl import flags
 from PIL import Image, ImageDraw, ImageFilter
 
-from retinanet_tpu import guard
+from retinanet_tpu.startup import guard
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder to write to.")
 _NUM_TRAIN = flags.DEFINE_integer(

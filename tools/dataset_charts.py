@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from plotting import pyplot, ticker
 
-from retinanet_tpu.boxes import anchor_fit, anchors as anchors_lib
-from retinanet_tpu.data import categories as categories_lib, statistics
+from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import visualize
-from retinanet_tpu.task import anchor_recall
+from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
 
 _COLOURS = ("#2f6fb0", "#e08a2c", "#4a9d5b", "#8d62b0")
 _RED = (255, 40, 40)
@@ -19,7 +19,7 @@ _WIDTH = 1000  # Of a drawing of targets, px: small boxes want to be seen.
 
 
 def data_charts(
-    splits: Sequence[statistics.Split], categories: categories_lib.Categories
+    splits: Sequence[dataset_stats.Split], categories: category_map.Categories
 ) -> np.ndarray:
     """Draws what holds without a network: pictures, boxes and classes.
 
@@ -83,9 +83,9 @@ def anchor_charts(
     for ratio in anchors.aspect_ratios:
         _mark(panels[1], ratio)
     _finish(panels[1], "aspect of a box (ticks: anchors)", "width / height", "share")
-    ious = [anchor_fit.best_iou(boxes, anchors, image_size) for _, boxes in shown]
+    ious = [anchor_search.best_iou(boxes, anchors, image_size) for _, boxes in shown]
     _histogram(panels[2], names, ious, np.linspace(0, 1, 41))
-    panels[2].axvline(anchor_fit.REACHED_AT, color="#b03030", linewidth=1)
+    panels[2].axvline(anchor_search.REACHED_AT, color="#b03030", linewidth=1)
     _finish(panels[2], "IoU with the best anchor", "IoU", "share")
     return _pixels(figure, panels[0])
 
@@ -161,7 +161,7 @@ def _image_sizes(panel, splits):
 
 
 def _classes(panel, splits, categories):
-    counts = [statistics.class_counts(split, categories)[:, 0] for split in splits]
+    counts = [dataset_stats.class_counts(split, categories)[:, 0] for split in splits]
     used = [c for c in categories.categories if any(count[c.index] for count in counts)]
     used.sort(key=lambda c: -counts[0][c.index])
     if len(used) > _MAX_BARS:

@@ -11,12 +11,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from retinanet_tpu.data import findings
+from retinanet_tpu.inspection import data_issues
 
 _MARKS = {
-    findings.Severity.ERROR: ("error", "#b3261e"),
-    findings.Severity.WARNING: ("warning", "#9a6700"),
-    findings.Severity.NOTE: ("note", "#57606a"),
+    data_issues.Severity.ERROR: ("error", "#b3261e"),
+    data_issues.Severity.WARNING: ("warning", "#9a6700"),
+    data_issues.Severity.NOTE: ("note", "#57606a"),
 }
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto;
@@ -58,7 +58,7 @@ class Section(NamedTuple):
 def write(
     path: str,
     title: str,
-    found: Sequence[findings.Finding],
+    found: Sequence[data_issues.Finding],
     sections: Sequence[Section],
 ) -> None:
     """Writes the page, as a PNG if the path ends so, else as HTML.
@@ -79,12 +79,12 @@ def write(
         file.write(content)
 
 
-def verdict(found: Sequence[findings.Finding]) -> str:
+def verdict(found: Sequence[data_issues.Finding]) -> str:
     """Returns the sentence that everything else explains."""
-    counts = {s: sum(f.severity == s for f in found) for s in findings.Severity}
-    if errors := counts[findings.Severity.ERROR]:
+    counts = {s: sum(f.severity == s for f in found) for s in data_issues.Severity}
+    if errors := counts[data_issues.Severity.ERROR]:
         return f"Not fit to train on: {errors} error{'s' * (errors > 1)}."
-    warnings = counts[findings.Severity.WARNING]
+    warnings = counts[data_issues.Severity.WARNING]
     if warnings:
         return f"Can be trained on; {warnings} warning{'s' * (warnings > 1)}."
     return "Fit to train on: nothing wrong was found."

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import dataset_page
 import numpy as np
 
-from retinanet_tpu.boxes import anchor_fit
-from retinanet_tpu.data import categories as categories_lib, statistics
+from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import visualize
+from retinanet_tpu.inspection import anchor_search, dataset_stats
 
 _MAX_CLASSES = 100
 
 
-def splits_table(splits: Sequence[statistics.Split]) -> dataset_page.Table:
+def splits_table(splits: Sequence[dataset_stats.Split]) -> dataset_page.Table:
     """Returns counts and sizes, a column a split."""
     head = ["", *(split.name for split in splits)]
     columns = [_split_column(split) for split in splits]
@@ -23,7 +23,7 @@ def splits_table(splits: Sequence[statistics.Split]) -> dataset_page.Table:
 def _split_column(split):
     heights, widths = split.image_sizes.T
     per_image, sides = split.boxes_per_image, split.sides
-    num_copies = sum(len(group) - 1 for group in statistics.duplicates(split))
+    num_copies = sum(len(group) - 1 for group in dataset_stats.duplicates(split))
     return {
         "images": f"{len(split.image_ids):,}",
         "without boxes": f"{(per_image == 0).sum():,}",
@@ -40,7 +40,7 @@ def _split_column(split):
         "aspect of a box": _range(sides[:, 1] / np.maximum(sides[:, 0], 1)),
         **{
             f"{name} boxes": f"{(split.size_indexes == index).sum():,}"
-            for index, name in enumerate(statistics.SIZE_NAMES)
+            for index, name in enumerate(dataset_stats.SIZE_NAMES)
         },
     }
 
@@ -54,10 +54,10 @@ def _range(values):
 
 
 def classes_table(
-    splits: Sequence[statistics.Split], categories: categories_lib.Categories
+    splits: Sequence[dataset_stats.Split], categories: category_map.Categories
 ) -> dataset_page.Table:
     """Returns boxes and images of each class, those with most boxes first."""
-    counts = [statistics.class_counts(s, categories) for s in splits]
+    counts = [dataset_stats.class_counts(s, categories) for s in splits]
     head = ["class", "id", "index"]
     for split in splits:
         head += [f"boxes of {split.name}", "share", "images"]
@@ -75,7 +75,7 @@ def classes_table(
 
 
 def anchors_table(
-    reaches: Sequence[tuple[str, Mapping[str, anchor_fit.Reach]]],
+    reaches: Sequence[tuple[str, Mapping[str, anchor_search.Reach]]],
 ) -> dataset_page.Table:
     """Returns recall by COCO's sizes, a row for each name."""
     sizes = list(reaches[0][1])

@@ -13,8 +13,6 @@ the scores of its checkpoint. That goes for EXIF's orientation too: pictures are
 upright, and one that was annotated lying on its side is an error.
 """
 
-import retinanet_tpu.startup_cpu
-
 import functools
 import json
 import os
@@ -25,11 +23,12 @@ import tensorflow as tf
 from absl import flags, logging
 from pycocotools import coco as coco_lib
 
-from retinanet_tpu import errors, guard, structures
-from retinanet_tpu.data import pictures
-from retinanet_tpu.estimator import files
+from retinanet_tpu import errors, structures
+from retinanet_tpu.data import image_decoding
+from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
 
@@ -107,8 +106,8 @@ def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            stored = pictures.load(file.read())
-    except pictures.UnusableError as error:
+            stored = image_decoding.load(file.read())
+    except image_decoding.UnusableError as error:
         raise errors.UserError(f"{path} cannot be read: {error}; mend it.") from error
     found = (stored.height, stored.width)
     if size and found != size:
@@ -127,7 +126,7 @@ def detections(
     images_dir: str,
     *,
     batch_size: int,
-    meter: stream.Meter,
+    meter: batching.Meter,
 ) -> Iterator[tuple[structures.Detections, np.ndarray]]:
     """Yields what is found in all annotated pictures.
 
@@ -144,8 +143,8 @@ def detections(
     """
     paths = find_pictures(truth, images_dir)
     load_fn = functools.partial(_load, truth=truth)
-    read = stream.ahead(load_fn, paths.items())
-    for batch, found in stream.detect(
+    read = batching.ahead(load_fn, paths.items())
+    for batch, found in batching.detect(
         artifact, read, batch_size=batch_size, meter=meter
     ):
         yield found, np.array(batch.ids)
@@ -172,7 +171,7 @@ def main() -> None:
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     check_categories(artifact, truth)
     logging.info(f"evaluate | {artifact.kind} {artifact.path}")
-    meter, records = stream.Meter("evaluate", len(truth.imgs)), []
+    meter, records = batching.Meter("evaluate", len(truth.imgs)), []
     batches = detections(
         artifact, truth, FLAGS.images, batch_size=FLAGS.batch_size, meter=meter
     )

@@ -12,15 +12,15 @@ outputs the heads have. What is printed for the split to score on, whole picture
 the search never saw, says whether the find is more than luck.
 """
 
-import retinanet_tpu.startup_cpu
-
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.boxes import anchor_fit, anchors as anchors_lib
-from retinanet_tpu.data import examples, statistics
-from retinanet_tpu.task import anchor_recall, cli, configurables, experiment
+from retinanet_tpu import errors
+from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.data import examples
+from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
+from retinanet_tpu.startup import guard
+from retinanet_tpu.task import cli, configurables, experiment
 
 _OUTPUT = flags.DEFINE_string("output", None, "Gin file to write.")
 _NUM_SCALES = flags.DEFINE_integer("num_scales", None, "As in the run by default.")
@@ -32,7 +32,7 @@ _PASSES = 2  # How often each picture's jitter is drawn.
 
 def rows(
     shown: anchor_recall.ShownBoxes,
-    split: statistics.Split,
+    split: dataset_stats.Split,
     choices: tuple[anchors_lib.Anchors, anchors_lib.Anchors],
     image_size: tuple[int, int],
 ) -> list[str]:
@@ -46,7 +46,7 @@ def rows(
     """
     before, after = (
         anchor_recall.by_size(
-            anchor_fit.best_iou(shown.boxes_yxyx, anchors, image_size), shown, split
+            anchor_search.best_iou(shown.boxes_yxyx, anchors, image_size), shown, split
         )
         for anchors in choices
     )
@@ -80,7 +80,7 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
     params, data, categories = run.params, run.data, run.data.read_categories()
     start, image_size = params["anchors"], params["image_size"]
     canvas = examples.Canvas(image_size, data.max_boxes)
-    train = statistics.read(data.dir, data.train_split, categories)
+    train = dataset_stats.read(data.dir, data.train_split, categories)
     shown = anchor_recall.shown_boxes(
         train, canvas, augmentation=data.augmentation, passes=_PASSES
     )
@@ -89,7 +89,7 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
             f"No box of {data.train_split} can be seen at {image_size}; "
             "tools/inspect_dataset.py says why."
         )
-    found = anchor_fit.fit(
+    found = anchor_search.fit(
         shown.boxes_yxyx,
         start,
         image_size,
@@ -109,7 +109,7 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
         *rows(shown, train, choices, image_size),
     ]
     if data.eval_split != data.train_split and tf.io.gfile.exists(data.annotation_file):
-        val = statistics.read(data.dir, data.eval_split, categories)
+        val = dataset_stats.read(data.dir, data.eval_split, categories)
         whole = anchor_recall.shown_boxes(val, canvas)
         lines += [f"{val.name}, which the search did not see, whole:", head]
         lines += rows(whole, val, choices, image_size)

@@ -14,8 +14,6 @@ error was found that stops training or leads to an AP of 0.
 Needs matplotlib (pip install -e '.[plots]').
 """
 
-import retinanet_tpu.startup_cpu
-
 import dataclasses
 import re
 import sys
@@ -29,25 +27,18 @@ import plotting
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.boxes import anchor_fit
-from retinanet_tpu.data import (
-    categories as categories_lib,
-    examples,
-    findings,
-    record_files,
-    statistics,
-    tf_example,
-)
+from retinanet_tpu import errors
+from retinanet_tpu.data import category_map, examples, record_files, tf_example
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.evaluation import visualize
-from retinanet_tpu.task import (
+from retinanet_tpu.inspection import (
     anchor_recall,
-    cli,
-    configurables,
-    data_checks,
-    experiment,
+    anchor_search,
+    data_issues,
+    dataset_stats,
 )
+from retinanet_tpu.startup import guard
+from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
 _OUTPUT = flags.DEFINE_string("output", None, "HTML or PNG file to write.")
@@ -69,8 +60,8 @@ class Subject:
     """
 
     data_dir: str
-    categories: categories_lib.Categories
-    splits: tuple[statistics.Split, ...]
+    categories: category_map.Categories
+    splits: tuple[dataset_stats.Split, ...]
     run: experiment.Experiment | None = None
 
 
@@ -86,7 +77,7 @@ class Reached:
 
     name: str
     shown: anchor_recall.ShownBoxes
-    by_size: dict[str, anchor_fit.Reach]
+    by_size: dict[str, anchor_search.Reach]
 
 
 def read_subject() -> Subject:
@@ -114,8 +105,8 @@ def read_subject() -> Subject:
             )
         data_dir = _DATA_DIR.value.rstrip("/")
         names = split_names(data_dir)
-    categories = categories_lib.read(f"{data_dir}/{categories_lib.FILE_NAME}")
-    splits = tuple(statistics.read(data_dir, name, categories) for name in names)
+    categories = category_map.read(f"{data_dir}/{category_map.FILE_NAME}")
+    splits = tuple(dataset_stats.read(data_dir, name, categories) for name in names)
     return Subject(data_dir, categories, splits, run)
 
 
@@ -148,25 +139,25 @@ def reached(subject: Subject) -> list[Reached]:
     found = []
     for name, split, augmentation in wanted:
         shown = anchor_recall.shown_boxes(split, canvas, augmentation=augmentation)
-        ious = anchor_fit.best_iou(
+        ious = anchor_search.best_iou(
             shown.boxes_yxyx, params["anchors"], params["image_size"]
         )
         found.append(Reached(name, shown, anchor_recall.by_size(ious, shown, split)))
     return found
 
 
-def problems(subject: Subject, reaches: Sequence[Reached]) -> list[findings.Finding]:
+def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.Finding]:
     """Returns everything to be looked at, the worst first."""
     categories, run, train = subject.categories, subject.run, subject.splits[0]
     num_classes = run.params["num_classes"] if run else None
-    found = findings.label_map_findings(train, categories, num_classes)
+    found = data_issues.label_map_findings(train, categories, num_classes)
     for split in subject.splits:
-        found += findings.split_findings(split, categories)
+        found += data_issues.split_findings(split, categories)
     for split in subject.splits[1:]:
-        found += findings.pair_findings(train, split, categories)
+        found += data_issues.pair_findings(train, split, categories)
         path = f"{subject.data_dir}/{split.name}.json"
         if tf.io.gfile.exists(path):
-            found += findings.annotation_findings(split, path)
+            found += data_issues.annotation_findings(split, path)
     for reach in reaches[:1]:
         found += data_checks.anchor_findings(reach.by_size, reach.name)
     if run:
@@ -234,8 +225,8 @@ def _targets_section(subject):
         classes = labels.classes[image, :num_boxes].numpy()
         names = [categories.names[index] for index in classes]
         boxes = labels.boxes_yxyx[image, :num_boxes].numpy()
-        ious = anchor_fit.best_iou(boxes, params["anchors"], params["image_size"])
-        num_forced += int((ious < anchor_fit.REACHED_AT).sum())
+        ious = anchor_search.best_iou(boxes, params["anchors"], params["image_size"])
+        num_forced += int((ious < anchor_search.REACHED_AT).sum())
         pixels = features.images[image].numpy()
         drawn.append(dataset_charts.targets(pixels, boxes, names, found))
     return dataset_page.Section(
@@ -243,7 +234,7 @@ def _targets_section(subject):
         "Training images after augmentation. Thick: annotated boxes, with the number "
         "of anchors that answer for each; thin, in the same colour: those anchors; "
         f"red: none does. {num_forced} boxes have no anchor of IoU "
-        f"{anchor_fit.REACHED_AT} and get only their best one.",
+        f"{anchor_search.REACHED_AT} and get only their best one.",
         picture=visualize.grid(drawn, 2, height=720),
         is_photograph=True,
     )
@@ -286,7 +277,7 @@ def main() -> None:
         print(f"{finding.severity.name.lower()}: {finding.text}")
     dataset_page.write(_OUTPUT.value, title, found, sections(subject, reaches))
     print(f"{dataset_page.verdict(found)} Written to {_OUTPUT.value}.")
-    if any(f.severity == findings.Severity.ERROR for f in found):
+    if any(f.severity == data_issues.Severity.ERROR for f in found):
         sys.exit(EXIT_UNFIT)
 
 

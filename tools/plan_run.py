@@ -11,8 +11,6 @@ what share of them is reached, --measured takes it from a rate seen on this slic
 Figures of hosts are those that preflight measured on the machine it ran on.
 """
 
-import retinanet_tpu.startup_cpu
-
 import json
 import math
 import subprocess
@@ -22,10 +20,12 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
-from retinanet_tpu.estimator import files
+from retinanet_tpu import errors
+from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.model import layers
-from retinanet_tpu.task import cli, configurables, experiment, run_plan, steps
+from retinanet_tpu.planning import run_time, step_functions
+from retinanet_tpu.startup import guard
+from retinanet_tpu.task import cli, configurables, experiment
 from retinanet_tpu.xla import lower, roofline
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -105,7 +105,7 @@ def check(report: dict[str, Any], run: Run) -> None:
                 f"{name} is {wanted}, preflight's was {found}; {_AGAIN}"
             )
     # Arrays in HBM fill whole tiles, so they take more; what is less is another's.
-    batch_specs = steps.batch_spec(run.experiment, train["images"])
+    batch_specs = step_functions.batch_spec(run.experiment, train["images"])
     least = (run.state_bytes + _num_bytes(tf.nest.flatten(batch_specs))) / 1e6
     if not 0.98 * least <= train["argument_mb"] <= 1.5 * least + 5:
         raise errors.UserError(
@@ -115,10 +115,10 @@ def check(report: dict[str, Any], run: Run) -> None:
         )
 
 
-def work_of(report: dict[str, Any], run: Run) -> run_plan.Work:
+def work_of(report: dict[str, Any], run: Run) -> run_time.Work:
     """Returns what a replica does in a training step."""
     train = report["steps"]["train"]
-    return run_plan.Work(
+    return run_time.Work(
         images=train["images"],
         flops=train["gflop"] * 1e9,
         hbm_bytes=train["hbm_traffic_mb"] * 1e6,
@@ -130,7 +130,7 @@ def work_of(report: dict[str, Any], run: Run) -> run_plan.Work:
 
 
 def training_lines(
-    report: dict[str, Any], run: Run, time: run_plan.StepTime, efficiency: float
+    report: dict[str, Any], run: Run, time: run_time.StepTime, efficiency: float
 ) -> list[str]:
     """Returns what the devices and the hosts do, and how long it all takes."""
     train, max_steps = report["steps"]["train"], run.experiment.plan.max_steps
@@ -159,10 +159,10 @@ def training_lines(
 
 
 def around_lines(
-    report: dict[str, Any], run: Run, time: run_plan.StepTime
+    report: dict[str, Any], run: Run, time: run_time.StepTime
 ) -> list[str]:
     """Returns what checkpoints and their scores ask for."""
-    saving = run_plan.saving(
+    saving = run_time.saving(
         run.experiment.estimator.config,
         max_steps=run.experiment.plan.max_steps,
         steps_per_sec=_rate(report, time) / time.images,
@@ -178,7 +178,7 @@ def around_lines(
         ("to score every one of them", "s each, machines"),
     ]
     for name, rates in _evaluators(report).items():
-        secs = run_plan.scoring_secs(
+        secs = run_time.scoring_secs(
             images, rates=rates, metric_secs=_METRIC_SECS * images
         )
         machines = math.ceil(secs / saving.interval_secs)
@@ -186,7 +186,7 @@ def around_lines(
     return _aligned(lines)
 
 
-def scaling_lines(rows: list[run_plan.Scaled], title: str) -> list[str]:
+def scaling_lines(rows: list[run_time.Scaled], title: str) -> list[str]:
     """Returns the table of one way to scale, and where it ends."""
     head = f"{title:<26}{'images each':>12}{'images/s':>11}{'exchange':>10}"
     lines = [f"{head}{'efficiency':>12}"]
@@ -197,7 +197,7 @@ def scaling_lines(rows: list[run_plan.Scaled], title: str) -> list[str]:
             f"{100 * row.efficiency:>10.1f} %"
         )
     for share in (0.9, 0.5):
-        last = run_plan.last_at_least(rows, share)
+        last = run_time.last_at_least(rows, share)
         where = f"to {last.name}" if last else "nowhere"
         lines.append(f"  {100 * share:.0f} % or more: {where}")
     return lines
@@ -235,15 +235,15 @@ def main() -> None:
     check(report, run)
     work, reached, batch = work_of(report, run), _EFFICIENCY.value, made.plan.batch_size
     if _MEASURED.value:
-        reached = run_plan.reached_efficiency(work, target, _MEASURED.value)
-    time = run_plan.step_time(work, target, efficiency=reached)
+        reached = run_time.reached_efficiency(work, target, _MEASURED.value)
+    time = run_time.step_time(work, target, efficiency=reached)
     most = _max_images(report["steps"]["train"])
     lines = [f"{_TOPOLOGY.value}: {target.num_devices} devices, {batch} images a step"]
     lines += training_lines(report, run, time, reached)
     lines += around_lines(report, run, time)
-    same = run_plan.scaled(work, target, efficiency=reached)
+    same = run_time.scaled(work, target, efficiency=reached)
     lines += scaling_lines(same, f"{work.images} images on each device")
-    shared = run_plan.scaled(
+    shared = run_time.scaled(
         work, target, efficiency=reached, batch_size=batch, max_images=most
     )
     lines += scaling_lines(shared, f"{batch} images on all devices")

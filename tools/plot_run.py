@@ -7,16 +7,15 @@ Of several runs (--model_dir repeated) it draws the total loss and AP, to compar
 Needs matplotlib (pip install -e '.[plots]').
 """
 
-import retinanet_tpu.startup_cpu
-
 import plotting
 import tensorflow as tf
 from absl import flags
 from plotting import pyplot
 from tensorboard.backend.event_processing import event_accumulator
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import summaries
+from retinanet_tpu.startup import guard
 
 _MODEL_DIR = flags.DEFINE_multi_string("model_dir", None, "Of a run; may be repeated.")
 _OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")

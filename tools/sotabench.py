@@ -16,17 +16,16 @@ July 2025; whether anything still takes results was not tried. With
 SOTABENCH_STORE_FILENAME=results.json the result goes into a file as the site took it.
 """
 
-import retinanet_tpu.startup_cpu
-
 from collections.abc import Callable
 from typing import Any
 
 import evaluate_exported
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
 
@@ -91,7 +90,7 @@ def feed(
     """
     truth = evaluator.coco
     evaluate_exported.check_categories(artifact, truth)
-    meter, records = stream.Meter("sotabench", len(truth.imgs)), []
+    meter, records = batching.Meter("sotabench", len(truth.imgs)), []
     batches = evaluate_exported.detections(
         artifact, truth, images_dir, batch_size=batch_size, meter=meter
     )

@@ -14,8 +14,6 @@ There are no passwords: who reaches the ports can run programs as this user. Kee
 within a network of your own.
 """
 
-import retinanet_tpu.startup_cpu
-
 import os
 import re
 import signal
@@ -25,8 +23,9 @@ import threading
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
 from retinanet_tpu.data import data_service
+from retinanet_tpu.startup import guard
 
 _ROLE = flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What to start.")
 _PORT = flags.DEFINE_integer(

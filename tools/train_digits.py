@@ -8,8 +8,6 @@ takes seconds on a CPU. Started again with the same --model_dir it goes on from 
 latest checkpoint.
 """
 
-import retinanet_tpu.startup_tpu
-
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,15 +17,16 @@ import tensorflow as tf
 from absl import flags
 from PIL import Image, ImageDraw, ImageFont
 
-from retinanet_tpu import guard, replicas
+from retinanet_tpu import replicas
 from retinanet_tpu.estimator import (
-    checkpoints,
-    config,
-    estimator,
     exporters,
+    run_config,
     spec,
+    tpu_estimator,
     train_and_evaluate,
 )
+from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.startup import guard
 
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.")
 _MAX_STEPS = flags.DEFINE_integer("max_steps", 300, "Steps over all runs, from 100.")
@@ -165,15 +164,15 @@ def serving_fn(network: Network, params: Mapping[str, Any]) -> spec.Serving:
 
 def make_estimator(
     model_dir: str, strategy: tf.distribute.Strategy | None = None
-) -> estimator.TPUEstimator:
+) -> tpu_estimator.TPUEstimator:
     """Joins the parts; `estimator.strategy.make_strategy` makes a strategy."""
-    loop = config.TPUConfig(iterations_per_loop=20)
-    return estimator.TPUEstimator(
+    loop = run_config.TPUConfig(iterations_per_loop=20)
+    return tpu_estimator.TPUEstimator(
         model_fn,
         model_dir,
         network_fn=lambda params: Network(),
         update_fn=Momentum,
-        config=config.RunConfig(save_checkpoints_steps=100, tpu_config=loop),
+        config=run_config.RunConfig(save_checkpoints_steps=100, tpu_config=loop),
         strategy=strategy,
         train_batch_size=TRAIN_BATCH,
         eval_batch_size=EVAL_BATCH,

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.data import categories as categories_lib, tf_example, transforms
+from retinanet_tpu.data import category_map, tf_example, transforms
 
 
 class Augmentation(NamedTuple):
@@ -30,7 +30,7 @@ class Canvas(NamedTuple):
 
 def load_example(
     serialized: tf.Tensor,
-    categories: categories_lib.Categories,
+    categories: category_map.Categories,
     canvas: Canvas,
     augmentation: Augmentation | None = None,
     draws: tf.Tensor | None = None,
@@ -120,7 +120,7 @@ def _flipped_by_half(picture, boxes_yxyx, draw, *, is_vertical=False):
 
 
 def _class_indexes(
-    example: tf_example.Example, categories: categories_lib.Categories
+    example: tf_example.Example, categories: category_map.Categories
 ) -> tf.Tensor:
     """Returns int32 [N]: the network's index of each category id."""
     id_to_index = sorted(categories.id_to_index.items())
@@ -131,7 +131,7 @@ def _class_indexes(
     check = tf.debugging.Assert(
         tf.logical_not(tf.reduce_any(is_unknown)),
         [
-            f"Category id not in {categories_lib.FILE_NAME} (the records and the file "
+            f"Category id not in {category_map.FILE_NAME} (the records and the file "
             "must come from one conversion):",
             tf.boolean_mask(example.category_ids, is_unknown),
             "of image",

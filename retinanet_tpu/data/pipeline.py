@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import (
-    categories as categories_lib,
+    category_map,
     data_service,
     examples,
     record_files,
@@ -28,7 +28,7 @@ def make_train_dataset(
     data_dir: str,
     split: str,
     *,
-    categories: categories_lib.Categories,
+    categories: category_map.Categories,
     batch_size: int,
     image_size: tuple[int, int],
     max_boxes: int = 100,
@@ -90,7 +90,7 @@ def make_eval_dataset(
     data_dir: str,
     split: str,
     *,
-    categories: categories_lib.Categories,
+    categories: category_map.Categories,
     batch_size: int,
     image_size: tuple[int, int],
     max_boxes: int = 100,
@@ -136,7 +136,7 @@ def make_eval_dataset(
 
 
 def explain_failure(
-    error: Exception, files: Sequence[str], categories: categories_lib.Categories
+    error: Exception, files: Sequence[str], categories: category_map.Categories
 ) -> Exception | None:
     """Finds the record behind an error that reading raised.
 

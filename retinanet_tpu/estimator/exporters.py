@@ -23,7 +23,8 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import checkpoints, files, leases, quiet, spec
+from retinanet_tpu.estimator import log_levels, spec
+from retinanet_tpu.estimator.model_dir import checkpoints, files, leases
 
 LIST_FILE = "exports.json"
 _REMAINS_SECS = 86400  # No export takes a day, and no two clocks differ by one.
@@ -291,7 +292,7 @@ def export_saved_model(
 def _write(serving, directory):
     if serving.signatures:
         signatures = dict(serving.signatures)
-        with quiet.saving():
+        with log_levels.saving():
             tf.saved_model.save(serving.module, directory, signatures=signatures)
     tf.io.gfile.makedirs(f"{directory}/assets.extra")
     for name, text in serving.assets_extra.items():

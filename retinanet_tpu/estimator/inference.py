@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import spec, training
+from retinanet_tpu.estimator import spec, train_step
 
 
 class ForwardPass:
@@ -33,7 +33,9 @@ class ForwardPass:
         self._is_eval = mode == spec.ModeKeys.EVAL
 
         def replica_forward(batch):
-            result = training.call_model_fn(model_fn, batch, mode, params_fn(), network)
+            result = train_step.call_model_fn(
+                model_fn, batch, mode, params_fn(), network
+            )
             if not self._is_eval:
                 return tf.zeros([]), result.predictions
             self.metric_fn, tensors = result.eval_metrics or (None, ())

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import config, spec
+from retinanet_tpu.estimator import run_config, spec
 
 
 class Inputs:
@@ -33,7 +33,7 @@ class Inputs:
         num_replicas = strategy.num_replicas_in_sync
         for mode, size in batch_sizes.items():
             if size is not None:
-                config.check_count(f"The {mode} batch", size)
+                run_config.check_count(f"The {mode} batch", size)
             if size is not None and size % num_replicas:
                 raise errors.UserError(
                     f"The {mode} batch of {size} does not divide by {num_replicas} "

@@ -14,14 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import (
-    checkpoints,
-    estimator as estimator_lib,
-    leases,
-    run_state,
-    scorer,
-    spec,
-)
+from retinanet_tpu.estimator import checkpoint_evaluator, spec, tpu_estimator
+from retinanet_tpu.estimator.model_dir import checkpoints, leases, run_state
 
 # What may pass: storage that fails, and another writer in the way.
 _PASSING = (*checkpoints.PASSING, TimeoutError)
@@ -71,7 +65,7 @@ class Sidecar:
 
     def __init__(
         self,
-        estimator: estimator_lib.TPUEstimator,
+        estimator: tpu_estimator.TPUEstimator,
         eval_spec: spec.EvalSpec,
         *,
         max_steps: int,
@@ -113,7 +107,7 @@ class Sidecar:
         self._poll_secs, self._clock, self._sleep = poll_secs, clock, sleep
         self._watch = run_state.Watch(self._model_dir, clock)
         book = leases.LeaseBook(self._model_dir, clock=clock)
-        self._scorer = scorer.Scorer(estimator, eval_spec, book)
+        self._scorer = checkpoint_evaluator.Scorer(estimator, eval_spec, book)
         self._failing_since = None
 
     def run(self, *, is_once: bool = False) -> list[int]:

@@ -7,13 +7,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import (
-    interruptions,
-    saver as saver_lib,
-    training,
-    waits,
-    workers as workers_lib,
-)
+from retinanet_tpu.estimator import checkpoint_saver, train_step, waits
+from retinanet_tpu.estimator.cluster import preemption, worker_group
 
 T = TypeVar("T")
 NOT_STARTED = -1
@@ -41,10 +36,10 @@ class Stopper:
 
     def __init__(
         self,
-        state: training.TrainState,
-        saver: saver_lib.Saver,
+        state: train_step.TrainState,
+        saver: checkpoint_saver.Saver,
         stop_reason: Callable[[], str | None],
-        workers: workers_lib.Workers = workers_lib.ALONE,
+        workers: worker_group.Workers = worker_group.ALONE,
     ):
         """Takes what to save, and who asks.
 
@@ -122,7 +117,7 @@ class Stopper:
         """Returns what a checkpoint would hold, None if a value is not finite."""
         try:
             return self._state.tensors()
-        except training.DivergedError as error:
+        except train_step.DivergedError as error:
             logging.error("Not saved: %s", error)
             return None
 
@@ -137,7 +132,7 @@ class Stopper:
     def _unsaved(self, reason):
         saved_step = self._saver.saved_step
         num_lost = max(0, self._state.step - saved_step)
-        return interruptions.Interrupted(reason, saved_step, num_lost=num_lost)
+        return preemption.Interrupted(reason, saved_step, num_lost=num_lost)
 
 
 def _are_equal(before, now):

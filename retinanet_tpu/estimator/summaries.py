@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import files, leases
+from retinanet_tpu.estimator.model_dir import files, leases
 
 EVALUATIONS = "eval.jsonl"
 

@@ -12,27 +12,21 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import (
-    checkpoints,
-    estimator as estimator_lib,
-    exporters,
-    interruptions,
-    run_state,
-    spec,
-    workers,
-)
+from retinanet_tpu.estimator import exporters, spec, tpu_estimator
+from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
 # What a TPU says whose worker was reset.
 _DEVICES_LOST = (tf.errors.AbortedError, tf.errors.UnavailableError)
 
 
 def train_and_evaluate(
-    estimator: estimator_lib.TPUEstimator,
+    estimator: tpu_estimator.TPUEstimator,
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
     *,
-    stop_reason: Callable[[], str | None] = interruptions.never,
-    prepare: Callable[[], None] = interruptions.never,
+    stop_reason: Callable[[], str | None] = preemption.never,
+    prepare: Callable[[], None] = preemption.never,
 ) -> dict[str, Any] | None:
     """Trains to the end; scores every `eval_spec.every_steps` steps and at the end.
 
@@ -73,7 +67,7 @@ def train_and_evaluate(
                     _pause(config.restart_secs * num_losses, stop_reason)
                     estimator.reconnect()
                 return _run(estimator, train_spec, eval_spec, heartbeat, stop_reason)
-            except interruptions.Interrupted as stop:
+            except preemption.Interrupted as stop:
                 heartbeat.state, heartbeat.step = run_state.PREEMPTED, stop.step
                 raise
             except _DEVICES_LOST as error:
@@ -102,7 +96,7 @@ def check_nothing_lost(model_dir: str) -> None:
 
 
 def check_intervals(
-    estimator: estimator_lib.TPUEstimator,
+    estimator: tpu_estimator.TPUEstimator,
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
 ) -> None:
@@ -160,14 +154,14 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
             stop_reason=is_stopped,
             before_save=heartbeat.check_claim,
         )
-    except workers.LOST as error:
+    except worker_group.LOST as error:
         if estimator.workers.count == 1:
             raise
         logging.error("Lost a worker: %s", error.__cause__ or error)
         # TensorFlow joins workers once in a process, so all begin anew.
         step = _newest_step(estimator.model_dir)
         reason = "another worker was lost; start all of them again"
-        raise interruptions.Interrupted(reason, step) from error
+        raise preemption.Interrupted(reason, step) from error
     return results or None
 
 

@@ -14,17 +14,16 @@ from absl import logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
-    checkpoints,
-    config as config_lib,
-    interruptions,
-    saver as saver_lib,
+    checkpoint_saver,
+    run_config,
     stops,
     summaries,
-    training,
+    train_step,
     waits,
     warm_start,
-    workers as workers_lib,
 )
+from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 
 class LoopResult(NamedTuple):
@@ -41,8 +40,8 @@ def start(
     network_fn: Callable[[], tf.Module],
     update_fn: Callable[[tf.Module], Any],
     warm_start_from: warm_start.WarmStartSettings | Callable[[tf.Module], Any] | None,
-    workers: workers_lib.Workers = workers_lib.ALONE,
-) -> training.TrainState:
+    workers: worker_group.Workers = worker_group.ALONE,
+) -> train_step.TrainState:
     """Returns the state of the latest checkpoint, the same for all, or a new one."""
     if workers.is_chief:
         checkpoints.remove_remains(model_dir)
@@ -56,7 +55,7 @@ def start(
     elif not path and warm_start_from:
         warm_start.warm_start(network, warm_start_from)
     # After the warm start: averages begin as copies of the weights.
-    state = training.TrainState(network, update_fn(network))
+    state = train_step.TrainState(network, update_fn(network))
     if path:
         state.restore(path)
         logging.info("Going on from %s", path)
@@ -67,16 +66,16 @@ def start(
 
 
 def train(
-    state: training.TrainState,
+    state: train_step.TrainState,
     run_loop: "TrainLoop",
     make_iterator: Callable[[int], Iterator],
     *,
     max_steps: int,
-    config: config_lib.RunConfig,
-    saver: saver_lib.Saver,
+    config: run_config.RunConfig,
+    saver: checkpoint_saver.Saver,
     writer: summaries.LoopWriter,
-    stop_reason: Callable[[], str | None] = interruptions.never,
-    workers: workers_lib.Workers = workers_lib.ALONE,
+    stop_reason: Callable[[], str | None] = preemption.never,
+    workers: worker_group.Workers = worker_group.ALONE,
 ) -> None:
     """Trains a state up to a global step, saving on the way and at the end.
 
@@ -115,7 +114,7 @@ def train(
                 state.step += num_steps
                 _report(writer, state.step, num_steps, result)
                 saver.save_if_due(state, max_steps)
-            except training.DivergedError as error:
+            except train_step.DivergedError as error:
                 num_rollbacks += 1
                 is_allowed = num_rollbacks <= config.max_rollbacks
                 if not is_allowed or not _go_back(state, saver.model_dir, error):
@@ -171,7 +170,7 @@ class TrainLoop:
         """
         self._names = []
         replica_step = tf.function(
-            training.make_replica_fn(step_fn, self._names),
+            train_step.make_replica_fn(step_fn, self._names),
             autograph=False,
             jit_compile=jit_compile or None,
         )
@@ -300,7 +299,7 @@ def _check_finite(history, names, first_step):
     bad = np.argwhere(~np.isfinite(history))
     if len(bad):
         row, column = bad[0]
-        raise training.DivergedError(
+        raise train_step.DivergedError(
             f"{names[column]} is {history[row, column]} at step "
             f"{first_step + row + 1}; nothing of this loop was saved. Lower the "
             "learning rate, lengthen the warm-up, or clip gradients, and start again; "

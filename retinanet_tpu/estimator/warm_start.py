@@ -8,7 +8,8 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.estimator import checkpoints, files, training
+from retinanet_tpu.estimator import train_step
+from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartRepo
       UserError: fewer were found than settings.min_share.
     """
     path = checkpoints.latest(settings.checkpoint) or settings.checkpoint
-    tensors = training.network_weights(path)
+    tensors = train_step.network_weights(path)
     report = WarmStartReport([], [], [], [], [])
     for variable in network.variables:
         name = replicas.path(variable)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, structures
-from retinanet_tpu.data import categories as categories_lib
+from retinanet_tpu.data import category_map
 from retinanet_tpu.serving import runtimes
 
 _LOADERS = {
@@ -38,7 +38,7 @@ class Artifact:
 
     path: str
     kind: str
-    categories: categories_lib.Categories | None
+    categories: category_map.Categories | None
     detect_fn: Callable[[np.ndarray], structures.Detections]
 
     @property
@@ -89,7 +89,7 @@ def objects(
     """
     count = int(detections.num_detections[row])
     boxes_yxyx, scores, classes = (values[row][:count] for values in detections[:3])
-    kept = (scores >= min_score) & (classes != categories_lib.NO_CATEGORY)
+    kept = (scores >= min_score) & (classes != category_map.NO_CATEGORY)
     return structures.Detections(
         boxes_yxyx[kept], scores[kept], classes[kept], int(kept.sum())
     )
@@ -149,12 +149,12 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
     return Artifact(path, kind, _read_categories(path), detect_fn)
 
 
-def _read_categories(path: str) -> categories_lib.Categories | None:
+def _read_categories(path: str) -> category_map.Categories | None:
     directory = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
     for folder in ("assets.extra", ""):
-        file = os.path.join(directory, folder, categories_lib.FILE_NAME)
+        file = os.path.join(directory, folder, category_map.FILE_NAME)
         if tf.io.gfile.exists(file):
-            return categories_lib.read(file)
+            return category_map.read(file)
     return None
 
 

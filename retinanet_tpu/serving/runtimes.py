@@ -15,7 +15,7 @@ import tensorflow as tf
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
-from retinanet_tpu.estimator import files
+from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.serving import tflite_format
 
 _OUTPUTS = ("boxes_xyxy", "scores", "class_ids", "valid_detections")

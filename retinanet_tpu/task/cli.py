@@ -11,8 +11,9 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import categories, pipeline, record_files
-from retinanet_tpu.estimator import checkpoints, files, gin_files, train_and_evaluate
+from retinanet_tpu.data import category_map, pipeline, record_files
+from retinanet_tpu.estimator import gin_files, train_and_evaluate
+from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model.backbones import pretrained
 from retinanet_tpu.task import configurables, experiment, setting_ranges
 
@@ -125,7 +126,7 @@ def check_model_dir(
             + "\n  ".join(changes)
             + "\nUse another --model_dir, or go on with the new: --accept_changes."
         )
-    _check_has(categories.FILE_NAME)
+    _check_has(category_map.FILE_NAME)
 
 
 def _check_has(name):
@@ -145,8 +146,8 @@ def write_settings(text: str, run: experiment.Experiment) -> None:
     tf.io.gfile.makedirs(model_dir())
     # Whole, for a kill at this moment must leave what can be resumed.
     files.write_whole(f"{model_dir()}/{CONFIG_FILE}", text)
-    classes = categories.to_json(run.params["categories"])
-    files.write_whole(f"{model_dir()}/{categories.FILE_NAME}", classes)
+    classes = category_map.to_json(run.params["categories"])
+    files.write_whole(f"{model_dir()}/{category_map.FILE_NAME}", classes)
 
 
 @contextlib.contextmanager

@@ -5,13 +5,8 @@ from typing import Any
 from retinanet_tpu.boxes import anchors
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import (
-    config,
-    exporters,
-    gin_files,
-    strategy,
-    warm_start,
-)
+from retinanet_tpu.estimator import exporters, gin_files, run_config, warm_start
+from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.learning import (
     loss_scale,
     losses,
@@ -54,8 +49,8 @@ CONFIGURABLES = {
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
-    "RunConfig": config.RunConfig,
-    "TPUConfig": config.TPUConfig,
+    "RunConfig": run_config.RunConfig,
+    "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,
     "experiment": experiment.experiment,
 }

@@ -11,18 +11,16 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.boxes import anchor_fit
-from retinanet_tpu.data import (
-    annotations,
-    categories as categories_lib,
-    examples,
-    findings,
-    record_files,
-    statistics,
-)
+from retinanet_tpu.data import annotations, category_map, examples, record_files
 from retinanet_tpu.detections import nms
 from retinanet_tpu.evaluation import coco_metric, highest_recall
-from retinanet_tpu.task import anchor_recall, experiment
+from retinanet_tpu.inspection import (
+    anchor_recall,
+    anchor_search,
+    data_issues,
+    dataset_stats,
+)
+from retinanet_tpu.task import experiment
 
 _NUM_SAMPLED = 128
 # COCO's 450 MB of training annotations would take too long at each start.
@@ -45,19 +43,19 @@ def check(run: experiment.Experiment) -> None:
     limits = _check_evaluation(run) if run.plan.evaluates else []
     categories.check_num_classes(run.params["num_classes"])
     record_files.check_not_empty(record_files.find(data.dir, data.train_split))
-    train = statistics.read(
+    train = dataset_stats.read(
         data.dir, data.train_split, categories, num_images=_NUM_SAMPLED
     )
     found = [
-        *findings.box_findings(train, categories),
+        *data_issues.box_findings(train, categories),
         *_head_anchor_findings(run, train),
         *_max_boxes_findings(*_boxes_per_image(data, train), data.max_boxes),
         *limits,
     ]
-    if not len(train.boxes_yxyx) and not statistics.has_object(
+    if not len(train.boxes_yxyx) and not dataset_stats.has_object(
         data.dir, data.train_split, categories.id_to_index
     ):
-        found.append(findings.no_boxes(train.name))
+        found.append(data_issues.no_boxes(train.name))
     if run.plan.evaluates:
         found += _evaluation_findings(run)
     report(found)
@@ -82,7 +80,7 @@ def _check_evaluation(run):
     if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
         raise errors.UserError(
             f"{data.annotation_file} has category ids {unknown[:10]}, which "
-            f"{categories_lib.FILE_NAME} has not; both must come from one conversion."
+            f"{category_map.FILE_NAME} has not; both must come from one conversion."
         )
     objects = [
         (item["image_id"], item["category_id"])
@@ -93,16 +91,16 @@ def _check_evaluation(run):
     return recall_findings(*columns, data.eval_split, run.params["nms_fn"])
 
 
-def report(found: list[findings.Finding]) -> None:
+def report(found: list[data_issues.Finding]) -> None:
     """Logs warnings, raises errors.
 
     Raises:
       UserError: one of them is an error; has the texts of all that are.
     """
     for finding in found:
-        if finding.severity == findings.Severity.WARNING:
+        if finding.severity == data_issues.Severity.WARNING:
             logging.warning("data | %s", finding.text)
-    texts = [f.text for f in found if f.severity == findings.Severity.ERROR]
+    texts = [f.text for f in found if f.severity == data_issues.Severity.ERROR]
     if texts:
         raise errors.UserError(
             "\n  ".join(texts) + "\ntools/inspect_dataset.py draws what is there."
@@ -110,8 +108,8 @@ def report(found: list[findings.Finding]) -> None:
 
 
 def anchor_findings(
-    reach_of: Mapping[str, anchor_fit.Reach], split_name: str
-) -> list[findings.Finding]:
+    reach_of: Mapping[str, anchor_search.Reach], split_name: str
+) -> list[data_issues.Finding]:
     """Returns which sizes of boxes the anchors do not reach.
 
     Args:
@@ -123,24 +121,25 @@ def anchor_findings(
     remedy = "tools/fit_anchors.py finds better ones (Anchors.size above all)."
     if total.num_boxes and not total.recall:
         text = (
-            f"No box of {split_name} has an anchor of IoU {anchor_fit.REACHED_AT} at "
-            f"the training size (mean best IoU {total.mean_iou:.3f}); {remedy}"
+            f"No box of {split_name} has an anchor of IoU {anchor_search.REACHED_AT} "
+            f"at the training size (mean best IoU {total.mean_iou:.3f}); {remedy}"
         )
-        return [findings.Finding(findings.Severity.ERROR, text)]
+        return [data_issues.Finding(data_issues.Severity.ERROR, text)]
     found = []
     for size, reach in reach_of.items():
         if reach.num_boxes and reach.recall < _LOW_RECALL:
             text = (
                 f"{1 - reach.recall:.1%} of {size} boxes of {split_name} have no "
-                f"anchor of IoU {anchor_fit.REACHED_AT} at the training size; {remedy}"
+                f"anchor of IoU {anchor_search.REACHED_AT} at the training size; "
+                f"{remedy}"
             )
-            found.append(findings.Finding(findings.Severity.WARNING, text))
+            found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
     return found
 
 
 def plan_findings(
-    run: experiment.Experiment, splits: Sequence[statistics.Split]
-) -> list[findings.Finding]:
+    run: experiment.Experiment, splits: Sequence[dataset_stats.Split]
+) -> list[data_issues.Finding]:
     """Returns how whole splits fit the batches and the padded labels of a run.
 
     Args:
@@ -158,7 +157,7 @@ def plan_findings(
         "epochs."
     )
     if num_images:
-        found.append(findings.Finding(findings.Severity.NOTE, text))
+        found.append(data_issues.Finding(data_issues.Severity.NOTE, text))
     found += _max_boxes_findings(train.boxes_per_image, train.name, run.data.max_boxes)
     for split in splits[1:]:
         batch_size = run.plan.eval_batch_per_replica
@@ -168,7 +167,7 @@ def plan_findings(
             f"batches of {batch_size} on one replica, of which {padding} images are "
             "padding."
         )
-        found.append(findings.Finding(findings.Severity.NOTE, text))
+        found.append(data_issues.Finding(data_issues.Severity.NOTE, text))
         is_object = ~split.is_crowd
         found += recall_findings(
             split.images[is_object],
@@ -181,7 +180,7 @@ def plan_findings(
 
 def recall_findings(
     images: np.ndarray, category_ids: np.ndarray, split_name: str, nms_fn: nms.NMS
-) -> list[findings.Finding]:
+) -> list[data_issues.Finding]:
     """Returns whether even perfect detections cannot reach an AR of 1.
 
     Args:
@@ -201,7 +200,7 @@ def recall_findings(
             "as much. No setting of the network or of its suppression changes that; "
             "convert tiles of the images instead, if the score matters."
         )
-        found.append(findings.Finding(findings.Severity.WARNING, text))
+        found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
     reached = highest_recall.highest_recall(images, category_ids, nms_fn.max_detections)
     if reached < highest:
         most = highest_recall.most_counted(images, category_ids)
@@ -210,7 +209,7 @@ def recall_findings(
             f"some images of {split_name}: AR100 can reach {reached:.3f} at most; with "
             f"nms.max_detections = {most} it can reach {highest:.3f}."
         )
-        found.append(findings.Finding(findings.Severity.WARNING, text))
+        found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
     return found
 
 
@@ -222,7 +221,7 @@ def _boxes_per_image(data, head):
             head.boxes_per_image,
             f"the first {len(head.image_ids)} of {head.name}",
         )
-    content = statistics.read_annotations(path)
+    content = dataset_stats.read_annotations(path)
     image_ids = [item.get("image_id") for item in content["annotations"]]
     _, counts = np.unique(np.array(image_ids, np.int64), return_counts=True)
     return counts, f"{head.name} ({data.train_split}.json)"
@@ -238,7 +237,7 @@ def _max_boxes_findings(boxes_per_image, source, max_boxes):
         f"boxes (up to {most}); the smallest ones are dropped, and what they show is "
         f"trained as background. Set Data.max_boxes = {most}."
     )
-    return [findings.Finding(findings.Severity.WARNING, text)]
+    return [data_issues.Finding(data_issues.Severity.WARNING, text)]
 
 
 def _is_quickly_read(path):
@@ -249,8 +248,8 @@ def _head_anchor_findings(run, train):
     canvas = examples.Canvas(run.params["image_size"], run.data.max_boxes)
     shown = anchor_recall.shown_boxes(train, canvas, augmentation=run.data.augmentation)
     anchors, image_size = run.params["anchors"], run.params["image_size"]
-    ious = anchor_fit.best_iou(shown.boxes_yxyx, anchors, image_size)
-    total = {anchor_recall.ALL_SIZES: anchor_fit.reach(ious)}
+    ious = anchor_search.best_iou(shown.boxes_yxyx, anchors, image_size)
+    total = {anchor_recall.ALL_SIZES: anchor_search.reach(ious)}
     return anchor_findings(total, f"the first images of {train.name}")
 
 
@@ -258,19 +257,19 @@ def _evaluation_findings(run):
     data, found = run.data, []
     if not _is_quickly_read(data.annotation_file):
         return found
-    val = statistics.annotated_pictures(data.annotation_file)
+    val = dataset_stats.annotated_pictures(data.annotation_file)
     # Each key ends with its boxes, and each box begins with its category id.
     ids = {box[0] for key in val for box in key[-1]}
-    if ids and not statistics.has_object(data.dir, data.train_split, ids):
-        found.append(findings.no_common_class(data.train_split, data.eval_split))
-    head = statistics.read(
+    if ids and not dataset_stats.has_object(data.dir, data.train_split, ids):
+        found.append(data_issues.no_common_class(data.train_split, data.eval_split))
+    head = dataset_stats.read(
         data.dir, data.eval_split, run.params["categories"], num_images=_NUM_SAMPLED
     )
-    found += findings.box_findings(head, run.params["categories"])
-    found += findings.annotation_findings(head, data.annotation_file)
+    found += data_issues.box_findings(head, run.params["categories"])
+    found += data_issues.annotation_findings(head, data.annotation_file)
     train_file = f"{data.dir}/{data.train_split}.json"
     if _is_quickly_read(train_file):
-        trained = statistics.annotated_pictures(train_file)
+        trained = dataset_stats.annotated_pictures(train_file)
         found += _overlap_findings(trained, val, data.train_split, data.eval_split)
     return found
 
@@ -281,7 +280,7 @@ def _overlap_findings(trained, val, train_split, eval_split):
     if both:
         names = ", ".join(str(key[0]) for key in both[:_SHOWN])
         found.append(
-            findings.overlap(
+            data_issues.overlap(
                 train_split,
                 eval_split,
                 num_shared=len(both),
@@ -294,7 +293,7 @@ def _overlap_findings(trained, val, train_split, eval_split):
     shared = sorted(n for n in others if annotations.source_name(n) in sources)
     if shared and train_split != eval_split:
         found.append(
-            findings.versions(
+            data_issues.versions(
                 train_split,
                 eval_split,
                 num_shared=len(shared),

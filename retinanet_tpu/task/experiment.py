@@ -10,21 +10,17 @@ from absl import logging
 
 from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes import anchors as anchors_lib
-from retinanet_tpu.data import categories as categories_lib, pipeline
+from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import (
-    checkpoints,
-    config,
-    estimator,
-    spec,
-    strategy,
-    warm_start,
-)
+from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
+from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.estimator.run_config import RunConfig
 from retinanet_tpu.learning import losses, targets
 from retinanet_tpu.model import layers, retinanet
 from retinanet_tpu.serving import request_limits
 from retinanet_tpu.task import (
-    first_weights,
+    initialization,
     input_fn as input_fn_lib,
     metric_fn,
     model_fn as model_fn_lib,
@@ -47,7 +43,7 @@ class Experiment:
       plan: how long it runs.
     """
 
-    estimator: estimator.TPUEstimator
+    estimator: tpu_estimator.TPUEstimator
     train_spec: spec.TrainSpec
     eval_spec: spec.EvalSpec
     params: dict[str, Any]
@@ -200,7 +196,7 @@ def experiment(
     update_fn: Callable,
     data: input_fn_lib.Data,
     plan: Plan,
-    run_config: config.RunConfig | None = None,
+    run_config: RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
@@ -223,7 +219,7 @@ def experiment(
     Raises:
       UserError: parts that do not fit each other.
     """
-    run_config = run_config or config.RunConfig()
+    run_config = run_config or RunConfig()
     where = strategy_fn()
     forward_size = plan.eval_batch_per_replica * where.num_replicas_in_sync
     if model_dir is not None:
@@ -232,8 +228,8 @@ def experiment(
         input_fn_lib.input_fn, data=data, seed=run_config.tf_random_seed
     )
     make_network = functools.partial(build_network, network_fn=network_fn)
-    start_from = first_weights.source(warm_start_from, backbone_checkpoint)
-    runner = estimator.TPUEstimator(
+    start_from = initialization.source(warm_start_from, backbone_checkpoint)
+    runner = tpu_estimator.TPUEstimator(
         model_fn_lib.model_fn,
         model_dir or "",
         network_fn=make_network,
@@ -264,7 +260,7 @@ def _start_update(params, update_fn, start_from, network):
     """Returns the update of a network about to be trained, and logs its counts."""
     for line in network_lines(network, params):
         logging.info(line)
-    first_weights.check_frozen(network, start_from)
+    initialization.check_frozen(network, start_from)
     made = update_fn(network)
     made.learning_rate(0)  # Outside the traced step a wrong schedule is said plainly.
     if network.compute_dtype == "float16" and not made.has_loss_scale:
@@ -280,12 +276,12 @@ def _data_params(model_dir, data, params, plan):
 
     Once there is a checkpoint, the classes are those it was trained on.
     """
-    path = f"{model_dir}/{categories_lib.FILE_NAME}"
+    path = f"{model_dir}/{category_map.FILE_NAME}"
     is_started = checkpoints.latest(model_dir) is not None
     has_classes = is_started and tf.io.gfile.exists(path)
     if is_started and not has_classes:
         logging.warning("No %s; taking the classes of %s", path, data.dir)
-    categories = categories_lib.read(path) if has_classes else data.read_categories()
+    categories = category_map.read(path) if has_classes else data.read_categories()
     categories.check_num_classes(params["num_classes"])
     examples_fn = functools.partial(_examples, data, params, categories, plan)
     return {

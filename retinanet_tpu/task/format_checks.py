@@ -13,7 +13,7 @@ from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.serving import agreement, artifacts, runtimes
+from retinanet_tpu.serving import artifacts, parity, runtimes
 from retinanet_tpu.task import model_fn
 
 # What the check of the form for TensorRT sorts; its own node has no such limit.
@@ -117,8 +117,8 @@ def judge(
     name: str,
     ways: Iterable[Sequence[structures.Detections]],
     expected: Sequence[structures.Detections],
-    tolerance: agreement.Tolerance,
-) -> agreement.Agreement:
+    tolerance: parity.Tolerance,
+) -> parity.Agreement:
     """Returns the worst agreement over all ways to call a format.
 
     Args:
@@ -129,7 +129,7 @@ def judge(
     Raises:
       UserError: one of them does not agree.
     """
-    results = [agreement.compare(found, expected, tolerance) for found in ways]
+    results = [parity.compare(found, expected, tolerance) for found in ways]
     worst = min(results, key=lambda r: (r.num_matched - r.num_compared, -r.score_drift))
     if not worst.is_within(tolerance):
         raise errors.UserError(

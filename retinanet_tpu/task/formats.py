@@ -8,10 +8,10 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import categories as categories_lib, transforms
+from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.detections import nms
-from retinanet_tpu.estimator import quiet
-from retinanet_tpu.serving import agreement, onnx_format, tflite_format
+from retinanet_tpu.estimator import log_levels
+from retinanet_tpu.serving import onnx_format, parity, tflite_format
 from retinanet_tpu.task import format_checks
 
 _NUM_CHECKED = 4  # Pictures that each format is checked on.
@@ -30,12 +30,12 @@ class Format(NamedTuple):
 
     file: str
     what: str
-    tolerance: agreement.Tolerance
+    tolerance: parity.Tolerance
 
 
-_EXACT = agreement.Tolerance(iou=0.99, score=1e-3)
+_EXACT = parity.Tolerance(iou=0.99, score=1e-3)
 # Others resize a picture to the same values but for a pixel in ten thousand.
-_CLOSE = agreement.Tolerance(iou=0.95, score=5e-3, share=0.97, num_without=2)
+_CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, num_without=2)
 FORMATS = {
     "saved_model": Format("", "SavedModel, four signatures", _EXACT),
     "onnx": Format("model.onnx", "ONNX, whole, any batch and picture size", _CLOSE),
@@ -44,14 +44,14 @@ FORMATS = {
     "tflite_float16": Format(
         "model_float16.tflite",
         "TFLite, weights in float16",
-        agreement.Tolerance(iou=0.9, score=0.02, share=0.95, num_without=2),
+        parity.Tolerance(iou=0.9, score=0.02, share=0.95, num_without=2),
     ),
     # Eight bits move scores by some hundredths; what passes here is no wreck, and how
     # good it is tools/evaluate_exported.py says.
     "tflite_int8": Format(
         "model_int8.tflite",
         "TFLite, convolutions in int8",
-        agreement.Tolerance(iou=0.5, score=0.1, share=0.7, num_without=2),
+        parity.Tolerance(iou=0.5, score=0.1, share=0.7, num_without=2),
     ),
 }
 
@@ -104,7 +104,7 @@ def write(
     *,
     formats: Sequence[str],
     pictures: Sequence[np.ndarray],
-) -> dict[str, agreement.Agreement]:
+) -> dict[str, parity.Agreement]:
     """Writes all formats but the SavedModel, then checks each.
 
     Args:
@@ -137,7 +137,7 @@ def write(
             found = _write_for_tensorrt(server, params, path, shown)
         else:
             if name != "saved_model":
-                with quiet.saving():
+                with log_levels.saving():
                     content = _converted(server, params, name, pictures)
                 _save(path, content)
             batch_size = params["limits"].max_request_images
@@ -176,7 +176,7 @@ def _write_for_tensorrt(server, params, path, pictures):
     TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
     compared, after NMS of ours.
     """
-    with quiet.saving():
+    with log_levels.saving():
         raw = onnx_format.convert(
             server.raw, [server.input_spec], metadata=_metadata(params)
         )
@@ -195,7 +195,7 @@ def _write_for_tensorrt(server, params, path, pictures):
 
 def _metadata(params):
     """Returns what lies beside other formats, and inside of ONNX."""
-    return {categories_lib.FILE_NAME: categories_lib.to_json(params["categories"])}
+    return {category_map.FILE_NAME: category_map.to_json(params["categories"])}
 
 
 def _made_up() -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from absl import logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import (
-    categories as categories_lib,
+    category_map,
     data_service,
     examples,
     pipeline,
@@ -75,7 +75,7 @@ class Data:
         """COCO JSON of the images to score on."""
         return f"{self.dir}/{self.eval_split}.json"
 
-    def read_categories(self) -> categories_lib.Categories:
+    def read_categories(self) -> category_map.Categories:
         """Reads the directory's classes.
 
         Raises:
@@ -83,7 +83,7 @@ class Data:
           UserError: The file of classes is corrupt.
         """
         record_files.check_directory(self.dir)
-        return categories_lib.read(f"{self.dir}/{categories_lib.FILE_NAME}")
+        return category_map.read(f"{self.dir}/{category_map.FILE_NAME}")
 
     def read_pictures(self, num: int) -> list[np.ndarray]:
         """Returns the first pictures of the evaluation split, as they are stored.
@@ -161,6 +161,6 @@ def _check_categories(data, expected):
     found = data.read_categories()
     if found != expected:
         raise errors.UserError(
-            f"The classes of {data.dir}/{categories_lib.FILE_NAME} are not those that "
+            f"The classes of {data.dir}/{category_map.FILE_NAME} are not those that "
             "the model_dir was started with; use the same data or another --model_dir."
         )

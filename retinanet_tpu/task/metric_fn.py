@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 
 from retinanet_tpu import structures
-from retinanet_tpu.data import categories as categories_lib
+from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import coco_metric, visualize
 
 PROGRESS_EVERY = 1000  # Images between two log lines.
@@ -16,7 +16,7 @@ PROGRESS_EVERY = 1000  # Images between two log lines.
 def make_metric_fn(
     annotation_file: str,
     *,
-    categories: categories_lib.Categories,
+    categories: category_map.Categories,
     examples_fn: Callable[[], structures.Features] | None = None,
 ) -> Callable[[Iterable], dict[str, Any]]:
     """Returns the host half of the evaluation: batches of detections -> results.

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
-from retinanet_tpu.data import categories as categories_lib, transforms
+from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.model import retinanet
@@ -139,7 +139,7 @@ class Server(tf.Module):
             self.params["image_size"],
             num_classes=num_classes,
         )
-        is_class = self.params["categories"].ids != categories_lib.NO_CATEGORY
+        is_class = self.params["categories"].ids != category_map.NO_CATEGORY
         scores = tf.sigmoid(logits) * tf.constant(is_class, tf.float32)
         return {"boxes_yxyx": boxes_yxyx, "scores": scores}
 
@@ -223,7 +223,7 @@ def serving_fn(
         server,
         signatures if is_saved_model else {},
         assets_extra={
-            categories_lib.FILE_NAME: categories_lib.to_json(categories),
+            category_map.FILE_NAME: category_map.to_json(categories),
             "label_map.json": json.dumps(names, ensure_ascii=False, indent=1) + "\n",
         },
         finish_fn=finish,

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from retinanet_tpu.conversion.formats import coco
 from retinanet_tpu.data import annotations
-from retinanet_tpu.data.annotation_formats import coco
 
 BOX = annotations.AnnotatedObject(9, 2, (1.0, 2.0, 3.5, 4.0), 14.0, True)
 BOXES = (BOX, BOX._replace(annotation_id=7))

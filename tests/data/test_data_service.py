@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import toy_data
 from retinanet_tpu.data import (
-    categories,
+    category_map,
     data_service,
     examples,
     pipeline,
@@ -93,7 +93,7 @@ def train(data_dir, batch_size=4, **order):
     return pipeline.make_train_dataset(
         data_dir,
         "train",
-        categories=categories.from_coco(toy_data.CATEGORIES),
+        categories=category_map.from_coco(toy_data.CATEGORIES),
         batch_size=batch_size,
         image_size=(32, 32),
         augmentation=examples.Augmentation(scale_jitter=(0.5, 1.5), colour=0.5),

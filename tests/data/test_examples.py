@@ -5,9 +5,17 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.data import annotations, categories, examples, tf_example, transforms
+from retinanet_tpu.data import (
+    annotations,
+    category_map,
+    examples,
+    tf_example,
+    transforms,
+)
 
-CATEGORIES = categories.from_coco([{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}])
+CATEGORIES = category_map.from_coco(
+    [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
+)
 NAMES = {3: "cat", 9: "dog", 4: "cow"}
 CANVAS = examples.Canvas((96, 128), max_boxes=4)
 TARGET = (60, 30, 50, 40)  # x, y, width, height of the bright rectangle
@@ -147,7 +155,7 @@ def test_unknown_category_is_named_with_its_image_and_the_file():
 
 def test_every_category_finds_its_index():
     many = [{"id": i, "name": str(i)} for i in (40, 2, 17, 90)]
-    sparse = categories.from_coco(many, index_by_id=True)
+    sparse = category_map.from_coco(many, index_by_id=True)
     for category in sparse.categories:
         serialized = tf_example.encode(
             annotations.AnnotatedImage(

@@ -8,14 +8,14 @@ import tensorflow as tf
 from retinanet_tpu import structures
 from retinanet_tpu.data import (
     annotations,
-    categories,
+    category_map,
     examples,
     pipeline,
     record_files,
     tf_example,
 )
 
-CATEGORIES = categories.from_coco([{"id": 1, "name": "cat"}])
+CATEGORIES = category_map.from_coco([{"id": 1, "name": "cat"}])
 JITTER = examples.Augmentation(scale_jitter=(0.8, 1.2))
 
 
@@ -258,7 +258,7 @@ def test_other_errors_and_sound_files_are_not_explained(data_dir):
 
 def test_unknown_category_is_explained(tmp_path):
     write_records(tmp_path, [record(0), record(1)])
-    other = categories.from_coco([{"id": 5, "name": "cow"}])
+    other = category_map.from_coco([{"id": 5, "name": "cow"}])
     files = record_files.find(str(tmp_path), "train")
     error = tf.errors.InvalidArgumentError(None, None, "")
     explained = str(pipeline.explain_failure(error, files, other))

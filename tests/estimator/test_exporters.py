@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.estimator import checkpoints, exporters, files, spec
+from retinanet_tpu.estimator import exporters, spec
+from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 BIAS = 2.5
 

@@ -1,7 +1,8 @@
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.estimator import checkpoints, sidecar, summaries
+from retinanet_tpu.estimator import sidecar, summaries
+from retinanet_tpu.estimator.model_dir import checkpoints
 from world import Exporter, World, run_trainer, save, scored
 
 

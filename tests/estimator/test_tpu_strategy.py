@@ -12,14 +12,9 @@ import commands
 import linear
 import toy_data
 from retinanet_tpu import evaluate
-from retinanet_tpu.estimator import (
-    gin_files,
-    run_state,
-    spec,
-    strategy,
-    tpu_nodes,
-    train_and_evaluate,
-)
+from retinanet_tpu.estimator import gin_files, spec, train_and_evaluate
+from retinanet_tpu.estimator.cluster import strategy, tpu_nodes
+from retinanet_tpu.estimator.model_dir import run_state
 from retinanet_tpu.task import cli, configurables
 
 POD = "grpc://10.0.0.2:8470,grpc://10.0.0.3:8470"

@@ -8,15 +8,14 @@ import tensorflow as tf
 import linear
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
-    checkpoints,
     exporters,
-    interruptions,
-    run_state,
     spec,
     summaries,
     train_and_evaluate,
-    training,
+    train_step,
 )
+from retinanet_tpu.estimator.cluster import preemption
+from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
 
 def run(runner, max_steps=25, *, listeners=(), eval_spec=None, **more):
@@ -85,7 +84,7 @@ def test_losses_with_progress_between_them_do_not_add_up(tmp_path):
 
 def test_a_preempted_run_says_so_and_finishes_when_started_again(tmp_path):
     reasons = iter([None, None, "signal SIGTERM"])
-    with pytest.raises(interruptions.Interrupted, match="SIGTERM"):
+    with pytest.raises(preemption.Interrupted, match="SIGTERM"):
         run(make_runner(tmp_path), stop_reason=lambda: next(reasons))
     assert run_state.read(str(tmp_path))[:2] == ("preempted", 8)
     run(make_runner(tmp_path))
@@ -122,7 +121,7 @@ def test_settings_are_written_by_the_only_trainer_of_a_run_that_lost_nothing(tmp
 
 @pytest.mark.parametrize("is_diverged", [True, False])
 def test_a_failed_run_says_so(tmp_path, is_diverged):
-    error = training.DivergedError("inf", 7) if is_diverged else ValueError("no")
+    error = train_step.DivergedError("inf", 7) if is_diverged else ValueError("no")
 
     def fail(path, step):
         raise error
@@ -140,7 +139,7 @@ def test_a_score_that_was_interrupted_is_made_up_for(tmp_path):
         return linear.eval_input_fn(params)
 
     eval_spec = spec.EvalSpec(eval_input_fn, every_steps=10)
-    with pytest.raises(interruptions.Interrupted):
+    with pytest.raises(preemption.Interrupted):
         run(
             make_runner(tmp_path),
             eval_spec=eval_spec,

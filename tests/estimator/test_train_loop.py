@@ -8,17 +8,15 @@ import tensorflow as tf
 import linear
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import (
-    checkpoints,
-    config,
-    interruptions,
-    leases,
-    saver,
+    checkpoint_saver,
+    run_config,
     spec,
-    strategy,
     summaries,
     train_loop,
-    training,
+    train_step,
 )
+from retinanet_tpu.estimator.cluster import preemption, strategy
+from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +51,7 @@ def assert_same(path, other):
 
 def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
     runner = linear.make_estimator(tmp_path / "a")
-    with pytest.raises(interruptions.Interrupted) as stop:
+    with pytest.raises(preemption.Interrupted) as stop:
         runner.train(linear.train_input_fn, 23, stop_reason=reason_at(4, loops))
     assert stop.value.step == 4
     assert checkpoints.steps(str(tmp_path / "a")) == [4]
@@ -64,7 +62,7 @@ def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
 
 def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
     runner = linear.make_estimator(tmp_path)
-    with pytest.raises(interruptions.Interrupted, match="step 0"):
+    with pytest.raises(preemption.Interrupted, match="step 0"):
         runner.train(linear.train_input_fn, 23, stop_reason=lambda: "enough")
     assert checkpoints.steps(str(tmp_path)) == []
 
@@ -72,7 +70,7 @@ def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
 def test_what_is_saved_already_is_not_saved_again(tmp_path, loops):
     saved = []
     runner = linear.make_estimator(tmp_path)
-    with pytest.raises(interruptions.Interrupted, match="step 10"):
+    with pytest.raises(preemption.Interrupted, match="step 10"):
         runner.train(
             linear.train_input_fn,
             23,
@@ -137,7 +135,7 @@ def test_a_resumed_run_still_passes_over_what_it_passed_over(tmp_path):
 
 def test_a_run_goes_back_only_so_often(tmp_path, caplog):
     runner = linear.make_estimator(tmp_path, max_rollbacks=2)
-    with pytest.raises(training.DivergedError, match="inf at step 11"):
+    with pytest.raises(train_step.DivergedError, match="inf at step 11"):
         runner.train(bad_data_input_fn(list(range(10, 99))), 30)
     assert caplog.text.count("Going back to") == 2
     assert checkpoints.steps(str(tmp_path)) == [10]
@@ -145,7 +143,7 @@ def test_a_run_goes_back_only_so_often(tmp_path, caplog):
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
     runner = linear.make_estimator(tmp_path, max_rollbacks=2)
-    with pytest.raises(training.DivergedError, match="inf at step 3"):
+    with pytest.raises(train_step.DivergedError, match="inf at step 3"):
         runner.train(bad_data_input_fn([2]), 30)
 
 
@@ -196,9 +194,9 @@ def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
 
 
 def test_an_older_checkpoint_than_a_damaged_one_is_not_deleted_for_it(tmp_path):
-    state = training.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
-    settings = config.RunConfig(save_checkpoints_steps=1, keep_checkpoint_max=1)
-    saves = saver.Saver(str(tmp_path), settings, first_step=0)
+    state = train_step.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
+    settings = run_config.RunConfig(save_checkpoints_steps=1, keep_checkpoint_max=1)
+    saves = checkpoint_saver.Saver(str(tmp_path), settings, first_step=0)
     checkpoints.save(str(tmp_path), 9, {"global_step": np.int64(9)})  # Damaged, say.
     for step in (3, 5):
         state.step = step
@@ -228,7 +226,7 @@ def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
         weight = replicas.make_variable([1.0, 2.0], name="weight", trainable=True)
     network = tf.Module()
     network.weight = weight
-    state = training.TrainState(network, linear.Descent(network))
+    state = train_step.TrainState(network, linear.Descent(network))
 
     def model_fn(features, network):
         used = [factor * network.weight for factor in (1.0, 10.0, 100.0, 1000.0)]
@@ -236,7 +234,7 @@ def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
         return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
 
     for is_deterministic, widest in ((False, 4), (True, 2)):
-        step_fn = training.make_step_fn(
+        step_fn = train_step.make_step_fn(
             state, model_fn, dict, is_deterministic=is_deterministic
         )
         graph = tf.function(step_fn).get_concrete_function(
@@ -306,7 +304,7 @@ def test_saves_evaluations_and_rollbacks_trace_nothing_twice(tmp_path, monkeypat
 
 def test_a_loop_that_is_traced_again_is_counted():
     where = strategy.make_strategy("cpu")
-    state = training.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
+    state = train_step.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
 
     def model_fn(features, network):
         loss = tf.reduce_mean(network(features))
@@ -314,7 +312,7 @@ def test_a_loop_that_is_traced_again_is_counted():
 
     network = state.network
     state.update = linear.Descent(network)
-    step_fn = training.make_step_fn(state, model_fn, dict)
+    step_fn = train_step.make_step_fn(state, model_fn, dict)
     run_loop = train_loop.TrainLoop(where, step_fn)
     counts = []
     for width in (2, 2, 4):
@@ -327,7 +325,7 @@ def test_variables_of_one_name_are_an_error_not_lost(tmp_path):
     network = tf.Module()
     network.weights = [replicas.make_variable(1.0, name="weight") for _ in range(2)]
     with pytest.raises(ValueError, match=r"Several variables .* named weight"):
-        training.TrainState(network, linear.Descent(network)).save(str(tmp_path))
+        train_step.TrainState(network, linear.Descent(network)).save(str(tmp_path))
 
 
 def test_a_loss_that_is_not_finite_is_seen_whatever_is_reported(tmp_path):
@@ -337,7 +335,7 @@ def test_a_loss_that_is_not_finite_is_seen_whatever_is_reported(tmp_path):
 
     runner = linear.make_estimator(tmp_path)
     runner._model_fn = model_fn
-    with pytest.raises(training.DivergedError, match="loss is nan at step 1"):
+    with pytest.raises(train_step.DivergedError, match="loss is nan at step 1"):
         runner.train(linear.train_input_fn, 10)
 
 

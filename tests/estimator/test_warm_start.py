@@ -4,7 +4,8 @@ import tensorflow as tf
 
 import linear
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import checkpoints, warm_start
+from retinanet_tpu.estimator import warm_start
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 
 class Wider(linear.Linear):

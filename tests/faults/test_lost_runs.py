@@ -14,7 +14,7 @@ import commands
 import processes
 import toy_data
 from retinanet_tpu import errors, train
-from retinanet_tpu.estimator import run_state
+from retinanet_tpu.estimator.model_dir import run_state
 
 PREEMPTED = 42
 # One loop of steps, longer than any test.

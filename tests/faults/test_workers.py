@@ -13,7 +13,7 @@ import pytest
 
 import toy_data
 import worker_processes
-from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 PREEMPTED = 42
 PATIENCE = 400  # s; a loaded machine is slow to start TensorFlow four times

@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 
 import tool_exports
-from retinanet_tpu.data import annotation_checks, converter
-from retinanet_tpu.data.annotation_formats import files, locating, readers
+from retinanet_tpu.conversion import checks, converter
+from retinanet_tpu.conversion.formats import files, locating, readers
 
 # Of the last ones what follows "_" is one of several exports of a tool.
 FORMATS = (
@@ -94,7 +94,7 @@ def convert(kind, path, images_dir, output_dir, **options):
       The Conversion, its findings after those of the reading.
     """
     annotated = read(kind, path, images_dir)
-    annotation_checks.check_set(annotated)
+    checks.check_set(annotated)
     conversion = converter.write_shards(
         annotated,
         images_dir=str(images_dir),

@@ -21,7 +21,8 @@ import time
 import tensorflow as tf
 
 from retinanet_tpu.data import pipeline
-from retinanet_tpu.estimator import checkpoints, files, summaries
+from retinanet_tpu.estimator import summaries
+from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 
 def killed_before_record():

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import config, estimator, spec, strategy, training
+from retinanet_tpu.estimator import run_config, spec, tpu_estimator, train_step
+from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.xla import lower
 
 NUM_EXAMPLES = 64
@@ -83,17 +84,17 @@ def make_estimator(
     model_dir, *, num_replicas=1, fn=model_fn, update_fn=Descent, **more
 ):
     settings = {"save_checkpoints_steps": 10, "iterations_per_loop": 4} | more
-    loop = config.TPUConfig(
+    loop = run_config.TPUConfig(
         iterations_per_loop=settings.pop("iterations_per_loop"),
         jit_compile=settings.pop("jit_compile", False),
     )
     warm_start_from = settings.pop("warm_start_from", None)
-    return estimator.TPUEstimator(
+    return tpu_estimator.TPUEstimator(
         fn,
         str(model_dir),
         network_fn=lambda params: Linear(),
         update_fn=update_fn,
-        config=config.RunConfig(tpu_config=loop, **settings),
+        config=run_config.RunConfig(tpu_config=loop, **settings),
         strategy=strategy.make_strategy("cpu", num_devices=num_replicas),
         train_batch_size=8,
         eval_batch_size=8,
@@ -107,7 +108,7 @@ def lowered(num_replicas):
     where = lower.AheadOfTimeStrategy(num_replicas)
     with where.scope():
         network = Linear()
-        state = training.TrainState(network, Descent(network))
-    step_fn = training.make_step_fn(state, model_fn, dict)
+        state = train_step.TrainState(network, Descent(network))
+    step_fn = train_step.make_step_fn(state, model_fn, dict)
     batch = (tf.TensorSpec([4, 3]), tf.TensorSpec([4, 1]))
     return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], where).hlo

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import toy_data
-from retinanet_tpu.estimator import checkpoints
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 FAULTY = pathlib.Path(__file__).parent / "faulty.py"
 # So quick that starting a process is most of the time; findings, so that scores differ.

@@ -4,14 +4,14 @@ import numpy as np
 import tensorflow as tf
 
 import toy_data
-from retinanet_tpu.data import categories
+from retinanet_tpu.data import category_map
 from retinanet_tpu.task import serving_fn
 
-CATEGORIES = categories.Categories(
+CATEGORIES = category_map.Categories(
     3,
     (
-        categories.Category(0, 7, "left"),
-        categories.Category(2, 40, "right"),
+        category_map.Category(0, 7, "left"),
+        category_map.Category(2, 40, "right"),
     ),
 )
 

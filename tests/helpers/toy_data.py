@@ -6,8 +6,10 @@ import pathlib
 import numpy as np
 import PIL.Image
 
-from retinanet_tpu.data import annotations, categories, converter
-from retinanet_tpu.estimator import gin_files, spec, strategy
+from retinanet_tpu.conversion import converter
+from retinanet_tpu.data import annotations, category_map
+from retinanet_tpu.estimator import gin_files, spec
+from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = pathlib.Path(__file__).parents[2] / "gin_configs"
@@ -54,8 +56,8 @@ def write(data_dir: pathlib.Path) -> str:
     """Writes records, annotations and categories of two splits; returns the folder."""
     write_split(data_dir, "train", NUM_TRAIN, first_id=100)
     write_split(data_dir, "val", NUM_VAL, first_id=500)
-    listed = categories.from_coco(CATEGORIES)
-    categories.write(listed, f"{data_dir}/{categories.FILE_NAME}")
+    listed = category_map.from_coco(CATEGORIES)
+    category_map.write(listed, f"{data_dir}/{category_map.FILE_NAME}")
     return str(data_dir)
 
 

@@ -9,16 +9,9 @@ import functools
 import numpy as np
 
 import linear
-from retinanet_tpu.estimator import (
-    checkpoints,
-    interruptions,
-    leases,
-    run_state,
-    sidecar,
-    spec,
-    summaries,
-    train_and_evaluate,
-)
+from retinanet_tpu.estimator import sidecar, spec, summaries, train_and_evaluate
+from retinanet_tpu.estimator.cluster import preemption
+from retinanet_tpu.estimator.model_dir import checkpoints, leases, run_state
 
 
 class World:
@@ -88,7 +81,7 @@ def scored(world):
 def run_trainer(world, stop_reason=lambda: None, **settings):
     runner = linear.make_estimator(world.model_dir, **settings)
     train_spec = spec.TrainSpec(linear.train_input_fn, 30)
-    with contextlib.suppress(interruptions.Interrupted):
+    with contextlib.suppress(preemption.Interrupted):
         train_and_evaluate.train_and_evaluate(
             runner, train_spec, None, stop_reason=stop_reason
         )

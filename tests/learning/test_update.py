@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import spec, strategy, train_loop, training
+from retinanet_tpu.estimator import spec, train_loop, train_step
+from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.learning import loss_scale, optimizers, update
 from retinanet_tpu.model import layers
 
@@ -74,7 +75,7 @@ def test_clipping_comes_after_the_reduction_over_replicas():
         network = types.SimpleNamespace(
             variables=(kernel,), trainable_variables=(kernel,)
         )
-        state = training.TrainState(
+        state = train_step.TrainState(
             network, make_update(network, max_gradient_norm=1.0)
         )
 
@@ -84,7 +85,7 @@ def test_clipping_comes_after_the_reduction_over_replicas():
 
     rows = tf.data.Dataset.from_tensors([[6.0, 0.0], [0.0, 8.0]]).unbatch().repeat()
     batches = two.distribute_datasets_from_function(lambda _: rows)
-    step_fn = training.make_step_fn(state, model_fn, dict)
+    step_fn = train_step.make_step_fn(state, model_fn, dict)
     loop = train_loop.TrainLoop(two, step_fn, jit_compile=False)
     result = loop(iter(batches), 0, 1)
     assert result.scalars["gradient-norm"] == 5
@@ -169,13 +170,13 @@ def half_precision_step(num_replicas):
         network = Normalized()
         scale = loss_scale.DynamicLossScale(initial=4.0)
         settings = {"averaging_decay": 0.5, "loss_scale": scale}
-        state = training.TrainState(network, make_update(network, **settings))
+        state = train_step.TrainState(network, make_update(network, **settings))
 
     def model_fn(features, network):
         loss = tf.reduce_sum(tf.cast(network(features), tf.float32) ** 2)
         return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
 
-    step_fn = training.make_step_fn(state, model_fn, dict)
+    step_fn = train_step.make_step_fn(state, model_fn, dict)
     # Compiled, as GPUs run it; several logical CPUs cannot be.
     step_fn = tf.function(step_fn, jit_compile=num_replicas == 1 or None)
 

@@ -12,7 +12,7 @@ from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.data import transforms
 from retinanet_tpu.model import layers
-from retinanet_tpu.serving import agreement, tflite_format
+from retinanet_tpu.serving import parity, tflite_format
 
 KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
 INPUTS = tf.TensorSpec([1, 8, 8, 3], tf.float32, name="inputs")
@@ -78,8 +78,8 @@ def compare(found, expected, **tolerance):
         ]
         for side in (found, expected)
     ]
-    tolerance = agreement.Tolerance(**tolerance)
-    result = agreement.compare(*rows, tolerance)
+    tolerance = parity.Tolerance(**tolerance)
+    result = parity.compare(*rows, tolerance)
     assert result.num_compared > 100
     return result.num_matched / result.num_compared
 

@@ -12,7 +12,8 @@ from absl.testing import flagsaver
 import commands
 import toy_data
 from retinanet_tpu import errors, evaluate, export, train
-from retinanet_tpu.estimator import checkpoints, gin_files, training
+from retinanet_tpu.estimator import gin_files, train_step
+from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.task import cli, configurables, input_fn
 
 SAVES = ("RunConfig.save_checkpoints_steps = 2", "MAX_STEPS = 2")
@@ -25,7 +26,7 @@ def sound_dir(tmp_path_factory):
     toy_data.write(base / "data")
     made = toy_data.experiment(base / "run", base / "data", *toy_data.TWO_LEVELS)
     network = made.network_fn(made.params)
-    state = training.TrainState(network, made.update_fn(network))
+    state = train_step.TrainState(network, made.update_fn(network))
     state.step = 2
     (base / "run").mkdir()
     state.save(str(base / "run"))

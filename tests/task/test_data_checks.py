@@ -6,11 +6,11 @@ import pytest
 
 import edited_records
 import toy_data
-from retinanet_tpu.boxes import anchor_fit
-from retinanet_tpu.data import categories, findings, statistics
+from retinanet_tpu.data import category_map
+from retinanet_tpu.inspection import anchor_search, data_issues, dataset_stats
 from retinanet_tpu.task import data_checks
 
-CATEGORIES = categories.from_coco(toy_data.CATEGORIES)
+CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
 
 
 @pytest.fixture
@@ -122,12 +122,12 @@ def test_without_an_evaluation_only_training_data_are_looked_at(data_dir):
 
 def test_sizes_that_are_reached_too_seldom_are_warned_of():
     reach_of = {
-        "small": anchor_fit.Reach(10, 0.5, 0.4),
-        "large": anchor_fit.Reach(0, 0.0, 0.0),
-        "all": anchor_fit.Reach(200, 0.95, 0.7),
+        "small": anchor_search.Reach(10, 0.5, 0.4),
+        "large": anchor_search.Reach(0, 0.0, 0.0),
+        "all": anchor_search.Reach(200, 0.95, 0.7),
     }
     (found,) = data_checks.anchor_findings(reach_of, "train")
-    assert found.severity == findings.Severity.WARNING
+    assert found.severity == data_issues.Severity.WARNING
     assert "50.0% of small boxes" in found.text
 
 
@@ -135,7 +135,9 @@ def test_what_an_epoch_leaves_over_and_the_padding_are_counted(data_dir):
     run = toy_data.experiment(
         None, data_dir, "Data.max_boxes = 2", "Plan.eval_batch_per_replica = 4"
     )
-    splits = [statistics.read(str(data_dir), n, CATEGORIES) for n in ("train", "val")]
+    splits = [
+        dataset_stats.read(str(data_dir), n, CATEGORIES) for n in ("train", "val")
+    ]
     texts = [f.text for f in data_checks.plan_findings(run, splits)]
     assert "1 batches of 8 and 4 images" in texts[0]  # 12 images.
     assert "4 images of train have more than Data.max_boxes 2" in texts[1]

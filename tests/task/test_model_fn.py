@@ -7,9 +7,10 @@ import tensorflow as tf
 import toy_data
 from retinanet_tpu import replicas, structures
 from retinanet_tpu.boxes import anchors as anchors_lib
-from retinanet_tpu.data import categories
+from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import checkpoints, spec, summaries
+from retinanet_tpu.estimator import spec, summaries
+from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.learning import losses
 from retinanet_tpu.task import model_fn
 
@@ -235,7 +236,7 @@ def test_a_batch_without_objects_has_a_finite_loss(network_and_params):
 def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
     network, params = network_and_params
     params = params | {
-        "categories": categories.from_coco(toy_data.CATEGORIES),
+        "categories": category_map.from_coco(toy_data.CATEGORIES),
         "nms_fn": nms.NMS(score_threshold=0.0, max_detections=9),
     }
 
@@ -257,7 +258,7 @@ def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
 
 def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
     # COCO's layout: index 0 and 2 stand for no category.
-    entries = (categories.Category(1, 7, "a"), categories.Category(3, 90, "b"))
+    entries = (category_map.Category(1, 7, "a"), category_map.Category(3, 90, "b"))
     corners = np.arange(4, dtype=np.float32) * 16
     boxes_yxyx = np.stack([corners, corners, corners + 8, corners + 12], axis=-1)
     candidates = decode.Candidates(
@@ -268,7 +269,7 @@ def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
     params = {
         "decode_fn": lambda *_, **__: candidates,
         "nms_fn": nms.NMS(max_detections=5),
-        "categories": categories.Categories(4, entries),
+        "categories": category_map.Categories(4, entries),
         "anchors": anchors_lib.Anchors(),
         "image_size": (128, 128),
         "num_classes": 4,

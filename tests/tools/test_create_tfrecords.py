@@ -11,12 +11,7 @@ import tensorflow as tf
 
 import annotation_files
 import tool_processes
-from retinanet_tpu.data import (
-    categories,
-    pipeline,
-    record_files,
-    tf_example,
-)
+from retinanet_tpu.data import category_map, pipeline, record_files, tf_example
 
 ROOT = pathlib.Path(__file__).parents[2]
 BCCD = ROOT.parent / "shared" / "data" / "bccd"
@@ -76,7 +71,7 @@ def test_toy_set_becomes_a_data_directory_that_training_reads(convert, toy, tmp_
         "train-00001-of-00002.tfrecord",
         "train.json",
     ]
-    read = categories.read(str(tmp_path / "categories.json"))
+    read = category_map.read(str(tmp_path / "categories.json"))
     assert read.names == ["circle", "square", "triangle", "star"]
     dataset = pipeline.make_train_dataset(
         str(tmp_path), "train", categories=read, batch_size=5, image_size=(64, 64)
@@ -92,8 +87,8 @@ def test_second_split_must_have_the_first_ones_categories(convert, toy, tmp_path
     content = json.loads((toy / "val.json").read_text())
     content["categories"].append({"id": 9, "name": "hexagon"})
     (tmp_path / "val.json").write_text(json.dumps(content))
-    categories.write(
-        categories.from_coco(content["categories"][:4]),
+    category_map.write(
+        category_map.from_coco(content["categories"][:4]),
         str(tmp_path / "categories.json"),
     )
     options = coco_options(toy, "val")
@@ -183,7 +178,10 @@ def test_a_share_becomes_val_in_one_go_and_stays_when_images_come(convert, tmp_p
         }
         assert len(found[count]["train"]) + len(found[count]["val"]) == count
         assert record_files.find(str(output), "train") != []
-        assert categories.read(str(output / "categories.json")).names == ["猫", "Hund"]
+        assert category_map.read(str(output / "categories.json")).names == [
+            "猫",
+            "Hund",
+        ]
     assert found[40]["val"] < found[60]["val"]
     assert found[40]["train"] < found[60]["train"]
     other = tmp_path / "other"
@@ -244,7 +242,7 @@ def test_every_format_has_its_flag(convert, tmp_path, kind):
         options.append(f"--classes={path.parent / 'class-descriptions.csv'}")
     done = convert(tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
-    read = categories.read(str(tmp_path / "out" / "categories.json"))
+    read = category_map.read(str(tmp_path / "out" / "categories.json"))
     assert tuple(read.names) == annotation_files.NAMES
 
 
@@ -357,7 +355,7 @@ def test_killed_conversion_goes_on_and_gives_the_same_bytes(
 def boxes_by_split(folder):
     """Returns the names of images and the classes of boxes that a split has."""
     found = {}
-    names = categories.read(str(folder / "categories.json"))
+    names = category_map.read(str(folder / "categories.json"))
     names = {category.id: category.name for category in names.categories}
     for path in folder.glob("*.json"):
         if path.name != "categories.json":
@@ -542,7 +540,7 @@ def test_real_voc_photographs_convert(convert, tmp_path):
         assert f"{count}  images stored" in done.stdout
     files = record_files.find(str(tmp_path), "train")
     assert record_files.count_records(files) == [69, 68, 68]
-    read = categories.read(str(tmp_path / "categories.json"))
+    read = category_map.read(str(tmp_path / "categories.json"))
     assert read.names == ["Platelets", "RBC", "WBC"]
     truth = pycocotools.coco.COCO(str(tmp_path / "train.json"))
     assert len(truth.getImgIds()) == 205

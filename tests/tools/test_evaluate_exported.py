@@ -12,13 +12,13 @@ import tensorflow as tf
 
 import toy_data
 from retinanet_tpu import errors, structures
-from retinanet_tpu.data import categories, pipeline
+from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.serving import artifacts, stream
+from retinanet_tpu.serving import artifacts, batching
 from retinanet_tpu.task import serving_fn
 
 TOOL = pathlib.Path(__file__).parents[2] / "tools" / "evaluate_exported.py"
-CATEGORIES = categories.from_coco(toy_data.CATEGORIES)
+CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
 BINDINGS = (
     *toy_data.TWO_LEVELS,
     *toy_data.SGD,
@@ -65,7 +65,7 @@ def ids_seen(tool, data_dir, **more):
         truth,
         str(data_dir / "pictures"),
         batch_size=4,
-        meter=stream.Meter("test", len(truth.imgs)),
+        meter=batching.Meter("test", len(truth.imgs)),
     )
     return [ids.tolist() for _, ids in found]
 
@@ -204,7 +204,7 @@ def test_other_categories_are_found_before_anything_is_run(tool, data_dir, known
     truth = coco_metric.ground_truth(str(data_dir / "val.json"))
     tool.check_categories(artifact_of(), truth)
     tool.check_categories(artifact_of(known=None), truth)
-    other = artifact_of(known=categories.from_coco(known))
+    other = artifact_of(known=category_map.from_coco(known))
     with pytest.raises(ValueError, match=r"differ in [12] categories, such as id [79]"):
         tool.check_categories(other, truth)
 

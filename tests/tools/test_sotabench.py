@@ -12,7 +12,7 @@ import pytest
 
 import toy_data
 from retinanet_tpu import errors, structures
-from retinanet_tpu.data import categories
+from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts
 
@@ -111,7 +111,7 @@ def find_red(pictures):
 
 
 def artifact_of(detect_fn, known=toy_data.CATEGORIES):
-    return artifacts.Artifact("", "ONNX", categories.from_coco(known), detect_fn)
+    return artifacts.Artifact("", "ONNX", category_map.from_coco(known), detect_fn)
 
 
 def feed(tool, coco_root, evaluator, detect_fn=find_red, batch_size=1):

@@ -138,7 +138,7 @@ def test_the_checkout_reaches_every_host_with_the_images_tensorflow(pod):
         assert pip[0] == str(host / "retinanet_tpu")
         assert pip[1][-4:] == ["-e", ".", *TPU_NAMES]
         # As the trainer does it, libtpu included.
-        assert shown[1][1].startswith("import retinanet_tpu.startup_tpu\nimport tensor")
+        assert shown[1][1].startswith("import retinanet_tpu.startup.tpu\nimport tensor")
         assert "tf.__version__" in shown[1][1] and shown[2] == {}
 
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 from absl import flags
 
 import tool_processes
-from retinanet_tpu.estimator import checkpoints, interruptions, strategy
+from retinanet_tpu.estimator.cluster import preemption, strategy
+from retinanet_tpu.estimator.model_dir import checkpoints
 
 TOOL = tool_processes.path("train_digits.py")
 # Runs the tool as a command, and says last what it has imported of the package.
@@ -111,7 +112,7 @@ def test_stopped_half_way_and_started_again_it_is_the_straight_run(
 ):
     runner = make_estimator(digits, tmp_path)
     reasons = iter([None, "half is enough"])
-    with pytest.raises(interruptions.Interrupted, match=f"step {STEPS // 2}"):
+    with pytest.raises(preemption.Interrupted, match=f"step {STEPS // 2}"):
         runner.train(digits.train_input_fn, STEPS, stop_reason=lambda: next(reasons))
     again = make_estimator(digits, tmp_path)
     again.train(digits.train_input_fn, STEPS)

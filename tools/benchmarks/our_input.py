@@ -5,8 +5,6 @@
 The last line that it prints is its measurement, in JSON.
 """
 
-import retinanet_tpu.startup_cpu
-
 import json
 import sys
 from typing import Any
@@ -15,7 +13,7 @@ import stopwatch
 import tensorflow as tf
 
 from retinanet_tpu.data import (
-    categories,
+    category_map,
     examples,
     pipeline,
     record_files,
@@ -59,7 +57,7 @@ def _pipeline(setting):
     return pipeline.make_train_dataset(
         data_dir,
         setting["split"],
-        categories=categories.read(f"{data_dir}/{categories.FILE_NAME}"),
+        categories=category_map.read(f"{data_dir}/{category_map.FILE_NAME}"),
         batch_size=setting["batch_size"],
         image_size=tuple(setting["image_size"]),
         max_boxes=setting["max_boxes"],

@@ -10,16 +10,15 @@ above 0.05, on average; 0 leaves the logits as drawn, and no score above. Index 
 class, as with COCO and with the Model Garden.
 """
 
-import retinanet_tpu.startup_cpu
-
 import likely_scores
 import numpy as np
 import tensorflow as tf
 import timed_detector
 from absl import flags
 
-from retinanet_tpu.data import categories as categories_lib, transforms
-from retinanet_tpu.estimator import files, training
+from retinanet_tpu.data import category_map, transforms
+from retinanet_tpu.estimator import train_step
+from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import cli, configurables
 
@@ -69,22 +68,20 @@ def main() -> None:
     text = cli.parse_files("COMPUTE_DTYPE = 'float32'")
     run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
     num_classes = run.params["num_classes"]
-    entries = [
-        categories_lib.Category(i, i, f"class {i}") for i in range(1, num_classes)
-    ]
-    categories = categories_lib.Categories(num_classes, tuple(entries))
+    entries = [category_map.Category(i, i, f"class {i}") for i in range(1, num_classes)]
+    categories = category_map.Categories(num_classes, tuple(entries))
     network = run.network_fn(run.params)
     if _NUM_LIKELY.value:
-        is_class = categories.ids != categories_lib.NO_CATEGORY
+        is_class = categories.ids != category_map.NO_CATEGORY
         image_size = run.params["image_size"]
         spread_scores(network, image_size, is_class, _NUM_LIKELY.value)
     directory = cli.model_dir()
     tf.io.gfile.makedirs(directory)
     files.write_whole(f"{directory}/{cli.CONFIG_FILE}", text)
     files.write_whole(
-        f"{directory}/{categories_lib.FILE_NAME}", categories_lib.to_json(categories)
+        f"{directory}/{category_map.FILE_NAME}", category_map.to_json(categories)
     )
-    print(training.TrainState(network, run.update_fn(network)).save(directory))
+    print(train_step.TrainState(network, run.update_fn(network)).save(directory))
 
 
 if __name__ == "__main__":

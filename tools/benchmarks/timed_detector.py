@@ -6,8 +6,6 @@ It says what it runs on, then measures the turns that come in, all in lines of J
 empty SIGNATURE is the usual one.
 """
 
-import retinanet_tpu.startup_cpu
-
 import json
 import os
 import pathlib

@@ -29,7 +29,7 @@ mkdir -p $remote_root
 tar -xzf $remote_root.tar.gz -C $remote_root
 cd $remote_root
 python3 -m pip install --quiet --disable-pip-version-check $packages
-TF_CPP_MIN_LOG_LEVEL=2 python3 -c 'import retinanet_tpu.startup_tpu
+TF_CPP_MIN_LOG_LEVEL=2 python3 -c 'import retinanet_tpu.startup.tpu
 import tensorflow as tf
 print(\"TensorFlow\", tf.__version__)' || {
   echo \"error: TensorFlow cannot be imported on \$(hostname). If a trainer runs there,\" \

@@ -22,7 +22,7 @@ if [[ "$hosts" -gt 1 ]]; then
   # The servers hold the TPUs; the coordinator must not.
   variables+=(TPU_NAME="$NAME" TPU_LOAD_LIBRARY=0)
 elif [[ "$RUNTIME_VERSION" == tpu-vm-tf-*-pjrt* ]]; then
-  # With TensorFlow from pip, retinanet_tpu/startup.py sets these.
+  # With TensorFlow from pip, retinanet_tpu/startup/checks.py sets these.
   variables+=(NEXT_PLUGGABLE_DEVICE_USE_C_API=true)
   variables+=(TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/lib/libtpu.so)
 fi

@@ -16,7 +16,7 @@ from absl import logging
 
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.model import layers
-from retinanet_tpu.model.backbones import foreign_names, resnet, weight_files
+from retinanet_tpu.model.backbones import key_mapping, resnet, weight_files
 
 IMAGENET = "imagenet"
 _ROOT = "backbone/"
@@ -41,7 +41,7 @@ TORCH = _Origin(
     {"is_v1": False, "has_symmetric_pool": True},
     (255 * 0.485, 255 * 0.456, 255 * 0.406),
     (255 * 0.229, 255 * 0.224, 255 * 0.225),
-    foreign_names.from_torch,
+    key_mapping.from_torch,
     1e-5,
 )
 KERAS = _Origin(
@@ -50,7 +50,7 @@ KERAS = _Origin(
     {"is_v1": True, "has_symmetric_pool": True},
     (123.68, 116.779, 103.939),
     (1.0, 1.0, 1.0),
-    foreign_names.from_keras,
+    key_mapping.from_keras,
     1.001e-5,
 )
 _READERS = {weight_files.SAFETENSORS_SUFFIX: (weight_files.read_safetensors, TORCH)}

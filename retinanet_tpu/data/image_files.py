@@ -1,0 +1,87 @@
+"""Pictures as files in folders, outside any data set."""
+
+import fnmatch
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from retinanet_tpu import errors
+from retinanet_tpu.data import image_decoding
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def find(patterns: Sequence[str]) -> list[str]:
+    """Returns the files that folders, globs and file names stand for, each once.
+
+    Args:
+      patterns: a folder stands for the pictures right inside it, told by extension.
+    Raises:
+      UserError: nothing was asked for, or one of the patterns matches no file.
+    """
+    if not patterns:
+        raise errors.UserError(
+            "No images asked for; set --images to a folder, glob or file."
+        )
+    paths = []
+    for pattern in patterns:
+        found = _matches(pattern)
+        if not found:
+            raise errors.UserError(
+                f"--images={pattern} matches no picture; give a folder with "
+                f"{', '.join(EXTENSIONS)} files, a glob in quotes, or a file."
+            )
+        paths += sorted(found)
+    return list(dict.fromkeys(paths))
+
+
+def load(path: str) -> np.ndarray:
+    """Reads an image file by the rules of the converter.
+
+    Returns:
+      uint8 [H, W, 3] RGB, turned by its EXIF orientation; transparency is dropped.
+    Raises:
+      UserError: The file cannot be read or is not an image.
+    """
+    try:
+        path.encode()  # TensorFlow raises TypeError for a name that is not UTF-8.
+        with tf.io.gfile.GFile(path, "rb") as file:
+            encoded = file.read()
+    except UnicodeError as error:
+        message = f"{path!a} cannot be read: the name is not UTF-8; rename it."
+        raise errors.UserError(message) from error
+    except tf.errors.OpError as error:
+        reason = error.message.rpartition("; ")[2]
+        raise errors.UserError(f"{path} cannot be read: {reason}.") from error
+    try:
+        return image_decoding.pixels(encoded)
+    except image_decoding.UnusableError as error:
+        message = f"{path} cannot be read as an image: {error}."
+        raise errors.UserError(message) from error
+
+
+def _matches(pattern: str) -> list[str]:
+    """Returns the files that one folder, glob or file name stands for."""
+    try:
+        if tf.io.gfile.isdir(pattern):
+            names = [n for n in _names(pattern) if n.lower().endswith(EXTENSIONS)]
+            return [os.path.join(pattern, name) for name in names]
+        if tf.io.gfile.exists(pattern):
+            return [pattern]
+        folder, name = os.path.split(pattern)
+        if tf.io.gfile.isdir(folder or "."):
+            # A glob would read [] in the name of the folder as well.
+            names = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
+            return [os.path.join(folder, name) for name in names]
+        return tf.io.gfile.glob(pattern)
+    except UnicodeError:
+        return [pattern]  # `load` names it.
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return tf.io.gfile.listdir(folder)
+    except UnicodeError:
+        return os.listdir(folder)

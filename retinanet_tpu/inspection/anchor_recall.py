@@ -1,0 +1,157 @@
+"""What a run's anchors meet: the boxes as the network sees them, and who gets which."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import box_coder
+from retinanet_tpu.data import examples, transforms
+from retinanet_tpu.inspection import anchor_search, dataset_stats
+
+ALL_SIZES = "all"
+
+
+class ShownBoxes(NamedTuple):
+    """Boxes of a split on the network's canvas, crowds left out."""
+
+    boxes_yxyx: np.ndarray  # float32 [M, 4], px of the network's input
+    places: np.ndarray  # int64 [M], which box of the split each is
+
+
+class Assigned(NamedTuple):
+    """The positive anchors of one image."""
+
+    anchors_yxyx: np.ndarray  # float32 [P, 4], px of the network's input
+    boxes: np.ndarray  # int64 [P], which of the image's boxes each answers for
+    num_ignored: int  # anchors that carry no loss
+
+
+def shown_boxes(
+    split: dataset_stats.Split,
+    canvas: examples.Canvas,
+    *,
+    augmentation: examples.Augmentation | None = None,
+    passes: int = 1,
+    seed: int = 0,
+) -> ShownBoxes:
+    """Moves boxes as the input pipeline does, without a look at the pixels.
+
+    Mirroring is left out: it changes no box's sides.
+
+    Args:
+      split: measured.
+      canvas: of the network.
+      augmentation: None shows whole pictures, as evaluation does.
+      passes: how often to draw the luck of each image.
+      seed: of the draws.
+    """
+    low, high = augmentation.scale_jitter if augmentation else (1.0, 1.0)
+    is_moved = augmentation is not None
+
+    @tf.function
+    def shown(size, boxes_yxyx, place):
+        draws = tf.random.stateless_uniform([3], tf.stack([seed, place]))
+        window = transforms.crop_window(
+            size,
+            canvas.image_size,
+            scale=low + draws[0] * (high - low),
+            position=draws[1:] if is_moved else (0.0, 0.0),
+        )
+        moved = transforms.move_boxes(boxes_yxyx, window)
+        seen = tf.where(transforms.visible(moved))[:, 0]
+        largest = transforms.largest(tf.gather(moved, seen), canvas.max_boxes)
+        keep = tf.gather(seen, largest)
+        return tf.gather(moved, keep), keep
+
+    rows = _rows(split)
+    signature = (
+        tf.TensorSpec([2], tf.int32),
+        tf.TensorSpec([None, 4], tf.float32),
+        tf.TensorSpec([], tf.int32),
+    )
+
+    def inputs():
+        for number in range(passes * len(rows)):
+            image = number % len(rows)
+            yield split.image_sizes[image], split.boxes_yxyx[rows[image]], number
+
+    dataset = tf.data.Dataset.from_generator(inputs, output_signature=signature)
+    moved = dataset.map(shown, num_parallel_calls=tf.data.AUTOTUNE)
+    boxes, places = [np.zeros([0, 4], np.float32)], [np.zeros([0], np.int64)]
+    for number, (found, keep) in enumerate(moved.as_numpy_iterator()):
+        boxes.append(found)
+        places.append(rows[number % len(rows)][keep])
+    joined, origins = np.concatenate(boxes), np.concatenate(places)
+    is_object = ~split.is_crowd[origins]
+    return ShownBoxes(joined[is_object], origins[is_object])
+
+
+def by_size(
+    ious: np.ndarray, shown: ShownBoxes, split: dataset_stats.Split
+) -> dict[str, anchor_search.Reach]:
+    """Returns how well boxes are reached, by COCO's sizes and over all.
+
+    Args:
+      ious: float32 [M], of each shown box with its best anchor.
+      shown: the boxes.
+      split: where they are from; sizes are those of the picture as annotated.
+    """
+    sizes = split.size_indexes[shown.places]
+    found = {
+        name: anchor_search.reach(ious[sizes == index])
+        for index, name in enumerate(dataset_stats.SIZE_NAMES)
+    }
+    return found | {ALL_SIZES: anchor_search.reach(ious)}
+
+
+def assigned(labels: structures.Labels, params: Mapping[str, Any]) -> list[Assigned]:
+    """Asks the run's own assign_fn which anchors it gives to which boxes.
+
+    Args:
+      labels: of a batch, as the input pipeline makes them.
+      params: of the run.
+    Returns:
+      For each image of the batch; empty where it has no boxes.
+    """
+    image_size, anchors = params["image_size"], params["anchors"]
+    targets = params["assign_fn"](labels, anchors, image_size)
+    batch_size = labels.boxes_yxyx.shape[0]
+    classes, decoded, all_anchors = [], [], []
+    for plane, deltas, level_cyxhw, grid in zip(
+        targets.classes,
+        targets.deltas,
+        anchors.boxes_cyxhw(image_size),
+        anchors.grid_sizes(image_size),
+        strict=True,
+    ):
+        shape = (batch_size, grid[0] * grid[1] * anchors.num_per_cell)
+        classes.append(tf.reshape(tf.transpose(plane, [0, 2, 3, 1]), shape).numpy())
+        offsets = tf.reshape(deltas, [*shape, 4])
+        decoded.append(box_coder.decode(offsets, level_cyxhw).numpy())
+        all_anchors.append(level_cyxhw)
+    flat, matched = np.concatenate(classes, 1), np.concatenate(decoded, 1)
+    centres, sides = np.split(np.concatenate(all_anchors), 2, axis=-1)
+    anchors_yxyx = np.concatenate([centres - sides / 2, centres + sides / 2], axis=-1)
+    found = []
+    for image in range(batch_size):
+        is_positive = flat[image] >= 0
+        boxes = labels.boxes_yxyx[image, : labels.num_boxes[image]].numpy()
+        # The offsets lead back to the box that the anchor was matched with.
+        gaps = np.abs(matched[image][is_positive][:, None] - boxes).sum(axis=-1)
+        found.append(
+            Assigned(
+                anchors_yxyx[is_positive],
+                gaps.argmin(axis=-1) if len(boxes) else np.zeros([0], np.int64),
+                int((flat[image] == structures.IGNORE).sum()),
+            )
+        )
+    return found
+
+
+def _rows(split: dataset_stats.Split) -> list[np.ndarray]:
+    """Returns int64 [boxes] for each image: where its boxes are in the split."""
+    ends = np.cumsum(split.boxes_per_image)
+    return np.split(np.arange(len(split.images)), ends[:-1]) if len(ends) else []

@@ -1,0 +1,106 @@
+"""The very functions that replicas run, with the shapes of their arguments."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from retinanet_tpu import structures
+from retinanet_tpu.data import category_map
+from retinanet_tpu.estimator import inference, spec, train_step
+from retinanet_tpu.task import experiment, model_fn, serving_fn
+
+# What the exported signature is shown: COCO's commonest size.
+PICTURE_SIZE = (480, 640)
+
+
+class Step(NamedTuple):
+    """A function that each replica runs, and what it runs on."""
+
+    fn: Callable
+    specs_fn: Callable[[int], tuple]  # images of a replica -> specs of fn's arguments
+    images: int  # of a replica
+    num_replicas: int
+    setting: str  # the gin setting that says how many images; "" where there is none
+
+
+def make(run: experiment.Experiment) -> dict[str, Step]:
+    """Returns the steps of a run: "train", "eval", and the exported "predict".
+
+    They are what `strategy.run` and SavedModels get. "predict" is the exported
+    signature, on one device and on one picture of PICTURE_SIZE, resizing included.
+
+    Args:
+      run: made without data; its strategy says how many replicas there are.
+    """
+    num_replicas = run.estimator.num_replicas
+    categories = _any_categories(run.params["num_classes"])
+    params = run.params | {"categories": categories, "metric_fn": None}
+    with run.estimator.strategy.scope():
+        network = run.network_fn(params)
+        state = train_step.TrainState(network, run.update_fn(network))
+        shown = run.network_fn(params)
+    train_fn = train_step.make_step_fn(state, model_fn.model_fn, lambda: params)
+    forward = inference.ForwardPass(
+        run.estimator.strategy,
+        model_fn.model_fn,
+        spec.ModeKeys.EVAL,
+        lambda: params,
+        network=shown,
+        jit_compile=False,  # What lowers the function compiles it.
+    )
+    server = serving_fn.Server(shown, params)
+    picture = tf.TensorSpec([*PICTURE_SIZE, 3], tf.float32)
+    scalar = tf.TensorSpec([], tf.int32)
+    return {
+        "train": Step(
+            train_step.make_replica_fn(train_fn, []),
+            lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
+            run.plan.batch_size // num_replicas,
+            num_replicas,
+            "BATCH_SIZE",
+        ),
+        "eval": Step(
+            forward.replica_fn,
+            lambda images: (batch_spec(run, images),),
+            run.plan.eval_batch_per_replica,
+            num_replicas,
+            "Plan.eval_batch_per_replica",
+        ),
+        "predict": Step(
+            lambda *inputs: server.detect_one.python_function(*inputs),
+            lambda _: (picture, scalar),
+            images=1,
+            num_replicas=1,
+            setting="",
+        ),
+    }
+
+
+def batch_spec(
+    run: experiment.Experiment, batch_size: int
+) -> tuple[structures.Features, structures.Labels]:
+    """Returns the specs of a batch as the input pipeline makes it."""
+    height, width = run.params["image_size"]
+    num_boxes = run.data.max_boxes
+
+    def rows(dtype, *shape):
+        return tf.TensorSpec([batch_size, *shape], dtype)
+
+    return structures.Features(
+        images=rows(tf.uint8, height, width, 3),
+        image_ids=rows(tf.int64),
+        image_sizes=rows(tf.int32, 2),
+        scales=rows(tf.float32, 2),
+    ), structures.Labels(
+        boxes_yxyx=rows(tf.float32, num_boxes, 4),
+        classes=rows(tf.int32, num_boxes),
+        is_crowd=rows(tf.bool, num_boxes),
+        num_boxes=rows(tf.int32),
+    )
+
+
+def _any_categories(num_classes):
+    """Returns classes for shapes' sake: what they are called does not matter here."""
+    entries = [category_map.Category(i, i, f"class {i}") for i in range(num_classes)]
+    return category_map.Categories(num_classes, tuple(entries))

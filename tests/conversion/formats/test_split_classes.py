@@ -1,0 +1,69 @@
+import pytest
+
+from retinanet_tpu.conversion.formats import split_classes
+from retinanet_tpu.data import annotations, category_map
+
+CATEGORIES = [{"id": 2, "name": "猫"}, {"id": 70, "name": "never seen"}]
+BOX = annotations.AnnotatedObject(9, 2, (1.0, 2.0, 3.5, 4.0), 14.0, True)
+IMAGE = annotations.AnnotatedImage(4, "b.jpg", 30, 50, (), "b.xml", "object")
+
+
+def listed(**ids):
+    return [{"id": i, "name": name} for name, i in ids.items()]
+
+
+def common(*sets, known=None):
+    sets = [annotations.AnnotatedSet([], categories) for categories in sets]
+    known = known and category_map.from_coco(known)
+    return {c["name"]: c["id"] for c in split_classes.common_classes(sets, known)}
+
+
+def test_classes_are_those_of_all_splits():
+    assert common(listed(cat=1, dog=2), listed(cat=1, emu=7)) == dict(
+        cat=1, dog=2, emu=7
+    )
+    assert common(listed(dog=5, cat=0)) == dict(dog=5, cat=0)
+
+
+def test_classes_are_numbered_by_name_where_the_splits_disagree():
+    expected = dict(cat=1, dog=2, emu=3)
+    assert common(listed(cat=1, dog=2), listed(dog=1, emu=2)) == expected
+    assert common(listed(emu=1), listed(cat=1, dog=2)) == expected
+    assert common(listed(cat=9), listed(cat=8, dog=9, emu=1)) == expected
+
+
+def test_classes_of_earlier_splits_keep_their_ids():
+    known = listed(dog=4, cat=9)
+    assert common(listed(cat=1), known=known) == dict(dog=4, cat=9)
+    assert common(listed(ant=1, cat=2), known=known) == dict(dog=4, cat=9, ant=10)
+
+
+def test_objects_follow_their_class_to_its_new_id():
+    image = IMAGE._replace(objects=(BOX, BOX._replace(category_id=70)))
+    some = annotations.AnnotatedSet([image], CATEGORIES)
+    same = split_classes.with_classes(some, CATEGORIES, counts_changes=True)
+    assert same == some
+    classes = listed(**{"never seen": 1, "猫": 2, "dog": 3})
+    other = split_classes.with_classes(some, classes, counts_changes=True)
+    assert [o.category_id for o in other.images[0].objects] == [2, 1]
+    assert other.categories == classes
+    (finding,) = other.findings
+    assert "category ids were changed" in finding.what and finding.where == "b.xml"
+    assert not split_classes.with_classes(some, classes, counts_changes=False).findings
+
+
+def test_new_class_is_described_with_all_names_as_a_flag_takes_them():
+    known = category_map.from_coco(listed(dog=4, cat=9))
+    image = IMAGE._replace(objects=(BOX,))
+    old = annotations.AnnotatedSet([], listed(cat=1))
+    assert split_classes.new_class([old], known) is None
+    new = annotations.AnnotatedSet([image], listed(cat=1, **{'a "b", c': 2}))
+    described, names = split_classes.new_class([old, new], known)
+    assert described == "'a \"b\", c' (id 2: 1 boxes, first b.xml, object 0)"
+    assert names == 'dog,cat,"a ""b"", c"'
+
+
+def test_names_that_differ_between_splits_in_case_only_are_refused():
+    sets = [annotations.AnnotatedSet([], listed(**{name: 1})) for name in ("a", "A")]
+    with pytest.raises(ValueError, match="differ in case or blanks only"):
+        split_classes.unified(sets, None, has_ids=True)

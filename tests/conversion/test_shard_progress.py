@@ -1,0 +1,146 @@
+import itertools
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from retinanet_tpu.conversion import converter
+from retinanet_tpu.data import annotations
+
+NAMES = {1: "cat", 2: "dog"}
+BOX = annotations.AnnotatedObject(1, 2, (3.0, 4.0, 12.0, 9.0), 100.0, False)
+
+
+def save(folder, name, width, quality=75):
+    pixels = np.tile(np.linspace(0, 255, width, dtype=np.uint8), [24, 1])
+    PIL.Image.fromarray(pixels).save(folder / name, quality=quality)
+
+
+def many(folder, count):
+    images = []
+    for i in range(count):
+        save(folder, f"{i}.jpg", 30 + i)
+        images.append(annotations.AnnotatedImage(i, f"{i}.jpg", 24, 30 + i, (BOX,)))
+    categories = [{"id": i, "name": name} for i, name in NAMES.items()]
+    return annotations.AnnotatedSet(images, categories)
+
+
+def write(annotated, folder, output, **options):
+    return converter.write_shards(
+        annotated,
+        images_dir=str(folder),
+        output_dir=str(output),
+        split="train",
+        **{"num_shards": 3} | options,
+    )
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(count):
+    """Returns a progress_fn that ends the conversion after some images."""
+    counter = itertools.count(1)
+
+    def progress():
+        if next(counter) == count:
+            raise Killed
+
+    return progress
+
+
+@pytest.fixture
+def converted_names(monkeypatch):
+    """The names of all images that are converted, as they are."""
+    names, convert_fn = [], converter.convert_image
+
+    def spy(image, *arguments):
+        names.append(image.file_name)
+        return convert_fn(image, *arguments)
+
+    monkeypatch.setattr(converter, "convert_image", spy)
+    return names
+
+
+@pytest.mark.parametrize(("killed_at", "num_whole"), [(1, 0), (3, 0), (4, 1), (7, 2)])
+def test_killed_conversion_goes_on_with_the_shards_that_are_not_whole(
+    tmp_path, converted_names, killed_at, num_whole
+):
+    annotated = many(tmp_path, 8)  # Shards of 3, 3 and 2.
+    os.remove(tmp_path / "3.jpg")
+    (tmp_path / "4.jpg").write_bytes(b"broken")
+    undisturbed = write(annotated, tmp_path, tmp_path / "whole")
+    output = tmp_path / "killed"
+    with pytest.raises(Killed):
+        write(annotated, tmp_path, output, progress_fn=kill_after(killed_at))
+    assert not record_files_named(output)
+    converted_names.clear()
+    done = []
+    resumed = write(annotated, tmp_path, output, progress_fn=lambda: done.append(1))
+    assert len(converted_names) == [8, 5, 2][num_whole] and len(done) == 8
+    assert resumed == undisturbed
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def record_files_named(output):
+    return [p.name for p in output.iterdir() if p.name.endswith(".tfrecord")]
+
+
+def test_shards_that_have_their_names_are_whole_until_that_is_forgotten(
+    tmp_path, converted_names
+):
+    annotated, output = many(tmp_path, 7), tmp_path / "out"
+    first = write(annotated, tmp_path, output, keeps_states=True)
+    assert len(record_files_named(output)) == 3 and len(contents(output)) == 6
+    converted_names.clear()
+    assert write(annotated, tmp_path, output) == first
+    assert converted_names == []
+    assert len(record_files_named(output)) == len(contents(output)) == 3
+
+
+def interrupted(tmp_path):
+    """Leaves two whole shards of three behind."""
+    annotated = many(tmp_path, 7)
+    with pytest.raises(Killed):
+        write(annotated, tmp_path, tmp_path / "out", progress_fn=kill_after(6))
+    return annotated
+
+
+@pytest.mark.parametrize("damage", ["picture", "annotation", "names", "shard", "note"])
+def test_whole_shards_that_are_no_longer_true_are_written_again(tmp_path, damage):
+    annotated = interrupted(tmp_path)
+    shard = tmp_path / "out" / "train-00000-of-00003.tfrecord.tmp"
+    if damage == "picture":
+        save(tmp_path, "3.jpg", 33, quality=40)
+    elif damage == "annotation":
+        annotated.images[3] = annotated.images[3]._replace(objects=(BOX, BOX))
+    elif damage == "names":
+        annotated.categories[1]["name"] = "wolf"
+    elif damage == "shard":
+        shard.write_bytes(shard.read_bytes()[:-20])
+    else:
+        note = shard.with_suffix(".state")
+        note.write_text(note.read_text()[:-20])
+    resumed = write(annotated, tmp_path, tmp_path / "out")
+    assert resumed == write(annotated, tmp_path, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+
+
+def test_newer_shard_is_not_taken_for_an_older_whole_one(tmp_path):
+    annotated = interrupted(tmp_path)
+    before = annotated.images[0]
+    annotated.images[0] = before._replace(objects=(BOX._replace(category_id=1),))
+    # As long as the first, with another class in it, and killed before that is noted.
+    with pytest.raises(Killed):
+        # After two images of a shard that is whole and the three of this one.
+        write(annotated, tmp_path, tmp_path / "out", progress_fn=kill_after(5))
+    annotated.images[0] = before
+    write(annotated, tmp_path, tmp_path / "out")
+    write(annotated, tmp_path, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew")

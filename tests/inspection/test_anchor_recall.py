@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import toy_data
+from retinanet_tpu import structures
+from retinanet_tpu.boxes import box_ops
+from retinanet_tpu.data import category_map, examples, pipeline
+from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
+
+CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
+IMAGE_SIZE = (128, 192)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+def sides(boxes):
+    found = np.asarray(boxes[:, 2:] - boxes[:, :2])
+    return found[np.lexsort(found.T)]
+
+
+def test_whole_pictures_have_the_boxes_that_evaluation_shows(data_dir):
+    split = dataset_stats.read(data_dir, "val", CATEGORIES)
+    shown = anchor_recall.shown_boxes(split, examples.Canvas(IMAGE_SIZE, 8))
+    batches = pipeline.make_eval_dataset(
+        data_dir,
+        "val",
+        categories=CATEGORIES,
+        batch_size=toy_data.NUM_VAL,
+        image_size=IMAGE_SIZE,
+        max_boxes=8,
+    )
+    _, labels = next(iter(batches))
+    expected = np.concatenate(
+        [labels.boxes_yxyx[i, : labels.num_boxes[i]] for i in range(toy_data.NUM_VAL)]
+    )
+    np.testing.assert_allclose(shown.boxes_yxyx, expected, atol=1e-3)
+    assert shown.places.tolist() == list(range(len(expected)))
+
+
+def test_jitter_shows_what_training_shows(data_dir):
+    split = dataset_stats.read(data_dir, "train", CATEGORIES)
+    canvas = examples.Canvas(IMAGE_SIZE, 2)
+    jitter = examples.Augmentation(scale_jitter=(0.5, 2.0), flip=False)
+    shown = anchor_recall.shown_boxes(
+        split, canvas, augmentation=jitter, passes=40, seed=1
+    )
+    dataset = pipeline.make_train_dataset(
+        data_dir,
+        "train",
+        categories=CATEGORIES,
+        batch_size=toy_data.NUM_TRAIN * 40,
+        image_size=IMAGE_SIZE,
+        max_boxes=2,
+        augmentation=jitter,
+    )
+    _, labels = next(iter(dataset))
+    is_real = tf.sequence_mask(labels.num_boxes, 2)
+    expected = tf.boolean_mask(labels.boxes_yxyx, is_real).numpy()
+    # Other draws of the same luck: the same distribution.
+    assert len(shown.boxes_yxyx) == pytest.approx(len(expected), rel=0.1)
+    for share in (0.1, 0.5, 0.9):
+        np.testing.assert_allclose(
+            np.quantile(sides(shown.boxes_yxyx), share, axis=0),
+            np.quantile(sides(expected), share, axis=0),
+            rtol=0.15,
+        )
+
+
+def test_crowds_and_what_has_no_room_are_left_out(data_dir):
+    split = dataset_stats.read(data_dir, "train", CATEGORIES)
+    is_crowd = split.images == 0
+    shown = anchor_recall.shown_boxes(
+        split._replace(is_crowd=is_crowd), examples.Canvas(IMAGE_SIZE, 1)
+    )
+    assert len(shown.places) == toy_data.NUM_TRAIN - 1
+    assert not is_crowd[shown.places].any()
+
+
+def test_sizes_are_those_of_the_picture_as_annotated(data_dir):
+    split = dataset_stats.read(data_dir, "train", CATEGORIES)
+    shown = anchor_recall.shown_boxes(split, examples.Canvas((512, 512), 8))
+    ious = np.linspace(0, 1, len(shown.places))
+    found = anchor_recall.by_size(ious, shown, split)
+    areas = split.sides.prod(axis=-1)[shown.places]
+    assert found["small"] == anchor_search.reach(ious[areas < 32**2])
+    assert found["medium"] == anchor_search.reach(ious[areas >= 32**2])
+    assert found["large"].num_boxes == 0 < found["medium"].num_boxes
+    assert found["all"] == anchor_search.reach(ious)
+
+
+def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
+    run = toy_data.experiment(None, data_dir, "assign_targets.negative_below = 0.4")
+    params = run.params
+    boxes = np.zeros([2, 4, 4], np.float32)
+    boxes[0, :2] = [[8, 8, 40, 40], [60, 50, 100, 120]]
+    labels = structures.Labels(
+        tf.constant(boxes),
+        tf.zeros([2, 4], tf.int32),
+        tf.zeros([2, 4], tf.bool),
+        tf.constant([2, 0]),
+    )
+    first, empty = anchor_recall.assigned(labels, params)
+    grid = np.concatenate(params["anchors"].boxes_cyxhw(params["image_size"]))
+    ious = box_ops.iou(box_ops.cyxhw_to_yxyx(grid), boxes[0, :2]).numpy()
+    is_positive = (ious.max(axis=-1) >= 0.5) | (ious == ious.max(axis=0)).any(axis=-1)
+    expected = box_ops.cyxhw_to_yxyx(grid[is_positive]).numpy()
+    np.testing.assert_allclose(first.anchors_yxyx, expected, atol=1e-4)
+    assert first.boxes.tolist() == ious[is_positive].argmax(axis=-1).tolist()
+    is_ignored = (ious.max(axis=-1) >= 0.4) & ~is_positive
+    assert first.num_ignored == is_ignored.sum() > 0
+    assert len(empty.anchors_yxyx) == len(empty.boxes) == empty.num_ignored == 0

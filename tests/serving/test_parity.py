@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from retinanet_tpu import structures
+from retinanet_tpu.serving import parity
+
+CLOSE = parity.Tolerance(iou=0.9, score=0.05)
+BOXES = [[0, 0, 10, 10], [20, 20, 60, 40], [5, 50, 25, 90]]
+WIDER = [[0, 0, 10, 10], [20, 20, 60, 46], [5, 50, 25, 90]]
+TURNED = [[x, y, w, h] for y, x, h, w in BOXES]
+FOURTH = [70, 70, 90, 90]
+
+
+def detections(boxes, scores, classes=None, *, padding=2):
+    """Returns one picture's Detections, padded with zeros."""
+    count = len(scores)
+    rows = [(0, padding)]
+    return structures.Detections(
+        np.pad(np.reshape(boxes, [-1, 4]).astype(np.float32), [*rows, (0, 0)])[None],
+        np.pad(np.asarray(scores, np.float32), rows)[None],
+        np.pad(np.asarray(classes or [1] * count, np.int32), rows)[None],
+        np.array([count], np.int32),
+    )
+
+
+EXPECTED = detections(BOXES, [0.9, 0.8, 0.3])
+
+
+def test_the_same_agree_without_drift():
+    result = parity.compare([EXPECTED] * 2, [EXPECTED] * 2, CLOSE)
+    # The lowest of each picture, and what is as low, need no mate.
+    assert result[:4] == (8, 8, 0.0, 0.0) and result.mean_iou == 1.0
+    assert result.is_within(CLOSE)
+
+
+def test_padding_and_order_do_not_matter():
+    turned = detections(BOXES[::-1], [0.3, 0.8, 0.9], padding=9)
+    result = parity.compare([turned], [EXPECTED], CLOSE)
+    assert result.num_matched == result.num_compared == 4
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores", "classes"),
+    [
+        pytest.param(BOXES, [0.9, 0.7, 0.3], None, id="another score"),
+        pytest.param(BOXES, [0.9, 0.8, 0.3], [1, 2, 1], id="another class"),
+        pytest.param(WIDER, [0.9, 0.8, 0.3], None, id="another box"),
+        pytest.param(TURNED, [0.9, 0.8, 0.3], None, id="x for y"),
+        pytest.param([BOXES[0], BOXES[2]], [0.9, 0.3], None, id="missing"),
+        pytest.param([*BOXES, FOURTH], [0.9, 0.8, 0.3, 0.7], None, id="extra"),
+        pytest.param([], [], None, id="nothing"),
+    ],
+)  # fmt: skip
+def test_differences_are_told_from_either_side(boxes, scores, classes):
+    other = detections(boxes, scores, classes)
+    for pair in (([other], [EXPECTED]), ([EXPECTED], [other])):
+        result = parity.compare(*pair, CLOSE)
+        assert result.num_matched < result.num_compared
+        assert not result.is_within(CLOSE)
+        assert result.is_within(CLOSE._replace(share=0.0))
+        without = result.num_compared - result.num_matched
+        assert result.is_within(CLOSE._replace(num_without=without))
+        assert not result.is_within(CLOSE._replace(num_without=without - 1))
+
+
+def test_drift_is_the_greatest_among_mates():
+    moved = [[0, 0, 10, 10], [20, 20, 62, 41], [5, 50, 25, 90]]
+    found = detections(moved, [0.88, 0.8, 0.3])
+    result = parity.compare([found], [EXPECTED], CLOSE)
+    assert result.is_within(CLOSE)
+    assert result.score_drift == pytest.approx(0.02) and result.box_drift == 2.0
+    assert "4 of 4 detections agree, scores to 0.02, boxes to 2 px" in str(result)
+
+
+def test_points_without_area_are_mates_by_their_place():
+    point = detections([[3, 3, 3, 3], *BOXES], [0.95, 0.9, 0.8, 0.3])
+    assert parity.compare([point], [point], CLOSE).is_within(CLOSE)
+
+
+def test_the_weakest_may_come_or_go():
+    more = detections([*BOXES, FOURTH], [0.9, 0.8, 0.3, 0.28])
+    assert parity.compare([more], [EXPECTED], CLOSE).is_within(CLOSE)
+
+
+def test_nothing_against_nothing_says_so():
+    nothing = detections([], [])
+    result = parity.compare([nothing], [nothing], CLOSE)
+    assert str(result) == "no detection to compare" and result.is_within(CLOSE)

@@ -1,0 +1,276 @@
+"""What happens before TensorFlow is imported, where its TPU build is installed."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from retinanet_tpu import errors
+from retinanet_tpu.startup import checks
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAMS = sorted(
+    path
+    for folder in ("retinanet_tpu", "tools", "tools/benchmarks")
+    for path in (ROOT / folder).glob("*.py")
+    if re.search("^(from|import) retinanet_tpu", path.read_text(), re.MULTILINE)
+    and '__name__ == "__main__"' in path.read_text()
+)
+USES_TPU = {"retinanet_tpu/train.py", "tools/train_digits.py"}
+PLUGIN = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
+MISFIT = (
+    "libtpu 0.0.52 does not fit tensorflow-tpu 2.20.0, whose import can abort with it "
+    "(the extra [preflight] needs an environment without tensorflow-tpu); "
+    "run: pip install 'libtpu>=0.0.14,<0.0.22'"
+)
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def write_packages(folder, packages):
+    """Writes the metadata of packages, as pip leaves it."""
+    for name, version in packages.items():
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Returns a function after which these packages, and no others, are installed."""
+
+    def install_only(**versions):
+        packages = {name.replace("_", "-"): v for name, v in versions.items()}
+        write_packages(tmp_path, packages)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])
+        return str(tmp_path / "libtpu/libtpu.so")
+
+    return install_only
+
+
+@pytest.mark.parametrize(
+    ("build", "libtpu", "fits"),
+    [
+        ("2.20.0", "0.0.13", False),
+        ("2.20.0", "0.0.14", True),
+        ("2.20.0", "0.0.21", True),
+        ("2.20.0", "0.0.21.1", True),
+        ("2.20.0", "0.0.21.dev20250820", True),
+        ("2.20.0", "0.0.22", False),
+        ("2.20.0", "0.0.42.1", False),
+        ("2.20.0", "0.0.52", False),
+        ("2.20.0", "0.1.dev20251001+nightly", False),
+        ("2.20.1rc0", "0.0.52", False),
+        ("2.19.1", "0.0.10", True),
+        ("2.19.1", "0.0.10.1", False),
+        ("2.19.1", "0.0.21", False),
+        ("2.18.0", "2.18.0", True),  # Has no row; its wheel requires exactly this.
+    ],
+)
+def test_a_pair_that_would_abort_is_refused(install, build, libtpu, fits):
+    install(tensorflow_tpu=build, libtpu=libtpu)
+    if fits:
+        checks.check(build, {})
+    else:
+        with pytest.raises(errors.UserError, match=f"libtpu {re.escape(libtpu)} does "):
+            checks.check(build, {})
+
+
+def test_the_refusal_contains_the_command_that_corrects_it(install):
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.52")
+    with pytest.raises(errors.UserError) as caught:
+        checks.check("2.20.0", {})
+    assert str(caught.value) == MISFIT
+
+
+def test_a_libtpu_of_the_machines_image_is_not_judged(install):
+    install(tensorflow_tpu="2.20.0")
+    checks.check("2.20.0", {})
+
+
+def test_only_the_library_that_is_loaded_is_judged(install):
+    library = install(tensorflow_tpu="2.20.0", libtpu="0.0.52")
+    checks.check("2.20.0", {"TPU_LIBRARY_PATH": "/lib/libtpu.so"})
+    checks.check("2.20.0", {"TPU_LOAD_LIBRARY": "0"})
+    for chosen in ("", library):
+        with pytest.raises(errors.UserError):
+            checks.check("2.20.0", {"TPU_LIBRARY_PATH": chosen})
+
+
+@pytest.mark.parametrize("other", ["tensorflow", "tensorflow-cpu", "tf-nightly"])
+def test_two_builds_of_tensorflow_are_refused(install, other):
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.21", **{other: "2.21.0"})
+    with pytest.raises(errors.UserError) as caught:
+        checks.check("2.20.0", {"TPU_LOAD_LIBRARY": "0"})
+    assert str(caught.value) == (
+        f"{other} 2.21.0 and tensorflow-tpu 2.20.0 are both installed, and each "
+        f"overwrites the other; run: pip uninstall -y {other} tensorflow-tpu && "
+        "pip install 'tensorflow-tpu==2.20.0' 'libtpu>=0.0.14,<0.0.22'"
+    )
+
+
+def test_a_plugin_without_the_library_it_needs_is_refused(install):
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
+    environment = {"TPU_LOAD_LIBRARY": "0", PLUGIN: "/lib/libtpu.so"}
+    with pytest.raises(errors.UserError, match=f"run: unset {PLUGIN}"):
+        checks.check("2.20.0", environment)
+
+
+def test_the_extras_require_what_is_checked():
+    extras = (ROOT / "setup.py").read_text()
+    for build, libtpu in checks.LIBTPU.items():
+        assert re.search(rf'"tensorflow-tpu[=~]={build}\.\d", "{libtpu}"', extras)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("v2-8", False),
+        ("v3-32", False),
+        ("v4-16", False),
+        ("v5litepod-8", True),
+        ("v5p-8", True),
+        ("v6e-16", True),
+        ("tpu-v5-lite-podslice", True),
+        ("tpu7x-8", True),
+    ],
+)
+def test_the_accelerator_type_says_whether_a_tpu_needs_pjrt(tmp_path, kind, expected):
+    assert checks.needs_pjrt({"TPU_ACCELERATOR_TYPE": kind}, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("vendor", "chip", "expected"),
+    [
+        ("0x1ae0", "0x0027", False),  # v2, v3
+        ("0x1ae0", "0x005e", False),  # v4
+        ("0x1ae0", "0x0062", True),  # v5p
+        ("0x1ae0", "0x0063", True),  # v5e
+        ("0x1ae0", "0x006f", True),  # v6e
+        ("0x1ae0", "0x0042", False),  # The network card of Google's machines.
+        ("0x10de", "0x0063", False),
+    ],
+)
+def test_else_the_devices_of_the_machine_say_so(tmp_path, vendor, chip, expected):
+    for place, ids in {"0": ("0x8086", "0x1237"), "5": (vendor, chip)}.items():
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "vendor").write_text(f"{ids[0]}\n")
+        (tmp_path / place / "device").write_text(f"{ids[1]}\n")
+    (tmp_path / "6").mkdir()  # Gone while it is read.
+    assert checks.needs_pjrt({}, tmp_path) == expected
+
+
+def test_a_machine_without_pci_has_no_tpu(tmp_path):
+    assert not checks.needs_pjrt({}, tmp_path / "absent")
+
+
+def test_a_tpu_from_v5_on_gets_its_four_variables(install):
+    library = install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
+    environment = {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+    checks.set_pjrt_variables(environment)
+    assert environment == {
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "PJRT_DEVICE": "TPU",
+        "NEXT_PLUGGABLE_DEVICE_USE_C_API": "true",
+        PLUGIN: library,
+        "TF_XLA_FLAGS": "--tf_mlir_enable_mlir_bridge=true",
+    }
+
+
+def test_variables_that_the_user_set_remain(install):
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
+    environment = {
+        "TPU_ACCELERATOR_TYPE": "v6e-8",
+        "PJRT_DEVICE": "CPU",
+        "NEXT_PLUGGABLE_DEVICE_USE_C_API": "false",
+        PLUGIN: "/lib/libtpu.so",
+        "TF_XLA_FLAGS": "--tf_mlir_enable_mlir_bridge=false",
+    }
+    before = dict(environment)
+    checks.set_pjrt_variables(environment)
+    assert environment == before
+    environment["TF_XLA_FLAGS"] = "--tf_xla_clustering_debug"
+    checks.set_pjrt_variables(environment)
+    added = "--tf_xla_clustering_debug --tf_mlir_enable_mlir_bridge=true"
+    assert environment["TF_XLA_FLAGS"] == added
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_ACCELERATOR_TYPE": "v3-8"},
+        {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_LOAD_LIBRARY": "0"},
+    ],
+)
+def test_older_tpus_and_programs_without_one_get_no_variables(install, environment):
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
+    before = dict(environment)
+    checks.set_pjrt_variables(environment)
+    assert environment == before
+
+
+def test_the_image_sets_the_variables_of_its_own_library(install):
+    install(tensorflow_tpu="2.20.0")
+    environment = {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
+    checks.set_pjrt_variables(environment)
+    assert list(environment) == ["TPU_ACCELERATOR_TYPE"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"TPU_LOAD_LIBRARY": "0"}),
+        ({"TPU_LOAD_LIBRARY": "1"}, {"TPU_LOAD_LIBRARY": "1"}),
+        ({PLUGIN: "x.so"}, {PLUGIN: "x.so"}),
+    ],
+)
+def test_a_program_on_the_cpu_leaves_the_tpu_to_others(before, after):
+    environment = dict(before)
+    checks.leave_tpu(environment)
+    assert environment == after
+
+
+@pytest.mark.parametrize("uses_tpu", [True, False])
+def test_without_a_tpu_build_nothing_happens(install, uses_tpu):
+    install(tensorflow_cpu="2.20.0", libtpu="0.0.42.1", jax="0.10.2")
+    before = dict(os.environ)
+    checks.run(uses_tpu=uses_tpu)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_every_program_imports_it_before_all_else(path):
+    first = next(
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    )
+    device = "tpu" if name_of(path) in USES_TPU else "cpu"
+    assert ast.unparse(first) == f"import retinanet_tpu.startup_{device}"
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
+def test_every_program_refuses_the_pair_in_one_line(tmp_path, path):
+    write_packages(tmp_path, {"tensorflow-tpu": "2.20.0", "libtpu": "0.0.52"})
+    (tmp_path / "tensorflow.py").write_text("import os\nos.abort()\n")
+    name = path.relative_to(ROOT).with_suffix("")
+    is_command = name.parts[0] == "retinanet_tpu"
+    # -S: none of the packages that are really installed.
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            *(["-m", ".".join(name.parts)] if is_command else [path]),
+        ],
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (1, f"error: {MISFIT}\n")

@@ -1,0 +1,136 @@
+import functools
+
+import numpy as np
+import pytest
+
+import foreign_resnets
+import toy_data
+from retinanet_tpu import replicas, train
+from retinanet_tpu.estimator import gin_files, train_loop, train_step
+from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.task import configurables, initialization
+
+GIN_CONFIGS = toy_data.GIN_CONFIGS
+TORCHVISION = GIN_CONFIGS / "model" / foreign_resnets.TORCHVISION
+FROZEN = "FROZEN = ('backbone/stem', 'backbone/stage2')"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    state = foreign_resnets.torch_state(*foreign_resnets.BASIC_BLOCKS, width=8)
+    return foreign_resnets.write_safetensors(tmp_path / "r10.safetensors", state)
+
+
+def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
+    """Returns the tiny run with the settings of pretrained weights."""
+    files = [str(GIN_CONFIGS / "quickstart.gin"), str(gin_file)]
+    bindings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
+    bindings.append(f"DATA_DIR = '{data_dir}'")
+    gin_files.parse(files, bindings, known=configurables.CONFIGURABLES)
+    where = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
+    return configurables.make_experiment(str(model_dir), strategy_fn=where)
+
+
+def _start(run, model_dir, backbone_checkpoint):
+    """Returns the state that a run begins with."""
+    source = initialization.source(None, str(backbone_checkpoint))
+    network_fn = functools.partial(run.network_fn, run.params)
+    return train_loop.start(str(model_dir), network_fn, run.update_fn, source)
+
+
+def _values(state):
+    return {replicas.path(v): v.numpy() for v in state.network.variables}
+
+
+def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
+    bindings = (FROZEN, f"BACKBONE_CHECKPOINT = '{weights}'")
+    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    trained = train_step.network_weights(toy_data.train(run, 2))
+    backbone = foreign_resnets.make_backbone(TORCHVISION.name, depth=10, width=8)
+    foreign_resnets.load(backbone, weights, TORCHVISION.name)
+    for variable in backbone.variables:
+        path = replicas.path(variable)
+        if path.startswith(("backbone/stem", "backbone/stage2")):
+            np.testing.assert_array_equal(trained[path], variable)
+
+
+def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
+    run = _experiment(tmp_path, data_dir)
+    begun = _start(run, tmp_path, weights)
+    begun.step = 1
+    begun.save(str(tmp_path))
+    weights.unlink()
+    resumed = _start(run, tmp_path, weights)
+    assert resumed.step == 1
+    for one, two in zip(
+        _values(begun).values(), _values(resumed).values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_detector_gives_its_backbone_only(weights, data_dir, tmp_path, is_folder):
+    old = _start(_experiment(tmp_path / "a", data_dir), tmp_path / "a", weights)
+    (tmp_path / "a").mkdir(exist_ok=True)
+    path = old.save(str(tmp_path / "a"))
+    run = _experiment(tmp_path / "b", data_dir, "SEED = 5")
+    new = _start(run, tmp_path / "b", tmp_path / "a" if is_folder else path)
+    for (name, before), after in zip(
+        _values(old).items(), _values(new).values(), strict=True
+    ):
+        is_same = name.startswith("backbone/") or not name.endswith("/kernel")
+        assert np.array_equal(before, after) == is_same
+
+
+def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp_path):
+    text = gin_files.parse(
+        [str(GIN_CONFIGS / "quickstart.gin"), str(TORCHVISION)],
+        [*toy_data.TINY, f"DATA_DIR = '{data_dir}'"],
+        known=configurables.CONFIGURABLES,
+    )
+    run = _experiment(tmp_path / "a", data_dir)
+    path = _start(run, tmp_path / "a", weights).save(str(tmp_path))
+    (tmp_path / "config.gin").write_text(text)
+    _start(run, tmp_path / "b", path)
+    wrong = text.replace("has_symmetric_pool = True", "has_symmetric_pool = False")
+    (tmp_path / "config.gin").write_text(wrong)
+    with pytest.raises(
+        ValueError, match=r"ResNet\.has_symmetric_pool = False .*config"
+    ):
+        _start(run, tmp_path / "b", path)
+    (tmp_path / "config.gin").write_text(text.replace("0.485", "0.5"))
+    with pytest.raises(ValueError, match=r"normalize\.mean_rgb = \(0\.5, "):
+        _start(run, tmp_path / "b", path)
+
+
+def test_frozen_weights_that_no_backbone_has_are_an_error(weights, data_dir, tmp_path):
+    bindings = (f"BACKBONE_CHECKPOINT = '{weights}'", "FROZEN = ('backbone', 'fpn')")
+    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    with pytest.raises(ValueError, match="random first values, such as fpn/"):
+        toy_data.train(run, 2)
+
+
+def test_two_sources_of_one_backbone_are_an_error(data_dir, tmp_path):
+    bindings = ("BACKBONE_CHECKPOINT = 'a.pth'", "WARM_START = 'run'")
+    with pytest.raises(ValueError, match=r"WARM_START is run.*is a\.pth; .*to None"):
+        _experiment(tmp_path / "run", data_dir, *bindings)
+
+
+def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path):
+    source = f"BACKBONE_CHECKPOINT = '{weights}'"
+    nothing = GIN_CONFIGS / "quickstart.gin"
+    run = _experiment(tmp_path / "run", data_dir, source, gin_file=nothing)
+    with pytest.raises(ValueError, match=r"Include model/pretrained_torchvision\.gin"):
+        toy_data.train(run, 2)
+
+
+@pytest.mark.parametrize("name", ["pretrained_torchvision", "pretrained_keras"])
+def test_settings_of_pretrained_weights_go_with_every_run(name):
+    files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
+    gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
+    assert "Trainable parameters: 33,865,815" in train.dry_run_lines()
