@@ -15,6 +15,8 @@ with --once); 1, an error, which a sentence explains; 3, no sign of the trainer 
 SIGHUP (the terminal is gone).
 """
 
+import retinanet_tpu.startup.cpu
+
 import contextlib
 import signal
 import sys

@@ -10,6 +10,8 @@ checkpoint itself finds in pictures of --check_images or, without that, of the
 evaluation split. They also calibrate tflite_int8, for which thirty are right.
 """
 
+import retinanet_tpu.startup.cpu
+
 import functools
 
 from absl import flags, logging

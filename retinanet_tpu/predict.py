@@ -13,6 +13,8 @@ Photographs are seen as viewers show them: turned as their EXIF orientation says
 that cannot be read are named and skipped; the exit code is 0 if any could.
 """
 
+import retinanet_tpu.startup.cpu
+
 import functools
 import json
 import os

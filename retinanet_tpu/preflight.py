@@ -9,6 +9,8 @@ and the exported signature on one picture. Times are lower bounds: the vendor's 
 rates, no waiting for other devices, one pass of a loop of unknown length.
 """
 
+import retinanet_tpu.startup.cpu
+
 import contextlib
 import json
 import sys

@@ -17,6 +17,8 @@ Exit codes, of which MODEL_DIR/run_state.json says the same:
       the last checkpoint
 """
 
+import retinanet_tpu.startup.tpu
+
 import contextlib
 import functools
 import sys

@@ -1,25 +1,24 @@
 """docs/annotation_exports.md: each of its commands, on an export of that tool."""
 
 import json
-import pathlib
 import re
 import shlex
 
 import pytest
 
 import export_folders
+import repository
 import tool_processes
 from retinanet_tpu.data import category_map
 
-ROOT = pathlib.Path(__file__).parents[1]
-PAGE = (ROOT / "docs/annotation_exports.md").read_text("utf-8")
+PAGE = (repository.ROOT / "docs/annotation_exports.md").read_text("utf-8")
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| `(--.+?)` \|$", PAGE, re.MULTILINE)
 COMMANDS = {f"{tool}, {export}": flags for tool, export, flags in ROWS}
 
 
 @pytest.fixture(scope="module")
 def convert():
-    with tool_processes.serve("create_tfrecords.py") as run_once:
+    with tool_processes.serve("convert") as run_once:
         yield run_once
 
 

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 import commands
+import repository
 import toy_data
 from retinanet_tpu import evaluate, train
 from retinanet_tpu.conversion import converter
@@ -24,7 +25,6 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.task import cli, data_checks
 
 BROKEN = b"\xff\xd8\xff\xe0 no more of it"
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_missing_evaluation_split_is_found_before_training(sound_dir, model_di
 
 
 def test_a_folder_that_is_no_data_directory_is_told_what_it_lacks(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"categories\.json.*create_tfrecords"):
+    with pytest.raises(FileNotFoundError, match=r"categories\.json.*convert"):
         make_run(tmp_path / "run", tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_data_directory_is_told_what_it_lacks(tmp_path):
 )
 def test_a_record_without_a_key_is_named(data_dir, model_dir, key):
     path = change_record(data_dir, lambda features: features.pop(key))
-    message = f"(?s)Record 3 of {re.escape(path)}.*{key}.*create_tfrecords"
+    message = f"(?s)Record 3 of {re.escape(path)}.*{key}.*retinanet-tpu convert"
     with pytest.raises(ValueError, match=message):
         read_all(make_run(model_dir, data_dir))
 
@@ -257,7 +257,11 @@ def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():
     command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
     settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]
     done = subprocess.run(
-        [*command, *settings], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, *settings],
+        cwd=repository.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 import annotation_files
+import repository
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
-ROOT = pathlib.Path(__file__).parents[1]
-GUIDE = (ROOT / "FINE_TUNING.md").read_text("utf-8")
+GUIDE = (repository.ROOT / "FINE_TUNING.md").read_text("utf-8")
 COMMANDS = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
 CALLS = re.findall(r"python (?:-m )?(\S+.*)", "".join(COMMANDS).replace("\\\n", " "))
 # What a run file of the guide says here, after all it says itself.
@@ -37,10 +37,10 @@ SPLITS = {"train": range(5), "val": range(5, 8), "trainval": range(8), "test": [
 def work_dir(tmp_path):
     """A folder like a clone's, with photographs where the guide wants them."""
     pytest.importorskip("matplotlib")
-    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    (tmp_path / "tools").symlink_to(repository.ROOT / "tools")
     (tmp_path / "gin_configs").mkdir()
     for name in {*re.findall(r"gin_configs/(\w+_r18\.gin)", GUIDE)}:
-        lines = [f"include '{ROOT}/gin_configs/{name}'", *SHORT]
+        lines = [f"include '{repository.ROOT}/gin_configs/{name}'", *SHORT]
         (tmp_path / "gin_configs" / name).write_text("\n".join(lines))
     write_photographs(tmp_path / "BCCD")
     return tmp_path
@@ -72,7 +72,7 @@ def run(command, folder):
     programs = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     surroundings = {
         "PATH": programs,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(repository.ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
@@ -90,7 +90,7 @@ def run(command, folder):
 def flags_of(program):
     """Returns the flags that a program of the guide defines, by its source."""
     text = program.read_text()
-    shared = ROOT / "retinanet_tpu/task/cli.py"
+    shared = repository.ROOT / "retinanet_tpu/task/cli.py"
     text += shared.read_text() if " cli" in text else ""
     return {*re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
 
@@ -100,14 +100,14 @@ def test_every_flag_of_the_guide_exists(command):
     module = command.split()[0]
     path = module if module.endswith(".py") else module.replace(".", "/") + ".py"
     given = {*re.findall(r" --(\w+)", command)}
-    assert given <= flags_of(ROOT / path)
+    assert given <= flags_of(repository.ROOT / path)
 
 
 @pytest.mark.parametrize(
     "setting", sorted({*re.findall(r'--gin_param="(.*?)"', GUIDE)})
 )
 def test_every_setting_of_the_guide_is_one_of_the_run(setting):
-    run_file = ROOT / "gin_configs/bccd_r18.gin"
+    run_file = repository.ROOT / "gin_configs/bccd_r18.gin"
     gin_files.parse([str(run_file)], [setting], known=configurables.CONFIGURABLES)
 
 

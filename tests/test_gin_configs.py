@@ -1,13 +1,12 @@
-import pathlib
-
 import pytest
 import tensorflow as tf
 
+import repository
 from retinanet_tpu import errors, train
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
-GIN_CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
+GIN_CONFIGS = repository.ROOT / "gin_configs"
 RUNS = sorted(GIN_CONFIGS.glob("*.gin"))
 # ResNet-50 with COCO's 91 indexes: the numbers of the specification's log.
 SPECIFIED = [

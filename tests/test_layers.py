@@ -1,9 +1,10 @@
 import ast
-import pathlib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "retinanet_tpu"
+import repository
+
+PACKAGE = repository.ROOT / "retinanet_tpu"
 # Folders of one layer do not know each other; commands import what they start.
 LAYERS = [
     {"errors"},

@@ -2,16 +2,16 @@ import ast
 import contextlib
 import importlib
 import inspect
-import pathlib
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import repository
 from retinanet_tpu.estimator.model_dir import checkpoints
 
-PAGE = (pathlib.Path(__file__).parents[1] / "MIGRATING.md").read_text()
+PAGE = (repository.ROOT / "MIGRATING.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("| ").split(" | ")]
     for line in PAGE.splitlines()

@@ -1,13 +1,13 @@
 """Slow: real environments with TensorFlow's TPU build, made and imported."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+import repository
+
 PYTHON = os.environ.get("PYTHON", sys.executable)
 IMPORT = """
 import retinanet_tpu.startup.tpu
@@ -39,7 +39,7 @@ def test_a_fresh_environment_imports_tensorflow(tmp_path, extra, build):
     pip = ("venv/bin/python", "-m", "pip")
     for command in (
         (PYTHON, "-m", "venv", "venv"),
-        (*pip, "install", "--quiet", "--editable", f"{ROOT}[{extra}]"),
+        (*pip, "install", "--quiet", "--editable", f"{repository.ROOT}[{extra}]"),
         (*pip, "check"),
     ):
         done = run(tmp_path, *command)

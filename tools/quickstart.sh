@@ -7,9 +7,9 @@ run=quickstart/run
 
 if [ ! -e quickstart/data/val.json ]; then
   rm -rf quickstart/toy quickstart/data
-  python tools/create_toy_dataset.py --output_dir=quickstart/toy
+  python tools/examples/create_toy_dataset.py --output_dir=quickstart/toy
   for split in train val; do
-    python tools/create_tfrecords.py --format=coco --images=quickstart/toy/$split \
+    python -m retinanet_tpu.convert --format=coco --images=quickstart/toy/$split \
       --annotations=quickstart/toy/$split.json --output_dir=quickstart/data \
       --split=$split --num_shards=4
   done

@@ -4,7 +4,7 @@
 # With a Python of your choice: PYTHON=python3.12 source tools/setup.sh
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || return 1
 python=${PYTHON:-python3}
-stamp=.venv/installed-$(cat setup.py tools/constraints.txt | cksum | cut -d' ' -f1)
+stamp=.venv/installed-$(cat setup.py pyproject.toml tools/constraints.txt | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
   if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))'; then
     echo "TensorFlow 2.20 needs Python 3.10 to 3.12, $python is $("$python" -V 2>&1);" \

@@ -16,13 +16,14 @@ July 2025; whether anything still takes results was not tried. With
 SOTABENCH_STORE_FILENAME=results.json the result goes into a file as the site took it.
 """
 
+import retinanet_tpu.startup.cpu
+
 from collections.abc import Callable
 from typing import Any
 
-import evaluate_exported
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, evaluate_export
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, batching
 from retinanet_tpu.startup import guard
@@ -89,9 +90,9 @@ def feed(
         nothing was found, which the evaluator cannot take, or it fails.
     """
     truth = evaluator.coco
-    evaluate_exported.check_categories(artifact, truth)
+    evaluate_export.check_categories(artifact, truth)
     meter, records = batching.Meter("sotabench", len(truth.imgs)), []
-    batches = evaluate_exported.detections(
+    batches = evaluate_export.detections(
         artifact, truth, images_dir, batch_size=batch_size, meter=meter
     )
     evaluator.reset_time()
@@ -125,7 +126,7 @@ def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
     except Exception as error:
         raise errors.UserError(
             f"sotabencheval failed with {type(error).__name__}: {error}; "
-            "tools/evaluate_exported.py gives the same APs without it."
+            "retinanet-tpu evaluate_export gives the same APs without it."
         ) from error
 
 
@@ -148,7 +149,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the flags; not on import, as evaluate_exported."""
+    """Defines the flags; not on import, as evaluate_export."""
     flags.DEFINE_string("model", None, "SavedModel, .onnx, .tflite, or their folder.")
     flags.DEFINE_string("coco_root", None, "Has annotations/ and val2017/.")
     flags.DEFINE_string("split", "val", "Of the data set.")

@@ -103,7 +103,7 @@ def read(path: str) -> Categories:
     """Reads the classes from a categories.json.
 
     Args:
-      path: local or remote file, written by tools/create_tfrecords.py.
+      path: local or remote file, written by retinanet-tpu convert.
 
     Raises:
       MissingFileError: there is no such file.
@@ -114,7 +114,7 @@ def read(path: str) -> Categories:
             content = json.load(file)
     except tf.errors.NotFoundError as error:
         raise errors.MissingFileError(
-            f"No {path}; tools/create_tfrecords.py writes it beside the records. "
+            f"No {path}; retinanet-tpu convert writes it beside the records. "
             "For records from elsewhere write it by hand: "
             '{"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "cat"}]}.'
         ) from error

@@ -1,6 +1,6 @@
 """The tf.data service: batches made on other machines.
 
-A dispatcher hands out work and workers do it; tools/start_data_service.py starts both.
+A dispatcher hands out work and workers do it; retinanet-tpu data_service starts both.
 The workers read the records themselves: they need them under the consumers' paths.
 """
 
@@ -29,7 +29,7 @@ def parse_address(address: str) -> tuple[str, int]:
     if not is_whole:
         raise errors.UserError(
             f"DATA_SERVICE_ADDRESS is {address!r}; it must be the dispatcher's "
-            f"'{_EXAMPLE}', as tools/start_data_service.py logs it, or None."
+            f"'{_EXAMPLE}', as retinanet-tpu data_service logs it, or None."
         )
     return parts.hostname, parts.port
 
@@ -53,7 +53,7 @@ def reach(address: str) -> str:
     except OSError as cause:
         raise errors.UserError(
             f"No dispatcher of the tf.data service answers at {address} ({cause}); "
-            f"start it with tools/start_data_service.py --role=dispatcher --port={port}"
+            f"start it with retinanet-tpu data_service --role=dispatcher --port={port}"
             " and workers beside it, or correct DATA_SERVICE_ADDRESS (None does "
             "without)."
         ) from cause

@@ -170,13 +170,13 @@ def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | N
         except tf.errors.DataLossError as cause:
             return errors.UserError(
                 f"{path} is damaged at record {number} ({_first_line(cause)}); copy "
-                "the file again, or write it again with tools/create_tfrecords.py."
+                "the file again, or write it again with retinanet-tpu convert."
             )
         except tf.errors.InvalidArgumentError as cause:
             return errors.UserError(
                 f"Record {number} of {path} (image {_source_id(serialized)}) cannot be "
                 f"used: {_first_line(cause)}. Mend or leave out that image and convert "
-                "again with tools/create_tfrecords.py, which skips broken pictures."
+                "again with retinanet-tpu convert, which skips broken pictures."
             )
         number += 1
 

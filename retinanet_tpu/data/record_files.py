@@ -66,7 +66,7 @@ def find(data_dir: str, split: str) -> list[str]:
         pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
         raise errors.MissingFileError(
             f"No file matches {pattern}; write the records with "
-            "tools/create_tfrecords.py or set DATA_DIR."
+            "retinanet-tpu convert or set DATA_DIR."
         )
     totals = sorted({int(re.search(r"-of-(\d+)", path[-24:])[1]) for path in files})
     if len(totals) > 1:
@@ -165,7 +165,7 @@ def _sizes(path: str) -> Iterator[int]:
             if len(head) < _LENGTH.size or position > size:
                 raise errors.UserError(
                     f"{path} is truncated: it ends within record {count}. Copy the "
-                    "file again, or write it again with tools/create_tfrecords.py."
+                    "file again, or write it again with retinanet-tpu convert."
                 )
             yield record_bytes
             count += 1

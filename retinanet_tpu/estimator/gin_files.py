@@ -54,11 +54,6 @@ def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
     }
 
 
-def add_search_path(directory: str) -> None:
-    """Lets gin files include others from a directory."""
-    gin.add_config_file_search_path(directory)
-
-
 def parse(
     gin_files: Sequence[str],
     gin_params: Sequence[str],
@@ -67,13 +62,15 @@ def parse(
     ranges: Mapping[str, setting_types.Range] = types.MappingProxyType({}),
     saved: str | None = None,
     paths: Mapping[str, Collection[str]] = types.MappingProxyType({}),
+    search_path: Sequence[str] = (),
 ) -> str:
     """Reads gin files, then single settings over them.
 
-    The directory of each file is searched for its includes.
+    Includes are read from the directory of the including file or from `search_path`.
 
     Args:
-      gin_files: Paths; later ones override earlier ones.
+      gin_files: Paths, or names of files in `search_path`; later ones override earlier
+        ones.
       gin_params: Settings such as "MAX_STEPS = 100"; they override the files.
       known: The registered configurables by name, for types and suggestions.
       ranges: The ranges of numbers, by setting.
@@ -81,6 +78,7 @@ def parse(
         only set values: whoever can write to a model_dir must not run code here.
       paths: Settings whose values are paths, with values that are not. Relative paths
         become absolute.
+      search_path: Directories of gin files.
     Returns:
       The whole configuration as gin text.
     Raises:
@@ -90,9 +88,9 @@ def parse(
     """
     gin.clear_config()
     texts = [] if saved is None else [read_saved(saved)]
-    for path in gin_files:
-        _check_is_file(path)
-        gin.add_config_file_search_path(os.path.dirname(path))
+    gin_files = [locate(path, search_path) for path in gin_files]
+    for directory in [*search_path, *map(os.path.dirname, gin_files)]:
+        gin.add_config_file_search_path(directory)
     for setting in gin_params:
         _check_setting(setting)
     try:
@@ -178,9 +176,34 @@ def _is_relative(path):
     return bool(path) and not is_remote and not os.path.isabs(path)
 
 
+def locate(name: str, search_path: Sequence[str]) -> str:
+    """Returns the path of a gin file.
+
+    Args:
+      name: A path, or a path relative to a directory of `search_path`. The directory's
+        own name may come first, as in "gin_configs/quickstart.gin".
+      search_path: Local directories.
+    Raises:
+      MissingFileError: There is no such file.
+      UserError: It is a directory.
+    """
+    roots = [root for path in search_path for root in (path, os.path.dirname(path))]
+    is_relative = _is_relative(name)
+    candidates = [name, *(os.path.join(root, name) for root in roots if is_relative)]
+    path = next(filter(tf.io.gfile.exists, candidates), name)
+    if path == name and not tf.io.gfile.exists(name):
+        shipped = [f for x in search_path for f in os.listdir(x) if f.endswith(".gin")]
+        raise errors.MissingFileError(
+            f"No gin file {name} here or in {', '.join(search_path) or 'gin_configs'}."
+            f"{_close(os.path.basename(name), shipped) if shipped else ''}"
+        )
+    _check_is_file(path)
+    return path
+
+
 def _check_is_file(path):
     if not tf.io.gfile.exists(path):
-        raise errors.MissingFileError(f"No gin file {path}; look in gin_configs/.")
+        raise errors.MissingFileError(f"No gin file {path}.")
     if tf.io.gfile.isdir(path):
         raise errors.UserError(f"{path} is a directory; name a gin file in it.")
 

@@ -172,7 +172,7 @@ def annotated_pictures(annotation_file: str) -> dict[tuple, int]:
     boxes together are the key; pictures without boxes are left out.
 
     Args:
-      annotation_file: COCO JSON, as tools/create_tfrecords.py writes it.
+      annotation_file: COCO JSON, as retinanet-tpu convert writes it.
     """
     content = read_annotations(annotation_file)
     boxes = collections.defaultdict(list)
@@ -205,7 +205,7 @@ def read_annotations(annotation_file: str) -> dict[str, Any]:
     if lacking:
         raise errors.UserError(
             f"{annotation_file} lacks {sorted(lacking)}; write it again with "
-            "tools/create_tfrecords.py."
+            "retinanet-tpu convert."
         )
     return content
 

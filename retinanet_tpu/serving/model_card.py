@@ -43,7 +43,8 @@ run(inputs=inputs)  # float32 [1, {height}, {width}, 3]: resized, aspect kept, t
 """
 _TENSORRT = """\
 ```
-python tools/build_tensorrt_engine.py --onnx={directory}/{file} --output=model.engine
+python tools/deploy/tensorrt/build_engine.py \\
+  --onnx={directory}/{file} --output=model.engine
 ```
 
 Input as for TFLite, any batch; outputs as EfficientNMS_TRT has them, boxes (ymin, xmin,

@@ -105,7 +105,8 @@ def load_onnx(path: str, *, num_threads: int | None = None) -> Callable:
     if _TENSORRT_NODE in content:
         raise errors.UserError(
             f"{path} ends in EfficientNMS_TRT, which only TensorRT has; make an engine "
-            "with tools/build_tensorrt_engine.py, or name the model.onnx of an export."
+            "with tools/deploy/tensorrt/build_engine.py, or name the model.onnx of an "
+            "export."
         )
     options = onnxruntime.SessionOptions()
     if num_threads is not None:

@@ -17,7 +17,7 @@ from importlib import metadata
 
 from retinanet_tpu import errors
 
-# The libtpu that each TPU build needs; docs/tpu.md has the evidence.
+# The libtpu that each TPU build needs; docs/guides/tpu.md has the evidence.
 LIBTPU = {"2.19": "libtpu==0.0.10", "2.20": "libtpu>=0.0.14,<0.0.22"}
 _OPERATORS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
 # Packages that install the same files as tensorflow-tpu.

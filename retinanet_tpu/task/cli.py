@@ -26,8 +26,10 @@ _PATHS = {
     "WarmStartSettings.checkpoint": (),
     "experiment.backbone_checkpoint": (pretrained.IMAGENET,),
 }
-# Runs of your own may include these from wherever they lie.
-GIN_CONFIGS = str(pathlib.Path(__file__).parents[2] / "gin_configs")
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# A wheel contains gin_configs/; in a checkout it lies beside the package.
+_PLACES = [parent / "gin_configs" for parent in (_PACKAGE, _PACKAGE.parent)]
+GIN_CONFIGS = str(next(filter(pathlib.Path.is_dir, _PLACES), _PLACES[0]))
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
 GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file; may be repeated.")
@@ -52,10 +54,9 @@ def parse_files(*overrides: str) -> str:
     Raises:
       UserError: no file was named, or a setting is wrong.
     """
-    gin_files.add_search_path(GIN_CONFIGS)
     if not GIN_FILE.value:
         raise errors.UserError(
-            "Name a run: --gin_file=gin_configs/quickstart.gin, or another."
+            "--gin_file is missing: a gin file, such as coco_r50_640_3x.gin."
         )
     return gin_files.parse(
         GIN_FILE.value,
@@ -63,6 +64,7 @@ def parse_files(*overrides: str) -> str:
         known=configurables.CONFIGURABLES,
         ranges=setting_ranges.RANGES,
         paths=_PATHS,
+        search_path=[GIN_CONFIGS],
     )
 
 
@@ -85,6 +87,7 @@ def parse_model_dir(*overrides: str) -> str:
         ranges=setting_ranges.RANGES,
         saved=path,
         paths=_PATHS,
+        search_path=[GIN_CONFIGS],
     )
 
 

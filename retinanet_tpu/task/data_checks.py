@@ -1,6 +1,6 @@
 """What is wrong with a run's data, found before step 1 instead of after a night.
 
-`check` looks at the heads of the files and takes seconds; tools/inspect_dataset.py
+`check` looks at the heads of the files and takes seconds; retinanet-tpu inspect_data
 puts the same questions to every record, and draws the answers.
 """
 
@@ -103,7 +103,7 @@ def report(found: list[data_issues.Finding]) -> None:
     texts = [f.text for f in found if f.severity == data_issues.Severity.ERROR]
     if texts:
         raise errors.UserError(
-            "\n  ".join(texts) + "\ntools/inspect_dataset.py draws what is there."
+            "\n  ".join(texts) + "\nretinanet-tpu inspect_data draws what is there."
         )
 
 
@@ -118,7 +118,7 @@ def anchor_findings(
       split_name: whose boxes.
     """
     total = reach_of[anchor_recall.ALL_SIZES]
-    remedy = "tools/fit_anchors.py finds better ones (Anchors.size above all)."
+    remedy = "retinanet-tpu fit_anchors finds better ones (Anchors.size above all)."
     if total.num_boxes and not total.recall:
         text = (
             f"No box of {split_name} has an anchor of IoU {anchor_search.REACHED_AT} "

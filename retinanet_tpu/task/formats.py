@@ -47,7 +47,7 @@ FORMATS = {
         parity.Tolerance(iou=0.9, score=0.02, share=0.95, num_without=2),
     ),
     # Eight bits move scores by some hundredths; what passes here is no wreck, and how
-    # good it is tools/evaluate_exported.py says.
+    # good it is retinanet-tpu evaluate_export says.
     "tflite_int8": Format(
         "model_int8.tflite",
         "TFLite, convolutions in int8",

@@ -21,7 +21,7 @@ from retinanet_tpu.data import (
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data directory, as tools/create_tfrecords.py writes it.
+    """A data directory, as retinanet-tpu convert writes it.
 
     Attributes:
       dir: holds `<split>-*` records, `<split>.json` annotations and categories.json.

@@ -6,7 +6,6 @@ counted while the rest was converted.
 """
 
 import json
-import pathlib
 import re
 
 import numpy as np
@@ -14,6 +13,7 @@ import PIL.Image
 import pytest
 
 import annotation_files
+import repository
 
 SOUND = annotation_files.PICTURES
 
@@ -310,7 +310,7 @@ DOCUMENTED = {
     name: said.removesuffix(" …")
     for name, said in re.findall(
         r"^\| (.*?) \| \w+ \| (.*) \|$",
-        (pathlib.Path(__file__).parents[2] / "docs/broken_data.md").read_text("utf-8"),
+        (repository.ROOT / "docs/broken_data.md").read_text("utf-8"),
         re.MULTILINE,
     )
 }

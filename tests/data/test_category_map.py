@@ -32,7 +32,7 @@ def test_file_gives_back_what_was_written(index_by_id):
 
 
 def test_missing_file_names_the_command_that_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="create_tfrecords"):
+    with pytest.raises(FileNotFoundError, match="retinanet-tpu convert"):
         category_map.read(str(tmp_path / "categories.json"))
 
 

@@ -238,7 +238,7 @@ def test_broken_picture_is_explained(tmp_path):
     write_records(tmp_path, [record(0), record(1), broken])
     explained = str(failure_of(tmp_path))
     assert "Record 2 of" in explained and "image 31" in explained
-    assert "create_tfrecords" in explained
+    assert "retinanet-tpu convert" in explained
 
 
 def test_lacking_key_is_explained(tmp_path):

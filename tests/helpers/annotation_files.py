@@ -76,7 +76,7 @@ def pictures_in(folder):
 
 
 def read(kind, path, images_dir):
-    """Reads annotations as tools/create_tfrecords.py does."""
+    """Reads annotations as retinanet-tpu convert does."""
     names = files.list_pictures(str(images_dir))
     pictures = files.Pictures(str(images_dir), names)
     flag, classes = kind.partition("_")[0], None

@@ -1,6 +1,7 @@
 """Stands in for `gcloud compute tpus tpu-vm`: a slice whose hosts are folders here.
 
-A process of its own, as the scripts of tools/tpu_vm call it. FAKE_CLOUD is a folder:
+A process of its own, as the scripts of tools/deploy/tpu_vm call it.
+FAKE_CLOUD is a folder:
 `calls` gets a line of JSON for each call, `state` is that of the slice, `host0` and so
 on are the home directories of its hosts, and `bin` comes first on their PATH. Where
 there is a file `error`, every call fails with what it says.
@@ -16,8 +17,9 @@ import signal
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ROOT / "tools" / "tpu_vm"
+import repository
+
+SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
 DEADLINE_SECS = 120
 CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
 
@@ -93,7 +95,7 @@ def run(script: str, home: pathlib.Path) -> int:
 
 
 class Cloud:
-    """A slice that this file serves, and the scripts of tools/tpu_vm for it."""
+    """A slice that this file serves, and the scripts of tools/deploy/tpu_vm for it."""
 
     def __init__(self, folder, flags, num_hosts=1):
         """Takes where it is, the flags to start trainers with, and its size."""
@@ -133,7 +135,7 @@ class Cloud:
     def install(self, *ends):
         """Makes the slice, as set up, and says how its trainers end."""
         (self.folder / "state").write_text("READY")
-        there = self.host / "retinanet_tpu" / "tools" / "tpu_vm"
+        there = self.host / "retinanet_tpu" / "tools" / "deploy" / "tpu_vm"
         if not there.exists():
             shutil.copytree(SCRIPTS, there)
         (self.host / "ends").write_text(" ".join(ends))

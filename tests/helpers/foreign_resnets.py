@@ -3,15 +3,15 @@
 import ast
 import functools
 import json
-import pathlib
 
 import numpy as np
 import tensorflow as tf
 
+import repository
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained, resnet
 
-GIN_CONFIGS = pathlib.Path(__file__).parents[2] / "gin_configs/model"
+GIN_CONFIGS = repository.ROOT / "gin_configs/model"
 TORCHVISION = "pretrained_torchvision.gin"
 KERAS = "pretrained_keras.gin"
 BOTTLENECKS = ((1, 1, 1, 1), True)

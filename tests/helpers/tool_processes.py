@@ -1,22 +1,24 @@
-"""The programs of tools/ as processes, with TensorFlow started once for many runs."""
+"""Commands and tools as processes, with TensorFlow started once for many runs."""
 
 import contextlib
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
-_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+import repository
+
+_ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(repository.ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+}
 # Runs a tool's main() once for each line of flags: TensorFlow starts only once.
 _SERVER = """
-import contextlib, importlib.util, io, json, sys, traceback
+import contextlib, importlib, io, json, sys, traceback
 from absl import flags
-from retinanet_tpu import guard
-spec = importlib.util.spec_from_file_location("tool", sys.argv[1])
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from retinanet_tpu.startup import guard
+tool = importlib.import_module(sys.argv[1])
 for line in sys.stdin:
     for name in list(flags.FLAGS):
         flags.FLAGS[name].unparse()
@@ -34,8 +36,8 @@ for line in sys.stdin:
 
 
 def path(tool):
-    """Returns the path of a program of tools/."""
-    return str(ROOT / "tools" / tool)
+    """Returns the path of a program, given relative to the repository."""
+    return str(repository.ROOT / tool)
 
 
 def run_python(*arguments):
@@ -45,10 +47,10 @@ def run_python(*arguments):
 
 
 @contextlib.contextmanager
-def serve(tool):
-    """Yields a function that runs a tool's main() with flags, as often as wanted."""
+def serve(command):
+    """Yields a function that runs a command's main() with flags, as often as needed."""
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVER, path(tool)],
+        [sys.executable, "-c", _SERVER, f"retinanet_tpu.{command}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -6,13 +6,14 @@ import pathlib
 import numpy as np
 import PIL.Image
 
+import repository
 from retinanet_tpu.conversion import converter
 from retinanet_tpu.data import annotations, category_map
 from retinanet_tpu.estimator import gin_files, spec
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.task import configurables
 
-GIN_CONFIGS = pathlib.Path(__file__).parents[2] / "gin_configs"
+GIN_CONFIGS = repository.ROOT / "gin_configs"
 # Ids with gaps and not from 1, so that an index never passes for an id.
 CATEGORIES = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
 COLOURS = {3: (220, 30, 30), 7: (30, 30, 220)}

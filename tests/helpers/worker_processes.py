@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import processes
+import repository
 import toy_data
 
 _WORKER = pathlib.Path(__file__).parent / "worker.py"
-_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Worker(processes.Process):
@@ -27,7 +27,7 @@ class Worker(processes.Process):
     ):
         """Starts it."""
         self.log = log
-        path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(repository.ROOT), os.environ.get("PYTHONPATH", "")])
         with log.open("w") as out:
             self._popen = subprocess.Popen(
                 [sys.executable, str(_WORKER), str(num_devices), target, *flags],

@@ -311,7 +311,7 @@ def test_model_for_tensorrt_says_what_makes_an_engine_of_it(tmp_path):
     ]
     graph = onnx.helper.make_graph([node], "raw", ends[:1], ends[1:])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "model_tensorrt.onnx")
-    with pytest.raises(ValueError, match=r"only TensorRT.*build_tensorrt_engine\.py"):
+    with pytest.raises(ValueError, match=r"only TensorRT.*build_engine\.py"):
         artifacts.load(artifacts.find(str(tmp_path)))
 
 

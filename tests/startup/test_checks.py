@@ -2,25 +2,24 @@
 
 import ast
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
+import repository
 from retinanet_tpu import errors
 from retinanet_tpu.startup import checks
 
-ROOT = pathlib.Path(__file__).parents[1]
 PROGRAMS = sorted(
     path
-    for folder in ("retinanet_tpu", "tools", "tools/benchmarks")
-    for path in (ROOT / folder).glob("*.py")
+    for pattern in ("retinanet_tpu/*.py", "tools/**/*.py")
+    for path in repository.ROOT.glob(pattern)
     if re.search("^(from|import) retinanet_tpu", path.read_text(), re.MULTILINE)
     and '__name__ == "__main__"' in path.read_text()
 )
-USES_TPU = {"retinanet_tpu/train.py", "tools/train_digits.py"}
+USES_TPU = {"retinanet_tpu/train.py", "tools/examples/train_digits.py"}
 PLUGIN = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
 MISFIT = (
     "libtpu 0.0.52 does not fit tensorflow-tpu 2.20.0, whose import can abort with it "
@@ -30,7 +29,7 @@ MISFIT = (
 
 
 def name_of(path):
-    return str(path.relative_to(ROOT))
+    return str(path.relative_to(repository.ROOT))
 
 
 def write_packages(folder, packages):
@@ -123,7 +122,7 @@ def test_a_plugin_without_the_library_it_needs_is_refused(install):
 
 
 def test_the_extras_require_what_is_checked():
-    extras = (ROOT / "setup.py").read_text()
+    extras = (repository.ROOT / "pyproject.toml").read_text()
     for build, libtpu in checks.LIBTPU.items():
         assert re.search(rf'"tensorflow-tpu[=~]={build}\.\d", "{libtpu}"', extras)
 
@@ -259,7 +258,7 @@ def test_every_program_imports_it_before_all_else(path):
 def test_every_program_refuses_the_pair_in_one_line(tmp_path, path):
     write_packages(tmp_path, {"tensorflow-tpu": "2.20.0", "libtpu": "0.0.52"})
     (tmp_path / "tensorflow.py").write_text("import os\nos.abort()\n")
-    name = path.relative_to(ROOT).with_suffix("")
+    name = path.relative_to(repository.ROOT).with_suffix("")
     is_command = name.parts[0] == "retinanet_tpu"
     # -S: none of the packages that are really installed.
     ended = subprocess.run(
@@ -268,7 +267,7 @@ def test_every_program_refuses_the_pair_in_one_line(tmp_path, path):
             "-S",
             *(["-m", ".".join(name.parts)] if is_command else [path]),
         ],
-        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{repository.ROOT}"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

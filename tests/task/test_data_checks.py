@@ -5,6 +5,7 @@ import re
 import pytest
 
 import edited_records
+import repository
 import toy_data
 from retinanet_tpu.data import category_map
 from retinanet_tpu.inspection import anchor_search, data_issues, dataset_stats
@@ -95,7 +96,7 @@ DAMAGES = {
     "anchors far too large": "Anchors.size = 60.0",
     "another number of classes": "NUM_CLASSES = 5",
 }
-PAGE = pathlib.Path(__file__).parents[2] / "docs/broken_data.md"
+PAGE = repository.ROOT / "docs/broken_data.md"
 ROWS = re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import repository
 import toy_data
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts
 
-TOOLS = pathlib.Path(__file__).parents[2] / "tools"
+TOOLS = repository.ROOT / "tools"
 NAMES = {"box AP": "AP", "AP50": "AP50", "AP75": "AP75", "APM": "APm", "APL": "APl"}
 
 
@@ -183,7 +184,9 @@ def test_failure_inside_sotabench_says_what_works_instead(
         raise AttributeError("numpy has no attribute 'float'")
 
     monkeypatch.setattr(Evaluator, "save", save)
-    message = r"sotabencheval failed with AttributeError: .*evaluate_exported\.py"
+    message = (
+        r"sotabencheval failed with AttributeError: .*retinanet-tpu evaluate_export"
+    )
     with pytest.raises(ValueError, match=message):
         feed(tool, coco_root, make_evaluator(tool, coco_root))
 

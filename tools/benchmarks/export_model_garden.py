@@ -1,4 +1,4 @@
-"""Exports the Model Garden's RetinaNet for tools/benchmark_latency.py.
+"""Exports the Model Garden's RetinaNet for tools/benchmarks/latency.py.
 
   /its/environment/bin/python export_model_garden.py --output=DIR [--nms=v2] \
       [--image_size=640] [--num_likely=1000]

@@ -3,7 +3,7 @@
   /its/environment/bin/python lower_model_garden.py --output=model_garden_8.hlo \
       [--batch=8] [--image_size=640]
 
-What comes out is for tools/benchmark_step.py, and compiles for a TPU as ours does. The
+What comes out is for tools/benchmarks/step.py, and compiles for a TPU as ours does. The
 experiment is its own `retinanet_resnetfpn_coco`, untouched but for the image size:
 ResNet-50, 91 classes, mixed bfloat16, SGD. Needs an environment of its own with
 `pip install tf-models-official==2.20.*`.

@@ -1,4 +1,4 @@
-"""One contender of tools/benchmark_input.py: the TensorFlow Model Garden's RetinaNet.
+"""One contender of tools/benchmarks/input.py: the TensorFlow Model Garden's RetinaNet.
 
   /its/environment/bin/python model_garden_input.py SETTING_AS_JSON
 

@@ -1,9 +1,11 @@
-"""One contender of tools/benchmark_input.py: our pipeline, or a part of it.
+"""One contender of tools/benchmarks/input.py: our pipeline, or a part of it.
 
   python our_input.py CONTENDER SETTING_AS_JSON
 
 The last line that it prints is its measurement, in JSON.
 """
+
+import retinanet_tpu.startup.cpu
 
 import json
 import sys
@@ -32,7 +34,7 @@ def batches(contender: str, setting: dict[str, Any]) -> tf.data.Dataset:
       contender: "pipeline" is all of it. The others start from JPEGs in memory:
         "decode" decodes them whole, "crop" only what training shows of them, and
         "resize" also resizes that.
-      setting: as tools/benchmark_input.py writes it.
+      setting: as tools/benchmarks/input.py writes it.
     """
     if contender == "pipeline":
         return _pipeline(setting)

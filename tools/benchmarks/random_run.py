@@ -1,4 +1,4 @@
-"""Writes a training run that never ran, for tools/benchmark_latency.py to export.
+"""Writes a training run that never ran, for tools/benchmarks/latency.py to export.
 
   python tools/benchmarks/random_run.py --gin_file=gin_configs/coco_r50_640_30x.gin \
       --model_dir=DIR [--num_likely=1000]
@@ -9,6 +9,8 @@ logits: on the benchmark's own pictures --num_likely pairs of anchor and class a
 above 0.05, on average; 0 leaves the logits as drawn, and no score above. Index 0 is no
 class, as with COCO and with the Model Garden.
 """
+
+import retinanet_tpu.startup.cpu
 
 import likely_scores
 import numpy as np

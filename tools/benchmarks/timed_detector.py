@@ -1,10 +1,12 @@
-"""The process of an artifact that tools/benchmark_latency.py times.
+"""The process of an artifact that tools/benchmarks/latency.py times.
 
   python timed_detector.py PATH SIGNATURE THREADS
 
 It says what it runs on, then measures the turns that come in, all in lines of JSON. An
 empty SIGNATURE is the usual one.
 """
+
+import retinanet_tpu.startup.cpu
 
 import json
 import os

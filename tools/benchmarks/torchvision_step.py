@@ -1,4 +1,4 @@
-"""Times torchvision's RetinaNet training step, as a row of tools/benchmark_step.py.
+"""Times torchvision's RetinaNet training step, as a row of tools/benchmarks/step.py.
 
   /its/environment/bin/python torchvision_step.py --batch 8 16 32 64
 
@@ -80,7 +80,7 @@ def secs_per_step(step: Callable[[], None], num_steps: int, device: str) -> floa
 
 
 def row(name: str, batch: int, flops: float, secs: Sequence[float]) -> str:
-    """Returns a row of the table that tools/benchmark_step.py prints."""
+    """Returns a row of the table that tools/benchmarks/step.py prints."""
     middle, teraflop = statistics.median(secs), flops / 1e12
     low, high = min(secs) * 1e3, max(secs) * 1e3
     return (

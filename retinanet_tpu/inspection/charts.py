@@ -1,0 +1,248 @@
+"""The drawings of retinanet-tpu inspect_data: histograms, sample pictures, targets."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.data import category_map
+from retinanet_tpu.evaluation import visualize
+from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
+from retinanet_tpu.inspection.plotting import pyplot, ticker
+
+_COLOURS = ("#2f6fb0", "#e08a2c", "#4a9d5b", "#8d62b0")
+_RED = (255, 40, 40)
+_MAX_BARS = 24  # Classes that a bar chart can name.
+_WIDTH = 1000  # Of a drawing of targets, px: small boxes want to be seen.
+
+
+def data_charts(
+    splits: Sequence[dataset_stats.Split], categories: category_map.Categories
+) -> np.ndarray:
+    """Draws what holds without a network: pictures, boxes and classes.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, 7), dpi=110)
+    _image_sizes(panels[0, 0], splits)
+    counts = [split.boxes_per_image for split in splits]
+    most = max([int(count.max()) for count in counts if len(count)], default=0)
+    step = max(1, math.ceil((most + 1) / 40))
+    _histogram(
+        panels[0, 1],
+        splits,
+        counts,
+        np.arange(-0.5, most + 0.5 + step, step),
+    )
+    _finish(panels[0, 1], "boxes of an image", "boxes", "share of images")
+    panels[0, 1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    _classes(panels[1, 0], splits, categories)
+    places = [
+        s.boxes_yxyx.reshape(-1, 2, 2).mean(axis=1) / s.image_sizes[s.images]
+        for s in splits
+    ]
+    _centres(panels[1, 1], np.concatenate(places))
+    return _pixels(figure, panels[1, 0])
+
+
+def anchor_charts(
+    shown: Sequence[tuple[str, np.ndarray]],
+    anchors: anchors_lib.Anchors,
+    image_size: tuple[int, int],
+) -> np.ndarray:
+    """Draws boxes at the network's size beside the anchors that are to reach them.
+
+    Args:
+      shown: name and boxes, float32 [N, 4], px of the network's input.
+      anchors: of the run.
+      image_size: height and width of the network's input, px.
+    Returns:
+      uint8 [H, W, 3].
+    """
+    figure, panels = pyplot.subplots(1, 3, figsize=(11, 3.6), dpi=110)
+    names = [name for name, _ in shown]
+    sides = [np.maximum(boxes[:, 2:] - boxes[:, :2], 1) for _, boxes in shown]
+    roots = [np.sqrt(s.prod(axis=-1)) for s in sides]
+    edges = 2.0 ** np.arange(0, math.log2(2 * max(image_size)), 0.25)
+    edges = _trimmed(edges, roots)
+    _histogram(panels[0], names, roots, edges)
+    panels[0].set_xscale("log", base=2)
+    panels[0].xaxis.set_major_formatter(ticker.ScalarFormatter())
+    for level in anchors.levels:
+        for scale in anchors.scales:
+            _mark(panels[0], anchors.size * scale * 2**level)
+    panels[0].set_xlim(edges[0], edges[-1])
+    _finish(panels[0], "side of a box (ticks: anchors)", "√area, px", "share")
+    ratios = [s[:, 1] / s[:, 0] for s in sides]
+    _histogram(panels[1], names, ratios, _trimmed(2.0 ** np.arange(-5, 5, 0.2), ratios))
+    panels[1].set_xscale("log", base=2)
+    panels[1].xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    for ratio in anchors.aspect_ratios:
+        _mark(panels[1], ratio)
+    _finish(panels[1], "aspect of a box (ticks: anchors)", "width / height", "share")
+    ious = [anchor_search.best_iou(boxes, anchors, image_size) for _, boxes in shown]
+    _histogram(panels[2], names, ious, np.linspace(0, 1, 41))
+    panels[2].axvline(anchor_search.REACHED_AT, color="#b03030", linewidth=1)
+    _finish(panels[2], "IoU with the best anchor", "IoU", "share")
+    return _pixels(figure, panels[0])
+
+
+def annotated(
+    pixels: np.ndarray, boxes_yxyx: np.ndarray, category_ids: np.ndarray
+) -> np.ndarray:
+    """Draws annotated boxes in the colours of their classes.
+
+    Args:
+      pixels: uint8 [H, W, 3]; not changed.
+      boxes_yxyx: float32 [N, 4], px of the picture.
+      category_ids: int64 [N].
+    """
+    canvas = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    width = max(2, round(math.sqrt(canvas.width * canvas.height) * 0.005))
+    for box, category_id in zip(boxes_yxyx, category_ids, strict=True):
+        _rectangle(draw, box, (*visualize.class_color(int(category_id)), 255), width)
+    return np.array(canvas)
+
+
+def targets(
+    pixels: np.ndarray,
+    boxes_yxyx: np.ndarray,
+    names: Sequence[str],
+    found: anchor_recall.Assigned,
+) -> np.ndarray:
+    """Draws boxes thick and the anchors that answer for each thin, in its colour.
+
+    Args:
+      pixels: uint8 [H, W, 3], the network's input.
+      boxes_yxyx: float32 [N, 4], px of it.
+      names: N of them, of the boxes' classes.
+      found: the anchors.
+    Returns:
+      uint8, larger than the input where that is small; a box without an anchor is red.
+    """
+    zoom = max(1, round(_WIDTH / pixels.shape[1]))
+    canvas = Image.fromarray(pixels).resize(
+        (pixels.shape[1] * zoom, pixels.shape[0] * zoom), Image.Resampling.BILINEAR
+    )
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    counts = np.bincount(found.boxes, minlength=len(boxes_yxyx))
+    for anchor, box in zip(found.anchors_yxyx, found.boxes, strict=True):
+        _rectangle(draw, anchor * zoom, (*visualize.class_color(int(box)), 120), 1)
+    font = ImageFont.load_default(size=22)
+    for place, box in enumerate(boxes_yxyx * zoom):
+        colour = visualize.class_color(place) if counts[place] else _RED
+        _rectangle(draw, box, (*colour, 255), 3)
+        text = f"{names[place]} {counts[place]}"
+        corner = box[1] + 4, box[0] + 3
+        left, top, right, bottom = draw.textbbox(corner, text, font=font)
+        draw.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill=(0, 0, 0, 190))
+        draw.text(corner, text, fill="white", font=font)
+    return np.array(canvas)
+
+
+def _image_sizes(panel, splits):
+    for split, colour in zip(splits, _COLOURS, strict=False):
+        sizes, counts = np.unique(split.image_sizes, axis=0, return_counts=True)
+        if len(sizes):
+            area = 12 + 150 * counts / counts.max()
+            panel.scatter(
+                *sizes[:, ::-1].T,
+                s=area,
+                alpha=0.5,
+                color=colour,
+            )
+    panel.set_xlim(left=0)
+    panel.set_ylim(bottom=0)
+    _finish(panel, "sizes of the images", "width, px", "height, px")
+
+
+def _classes(panel, splits, categories):
+    counts = [dataset_stats.class_counts(split, categories)[:, 0] for split in splits]
+    used = [c for c in categories.categories if any(count[c.index] for count in counts)]
+    used.sort(key=lambda c: -counts[0][c.index])
+    if len(used) > _MAX_BARS:
+        used = [*used[: _MAX_BARS // 2], *used[-_MAX_BARS // 2 :]]
+    high = 0.8 / len(splits)
+    for place, (split, count) in enumerate(zip(splits, counts, strict=True)):
+        shares = [count[c.index] / max(1, count.sum()) for c in used]
+        rows = np.arange(len(used)) + place * high
+        bars = panel.barh(
+            rows, shares, high, color=_COLOURS[place % 4], label=split.name
+        )
+        panel.bar_label(
+            bars, [f" {count[c.index]:,}" for c in used], fontsize=7, color="#444"
+        )
+    panel.set_yticks(
+        np.arange(len(used)) + 0.4 - high / 2, [c.name for c in used], fontsize=8
+    )
+    panel.invert_yaxis()
+    panel.margins(x=0.12)
+    is_cut = len(used) < len(categories.categories)
+    title = "classes, the most and least frequent" if is_cut else "classes"
+    _finish(panel, title, "share of boxes", "")
+
+
+def _centres(panel, centres):
+    counts, _, _ = np.histogram2d(*centres.T, bins=24, range=[[0, 1], [0, 1]])
+    panel.imshow(counts, extent=(0, 1, 1, 0), cmap="Blues", aspect="auto")
+    panel.set_title("where boxes are centred", fontsize=10)
+    panel.set_xlabel("share of the width", fontsize=8)
+    panel.set_ylabel("share of the height", fontsize=8)
+    panel.tick_params(labelsize=8)
+
+
+def _histogram(panel, splits, values, edges):
+    for split, numbers, colour in zip(splits, values, _COLOURS, strict=False):
+        if len(numbers):
+            name = getattr(split, "name", split)
+            numbers = np.clip(numbers, edges[0], edges[-1])
+            weights = np.full(len(numbers), 1 / len(numbers))
+            panel.hist(numbers, edges, weights=weights, color=colour, alpha=0.12)
+            panel.hist(
+                numbers, edges, weights=weights, color=colour, histtype="step",
+                label=f"{name} ({len(numbers):,})",
+            )  # fmt: skip
+
+
+def _trimmed(edges, values):
+    """Returns the edges around the values, with one bin to spare on either side."""
+    joined = np.concatenate([v for v in values if len(v)] or [edges])
+    first, last = np.searchsorted(edges, [joined.min(), joined.max()])
+    return edges[max(0, first - 2) : last + 2]
+
+
+def _mark(panel, value):
+    panel.axvline(value, ymax=0.06, color="#b03030", linewidth=1.5)
+
+
+def _finish(panel, title, x_label, y_label):
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel(x_label, fontsize=8)
+    panel.set_ylabel(y_label, fontsize=8)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.25)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _rectangle(draw, box_yxyx, colour, width):
+    # Annotations may be anything: turned corners, or not a number.
+    if np.isfinite(box_yxyx).all():
+        (y0, y1), (x0, x1) = np.sort(box_yxyx[[0, 2]]), np.sort(box_yxyx[[1, 3]])
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+
+
+def _pixels(figure, labelled) -> np.ndarray:
+    """Returns the drawing, below it the legend of one panel for all of them."""
+    # Within a panel it would lie on what it explains.
+    handles = labelled.get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, ncols=4, loc="lower center")
+    figure.tight_layout(rect=(0, 0.22 / figure.get_figheight(), 1, 1))
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    pyplot.close(figure)
+    return pixels

@@ -1,0 +1,136 @@
+import copy
+import json
+import re
+
+import pytest
+
+import tool_processes
+import toy_data
+
+# In form what preflight --json prints; an image takes 1 TFLOP and so 16 ms of a v3.
+STEP = {
+    "images": 1,
+    "num_devices": 8,
+    "fits": True,
+    "outcome": "fits",
+    "hbm_gib": 1.0,
+    "hbm_gib_there": 15.48,
+    "temporary_mb": 100.0,
+    "gflop": 1000.0,
+    "hbm_traffic_mb": 100.0,
+    "ms_at_least": 1e3 * 1000 / 61.5e3,
+    "bound": "compute",
+    "images_per_sec_at_most": 8 * 61.5,
+    "images_per_core_sec": 2.0,
+}
+REPORT = {"topology": "v3-8", "num_devices": 8, "num_hosts": 1}
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """Returns a function of a report and flags: what the tool prints, and its error."""
+    path = tmp_path_factory.mktemp("plan") / "report.json"
+    always = [f"--gin_file={toy_data.GIN_CONFIGS / 'quickstart.gin'}"]
+    settings = [*toy_data.TINY, "Plan.eval_batch_per_replica = 1"]
+    always += [f"--gin_param={setting}" for setting in settings]
+    always += [f"--preflight_json={path}", "--topology=v3-8"]
+    with tool_processes.serve("plan") as run_once:
+
+        def run(report, *flags):
+            path.write_text(report if isinstance(report, str) else json.dumps(report))
+            done = run_once(*always, *flags)
+            return done.stdout, done.stderr.partition("Error: ")[2] or None
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def report(plan):
+    """A report whose training step takes the bytes that this run's does."""
+    made = REPORT | {"steps": {"train": {**STEP, "argument_mb": 0.0}, "eval": STEP}}
+    _, error = plan(made)
+    needed = re.search(r"takes 0\.0 MB, but .* this run are ([\d.]+) MB", error)
+    made["steps"]["train"]["argument_mb"] = float(needed[1]) + 1
+    return made
+
+
+def changed(report, step, **figures):
+    made = copy.deepcopy(report)
+    made["steps"][step] |= figures
+    return made
+
+
+def value(out, label):
+    return re.search(rf"^ *{re.escape(label)} +(.+)$", out, re.MULTILINE)[1]
+
+
+def test_all_bounds_of_a_run_are_printed(plan, report):
+    out, error = plan(report)
+    assert error is None
+    assert out.splitlines()[0] == "v3-8: 8 devices, 8 images a step"
+    assert value(out, "device bound, images/s") == "492"
+    assert value(out, "host bound, images/s (1 x 96 CPUs)") == "192"
+    # Four steps of 8 images at the host's rate, for it is the lower one.
+    assert value(out, "schedule 30x of COCO") == f"{30 * 22500 * 64 / 192 / 3600:.2f}"
+    # 5,000 images of 1,000 GFLOP on 16 CPUs of 100 GFLOP/s, and the metric.
+    assert value(out, "16 CPUs").split(",")[0] == f"{5000 / 1.6 + 51:.0f}"
+    # As many images on each device go on any slice, eight images on one only.
+    assert out.count("\n  v3-2048 ") == 1 and out.count("\n  v3-8 ") == 2
+
+
+def test_a_share_of_the_bound_makes_all_slower(plan, report):
+    out, _ = plan(report, "--efficiency=0.25")
+    assert value(out, "device bound, images/s") == "492"
+    assert value(out, "share that is reached") == "0.250"
+    assert 120 < float(value(out, "devices with exchange, images/s")) <= 123
+
+
+def test_a_measured_rate_is_taken_for_what_is_reached(plan, report):
+    out, _ = plan(report, "--measured=100")
+    assert value(out, "devices with exchange, images/s") == "100"
+    assert 0.2 < float(value(out, "share that is reached")) < 0.21
+
+
+def test_hosts_that_were_not_measured_bound_nothing(plan, report):
+    unmeasured = changed(report, "train", images_per_core_sec=None)
+    out, error = plan(unmeasured)
+    assert error is None and "host bound" not in out
+
+
+@pytest.mark.parametrize(
+    "step, figures, message",
+    [
+        ("train", {"images": 2}, "BATCH_SIZE is 8, preflight's was 16"),
+        ("eval", {"images": 2}, "Plan.eval_batch_per_replica is 1, .* was 2"),
+        ("train", {"argument_mb": 1e4}, "another network or IMAGE_SIZE"),
+        ("train", {"fits": False, "outcome": "does not fit"}, "train does not fit"),
+    ],
+)
+def test_figures_of_another_run_are_refused(plan, report, step, figures, message):
+    out, error = plan(changed(report, step, **figures))
+    assert out == "" and re.search(message, error)
+
+
+def test_figures_of_another_slice_are_refused(plan, report):
+    _, error = plan(report | {"topology": "v2-8"})
+    assert "--topology is v3-8, preflight's was v2-8" in error
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--topology=v3-9", "'v3-9'; known are v3-8"),
+        ("--gin_param=BATCH_SIZE = 12", "12 does not divide by 8"),
+        ("--preflight_json=nowhere.json", "No nowhere.json; preflight --json"),
+        ("--measured=1000", "more than the bound of"),
+    ],
+)
+def test_flags_that_cannot_be_are_explained(plan, report, flag, message):
+    _, error = plan(report, flag)
+    assert message in error
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"steps": {"train": {}}}'])
+def test_a_file_that_is_not_preflights_is_refused(plan, text):
+    _, error = plan(text)
+    assert "is not of preflight --json" in error

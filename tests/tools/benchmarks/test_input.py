@@ -1,0 +1,112 @@
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import repository
+import toy_data
+
+TOOL = repository.ROOT / "tools" / "benchmarks" / "input.py"
+SETTING = {
+    "split": "train",
+    "image_size": [64, 64],
+    "scale_jitter": [0.8, 1.2],
+    "flip": True,
+    "max_boxes": 8,
+    "batch_size": 4,
+    "shuffle_buffer": 16,
+    "secs": 0.0,
+    "warm_up_secs": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def imported(monkeypatch):
+    def load(name):
+        monkeypatch.syspath_prepend(str(TOOL.parent))
+        return importlib.import_module(name)
+
+    return load
+
+
+def measured(*costs):
+    return [{"images": 1000, "secs": 2.0, "cpu_secs": cost} for cost in costs]
+
+
+@pytest.mark.parametrize("contender", ["decode", "crop", "resize"])
+def test_parts_run_on_the_records_for_ever(imported, data_dir, contender):
+    worker = imported("our_input")
+    setting = SETTING | {"data_dir": data_dir}
+    batches = worker.batches(contender, setting).take(toy_data.NUM_TRAIN)
+    shapes = [batch.shape for batch in batches]
+    assert shapes == [(4, 3)] * toy_data.NUM_TRAIN
+
+
+def test_the_pipeline_is_that_of_training(imported, data_dir):
+    worker = imported("our_input")
+    batches = worker.batches("pipeline", SETTING | {"data_dir": data_dir})
+    features, labels = next(iter(batches))
+    assert features.images.shape == (4, 64, 64, 3)
+    assert labels.boxes_yxyx.shape == (4, 8, 4)
+
+
+def test_the_stopwatch_counts_after_the_warm_up(imported):
+    taken = []
+    stream = (taken.append(None) for _ in range(10**9))
+    stopwatch = imported("stopwatch")
+    result = stopwatch.measure(stream, 16, secs=0.02, warm_up_secs=0.01)
+    assert 0 < result["images"] < 16 * len(taken)
+    assert result["secs"] >= 0.02
+    assert result["cpu_secs"] > 0
+
+
+def test_contenders_run_in_turn(imported, tmp_path):
+    tool, log = imported("input"), tmp_path / "log"
+    code = (
+        "import sys, json; open({log!r}, 'a').write({name!r});"
+        "print(json.dumps(dict(images=8, secs=1.0, cpu_secs=2.0)))"
+    )
+    commands = {
+        name: [sys.executable, "-c", code.format(log=str(log), name=name)]
+        for name in "ab"
+    }
+    results = tool.measure_in_turn(commands, 3)
+    assert log.read_text() == "ababab"
+    assert [tool.cpu_ms(result) for result in results["b"]] == [250.0] * 3
+
+
+def test_a_contender_that_fails_is_named_with_its_words(imported):
+    failing = [sys.executable, "-c", "raise SystemExit('no official module')"]
+    with pytest.raises(RuntimeError, match="model_garden failed: no official module"):
+        imported("input").measure_in_turn({"model_garden": failing}, 1)
+
+
+def test_ratios_are_of_the_same_round(imported):
+    tool = imported("input")
+    results = {"pipeline": measured(2, 4), "model_garden": measured(20, 32)}
+    np.testing.assert_allclose(
+        tool.ratios(results, "pipeline", "model_garden"), [10, 8]
+    )
+
+
+def test_table_shows_medians_and_ranges(imported):
+    results = {"pipeline": measured(2, 4, 2.5), "model_garden": measured(20, 32, 50)}
+    lines = imported("input").table(results).splitlines()
+    assert lines[2] == "| our pipeline | 2.50 (2.00 to 4.00) | 400 | 500 (500 to 500) |"
+    assert lines[-1] == (
+        "CPU of Model Garden's parser / of our pipeline: 10.00 (8.00 to 20.00)"
+    )
+
+
+def test_a_pattern_of_no_records_is_an_error():
+    command = [sys.executable, str(TOOL), "--data=somewhere"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "--data is somewhere; it must be DIR/SPLIT-*.tfrecord" in found.stderr

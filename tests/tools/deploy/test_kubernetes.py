@@ -1,0 +1,327 @@
+import json
+import re
+import socket
+import subprocess
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import repository
+from retinanet_tpu import evaluate, train
+from retinanet_tpu.task import cli
+
+yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
+
+FOLDER = repository.ROOT / "tools" / "deploy" / "kubernetes"
+# podFailurePolicy is stable since then.
+OLDEST_KUBERNETES = "1.31"
+TRAINERS = ["trainer_tpu.yaml", "trainer_gpu.yaml"]
+MODULES = {"retinanet_tpu.train": train, "retinanet_tpu.evaluate": evaluate}
+
+
+def documents(*names):
+    """Returns the objects of these manifests, or of all, but for the kustomization."""
+    paths = [FOLDER / name for name in names] or sorted(FOLDER.glob("*.yaml"))
+    found = [x for path in paths for x in yaml.safe_load_all(path.read_text())]
+    return [x for x in found if x["kind"] != "Kustomization"]
+
+
+def one(kind, name, *manifests):
+    """Returns the object of that kind and name."""
+    wanted = [
+        x
+        for x in documents(*manifests)
+        if (x["kind"], x["metadata"]["name"]) == (kind, name)
+    ]
+    (found,) = wanted
+    return found
+
+
+def pods():
+    """Returns (manifest, name, pod template) of what runs."""
+    return [
+        (path.name, x["metadata"]["name"], x["spec"]["template"])
+        for path in sorted(FOLDER.glob("*.yaml"))
+        for x in documents(path.name)
+        if x["kind"] in ("Job", "Deployment")
+    ]
+
+
+def container(template):
+    """Returns the one container of a pod."""
+    (only,) = template["spec"]["containers"]
+    return only
+
+
+def variables(template):
+    """Returns what the ConfigMaps give a container; later ones win, all applied."""
+    found = {}
+    for source in container(template).get("envFrom", []):
+        found |= one("ConfigMap", source["configMapRef"]["name"])["data"]
+    return found
+
+
+def arguments(template):
+    """Returns a container's arguments as Kubernetes hands them over."""
+    known = variables(template)
+    return [
+        re.sub(r"\$\((\w+)\)", lambda match: known[match[1]], argument)
+        for argument in container(template)["args"]
+    ]
+
+
+def outcome(job, code=None, condition=None):
+    """Returns what the first rule that fits says of a pod's end, "Count" if none."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions", [])
+        if codes and codes["operator"] == "In" and code in codes["values"]:
+            return rule["action"]
+        if condition in [x["type"] for x in conditions if x["status"] == "True"]:
+            return rule["action"]
+    return "Count"
+
+
+def trainer_templates():
+    return [
+        (name, one("Job", "trainer", name)["spec"]["template"]) for name in TRAINERS
+    ]
+
+
+def settings(template):
+    """Returns the --gin_param of a trainer by name."""
+    params = [x.partition("=")[2] for x in arguments(template) if "--gin_param=" in x]
+    return {
+        name.strip(): value.strip()
+        for name, _, value in (p.partition("=") for p in params)
+    }
+
+
+def gin_files(template):
+    return [x.partition("=")[2] for x in arguments(template) if "--gin_file=" in x]
+
+
+def bound(name, *paths):
+    """Returns the whole number that gin files give a name, the last that does."""
+    text = "\n".join((repository.ROOT / path).read_text() for path in paths)
+    return int(re.findall(rf"^{name} = (\d+)", text, re.MULTILINE)[-1])
+
+
+def test_every_object_is_one_that_kubernetes_knows():
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="pip install kubernetes-validate"
+    ).validate
+    for found in documents():
+        validate(found, OLDEST_KUBERNETES, strict=True)
+
+
+def test_the_schema_refuses_a_misspelt_field():
+    library = pytest.importorskip("kubernetes_validate")
+    job = one("Job", "sidecar")
+    job["spec"]["podFailurePolicies"] = job["spec"].pop("podFailurePolicy")
+    with pytest.raises(library.ValidationError, match="podFailurePolicies"):
+        library.validate(job, OLDEST_KUBERNETES, strict=True)
+
+
+def test_one_page_starts_a_run_and_names_the_image_once():
+    page = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    assert all((FOLDER / name).exists() for name in page["resources"])
+    (image,) = page["images"]
+    assert {container(template)["image"] for _, _, template in pods()} == {
+        image["name"]
+    }
+
+
+def test_selectors_find_the_pods_they_mean_and_no_others():
+    labels = {(file, name): x["metadata"]["labels"] for file, name, x in pods()}
+    meant = {"trainer": {"trainer"}, "data-dispatcher": {"data-dispatcher"}}
+    meant["data-worker"] = {"data-worker"}
+    for found in documents():
+        selector = found["spec"].get("selector") if "spec" in found else None
+        if selector is None:
+            continue
+        pairs = selector.get("matchLabels", selector).items()
+        chosen = {name for (_, name), x in labels.items() if pairs <= x.items()}
+        assert chosen == meant[found["metadata"]["name"]], found["kind"]
+
+
+def test_the_wall_around_the_data_service_lets_its_own_in():
+    spec = one("NetworkPolicy", "data-service")["spec"]
+    key = "app.kubernetes.io/component"
+    components = {x["metadata"]["labels"][key] for _, _, x in pods()}
+    (inside,) = spec["podSelector"]["matchExpressions"]
+    (rule,) = spec["ingress"]
+    (friends,) = rule["from"][0]["podSelector"]["matchExpressions"]
+    assert inside["key"] == friends["key"] == key
+    assert set(inside["values"]) == {"data-dispatcher", "data-worker"}
+    assert set(friends["values"]) == {"trainer", "data-worker"}
+    assert set(inside["values"]) | set(friends["values"]) <= components
+    opened = {x["port"] for x in rule["ports"]}
+    served = [container(x) for f, _, x in pods() if f == "data_service.yaml"]
+    assert {p["containerPort"] for x in served for p in x["ports"]} == opened
+
+
+@pytest.mark.parametrize("manifest", TRAINERS)
+def test_a_preempted_trainer_comes_back_and_a_failed_one_does_not(manifest):
+    job = one("Job", "trainer", manifest)
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert outcome(job, code=train.EXIT_PREEMPTED) == "Ignore"
+    assert outcome(job, condition="DisruptionTarget") == "Ignore"
+    # A node that goes may break what it runs before the signal comes.
+    assert outcome(job, code=1, condition="DisruptionTarget") == "Ignore"
+    assert outcome(job, code=1) == outcome(job, code=train.EXIT_DIVERGED) == "FailJob"
+    assert outcome(job, code=137) == "Count" and job["spec"]["backoffLimit"] > 0
+
+
+def test_a_sidecar_comes_back_unless_it_is_done_or_cannot_be():
+    job = one("Job", "sidecar")
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert outcome(job, code=143) == "Ignore"  # SIGTERM
+    for code in set(evaluate.EXIT_CODES.values()):
+        assert outcome(job, code=code) == "FailJob"
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_a_trainer_has_time_to_finish_its_loop_and_save(manifest, template):
+    steps = bound("TPUConfig.iterations_per_loop", *device_files(template))
+    # A second is more than a step should take; a minute is for the checkpoint.
+    assert template["spec"]["terminationGracePeriodSeconds"] >= steps * 1 + 60
+
+
+def device_files(template):
+    """Returns the device's gin file, below those that it includes."""
+    (path,) = [name for name in gin_files(template) if "/device/" in name]
+    included = re.findall(
+        r"^include '(.+)'", (repository.ROOT / path).read_text(), re.MULTILINE
+    )
+    return [*(f"gin_configs/{name}" for name in included), path]
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_a_trainer_leaves_scoring_to_the_sidecar_of_its_model_dir(manifest, template):
+    assert settings(template)["Plan.evaluates"] == "False"
+    beside = one("Job", "sidecar")["spec"]["template"]
+    (model_dir,) = [x for x in arguments(template) if x.startswith("--model_dir=")]
+    assert model_dir in arguments(beside) and "gs://" in model_dir
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_the_schedule_has_eight_images_for_each_accelerator(manifest, template):
+    spec = one("Job", "trainer", manifest)["spec"]
+    limits = container(template)["resources"]["limits"]
+    (devices,) = limits.values()
+    assert container(template)["resources"]["requests"] == limits
+    replicas = devices * spec.get("completions", 1)
+    (schedule,) = [name for name in gin_files(template) if "/schedule/" in name]
+    assert bound("BATCH_SIZE", schedule) == 8 * replicas
+
+
+@pytest.mark.parametrize("worker", range(4))
+def test_tf_config_names_every_worker_of_the_job_and_which_this_is(worker):
+    job = one("Job", "trainer", "trainer_gpu.yaml")
+    service = one("Service", "trainer", "trainer_gpu.yaml")
+    spec, template = job["spec"], job["spec"]["template"]
+    index, tf_config = container(template)["env"]  # In this order; see the manifest.
+    path = index["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    text = tf_config["value"].replace(f"$({index['name']})", str(worker))
+    config = json.loads(text)
+    assert config["task"] == {"type": "worker", "index": worker}
+    (port,) = service["spec"]["ports"]
+    assert spec["completionMode"] == "Indexed"
+    assert template["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert config["cluster"] == {
+        "worker": [f"trainer-{i}.trainer:{port['port']}" for i in range(4)]
+    }
+    assert spec["completions"] == spec["parallelism"] == 4
+
+
+def test_only_trainers_take_accelerators():
+    for file, name, template in pods():
+        wanted = container(template)["resources"]
+        asked = {x for part in wanted.values() for x in part}
+        accelerators = {"google.com/tpu", "nvidia.com/gpu"} & asked
+        assert bool(accelerators) == (file in TRAINERS), name
+        assert accelerators or "cpu" in asked
+
+
+def test_a_tpu_node_has_the_chips_that_its_topology_says():
+    spec = one("Job", "trainer", "trainer_tpu.yaml")["spec"]["template"]["spec"]
+    sides = spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = spec["containers"][0]["resources"]["limits"]["google.com/tpu"]
+    assert int(sides[0]) * int(sides[1]) == chips
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_applying_the_data_service_points_trainers_at_it(manifest, template):
+    ours, its = container(template)["envFrom"]
+    assert its["configMapRef"]["optional"] is True
+    alone = one("ConfigMap", ours["configMapRef"]["name"])["data"]
+    assert alone["DATA_SERVICE_ADDRESS"] == "None"
+    address = settings(template)["DATA_SERVICE_ADDRESS"]
+    service = one("Service", "data-dispatcher")
+    (port,) = service["spec"]["ports"]
+    host = f"{service['metadata']['name']}:{port['port']}"
+    assert address == f"'grpc://{host}'"
+    roles = {
+        name: arguments(template)
+        for file, name, template in pods()
+        if file == "data_service.yaml"
+    }
+    assert f"--port={port['port']}" in roles["data-dispatcher"]
+    assert f"--dispatcher={host}" in roles["data-worker"]
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_a_trainer_waits_for_its_data_service_if_it_has_one(manifest, template):
+    (before,) = template["spec"]["initContainers"]
+    assert before["envFrom"] == container(template)["envFrom"]
+    (script,) = before["args"]
+    assert before["command"] == ["bash", "-c"] and "data-dispatcher/5050" in script
+
+    def end(address, port):
+        here = script.replace("data-dispatcher/5050", f"127.0.0.1/{port}")
+        # To wait is to fail, so that nothing waits here.
+        return subprocess.run(
+            ["bash", "-c", "sleep() { exit 7; }; " + here],
+            env={"DATA_SERVICE_ADDRESS": address},
+        ).returncode
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert end(settings(template)["DATA_SERVICE_ADDRESS"], port) == 0
+    assert end(settings(template)["DATA_SERVICE_ADDRESS"], port) == 7
+    assert end("None", port) == 0
+
+
+@pytest.mark.parametrize(("manifest", "template"), trainer_templates())
+def test_the_run_of_a_trainer_is_one(manifest, template, monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    with flagsaver.flagsaver():
+        flags.FLAGS(["command", *arguments(template)])
+        text = cli.parse_files()
+    assert "Plan.evaluates = False" in text
+    device = "tpu" if manifest == "trainer_tpu.yaml" else "gpu"
+    assert f"make_strategy.device = '{device}'" in text
+
+
+@pytest.mark.parametrize(("file", "name", "template"), pods())
+def test_the_command_takes_its_flags(file, name, template):
+    command = container(template)["command"]
+    if command[:2] == ["python", "-m"]:
+        module = MODULES[command[2]]
+        own = flags.FLAGS.flags_by_module_dict()
+        known = own[module.__name__] + own["retinanet_tpu.task.cli"]
+        names = {flag.name for flag in known}
+        with flagsaver.flagsaver():
+            rest = flags.FLAGS(["command", *arguments(template)])
+        assert rest == ["command"]
+    else:
+        # Its flags would clash with those of the modules above in one process.
+        source = (repository.ROOT / command[1]).read_text()
+        names = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+    used = {x.removeprefix("--").partition("=")[0] for x in arguments(template)}
+    assert used <= names

@@ -1,0 +1,304 @@
+import ast
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+
+import pytest
+
+import fake_gcloud
+import repository
+from retinanet_tpu.estimator import gin_files
+from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.xla import roofline
+
+SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
+# What looks TPUs up by name and harms no TensorFlow that is there.
+TPU_NAMES = ast.literal_eval(repository.setting("tpu-names"))
+FLAGS = [
+    "--gin_file=gin_configs/coco_r50_640_6x.gin",
+    "--model_dir=gs://bucket/run 1",
+    "--gin_param=DATA_DIR = 'gs://bucket/co\"co'",
+    "--gin_param=FROZEN = ('backbone/stem', 'heads/*norm*', '$HOME `id` \\ & ;')",
+]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    made = fake_gcloud.Cloud(tmp_path, FLAGS)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def pod(tmp_path):
+    made = fake_gcloud.Cloud(tmp_path, FLAGS, num_hosts=4)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda p: p.name)
+def test_every_script_parses_and_all_but_the_shared_one_can_be_run(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert bool(script.stat().st_mode & stat.S_IXUSR) == (script.name != "common.sh")
+
+
+def test_a_slice_is_created_as_a_person_would(cloud):
+    done = cloud.run("create.sh", "--network=mine")
+    assert done.returncode == 0, done.stdout
+    assert cloud.calls() == [
+        ["describe", "big", "--format=value(state)"],
+        [
+            "create",
+            "big",
+            "--accelerator-type=v3-8",
+            "--version=tpu-vm-tf-2.20.0-pjrt",
+            "--network=mine",
+        ],
+    ]
+    assert "hosts: 1" in done.stdout and "setup.sh" in done.stdout
+
+
+def test_a_slice_that_is_there_is_left_alone(cloud):
+    (cloud.folder / "state").write_text("READY")
+    assert cloud.run("create.sh").returncode == 0
+    assert [call[0] for call in cloud.calls()] == ["describe"]
+
+
+def test_a_preempted_slice_is_made_anew_and_spot_if_wanted(pod):
+    (pod.folder / "state").write_text("PREEMPTED")
+    done = pod.run("create.sh", SPOT="1")
+    assert done.returncode == 0, done.stdout
+    assert [call[0] for call in pod.calls()] == ["describe", "delete", "create"]
+    assert "--quiet" in pod.calls()[1] and "--spot" in pod.calls()[2]
+
+
+def test_a_slice_that_is_just_coming_is_waited_for(cloud):
+    (cloud.folder / "state").write_text("CREATING")
+    done = cloud.run("create.sh")
+    assert done.returncode == 1 and "big is CREATING; wait" in done.stdout
+    assert len(cloud.calls()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"NAME": None}, "NAME is not set"),
+        ({"PROJECT": ""}, "PROJECT is not set"),
+        ({"ZONE": None}, "ZONE is not set"),
+        ({"ACCELERATOR_TYPE": None}, "ACCELERATOR_TYPE is not set"),
+        ({"RUNTIME_VERSION": None}, "RUNTIME_VERSION is not set"),
+        ({"ACCELERATOR_TYPE": "v3-33"}, "known are v3-32"),
+        ({"SPOT": "yes"}, "SPOT is yes; set it to 1 or 0"),
+        (
+            {"ACCELERATOR_TYPE": "v3-32"},
+            "4 hosts and wants a RUNTIME_VERSION with -pod",
+        ),
+        ({"RUNTIME_VERSION": "tpu-vm-tf-2.20.0-pod-pjrt"}, "VERSION without -pod"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_happens(cloud, changes, said):
+    done = cloud.run("create.sh", **changes)
+    assert done.returncode == 1 and said in done.stdout
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize("script", ["setup.sh", "start.sh", "tail.sh", "stop.sh"])
+def test_every_script_wants_to_know_which_slice(cloud, script):
+    done = cloud.run(script, NAME=None)
+    assert done.returncode == 1 and "error: NAME is not set" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [("setup.sh", ["x"]), ("start.sh", []), ("tail.sh", ["-f"]), ("stop.sh", ["now"])],
+)
+def test_arguments_that_a_script_does_not_take_show_its_usage(cloud, script, arguments):
+    done = cloud.run(script, *arguments)
+    assert done.returncode == 2 and f"tools/deploy/tpu_vm/{script}" in done.stdout
+    assert cloud.calls() == []
+
+
+def test_the_checkout_reaches_every_host_with_the_images_tensorflow(pod):
+    if subprocess.run(
+        ["git", "-C", repository.ROOT, "rev-parse"], capture_output=True
+    ).returncode:
+        pytest.skip("This is no git checkout, and setup.sh copies one.")
+    done = pod.run("setup.sh")
+    assert done.returncode == 0, done.stdout
+    assert [call[0] for call in pod.calls()] == ["scp", "ssh"]
+    assert all("--worker=all" in call for call in pod.calls())
+    for host in sorted(pod.folder.glob("host*")):
+        copy = host / "retinanet_tpu" / "retinanet_tpu" / "train.py"
+        assert (
+            copy.read_bytes()
+            == (repository.ROOT / "retinanet_tpu" / "train.py").read_bytes()
+        )
+        pip, shown = map(json.loads, (host / "python_calls").read_text().splitlines())
+        assert pip[0] == str(host / "retinanet_tpu")
+        assert pip[1][-4:] == ["-e", ".", *TPU_NAMES]
+        # As the trainer does it, libtpu included.
+        assert shown[1][1].startswith("import retinanet_tpu.startup.tpu\nimport tensor")
+        assert "tf.__version__" in shown[1][1] and shown[2] == {}
+
+
+def test_an_image_without_tensorflow_gets_that_of_the_extra(cloud):
+    done = cloud.run("setup.sh", RUNTIME_VERSION="v2-alpha-tpuv5-lite")
+    assert done.returncode == 0, done.stdout
+    _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
+    assert words[:2] == ["-m", "pip"] and words[-2:] == ["-e", ".[tpu]"]
+
+
+def test_the_extra_of_an_image_without_tensorflow_can_be_chosen(cloud):
+    settings = {"RUNTIME_VERSION": "v2-alpha-tpuv6e", "EXTRA": "tpu219"}
+    done = cloud.run("setup.sh", **settings)
+    assert done.returncode == 0, done.stdout
+    _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
+    assert words[-2:] == ["-e", ".[tpu219]"]
+    done = cloud.run("setup.sh", **settings | {"EXTRA": "tpu220"})
+    assert done.returncode == 1
+    assert "error: EXTRA is tpu220; set it to tpu" in done.stdout
+
+
+def test_a_host_on_which_tensorflow_aborts_is_not_set_up(pod):
+    (pod.folder / "host2" / "code_ends").write_text("134")
+    done = pod.run("setup.sh")
+    assert done.returncode != 0
+    assert "error: TensorFlow cannot be imported on " in done.stdout
+    assert "stop.sh" in done.stdout and "docs/guides/tpu.md" in done.stdout
+    assert "are set up" not in done.stdout
+
+
+def test_flags_arrive_at_the_trainer_as_they_were_typed(cloud):
+    cloud.install("0")
+    done = cloud.run("start.sh", *FLAGS)
+    assert done.returncode == 0, done.stdout
+    assert cloud.run("tail.sh").returncode == 0
+    ((folder, flags, seen),) = cloud.trainers()
+    assert flags == FLAGS
+    assert folder == str(cloud.host / "retinanet_tpu")
+    assert seen == {"NEXT_PLUGGABLE_DEVICE_USE_C_API": "true"}
+
+
+def test_on_several_hosts_the_first_drives_the_slice_by_its_name(pod):
+    pod.install("0")
+    assert pod.run("start.sh", "--model_dir=gs://b/run").returncode == 0
+    assert pod.run("tail.sh").returncode == 0
+    assert "--worker=0" in pod.calls()[0]
+    ((_, flags, seen),) = pod.trainers()
+    assert flags[1:] == [
+        "--gin_file=gin_configs/device/tpu_pod.gin",
+        "--gin_param=TPU_NAME = 'big'",
+    ]
+    assert seen == {"TPU_NAME": "big", "TPU_LOAD_LIBRARY": "0"}
+
+
+def test_several_hosts_want_a_bucket(pod):
+    done = pod.run("start.sh", "--model_dir=/tmp/run")
+    assert done.returncode == 1 and "gs://" in done.stdout and pod.calls() == []
+
+
+def test_a_preempted_trainer_starts_again_until_it_is_done(cloud):
+    cloud.install("42", "42", "0")
+    cloud.run("start.sh", *FLAGS)
+    shown = cloud.run("tail.sh")
+    assert shown.returncode == 0 and "the trainer ended with 0" in shown.stdout
+    assert [flags for _, flags, _ in cloud.trainers()] == [FLAGS] * 3
+
+
+@pytest.mark.parametrize("code", [1, 5, 137])
+def test_a_trainer_that_failed_does_not_start_again(cloud, code):
+    cloud.install(str(code), "0")
+    cloud.run("start.sh", *FLAGS)
+    shown = cloud.run("tail.sh")
+    assert shown.returncode == code
+    assert f"the trainer ended with {code}" in shown.stdout
+    assert len(cloud.trainers()) == 1
+
+
+def test_the_same_start_twice_makes_one_trainer_and_another_is_refused(cloud):
+    cloud.install("stopped", "0")
+    cloud.start()
+    again = cloud.run("start.sh", *FLAGS)
+    assert again.returncode == 0 and "runs already" in again.stdout
+    other = cloud.run("start.sh", "--model_dir=gs://bucket/run2")
+    assert other.returncode == 1 and "Another trainer runs here" in other.stdout
+    assert len(cloud.trainers()) == 1
+
+
+def test_a_trainer_whose_loop_was_killed_still_keeps_others_out(cloud):
+    cloud.install("stopped", "0")
+    cloud.start()
+    os.kill(int((cloud.host / "retinanet_tpu_run" / "pid").read_text()), signal.SIGKILL)
+    other = cloud.run("start.sh", "--model_dir=gs://bucket/run2")
+    assert other.returncode == 1 and "Another trainer runs here" in other.stdout
+    assert "gone without a word" in cloud.run("tail.sh").stdout
+
+
+def test_stopping_lets_the_trainer_save_and_starts_no_other(cloud):
+    cloud.install("stopped", "0")
+    cloud.start()
+    done = cloud.run("stop.sh")
+    assert done.returncode == 0 and "ended with 42" in done.stdout
+    assert "still there, and costs" in done.stdout
+    assert len(cloud.trainers()) == 1
+    assert cloud.run("start.sh", *FLAGS).returncode == 0  # And it can go on.
+    assert cloud.run("tail.sh").returncode == 0
+    assert len(cloud.trainers()) == 2
+
+
+def test_stopping_and_deleting_saves_first(cloud):
+    cloud.install("stopped")
+    cloud.start()
+    done = cloud.run("stop.sh", "--delete")
+    assert done.returncode == 0, done.stdout
+    assert [call[0] for call in cloud.calls()[1:]] == ["describe", "ssh", "delete"]
+    assert "ended with 42" in done.stdout and not (cloud.folder / "state").exists()
+
+
+def test_a_slice_that_never_trained_or_is_preempted_is_deleted_too(cloud):
+    for state in ("READY", "PREEMPTED"):
+        (cloud.folder / "state").write_text(state)
+        assert cloud.run("stop.sh", "--delete").returncode == 0
+        assert not (cloud.folder / "state").exists()
+    done = cloud.run("stop.sh", "--delete")
+    assert done.returncode == 1 and "There is no big in us-east1-d" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["create.sh", "stop.sh"])
+def test_a_cloud_that_does_not_answer_is_not_taken_for_an_absent_slice(cloud, script):
+    (cloud.folder / "error").write_text("ERROR: (gcloud) PERMISSION_DENIED: not yours")
+    done = cloud.run(script)
+    assert done.returncode == 1 and "PERMISSION_DENIED: not yours" in done.stdout
+    assert "There is no" not in done.stdout
+
+
+def test_the_run_on_several_hosts_is_one_and_names_the_slice(monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    gin_files.add_search_path(cli.GIN_CONFIGS)
+    text = gin_files.parse(
+        ["gin_configs/coco_r50_640_6x.gin", "gin_configs/device/tpu_pod.gin"],
+        ["TPU_NAME = 'big'"],
+        known=configurables.CONFIGURABLES,
+    )
+    assert "TPU_NAME = 'big'" in text and "make_strategy.tpu = %TPU_NAME" in text
+
+
+def test_the_page_on_scaling_has_the_slices_as_they_are():
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in (repository.ROOT / "SCALING.md").read_text().splitlines()
+        if line.startswith("| v")
+    ]
+    slices = 0
+    for names, _, devices, hosts, batch, _ in rows:
+        names = re.findall(r"v[\w-]+", names)
+        found = [roofline.accelerator(name) for name in names]
+        numbers = [int(number) for number in hosts.split(",")]
+        assert {x.num_devices for x in found} == {int(devices)}, names
+        assert [x.num_hosts for x in found] in (numbers, numbers * len(names)), names
+        assert int(batch) == 8 * int(devices)
+        slices += len(names)
+    assert slices >= 12
