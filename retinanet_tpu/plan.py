@@ -50,8 +50,8 @@ _EVAL_CPUS = flags.DEFINE_integer("eval_cpus", 16, "CPUs of an evaluator.", 1)
 # The README's schedules: 1x is 22,500 steps of 64 images.
 _IMAGES_OF_1X = 22500 * 64
 _SCHEDULES = (1, 3, 6, 30)
-# docs/benchmarks.md, "Latency": 1.87 s of CPU for a picture of ResNet-50 at 640 px, whose
-# evaluation the compiler counts as 192 GFLOP.
+# docs/benchmarks.md, "Latency": 1.87 s of CPU for an image of ResNet-50 at 640 px,
+# whose evaluation the compiler counts as 192 GFLOP.
 _GFLOP_OF_CPU_SEC = 100
 # Seconds of pycocotools' CPU time an image: 51 for 5,000 with 100 detections each, made
 # up, 2026-11-21. It runs on one CPU.

@@ -251,7 +251,7 @@ def test_every_program_imports_it_before_all_else(path):
         if isinstance(node, ast.Import | ast.ImportFrom)
     )
     device = "tpu" if name_of(path) in USES_TPU else "cpu"
-    assert ast.unparse(first) == f"import retinanet_tpu.startup_{device}"
+    assert ast.unparse(first) == f"import retinanet_tpu.startup.{device}"
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)

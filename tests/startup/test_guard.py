@@ -113,7 +113,8 @@ def test_arguments_without_a_flag_are_refused_with_the_missing_quotes():
 
 
 MAIN = """
-from retinanet_tpu import errors, guard
+from retinanet_tpu import errors
+from retinanet_tpu.startup import guard
 def main(arguments):
     if arguments:
         raise errors.UserError(f"got {arguments}")

@@ -2,7 +2,8 @@
 
   python tools/examples/train_digits.py --model_dir=/tmp/digits [--max_steps=300]
 
-A model to copy from, for those who come from TPUEstimator (docs/migrating_from_tpuestimator.md): the functions
+A model to copy from, for users of TPUEstimator
+(docs/migrating_from_tpuestimator.md): the functions
 that an estimator takes, and the estimator. It draws its digits itself, with Pillow, and
 takes seconds on a CPU. Started again with the same --model_dir it goes on from the
 latest checkpoint.
