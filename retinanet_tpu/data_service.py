@@ -1,4 +1,4 @@
-"""Starts a part of a tf.data service, which makes training batches on other machines.
+"""Starts a dispatcher or a worker of a tf.data service, which prepares batches elsewhere.
 
   python -m retinanet_tpu.data_service --role=dispatcher --port=5050 --work_dir=DIR
   python -m retinanet_tpu.data_service --role=worker --dispatcher=HOST:5050

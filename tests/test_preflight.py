@@ -235,7 +235,7 @@ def test_without_the_extra_a_sentence_says_what_to_install():
     code = (
         "import sys; sys.modules['libtpu'] = None\n"
         "from retinanet_tpu import preflight\n"
-        "from retinanet_tpu import guard\n"
+        "from retinanet_tpu.startup import guard\n"
         "guard.run(preflight.main)"
     )
     ended = subprocess.run(
