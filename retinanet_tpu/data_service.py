@@ -1,4 +1,4 @@
-"""Starts a dispatcher or a worker of a tf.data service, which prepares batches elsewhere.
+"""Starts a dispatcher or a worker of a tf.data service.
 
   python -m retinanet_tpu.data_service --role=dispatcher --port=5050 --work_dir=DIR
   python -m retinanet_tpu.data_service --role=worker --dispatcher=HOST:5050
