@@ -145,10 +145,10 @@ def check_flags() -> None:
         )
 
 
-def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.Pictures]:
+def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFolder]:
     """Reads what the flags point to, with a word in place of {split}."""
     images_dir = _path("images", word)
-    pictures = files.Pictures(images_dir, files.list_pictures(images_dir))
+    pictures = files.ImageFolder(images_dir, files.list_images(images_dir))
     path = _path("annotations", word)
     with recognition.explained(path, _FORMAT.value):
         annotated = readers.read(
@@ -163,7 +163,7 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.Picture
 
 
 def check_annotations(
-    annotated: annotations.AnnotatedSet, pictures: files.Pictures, word: str
+    annotated: annotations.AnnotatedSet, pictures: files.ImageFolder, word: str
 ) -> None:
     """Raises UserError where converting would be pointless."""
     with recognition.explained(_path("annotations", word), _FORMAT.value):
@@ -293,7 +293,7 @@ def write_split(part: Part, split: str, wanted: category_map.Categories) -> None
     )
 
 
-def write_findings(findings: list[annotations.Finding], split: str) -> None:
+def write_findings(findings: list[annotations.ConversionEvent], split: str) -> None:
     """Writes <split>.findings.txt, a line for each, or removes that of an older run."""
     path = os.path.join(_OUTPUT_DIR.value, f"{split}.findings.txt")
     if tf.io.gfile.exists(path):
@@ -333,7 +333,7 @@ def main() -> None:
         write_split(part, split, wanted)
     # Only now: killed in a later split, it shall not do the earlier one again.
     for split in parts:
-        shard_progress.forget(output_dir, split)
+        shard_progress.clear(output_dir, split)
 
 
 def _description(split: str) -> str:

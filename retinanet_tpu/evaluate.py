@@ -120,7 +120,11 @@ def _await_run(poll_secs):
 def _score_one(run, path):
     """Scores a checkpoint wherever it lies."""
     is_of_run = path.rpartition("/")[0] == cli.model_dir()
-    with leases.hold(cli.model_dir(), path) if is_of_run else contextlib.nullcontext():
+    with (
+        leases.lease_checkpoint(cli.model_dir(), path)
+        if is_of_run
+        else contextlib.nullcontext()
+    ):
         run.estimator.evaluate(run.eval_spec.input_fn, checkpoint_path=path)
 
 

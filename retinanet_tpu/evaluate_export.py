@@ -108,7 +108,7 @@ def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            stored = image_decoding.load(file.read())
+            stored = image_decoding.prepare(file.read())
     except image_decoding.UnusableError as error:
         raise errors.UserError(f"{path} cannot be read: {error}; mend it.") from error
     found = (stored.height, stored.width)

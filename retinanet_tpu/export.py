@@ -61,7 +61,7 @@ def _pictures():
     if _CHECK_IMAGES.value is None:
         return None
     paths = image_files.find([_CHECK_IMAGES.value])
-    paths = paths[: formats.num_pictures(_FORMAT.value)]
+    paths = paths[: formats.num_images(_FORMAT.value)]
     logging.info(
         "export | checks on %s", f"{len(paths)} pictures of {_CHECK_IMAGES.value}"
     )

@@ -33,7 +33,7 @@ _PASSES = 2  # How often each picture's jitter is drawn.
 
 
 def rows(
-    shown: anchor_recall.ShownBoxes,
+    shown: anchor_recall.AugmentedBoxes,
     split: dataset_stats.Split,
     choices: tuple[anchors_lib.Anchors, anchors_lib.Anchors],
     image_size: tuple[int, int],
@@ -72,7 +72,7 @@ def gin_text(found: anchors_lib.Anchors, comment: list[str]) -> str:
     )
 
 
-def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
+def find(run: experiment.Run) -> tuple[anchors_lib.Anchors, list[str]]:
     """Returns the anchors and the tables that say what they gain.
 
     Raises:
@@ -81,9 +81,9 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
     """
     params, data, categories = run.params, run.data, run.data.read_categories()
     start, image_size = params["anchors"], params["image_size"]
-    canvas = examples.Canvas(image_size, data.max_boxes)
+    canvas = examples.OutputSpec(image_size, data.max_boxes)
     train = dataset_stats.read(data.dir, data.train_split, categories)
-    shown = anchor_recall.shown_boxes(
+    shown = anchor_recall.augment_boxes(
         train, canvas, augmentation=data.augmentation, passes=_PASSES
     )
     if not len(shown.boxes_yxyx):
@@ -112,7 +112,7 @@ def find(run: experiment.Experiment) -> tuple[anchors_lib.Anchors, list[str]]:
     ]
     if data.eval_split != data.train_split and tf.io.gfile.exists(data.annotation_file):
         val = dataset_stats.read(data.dir, data.eval_split, categories)
-        whole = anchor_recall.shown_boxes(val, canvas)
+        whole = anchor_recall.augment_boxes(val, canvas)
         lines += [f"{val.name}, which the search did not see, whole:", head]
         lines += rows(whole, val, choices, image_size)
     return found, lines

@@ -64,7 +64,7 @@ class Subject:
     data_dir: str
     categories: category_map.Categories
     splits: tuple[dataset_stats.Split, ...]
-    run: experiment.Experiment | None = None
+    run: experiment.Run | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,8 @@ class Reached:
     """
 
     name: str
-    shown: anchor_recall.ShownBoxes
-    by_size: dict[str, anchor_search.Reach]
+    shown: anchor_recall.AugmentedBoxes
+    by_size: dict[str, anchor_search.Coverage]
 
 
 def read_subject() -> Subject:
@@ -134,13 +134,13 @@ def reached(subject: Subject) -> list[Reached]:
     if subject.run is None:
         return []
     params, data = subject.run.params, subject.run.data
-    canvas = examples.Canvas(params["image_size"], data.max_boxes)
+    canvas = examples.OutputSpec(params["image_size"], data.max_boxes)
     train = subject.splits[0]
     wanted = [(f"{train.name}, augmented", train, data.augmentation)]
     wanted += [(f"{split.name}, whole", split, None) for split in subject.splits]
     found = []
     for name, split, augmentation in wanted:
-        shown = anchor_recall.shown_boxes(split, canvas, augmentation=augmentation)
+        shown = anchor_recall.augment_boxes(split, canvas, augmentation=augmentation)
         ious = anchor_search.best_iou(
             shown.boxes_yxyx, params["anchors"], params["image_size"]
         )
@@ -148,18 +148,18 @@ def reached(subject: Subject) -> list[Reached]:
     return found
 
 
-def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.Finding]:
+def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.Issue]:
     """Returns everything to be looked at, the worst first."""
     categories, run, train = subject.categories, subject.run, subject.splits[0]
     num_classes = run.params["num_classes"] if run else None
-    found = data_issues.label_map_findings(train, categories, num_classes)
+    found = data_issues.label_map_issues(train, categories, num_classes)
     for split in subject.splits:
-        found += data_issues.split_findings(split, categories)
+        found += data_issues.split_issues(split, categories)
     for split in subject.splits[1:]:
-        found += data_issues.pair_findings(train, split, categories)
+        found += data_issues.pair_issues(train, split, categories)
         path = f"{subject.data_dir}/{split.name}.json"
         if tf.io.gfile.exists(path):
-            found += data_issues.annotation_findings(split, path)
+            found += data_issues.annotation_file_issues(split, path)
     for reach in reaches[:1]:
         found += data_checks.anchor_findings(reach.by_size, reach.name)
     if run:
@@ -218,13 +218,13 @@ def _targets_section(subject):
     except tf.errors.InvalidArgumentError as error:
         return report.Section(title, f"Cannot be loaded: {error.message}")
     drawn, num_forced = [], 0
-    for image, found in enumerate(anchor_recall.assigned(labels, params)):
+    for image, found in enumerate(anchor_recall.assigned_anchors(labels, params)):
         num_boxes = int(labels.num_boxes[image])
         classes = labels.classes[image, :num_boxes].numpy()
         names = [categories.names[index] for index in classes]
         boxes = labels.boxes_yxyx[image, :num_boxes].numpy()
         ious = anchor_search.best_iou(boxes, params["anchors"], params["image_size"])
-        num_forced += int((ious < anchor_search.REACHED_AT).sum())
+        num_forced += int((ious < anchor_search.RECALL_IOU).sum())
         pixels = features.images[image].numpy()
         drawn.append(charts.targets(pixels, boxes, names, found))
     return report.Section(
@@ -232,7 +232,7 @@ def _targets_section(subject):
         "Training images after augmentation. Thick: annotated boxes, with the number "
         "of anchors that answer for each; thin, in the same colour: those anchors; "
         f"red: none does. {num_forced} boxes have no anchor of IoU "
-        f"{anchor_search.REACHED_AT} and get only their best one.",
+        f"{anchor_search.RECALL_IOU} and get only their best one.",
         picture=visualize.grid(drawn, 2, height=720),
         is_photograph=True,
     )

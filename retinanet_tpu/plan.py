@@ -62,13 +62,13 @@ _AGAIN = "run preflight --json again with the flags of this run."
 class Run(NamedTuple):
     """What there is to know of a run without compiling it."""
 
-    experiment: experiment.Experiment
+    experiment: experiment.Run
     state_bytes: int  # of all that a checkpoint holds
     gradient_bytes: int
     num_exchanges: int  # of a step, at most: the compiler joins some
 
 
-def describe(run: experiment.Experiment) -> Run:
+def describe(run: experiment.Run) -> Run:
     """Builds the network of a run and counts."""
     with run.estimator.strategy.scope():
         network = run.network_fn(run.params)

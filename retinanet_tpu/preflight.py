@@ -64,7 +64,7 @@ def main() -> None:
         "num_hosts": target.num_hosts,
         "steps": {},
     }
-    for name, step in step_functions.make(run).items():
+    for name, step in step_functions.build(run).items():
         found = examine(name, step, step.images, target, dump_dir=_DUMP_HLO.value)
         if "images_per_sec_at_most" in found and step.num_replicas > 1:
             wanted = found["images_per_sec_at_most"] / target.num_hosts
@@ -81,7 +81,7 @@ def main() -> None:
 
 def examine(
     name: str,
-    step: step_functions.Step,
+    step: step_functions.ReplicaFn,
     images: int,
     target: roofline.Accelerator,
     dump_dir: str | None = None,

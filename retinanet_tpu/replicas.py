@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def mean_over_replicas(values):
+def cross_replica_mean(values):
     """Returns the mean of each tensor over all replicas, the same on each of them.
 
     Differentiable: the gradient of a mean over replicas is the mean of the gradients.
@@ -54,6 +54,6 @@ def make_variable(initial_value, *, name: str, trainable: bool = False) -> tf.Va
     )
 
 
-def path(variable: tf.Variable) -> str:
+def variable_path(variable: tf.Variable) -> str:
     """Returns a variable's place in its network, such as fpn/output3/kernel."""
     return variable.name.partition(":")[0]

@@ -46,14 +46,14 @@ def main() -> None:
     text = cli.parse_files()
     if _DRY_RUN.value:
         print(text)
-        print("\n".join(dry_run_lines()))
+        print("\n".join(summarize_run()))
         return
     try:
         host = preemption.find_metadata_host()
-        with preemption.Listener(host, POLL_SECS) as listener:
+        with preemption.PreemptionListener(host, POLL_SECS) as listener:
             _train(text, listener)
     except (
-        preemption.Interrupted,
+        preemption.Preempted,
         train_step.DivergedError,
         worker_group.LostError,
     ) as error:
@@ -81,7 +81,7 @@ def _train(text, listener):
         )
 
 
-def dry_run_lines() -> list[str]:
+def summarize_run() -> list[str]:
     """Returns the start-up counts and the shapes of a run, a line each."""
     run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
     eval_spec = run.eval_spec if run.plan.evaluates else None
@@ -97,7 +97,7 @@ def dry_run_lines() -> list[str]:
     rate = run.update_fn(network).learning_rate
     steps = [run.plan.max_steps * i // 4 for i in range(5)]
     return [
-        *experiment.network_lines(network, params),
+        *experiment.summarize_network(network, params),
         "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
         f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
         f"Anchors: {count:,}",

@@ -24,7 +24,7 @@ def _parse(path, *bindings):
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_passes_its_dry_run(path):
     _parse(path)
-    lines = train.dry_run_lines()
+    lines = train.summarize_run()
     assert any(line.startswith("Trainable parameters") for line in lines)
 
 
@@ -38,7 +38,7 @@ def test_the_saved_configuration_is_the_whole_run(path, tmp_path):
 
 def test_the_dry_run_prints_the_numbers_of_the_specification():
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
-    lines = train.dry_run_lines()
+    lines = train.summarize_run()
     assert lines[:4] == SPECIFIED
     assert "Anchors: 76,725" in lines
     assert "Images: uint8 [256, 640, 640, 3]" in lines
@@ -69,7 +69,7 @@ def test_a_device_named_after_the_run_overrides_its_own(device):
 def test_a_shorter_run_must_move_its_boundaries():
     _parse(GIN_CONFIGS / "coco_r50_640_30x.gin", "MAX_STEPS = 5000")
     with pytest.raises(ValueError, match="never reaches its last rate"):
-        train.dry_run_lines()
+        train.summarize_run()
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
 def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
     with pytest.raises(errors.UserError, match=message):
         _parse(GIN_CONFIGS / "quickstart.gin", binding)
-        train.dry_run_lines()
+        train.summarize_run()

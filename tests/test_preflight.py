@@ -64,7 +64,7 @@ def lower_fake(fn, specs, strategy):
 
 
 def tanh_step(images, setting="BATCH_SIZE", num_replicas=8):
-    return step_functions.Step(
+    return step_functions.ReplicaFn(
         tf.tanh, lambda n: (tf.TensorSpec([n, 4]),), images, num_replicas, setting
     )
 
@@ -86,7 +86,7 @@ def run_command(monkeypatch, capsys, made=None, **settings):
             "predict": tanh_step(1, "", 1),
         }
 
-    monkeypatch.setattr(step_functions, "make", make)
+    monkeypatch.setattr(step_functions, "build", make)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
     settings = {
@@ -223,7 +223,7 @@ def test_an_operation_for_hosts_is_named_with_its_line():
 
     line = f"{__file__}:{fn.__code__.co_firstlineno + 1}"
     specs = tf.TensorSpec([1, 10, 1, 4]), tf.TensorSpec([1, 10, 2])
-    step = step_functions.Step(fn, lambda _: specs, 1, 1, "")
+    step = step_functions.ReplicaFn(fn, lambda _: specs, 1, 1, "")
     found = preflight.examine("eval", step, 1, roofline.accelerator("v3-8"))
     assert found["outcome"] == "does not compile"
     assert found["error"] == (
@@ -257,7 +257,7 @@ def test_without_the_extra_a_sentence_says_what_to_install():
 def make_steps(num_devices):
     toy_data.parse("none", *SMALL)
     strategy = lower.AheadOfTimeStrategy(num_devices)
-    return step_functions.make(
+    return step_functions.build(
         configurables.make_experiment(None, strategy_fn=lambda: strategy)
     )
 

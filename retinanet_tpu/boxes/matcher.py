@@ -61,7 +61,9 @@ def match(
     )
     # The best IoU is computed again from the box found: a maximum beside the argmax
     # would be a second user of the matrix.
-    best_iou = box_ops.paired_iou(anchors_yxyx, take(objects_yxyx, best_box))
+    best_iou = box_ops.paired_iou(
+        anchors_yxyx, gather_by_one_hot(objects_yxyx, best_box)
+    )
     in_crowd = tf.reduce_any(
         box_ops.intersection(anchors_yxyx, crowds_yxyx)
         > MAX_CROWD_OVERLAP * box_ops.area(anchors_yxyx)[:, None],
@@ -77,7 +79,7 @@ def match(
     return tf.where(forced >= 0, forced, matches)
 
 
-def take(values: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+def gather_by_one_hot(values: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """Returns the rows at `indices`, [B, A, D], exact to the bit.
 
     A gather of 76,725 rows is slow on a TPU, and a one-hot product would round float32

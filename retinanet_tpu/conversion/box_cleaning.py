@@ -22,7 +22,7 @@ _FAR = 0.05
 _THIN = "boxes narrower than a pixel, which training passes over"
 
 
-def fault_of(
+def box_issue(
     box_xywh: tuple[float, float, float, float], *, is_norm: bool
 ) -> str | None:
     """Returns what is wrong with a box, whatever its picture, or None.
@@ -52,15 +52,15 @@ def is_learnable(item: annotations.AnnotatedObject) -> bool:
     return not item.is_crowd and min(item.box_xywh[2:]) >= transforms.MIN_SIDE
 
 
-def mended(
+def clip_and_filter_boxes(
     image: annotations.AnnotatedImage,
-    picture: image_decoding.Picture,
-    findings: list[annotations.Finding],
+    picture: image_decoding.StoredImage,
+    findings: list[annotations.ConversionEvent],
 ) -> Iterator[annotations.AnnotatedObject]:
     """Yields the objects in px of the picture, clipped to it, less those of no use."""
     width, height = picture.width, picture.height
     for annotated in image.objects:
-        item, fault = annotated, fault_of(annotated.box_xywh, is_norm=image.is_norm)
+        item, fault = annotated, box_issue(annotated.box_xywh, is_norm=image.is_norm)
         left, top, box_width, box_height = item.box_xywh
         if image.is_norm:
             left, box_width = left * width, box_width * width
@@ -88,23 +88,26 @@ def mended(
         yield item
 
 
-def turned(
-    objects: tuple[annotations.AnnotatedObject, ...], picture: image_decoding.Picture
+def rotate_boxes_for_exif(
+    objects: tuple[annotations.AnnotatedObject, ...],
+    picture: image_decoding.StoredImage,
 ) -> tuple[annotations.AnnotatedObject, ...]:
     """Returns objects of sound boxes moved with the picture, others as they are."""
     return tuple(
         item
-        if fault_of(item.box_xywh, is_norm=False)
-        else item._replace(box_xywh=image_decoding.turn_box(item.box_xywh, picture))
+        if box_issue(item.box_xywh, is_norm=False)
+        else item._replace(box_xywh=image_decoding.rotate_box(item.box_xywh, picture))
         for item in objects
     )
 
 
 def describe(
     fault: str, image: annotations.AnnotatedImage, item: annotations.AnnotatedObject
-) -> annotations.Finding:
+) -> annotations.ConversionEvent:
     """Returns a finding about a box, as annotated."""
     left, top, width, height = item.box_xywh
     box = ", ".join(f"{v:g}" for v in (left, top, left + width, top + height))
     detail = f"{image.file_name}, ({box})"
-    return annotations.Finding(fault, annotations.place_of(image, item), detail)
+    return annotations.ConversionEvent(
+        fault, annotations.source_line_of(image, item), detail
+    )

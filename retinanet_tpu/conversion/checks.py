@@ -57,7 +57,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
     for image in annotated.images:
         num_boxes += len(image.objects)
         for item in image.objects:
-            fault = box_cleaning.fault_of(item.box_xywh, is_norm=image.is_norm)
+            fault = box_cleaning.box_issue(item.box_xywh, is_norm=image.is_norm)
             if fault:
                 faults.append(box_cleaning.describe(fault, image, item))
     _check_share(faults, num_boxes, "boxes")
@@ -95,7 +95,7 @@ def check_splits(
 
 def check_conversion(
     images: list[annotations.AnnotatedImage],
-    findings: Iterable[annotations.Finding],
+    findings: Iterable[annotations.ConversionEvent],
     *,
     annotated: list[annotations.AnnotatedImage],
 ) -> None:
@@ -129,11 +129,11 @@ def check_conversion(
 
 def classes_without_boxes(
     images: list[annotations.AnnotatedImage], categories: list[dict[str, Any]]
-) -> list[annotations.Finding]:
+) -> list[annotations.ConversionEvent]:
     """Returns a finding for each class that no image of a split has."""
     used = {item.category_id for image in images for item in image.objects}
     return [
-        annotations.Finding("classes without a box", category["name"])
+        annotations.ConversionEvent("classes without a box", category["name"])
         for category in categories
         if category["id"] not in used
     ]
@@ -171,11 +171,13 @@ def listed(category: dict[str, Any], annotated: annotations.AnnotatedSet) -> str
         for item in image.objects
         if item.category_id == category["id"]
     ]
-    first = f", first {annotations.place_of(*places[0])}" if places else ""
+    first = f", first {annotations.source_line_of(*places[0])}" if places else ""
     return f"{category['name']!r} (id {category['id']}: {len(places)} boxes{first})"
 
 
-def _check_share(faults: list[annotations.Finding], count: int, what: str) -> None:
+def _check_share(
+    faults: list[annotations.ConversionEvent], count: int, what: str
+) -> None:
     if len(faults) > _MAX_FAULTY * count:
         kinds = collections.Counter(fault.what for fault in faults)
         kind, frequency = kinds.most_common(1)[0]
@@ -195,11 +197,11 @@ def _nothing_to_learn(num_boxes: int) -> str:
     )
 
 
-def _sentence(finding: annotations.Finding) -> str:
+def _sentence(finding: annotations.ConversionEvent) -> str:
     return f"{finding.where} ({finding.detail})" if finding.detail else finding.where
 
 
-def _first(findings: Iterable[annotations.Finding]) -> str:
+def _first(findings: Iterable[annotations.ConversionEvent]) -> str:
     first = next(iter(findings), None)
     return f" First finding: {first.what}: {_sentence(first)}." if first else ""
 

@@ -28,7 +28,7 @@ class Conversion(NamedTuple):
     """What became of a set of images."""
 
     images: list[annotations.AnnotatedImage]  # as stored, the pictures' true sizes
-    findings: list[annotations.Finding]  # where a person should look
+    findings: list[annotations.ConversionEvent]  # where a person should look
 
     @property
     def counts(self) -> collections.Counter:
@@ -110,11 +110,11 @@ def write_shards(
     try:
         checks.check_conversion(*conversion, annotated=annotated.images)
     except ValueError:
-        shard_progress.discard(shards)
+        shard_progress.abort(shards)
         raise
-    shard_progress.publish(shards)
+    shard_progress.commit(shards)
     if not keeps_states:
-        shard_progress.forget(output_dir, split)
+        shard_progress.clear(output_dir, split)
     return conversion
 
 
@@ -171,27 +171,31 @@ def convert_image(
         with tf.io.gfile.GFile(os.path.join(images_dir, image.file_name), "rb") as file:
             encoded = file.read()
     except tf.errors.NotFoundError:
-        return _left_out(image, annotations.MISSING_PICTURE)
+        return _left_out(image, annotations.MISSING_IMAGE)
     except (tf.errors.OpError, UnicodeError) as error:
         return _left_out(image, image_decoding.UNREADABLE, str(error))
     try:
-        picture = image_decoding.load(encoded)
+        picture = image_decoding.prepare(encoded)
     except image_decoding.UnusableError as error:
         return _left_out(image, error.what, str(error))
     size = (picture.height, picture.width)
-    findings = [annotations.Finding(c, image.file_name) for c in picture.changes]
+    findings = [
+        annotations.ConversionEvent(c, image.file_name) for c in picture.changes
+    ]
     annotated_size = (image.height, image.width)
     if all(annotated_size) and annotated_size != size:
         if not picture.is_turned or annotated_size != size[::-1]:
             height, width = annotated_size
             detail = f"{width} x {height} annotated, is {size[1]} x {size[0]}"
             return _left_out(image, checks.OTHER_SIZE, detail)
-        image = image._replace(objects=box_cleaning.turned(image.objects, picture))
-        findings.append(annotations.Finding(_TURNED_BOXES, image.file_name))
-    objects = tuple(box_cleaning.mended(image, picture, findings))
+        image = image._replace(
+            objects=box_cleaning.rotate_boxes_for_exif(image.objects, picture)
+        )
+        findings.append(annotations.ConversionEvent(_TURNED_BOXES, image.file_name))
+    objects = tuple(box_cleaning.clip_and_filter_boxes(image, picture, findings))
     if len(objects) > _MAX_BOXES:
         findings.append(
-            annotations.Finding(_CROWDED, image.file_name, f"{len(objects)}")
+            annotations.ConversionEvent(_CROWDED, image.file_name, f"{len(objects)}")
         )
     stored = image._replace(
         height=size[0], width=size[1], objects=objects, is_norm=False
@@ -230,30 +234,32 @@ def _left_out(
 ) -> tuple[Conversion, None]:
     source = f"annotated in {image.source}" if image.source else ""
     detail = "; ".join(filter(None, (detail, source)))
-    return Conversion([], [annotations.Finding(reason, image.file_name, detail)]), None
+    return Conversion(
+        [], [annotations.ConversionEvent(reason, image.file_name, detail)]
+    ), None
 
 
 def _convert(
     image: annotations.AnnotatedImage, *, images_dir: str, names: dict[int, str]
-) -> tuple[shard_progress.Outcome, bytes | None]:
+) -> tuple[shard_progress.ImageResult, bytes | None]:
     # Before the picture is read: a change in between must show.
     stamp = _stamp(image, images_dir)
     conversion, serialized = convert_image(image, images_dir, names)
     stored = conversion.images[0] if conversion.images else None
-    outcome = shard_progress.Outcome(stored, tuple(conversion.findings), stamp)
+    outcome = shard_progress.ImageResult(stored, tuple(conversion.findings), stamp)
     return outcome, serialized
 
 
 def _stamp(
     image: annotations.AnnotatedImage, images_dir: str
-) -> shard_progress.Stamp | None:
+) -> shard_progress.FileFingerprint | None:
     if not _is_inside(image.file_name):
         return None
     try:
         stat = tf.io.gfile.stat(os.path.join(images_dir, image.file_name))
     except (tf.errors.OpError, UnicodeError):
         return None
-    return shard_progress.Stamp(stat.length, stat.mtime_nsec)
+    return shard_progress.FileFingerprint(stat.length, stat.mtime_nsec)
 
 
 def _in_order(
@@ -275,7 +281,7 @@ def _in_order(
 
 def _write_shard(
     shard: shard_progress.Shard, results: Iterator[Any], progress_fn: Callable[[], Any]
-) -> list[shard_progress.Outcome]:
+) -> list[shard_progress.ImageResult]:
     # Else an older note could vouch for what is only half written.
     shard_progress.remove(shard.state_path)
     outcomes = []
@@ -290,7 +296,7 @@ def _write_shard(
 
 
 def _merged(
-    shards: list[list[shard_progress.Outcome]], dealt: list[list[int]]
+    shards: list[list[shard_progress.ImageResult]], dealt: list[list[int]]
 ) -> Conversion:
     """Puts the outcomes of all shards in the order of the images."""
     places = itertools.chain.from_iterable(dealt)

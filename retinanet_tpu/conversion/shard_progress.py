@@ -17,19 +17,19 @@ from retinanet_tpu.data import annotations, record_files
 _VERSION = 1
 
 
-class Stamp(NamedTuple):
+class FileFingerprint(NamedTuple):
     """What tells a picture's file from a changed one."""
 
     length: int  # bytes
     mtime_nsec: int
 
 
-class Outcome(NamedTuple):
+class ImageResult(NamedTuple):
     """What became of one image."""
 
     image: annotations.AnnotatedImage | None  # as stored, None if left out
-    findings: tuple[annotations.Finding, ...]
-    stamp: Stamp | None  # None where there is no file
+    findings: tuple[annotations.ConversionEvent, ...]
+    stamp: FileFingerprint | None  # None where there is no file
 
 
 class Shard(NamedTuple):
@@ -62,8 +62,10 @@ def make_shard(
 
 def read(
     shard: Shard,
-    stamps_fn: Callable[[Sequence[annotations.AnnotatedImage]], list[Stamp | None]],
-) -> list[Outcome] | None:
+    stamps_fn: Callable[
+        [Sequence[annotations.AnnotatedImage]], list[FileFingerprint | None]
+    ],
+) -> list[ImageResult] | None:
     """Returns what became of a shard's images if it is whole and still true, or None.
 
     Args:
@@ -87,7 +89,7 @@ def read(
     return outcomes
 
 
-def write(shard: Shard, outcomes: Sequence[Outcome]) -> None:
+def write(shard: Shard, outcomes: Sequence[ImageResult]) -> None:
     """Notes that a shard's records are whole."""
     state = {
         "fingerprint": shard.fingerprint,
@@ -98,20 +100,20 @@ def write(shard: Shard, outcomes: Sequence[Outcome]) -> None:
         file.write(json.dumps(state))
 
 
-def publish(shards: Sequence[Shard]) -> None:
+def commit(shards: Sequence[Shard]) -> None:
     """Gives the record files their names."""
     for shard in shards:
         if tf.io.gfile.exists(shard.temporary_path):
             tf.io.gfile.rename(shard.temporary_path, shard.path, overwrite=True)
 
 
-def forget(output_dir: str, split: str) -> None:
+def clear(output_dir: str, split: str) -> None:
     """Removes what says which shards of a split are whole."""
     for path in record_files.listed(output_dir, split, r"\.state"):
         tf.io.gfile.remove(path)
 
 
-def discard(shards: Sequence[Shard]) -> None:
+def abort(shards: Sequence[Shard]) -> None:
     """Removes all that an unfinished conversion has written."""
     for shard in shards:
         remove(shard.state_path)
@@ -124,7 +126,7 @@ def remove(path: str) -> None:
         tf.io.gfile.remove(path)
 
 
-def _outcome(entry: list) -> Outcome:
+def _outcome(entry: list) -> ImageResult:
     """Returns what was written as JSON, where tuples are lists."""
     image, findings, stamp = entry
     if image is not None:
@@ -132,8 +134,8 @@ def _outcome(entry: list) -> Outcome:
         objects = [annotations.AnnotatedObject(*item) for item in image.objects]
         objects = tuple(o._replace(box_xywh=tuple(o.box_xywh)) for o in objects)
         image = image._replace(objects=objects)
-    return Outcome(
+    return ImageResult(
         image,
-        tuple(annotations.Finding(*finding) for finding in findings),
-        None if stamp is None else Stamp(*stamp),
+        tuple(annotations.ConversionEvent(*finding) for finding in findings),
+        None if stamp is None else FileFingerprint(*stamp),
     )

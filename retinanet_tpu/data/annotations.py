@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-MISSING_PICTURE = "images missing on disk"
+MISSING_IMAGE = "images missing on disk"
 _ROBOFLOW_VERSION = re.compile(
     r"(?P<source>.+?)(_(jpe?g|png|bmp|webp|tiff?|gif|heic|avif))?\.rf\.[\w-]+",
     re.IGNORECASE,
@@ -49,7 +49,7 @@ class AnnotatedImage(NamedTuple):
     is_norm: bool = False  # boxes are shares of the picture's sides
 
 
-class Finding(NamedTuple):
+class ConversionEvent(NamedTuple):
     """Something in the data that a person should look at."""
 
     what: str  # the kind; findings of a kind are counted together
@@ -63,10 +63,10 @@ class AnnotatedSet(NamedTuple):
 
     images: list[AnnotatedImage]
     categories: list[dict[str, Any]]
-    findings: Sequence[Finding] = ()
+    findings: Sequence[ConversionEvent] = ()
 
 
-def place_of(image: AnnotatedImage, item: AnnotatedObject) -> str:
+def source_line_of(image: AnnotatedImage, item: AnnotatedObject) -> str:
     """Returns where an object was annotated: file and line, or record."""
     if not image.source:
         return f"{image.file_name}, box {item.annotation_id}"
@@ -94,9 +94,9 @@ def sources_of_versions(file_names: Iterable[str]) -> set[str]:
     return {source for name, source in sources if source != name}
 
 
-def pictures_without_annotation(
+def images_without_annotation(
     image_names: Iterable[str], annotated: set[str]
-) -> list[Finding]:
+) -> list[ConversionEvent]:
     """Returns a finding for each picture that no annotation speaks of.
 
     Args:
@@ -104,7 +104,7 @@ def pictures_without_annotation(
       annotated: names of pictures that have one, with or without their extension.
     """
     return [
-        Finding(UNANNOTATED, name, image=name)
+        ConversionEvent(UNANNOTATED, name, image=name)
         for name in sorted(image_names)
         if name not in annotated and stem(name) not in annotated
     ]

@@ -18,10 +18,10 @@ class Augmentation(NamedTuple):
     colour: float = 0.0  # brightness, contrast, saturation by factors within 1 +- this
 
 
-NUM_DRAWS = 8  # random numbers that an example's augmentation takes
+NUM_UNIFORMS = 8  # random numbers that an example's augmentation takes
 
 
-class Canvas(NamedTuple):
+class OutputSpec(NamedTuple):
     """The static shape of an example."""
 
     image_size: tuple[int, int]  # height and width of the network's input
@@ -31,7 +31,7 @@ class Canvas(NamedTuple):
 def load_example(
     serialized: tf.Tensor,
     categories: category_map.Categories,
-    canvas: Canvas,
+    canvas: OutputSpec,
     augmentation: Augmentation | None = None,
     draws: tf.Tensor | None = None,
 ) -> tuple[structures.Features, structures.Labels]:
@@ -50,7 +50,7 @@ def load_example(
     """
     example = tf_example.parse(serialized)
 
-    def window_fn(image_size: tf.Tensor) -> transforms.Window:
+    def window_fn(image_size: tf.Tensor) -> transforms.CropWindow:
         if augmentation is None:
             return transforms.crop_window(image_size, canvas.image_size)
         low, high = augmentation.scale_jitter
@@ -61,13 +61,15 @@ def load_example(
             position=draws[1:3],
         )
 
-    picture, image_size, window = transforms.load_window(example.encoded, window_fn)
+    picture, image_size, window = transforms.decode_and_resize(
+        example.encoded, window_fn
+    )
     original = tf.tile(tf.cast(image_size, tf.float32), [2])
-    boxes_yxyx = transforms.move_boxes(example.boxes_yxyx_norm * original, window)
+    boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * original, window)
     if augmentation is not None:
         picture, boxes_yxyx = _augmented(picture, boxes_yxyx, augmentation, draws)
     features = structures.Features(
-        images=transforms.paste(picture, canvas.image_size),
+        images=transforms.pad_to_size(picture, canvas.image_size),
         image_ids=example.image_id,
         image_sizes=image_size,
         scales=window.scales,
@@ -77,11 +79,13 @@ def load_example(
     return features, labels
 
 
-def padding_example(canvas: Canvas) -> tuple[structures.Features, structures.Labels]:
+def padding_example(
+    canvas: OutputSpec,
+) -> tuple[structures.Features, structures.Labels]:
     """Returns an image without boxes that only fills up a batch, unbatched."""
     empty = tf.zeros([0, 0, 3], tf.uint8)
     features = structures.Features(
-        images=transforms.paste(empty, canvas.image_size),
+        images=transforms.pad_to_size(empty, canvas.image_size),
         image_ids=tf.constant(structures.PADDING_IMAGE, tf.int64),
         # As if it filled the canvas: dividing by sizes and scales stays safe.
         image_sizes=tf.constant(canvas.image_size, tf.int32),
@@ -107,7 +111,7 @@ def _augmented(
         )
     if augmentation.colour:
         factors = 1.0 + augmentation.colour * (2.0 * draws[5:8] - 1.0)
-        picture = transforms.recolour(picture, *tf.unstack(factors))
+        picture = transforms.color_jitter(picture, *tf.unstack(factors))
     return picture, boxes_yxyx
 
 
@@ -145,8 +149,10 @@ def _class_indexes(
 def _padded_labels(
     boxes_yxyx: tf.Tensor, classes: tf.Tensor, is_crowd: tf.Tensor, max_boxes: int
 ) -> structures.Labels:
-    seen = tf.where(transforms.visible(boxes_yxyx))[:, 0]
-    keep = tf.gather(seen, transforms.largest(tf.gather(boxes_yxyx, seen), max_boxes))
+    seen = tf.where(transforms.is_nonempty(boxes_yxyx))[:, 0]
+    keep = tf.gather(
+        seen, transforms.largest_box_indices(tf.gather(boxes_yxyx, seen), max_boxes)
+    )
     num_boxes = tf.size(keep)
 
     def pad(values: tf.Tensor) -> tf.Tensor:

@@ -42,7 +42,7 @@ class UnusableError(errors.UserError):
         self.what = what
 
 
-class Picture(NamedTuple):
+class StoredImage(NamedTuple):
     """A picture as records hold it."""
 
     encoded: bytes
@@ -58,7 +58,7 @@ class Picture(NamedTuple):
         return self.orientation in _TURNS
 
 
-def load(encoded: bytes) -> Picture:
+def prepare(encoded: bytes) -> StoredImage:
     """Makes a picture ready for records, and proves that the pipeline can read it.
 
     A file whose header promises more pixels than Pillow thinks sane (179 million) is
@@ -78,7 +78,7 @@ def load(encoded: bytes) -> Picture:
     return stored._replace(height=height, width=width)
 
 
-def pixels(encoded: bytes) -> np.ndarray:
+def decode(encoded: bytes) -> np.ndarray:
     """Decodes an image by the rules of `load`.
 
     Args:
@@ -96,8 +96,8 @@ def pixels(encoded: bytes) -> np.ndarray:
         return np.array(_as_rgb(_turned_upright(picture)))
 
 
-def turn_box(
-    box_xywh: tuple[float, float, float, float], picture: Picture
+def rotate_box(
+    box_xywh: tuple[float, float, float, float], picture: StoredImage
 ) -> tuple[float, float, float, float]:
     """Moves a box from a picture as stored to the picture upright.
 
@@ -156,11 +156,11 @@ def _turned_upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.ImageOps.exif_transpose(picture)
 
 
-def _stored(picture: PIL.Image.Image, encoded: bytes) -> Picture:
+def _stored(picture: PIL.Image.Image, encoded: bytes) -> StoredImage:
     orientation = _orientation(picture)
     image_format = _STORED_FORMATS.get(picture.format)
     if image_format and orientation == _UPRIGHT:
-        return Picture(encoded, image_format, 0, 0, _UPRIGHT, ())
+        return StoredImage(encoded, image_format, 0, 0, _UPRIGHT, ())
     file, changes = io.BytesIO(), []
     upright = _as_rgb(_turned_upright(picture))
     if orientation != _UPRIGHT:
@@ -171,7 +171,7 @@ def _stored(picture: PIL.Image.Image, encoded: bytes) -> Picture:
         if not image_format:
             changes.append(f"images stored as PNG, were {picture.format}")
         upright.save(file, "PNG")
-    return Picture(
+    return StoredImage(
         encoded=file.getvalue(),
         image_format=image_format or "png",
         height=0,

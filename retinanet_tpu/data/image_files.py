@@ -56,7 +56,7 @@ def load(path: str) -> np.ndarray:
         reason = error.message.rpartition("; ")[2]
         raise errors.UserError(f"{path} cannot be read: {reason}.") from error
     try:
-        return image_decoding.pixels(encoded)
+        return image_decoding.decode(encoded)
     except image_decoding.UnusableError as error:
         message = f"{path} cannot be read as an image: {error}."
         raise errors.UserError(message) from error

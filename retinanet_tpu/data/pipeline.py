@@ -19,7 +19,7 @@ from retinanet_tpu.data import (
     record_order,
 )
 
-Order = record_order.Order
+Order = record_order.ReadOptions
 DEFAULT_AUGMENTATION = examples.Augmentation()
 DEFAULT_ORDER = Order()
 
@@ -71,12 +71,16 @@ def make_train_dataset(
         data_service.reach(address)
     files = record_files.find(data_dir, split)
     files = record_order.files_of_host(files, split, order.shard)
-    read = record_order.one_by_one if address is None else record_order.file_by_file
-    canvas = examples.Canvas(image_size, max_boxes)
+    read = (
+        record_order.read_records_in_order
+        if address is None
+        else record_order.read_records_for_data_service
+    )
+    canvas = examples.OutputSpec(image_size, max_boxes)
 
     def load(number: tf.Tensor, serialized: tf.Tensor):
         seed = tf.stack([order.seed, number])
-        draws = tf.random.stateless_uniform([examples.NUM_DRAWS], seed)
+        draws = tf.random.stateless_uniform([examples.NUM_UNIFORMS], seed)
         return examples.load_example(
             serialized, categories, canvas, augmentation, draws
         )
@@ -123,7 +127,7 @@ def make_eval_dataset(
     num_batches = max(
         -(-sum(counts[h::num_hosts]) // batch_size) for h in range(num_hosts)
     )
-    canvas = examples.Canvas(image_size, max_boxes)
+    canvas = examples.OutputSpec(image_size, max_boxes)
     records = tf.data.TFRecordDataset(
         record_files.share(files, shard), buffer_size=record_order.READ_BUFFER_BYTES
     )
@@ -153,7 +157,7 @@ def explain_failure(
     """
     if not isinstance(error, tf.errors.DataLossError | tf.errors.InvalidArgumentError):
         return None
-    canvas = examples.Canvas((64, 64))
+    canvas = examples.OutputSpec((64, 64))
     load = tf.function(lambda s: examples.load_example(s, categories, canvas))
     found = (_damage(path, load) for path in files)
     return next((damage for damage in found if damage is not None), None)

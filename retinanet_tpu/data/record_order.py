@@ -23,7 +23,7 @@ _MAX_RECORDS = 2**32  # in a file, so that places leave room for their numbers
 _GOLDEN_RATIO = 2654435769  # 2**32 / 1.618…: multiples spread evenly modulo 2**32
 
 
-class Order(NamedTuple):
+class ReadOptions(NamedTuple):
     """Which examples training sees, one after the other."""
 
     seed: int = 0  # of the shuffle and of the augmentation
@@ -101,7 +101,9 @@ def files_of_host(
     return [Share(path) for path in whole] + left
 
 
-def one_by_one(files: Sequence[Share], order: Order) -> tf.data.Dataset:
+def read_records_in_order(
+    files: Sequence[Share], order: ReadOptions
+) -> tf.data.Dataset:
     """Returns a host's records for ever in one fixed order, not yet parsed.
 
     Args:
@@ -121,7 +123,9 @@ def one_by_one(files: Sequence[Share], order: Order) -> tf.data.Dataset:
     return tf.data.Dataset.zip(numbers, _serialized_for_training(files, order))
 
 
-def file_by_file(files: Sequence[Share], order: Order) -> tf.data.Dataset:
+def read_records_for_data_service(
+    files: Sequence[Share], order: ReadOptions
+) -> tf.data.Dataset:
     """Returns a host's records for ever, from a source that a service can hand out.
 
     The source are places: epoch * number of files + place in that epoch's order of
@@ -166,7 +170,7 @@ def file_by_file(files: Sequence[Share], order: Order) -> tf.data.Dataset:
     return places.interleave(read, cycle_length=num_at_once)
 
 
-def _make_source(files: Sequence[Share], order: Order) -> _Source:
+def _make_source(files: Sequence[Share], order: ReadOptions) -> _Source:
     paths, indexes, counts = zip(*files, strict=True)
     record_bytes = record_files.mean_record_bytes(paths)
     buffer_size = max(1, min(order.shuffle_buffer, order.shuffle_bytes // record_bytes))
@@ -193,7 +197,7 @@ def _num_records(files: Sequence[Share]) -> np.ndarray:
     return (np.array(whole) - indexes + counts - 1) // counts
 
 
-def _first_place(files: Sequence[Share], order: Order) -> int:
+def _first_place(files: Sequence[Share], order: ReadOptions) -> int:
     """Returns the place of the first file that is not used up."""
     if not order.first_example:
         return 0
@@ -205,7 +209,9 @@ def _first_place(files: Sequence[Share], order: Order) -> int:
     return epoch * len(files) + num_whole
 
 
-def _serialized_for_training(files: Sequence[Share], order: Order) -> tf.data.Dataset:
+def _serialized_for_training(
+    files: Sequence[Share], order: ReadOptions
+) -> tf.data.Dataset:
     """Returns the records for ever, from first_example on, not yet parsed."""
     epoch, used_up = 0, 0
     if order.first_example:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 # ImageNet's mean colour: zero after the device has normalised it.
-MEAN_COLOUR = (124, 116, 104)
+MEAN_COLOR = (124, 116, 104)
 # Below a pixel there is nothing to see, and ln(side) would make a huge box target.
 MIN_SIDE = 1.0
 # By which libjpeg can reduce an image as it decodes it.
 _RATIOS = (1, 2, 4, 8)
 
 
-class Window(NamedTuple):
+class CropWindow(NamedTuple):
     """The part of a picture to take and the size to give it."""
 
     start: tf.Tensor  # int32 [2], (y, x), px of the original, multiples of ratio
@@ -41,7 +41,7 @@ def crop_window(
     *,
     scale: tf.Tensor | float = 1.0,
     position: tf.Tensor | tuple[float, float] = (0.0, 0.0),
-) -> Window:
+) -> CropWindow:
     """Returns the window that a scale jitter shows; by default the whole picture.
 
     The picture is thought of as resized, aspect kept, to fit `scale` times the canvas;
@@ -72,12 +72,12 @@ def crop_window(
     ratio = 1.0 + tf.reduce_sum(tf.where(is_larger, [1.0, 2.0, 4.0], 0.0))
     start, size = ratio * (start // ratio), ratio * (size // ratio)
     values = (start, size, resized, ratio)
-    return Window(*(tf.cast(value, tf.int32) for value in values))
+    return CropWindow(*(tf.cast(value, tf.int32) for value in values))
 
 
-def load_window(
-    encoded: tf.Tensor, window_fn: Callable[[tf.Tensor], Window]
-) -> tuple[tf.Tensor, tf.Tensor, Window]:
+def decode_and_resize(
+    encoded: tf.Tensor, window_fn: Callable[[tf.Tensor], CropWindow]
+) -> tuple[tf.Tensor, tf.Tensor, CropWindow]:
     """Decodes a window of a picture and resizes it.
 
     Of a JPEG only the window is decoded, and of a large one at a reduced size. Grey,
@@ -126,14 +126,14 @@ def letterbox(
     resized = _resized(reduced, window)
     below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
-    mean = tf.constant(MEAN_COLOUR, tf.float32)
+    mean = tf.constant(MEAN_COLOR, tf.float32)
     canvas = tf.pad(resized - mean, padding) + mean
     # Not ensure_shape: ONNX has none, and its runtimes would not know the sides.
     leading = [-1 if side is None else side for side in images.shape[:-3]]
     return tf.reshape(canvas, [*leading, *canvas_size, 3]), window.scales
 
 
-def move_boxes(boxes_yxyx: tf.Tensor, window: Window) -> tf.Tensor:
+def transform_boxes(boxes_yxyx: tf.Tensor, window: CropWindow) -> tf.Tensor:
     """Returns the boxes as the window shows them.
 
     Args:
@@ -166,7 +166,7 @@ def flip(
     return tf.reverse(picture, axis=[axis]), tf.stack(corners, axis=-1)
 
 
-def recolour(
+def color_jitter(
     picture: tf.Tensor,
     brightness: tf.Tensor,
     contrast: tf.Tensor,
@@ -189,20 +189,20 @@ def recolour(
     # Row vectors: rgb @ matrix.
     to_grey = tf.tile(luma[:, tf.newaxis], [1, 3])
     matrix = saturation * tf.eye(3) + (1.0 - saturation) * to_grey
-    middle = (1.0 - contrast) * tf.constant(MEAN_COLOUR, tf.float32)
+    middle = (1.0 - contrast) * tf.constant(MEAN_COLOR, tf.float32)
     rgb = tf.reshape(tf.cast(picture, tf.float32), [-1, 3])
     changed = brightness * (contrast * (rgb @ matrix) + middle)
     changed = tf.round(tf.clip_by_value(changed, 0.0, 255.0))
     return tf.reshape(tf.cast(changed, tf.uint8), tf.shape(picture))
 
 
-def visible(boxes_yxyx: tf.Tensor) -> tf.Tensor:
+def is_nonempty(boxes_yxyx: tf.Tensor) -> tf.Tensor:
     """Returns bool [N]: whether each float32 [N, 4] box has MIN_SIDE px either way."""
     sides = boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]
     return tf.reduce_all(sides >= MIN_SIDE, axis=-1)
 
 
-def largest(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
+def largest_box_indices(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
     """Returns int32 [<= max_boxes]: the places of the largest boxes, rising.
 
     Args:
@@ -215,19 +215,19 @@ def largest(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
     return tf.sort(tf.math.top_k(areas, k=count).indices)
 
 
-def paste(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
+def pad_to_size(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
     """Returns uint8 [H, W, 3]: the picture top left on a canvas of the mean colour."""
     height, width = canvas_size
     shape = tf.shape(picture)
     # Repeating rows takes a tenth of the time of repeating pixels.
-    row = tf.constant([[MEAN_COLOUR] * width], tf.uint8)
+    row = tf.constant([[MEAN_COLOR] * width], tf.uint8)
     right = tf.broadcast_to(row[:, shape[1] :], [shape[0], width - shape[1], 3])
     below = tf.broadcast_to(row, [height - shape[0], width, 3])
     canvas = tf.concat([tf.concat([picture, right], axis=1), below], axis=0)
     return tf.ensure_shape(canvas, [height, width, 3])
 
 
-def _decoded_jpeg(encoded: tf.Tensor, window: Window) -> tf.Tensor:
+def _decoded_jpeg(encoded: tf.Tensor, window: CropWindow) -> tf.Tensor:
     """Returns float32 [h, w, 3], the window of a JPEG at 1 / ratio of its size."""
 
     def decoded_at(ratio: int) -> tf.Tensor:
@@ -243,7 +243,7 @@ def _decoded_jpeg(encoded: tf.Tensor, window: Window) -> tf.Tensor:
     return tf.cast(tf.switch_case(index, branches), tf.float32)
 
 
-def _reduced(images: tf.Tensor, window: Window) -> tf.Tensor:
+def _reduced(images: tf.Tensor, window: CropWindow) -> tf.Tensor:
     """Returns float32 [..., h, w, 3], the window of decoded images at 1 / ratio.
 
     Args:
@@ -264,7 +264,7 @@ def _reduced(images: tf.Tensor, window: Window) -> tf.Tensor:
     return tf.ensure_shape(reduced, [*images.shape[:-3], None, None, 3])
 
 
-def _resized(pixels: tf.Tensor, window: Window) -> tf.Tensor:
+def _resized(pixels: tf.Tensor, window: CropWindow) -> tf.Tensor:
     """Returns float32 [..., h, w, 3], whole numbers, of the window's resized size.
 
     Args:

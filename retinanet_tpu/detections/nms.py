@@ -146,8 +146,10 @@ class NMS:
             is_free = tf.logical_and(
                 new.scores > 0, tf.logical_not(tf.reduce_any(suppressors, axis=1))
             )
-            is_kept = _settle(self._overlaps(new, new) > self.iou_threshold, is_free)
-            return tile + 1, *_append(taken, num_taken, new, is_kept)
+            is_kept = _suppress_within_tile(
+                self._overlaps(new, new) > self.iou_threshold, is_free
+            )
+            return tile + 1, *_append_selected(taken, num_taken, new, is_kept)
 
         rows = tf.shape(candidates.scores)[0]
         nothing = decode.Candidates(
@@ -249,7 +251,7 @@ def _gathered(candidates, places):
     )
 
 
-def _settle(is_overlap, is_free):
+def _suppress_within_tile(is_overlap, is_free):
     """Returns bool [B, T]: the free boxes that greedy suppression keeps.
 
     A box is kept if no kept box before it overlaps it. Starting from all, and asking
@@ -281,7 +283,7 @@ def _settle(is_overlap, is_free):
     return settled > 0.5
 
 
-def _append(taken, num_taken, new, is_kept):
+def _append_selected(taken, num_taken, new, is_kept):
     """Returns what is taken with the kept ones behind it, and its number [B]."""
     num_kept = tf.reduce_sum(tf.cast(is_kept, tf.int32), axis=-1)
     slots = tf.range(taken.scores.shape[1]) - num_taken[:, tf.newaxis]

@@ -13,7 +13,7 @@ from retinanet_tpu.estimator import exporters, spec, summaries, tpu_estimator
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
-class Scorer:
+class CheckpointEvaluator:
     """Scores and exports each checkpoint of a run once, over all processes.
 
     Two score the same only if one of them stood still for leases.TIMEOUT_SECS; the step
@@ -24,7 +24,7 @@ class Scorer:
         self,
         estimator: tpu_estimator.TPUEstimator,
         eval_spec: spec.EvalSpec,
-        book: leases.LeaseBook,
+        book: leases.LeaseTable,
     ):
         """Takes what to score on, and the leases on the run's checkpoints."""
         self._estimator, self._spec, self._book = estimator, eval_spec, book
@@ -67,19 +67,19 @@ class Scorer:
           ValueError: the checkpoint is of another configuration.
         """
         path = checkpoints.path_of(self._model_dir, step)
-        with leases.hold(self._model_dir, path, self._kind) as lease:
+        with leases.lease_checkpoint(self._model_dir, path, self._kind) as lease:
             # Who sees nobody after taking a lease is alone: others will see his.
             done = self.scored_steps() - {self._unexported}
             if step in self.taken_steps(lease) | done:
                 logging.info("Another process has %s", path)
                 return False
             seen = _fingerprint(path)
-            damage = checkpoints.damage(path, "global_step")
+            damage = checkpoints.find_corruption(path, "global_step")
             try:
                 if not damage:
                     self._score_and_export(path, step, is_final)
-            except (*checkpoints.DAMAGED, ValueError):
-                damage = checkpoints.damage(path)
+            except (*checkpoints.CORRUPTION_ERRORS, ValueError):
+                damage = checkpoints.find_corruption(path)
                 if not damage:
                     raise  # The data are to blame, or the configuration.
         if damage:

@@ -28,8 +28,8 @@ class Saver:
         config: run_config.RunConfig,
         first_step: int,
         listeners: Sequence[Callable] = (),
-        workers: worker_group.Workers = worker_group.ALONE,
-        before_save: Callable[[], None] = preemption.never,
+        workers: worker_group.Workers = worker_group.SINGLE_WORKER,
+        before_save: Callable[[], None] = preemption.no_stop,
     ):
         """Takes where and when to save.
 
@@ -44,7 +44,7 @@ class Saver:
         self.model_dir, self._config = model_dir, config
         self._listeners, self._workers = listeners, workers
         self._before_save = before_save
-        self._readers = leases.LeaseBook(model_dir)
+        self._readers = leases.LeaseTable(model_dir)
         self.saved_step, self._saved_at = first_step, time.monotonic()
 
     def save_if_due(self, state: train_step.TrainState, max_steps: int) -> None:
@@ -107,7 +107,7 @@ class Saver:
         with contextlib.ExitStack() as stack:
             own = set()
             for path in [checkpoints.path_of(self.model_dir, step) for step in old]:
-                lease = leases.hold(self.model_dir, path, "delete")
+                lease = leases.lease_checkpoint(self.model_dir, path, "delete")
                 own.add(stack.enter_context(lease))
             held = self._readers.held_steps(own) if old else ()
             checkpoints.delete(self.model_dir, [s for s in old if s not in held])

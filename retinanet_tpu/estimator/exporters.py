@@ -180,7 +180,7 @@ def export_all(
     """
     for exporter in exporters:
         base_dir = f"{estimator.model_dir}/export/{exporter.name}"
-        with leases.exclusive(base_dir):
+        with leases.directory_lock(base_dir):
             files.remove_temporaries(base_dir)
             exporter.export(estimator, base_dir, checkpoint_path, eval_result, is_final)
 
@@ -292,7 +292,7 @@ def export_saved_model(
 def _write(serving, directory):
     if serving.signatures:
         signatures = dict(serving.signatures)
-        with log_levels.saving():
+        with log_levels.suppress_info_logs():
             tf.saved_model.save(serving.module, directory, signatures=signatures)
     tf.io.gfile.makedirs(f"{directory}/assets.extra")
     for name, text in serving.assets_extra.items():

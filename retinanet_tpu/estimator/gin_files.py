@@ -195,7 +195,7 @@ def locate(name: str, search_path: Sequence[str]) -> str:
         shipped = [f for x in search_path for f in os.listdir(x) if f.endswith(".gin")]
         raise errors.MissingFileError(
             f"No gin file {name} here or in {', '.join(search_path) or 'gin_configs'}."
-            f"{_close(os.path.basename(name), shipped) if shipped else ''}"
+            f"{_suggest(os.path.basename(name), shipped) if shipped else ''}"
         )
     _check_is_file(path)
     return path
@@ -269,11 +269,11 @@ def _check_macros(bindings):
     used = {name for x in bindings for name in _macros_in(x.value)}
     for name in sorted(defined - used):
         raise errors.UserError(
-            f"{name} is set, but nothing uses it.{_close(name, used)}"
+            f"{name} is set, but nothing uses it.{_suggest(name, used)}"
         )
     for name in sorted(used - defined - {_REQUIRED}):
         raise errors.UserError(
-            f"%{name} is used, but never set.{_close(name, defined)}"
+            f"%{name} is used, but never set.{_suggest(name, defined)}"
         )
 
 
@@ -349,15 +349,17 @@ def _suggestion(message, known):
     if match := re.search(
         r"No configurable matching (?:reference )?'@?([\w./]+)'", message
     ):
-        return _close(match[1].split("/")[-1], known)
+        return _suggest(match[1].split("/")[-1], known)
     if match := re.search(
         r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message
     ):
         target = known.get(match[1].split("/")[-1])
-        return _close(match[2], inspect.signature(target).parameters if target else ())
+        return _suggest(
+            match[2], inspect.signature(target).parameters if target else ()
+        )
     return ""
 
 
-def _close(name, candidates):
+def _suggest(name, candidates):
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" Known: {sorted(candidates)}."

@@ -39,7 +39,7 @@ class ForwardPass:
             if not self._is_eval:
                 return tf.zeros([]), result.predictions
             self.metric_fn, tensors = result.eval_metrics or (None, ())
-            return replicas.mean_over_replicas(result.loss), tensors
+            return replicas.cross_replica_mean(result.loss), tensors
 
         self.replica_fn = replica_forward
         compiled = tf.function(

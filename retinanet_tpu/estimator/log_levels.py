@@ -8,7 +8,7 @@ from absl import logging
 
 
 @contextlib.contextmanager
-def saving() -> Iterator[None]:
+def suppress_info_logs() -> Iterator[None]:
     """Shows warnings and errors only."""
     verbosity, level = logging.get_verbosity(), tf.get_logger().level
     logging.set_verbosity(logging.WARNING)

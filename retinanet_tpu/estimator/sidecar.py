@@ -18,7 +18,7 @@ from retinanet_tpu.estimator import checkpoint_evaluator, spec, tpu_estimator
 from retinanet_tpu.estimator.model_dir import checkpoints, leases, run_state
 
 # What may pass: storage that fails, and another writer in the way.
-_PASSING = (*checkpoints.PASSING, TimeoutError)
+_PASSING = (*checkpoints.TRANSIENT_ERRORS, TimeoutError)
 POLICIES = ("latest", "all", "every_k")
 
 
@@ -105,9 +105,11 @@ class Sidecar:
         self._policy, self._every_k_steps = policy, every_k_steps
         self._timeout_secs, self._preemption_secs = timeout_secs, preemption_secs
         self._poll_secs, self._clock, self._sleep = poll_secs, clock, sleep
-        self._watch = run_state.Watch(self._model_dir, clock)
-        book = leases.LeaseBook(self._model_dir, clock=clock)
-        self._scorer = checkpoint_evaluator.Scorer(estimator, eval_spec, book)
+        self._watch = run_state.TrainerMonitor(self._model_dir, clock)
+        book = leases.LeaseTable(self._model_dir, clock=clock)
+        self._scorer = checkpoint_evaluator.CheckpointEvaluator(
+            estimator, eval_spec, book
+        )
         self._failing_since = None
 
     def run(self, *, is_once: bool = False) -> list[int]:

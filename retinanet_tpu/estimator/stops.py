@@ -39,7 +39,7 @@ class Stopper:
         state: train_step.TrainState,
         saver: checkpoint_saver.Saver,
         stop_reason: Callable[[], str | None],
-        workers: worker_group.Workers = worker_group.ALONE,
+        workers: worker_group.Workers = worker_group.SINGLE_WORKER,
     ):
         """Takes what to save, and who asks.
 
@@ -132,7 +132,7 @@ class Stopper:
     def _unsaved(self, reason):
         saved_step = self._saver.saved_step
         num_lost = max(0, self._state.step - saved_step)
-        return preemption.Interrupted(reason, saved_step, num_lost=num_lost)
+        return preemption.Preempted(reason, saved_step, num_lost=num_lost)
 
 
 def _are_equal(before, now):

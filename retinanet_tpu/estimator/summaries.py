@@ -87,7 +87,7 @@ def write_evaluation(
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
     record = head | dict(results) | {"secs": round(secs, 1)}
     plain = {k: _plain(v) for k, v in record.items() if not is_picture(v)}
-    with leases.exclusive(directory):
+    with leases.directory_lock(directory):
         files.remove_temporaries(directory)
         others = [r for r in read_evaluations(directory) if r["global_step"] != step]
         lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, plain)]

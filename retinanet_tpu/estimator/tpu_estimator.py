@@ -107,8 +107,8 @@ class TPUEstimator:
         max_steps: int,
         saving_listeners: Sequence[Callable] = (),
         *,
-        stop_reason: Callable[[], str | None] = preemption.never,
-        before_save: Callable[[], None] = preemption.never,
+        stop_reason: Callable[[], str | None] = preemption.no_stop,
+        before_save: Callable[[], None] = preemption.no_stop,
     ) -> str:
         """Trains up to a global step, going on from the latest checkpoint.
 
@@ -176,7 +176,7 @@ class TPUEstimator:
         steps: int | None = None,
         checkpoint_path: str | None = None,
         name: str | None = None,
-        stop_reason: Callable[[], str | None] = preemption.never,
+        stop_reason: Callable[[], str | None] = preemption.no_stop,
     ) -> dict[str, Any]:
         """Scores one checkpoint on all that input_fn gives.
 
@@ -202,7 +202,7 @@ class TPUEstimator:
         batches = self._batches(
             forward, input_fn, spec.ModeKeys.EVAL, steps, losses, stop_reason
         )
-        batches = preemption.until(stop_reason, batches, checkpoints.step_of(path))
+        batches = preemption.stop_when(stop_reason, batches, checkpoints.step_of(path))
         if (first := next(batches, None)) is None:
             raise errors.UserError("The evaluation's input_fn gave no batch at all.")
         batches = itertools.chain([first], batches)
@@ -310,7 +310,7 @@ class TPUEstimator:
         return self._forward_passes[mode]
 
     def _batches(
-        self, forward, input_fn, mode, steps, losses, stop_reason=preemption.never
+        self, forward, input_fn, mode, steps, losses, stop_reason=preemption.no_stop
     ):
         """Yields each batch's tensors and notes its loss, until the data end."""
         dataset = self._inputs.dataset(input_fn, mode)

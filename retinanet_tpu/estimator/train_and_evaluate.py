@@ -25,8 +25,8 @@ def train_and_evaluate(
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
     *,
-    stop_reason: Callable[[], str | None] = preemption.never,
-    prepare: Callable[[], None] = preemption.never,
+    stop_reason: Callable[[], str | None] = preemption.no_stop,
+    prepare: Callable[[], None] = preemption.no_stop,
 ) -> dict[str, Any] | None:
     """Trains to the end; scores every `eval_spec.every_steps` steps and at the end.
 
@@ -67,7 +67,7 @@ def train_and_evaluate(
                     _pause(config.restart_secs * num_losses, stop_reason)
                     estimator.reconnect()
                 return _run(estimator, train_spec, eval_spec, heartbeat, stop_reason)
-            except preemption.Interrupted as stop:
+            except preemption.Preempted as stop:
                 heartbeat.state, heartbeat.step = run_state.PREEMPTED, stop.step
                 raise
             except _DEVICES_LOST as error:
@@ -139,7 +139,7 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
         if is_final or step % every == 0:
             results.update(_score(estimator, eval_spec, path, is_final, stop_reason))
 
-    path = checkpoints.latest_sound(estimator.model_dir)
+    path = checkpoints.latest_valid(estimator.model_dir)
     if path:
         beat(path, checkpoints.step_of(path))
         if eval_spec:
@@ -154,14 +154,14 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
             stop_reason=is_stopped,
             before_save=heartbeat.check_claim,
         )
-    except worker_group.LOST as error:
+    except worker_group.WORKER_LOST_ERRORS as error:
         if estimator.workers.count == 1:
             raise
         logging.error("Lost a worker: %s", error.__cause__ or error)
         # TensorFlow joins workers once in a process, so all begin anew.
         step = _newest_step(estimator.model_dir)
         reason = "another worker was lost; start all of them again"
-        raise preemption.Interrupted(reason, step) from error
+        raise preemption.Preempted(reason, step) from error
     return results or None
 
 

@@ -40,13 +40,13 @@ def start(
     network_fn: Callable[[], tf.Module],
     update_fn: Callable[[tf.Module], Any],
     warm_start_from: warm_start.WarmStartSettings | Callable[[tf.Module], Any] | None,
-    workers: worker_group.Workers = worker_group.ALONE,
+    workers: worker_group.Workers = worker_group.SINGLE_WORKER,
 ) -> train_step.TrainState:
     """Returns the state of the latest checkpoint, the same for all, or a new one."""
     if workers.is_chief:
-        checkpoints.remove_remains(model_dir)
+        checkpoints.delete_incomplete(model_dir)
     logging.info("Looking for checkpoints in %s", model_dir)
-    path = checkpoints.latest_sound(model_dir)
+    path = checkpoints.latest_valid(model_dir)
     if not path:
         checkpoints.check_nothing_lost(model_dir)
     network = network_fn()
@@ -74,8 +74,8 @@ def train(
     config: run_config.RunConfig,
     saver: checkpoint_saver.Saver,
     writer: summaries.LoopWriter,
-    stop_reason: Callable[[], str | None] = preemption.never,
-    workers: worker_group.Workers = worker_group.ALONE,
+    stop_reason: Callable[[], str | None] = preemption.no_stop,
+    workers: worker_group.Workers = worker_group.SINGLE_WORKER,
 ) -> None:
     """Trains a state up to a global step, saving on the way and at the end.
 
@@ -137,7 +137,7 @@ def _report(writer, step, num_steps, result):
 
 def _go_back(state, model_dir, error):
     """Restores the newest checkpoint, if there is one, but goes on with new data."""
-    path = checkpoints.latest_sound(model_dir)
+    path = checkpoints.latest_valid(model_dir)
     if path is None:
         return False
     next_batch = error.step + state.num_skipped

@@ -136,9 +136,9 @@ def assign(
 
 
 def _by_path(network):
-    found = {replicas.path(v): v for v in network.variables}
+    found = {replicas.variable_path(v): v for v in network.variables}
     if len(found) < len(network.variables):
-        paths = [replicas.path(v) for v in network.variables]
+        paths = [replicas.variable_path(v) for v in network.variables]
         twice = sorted(p for p in found if paths.count(p) > 1)
         raise errors.UserError(
             f"Several variables of the network are named {', '.join(twice[:4])}, and a "
@@ -158,7 +158,7 @@ def make_replica_fn(step_fn: Callable, names: list[str]) -> Callable:
     def replica_step(batch, step):
         scalars = step_fn(batch, step)
         names[:] = scalars  # The same at every trace.
-        return replicas.mean_over_replicas(tf.stack([*scalars.values()]))
+        return replicas.cross_replica_mean(tf.stack([*scalars.values()]))
 
     return replica_step
 
@@ -196,7 +196,7 @@ def make_step_fn(
             else tape.gradient(objective, weights)
         )
         _check_all_used(gradients, weights)
-        gradients = replicas.mean_over_replicas(gradients)
+        gradients = replicas.cross_replica_mean(gradients)
         restorable = {"statistics_before": statistics} if statistics else {}
         # Between two steps, while a batch is awaited, no variable changes.
         with tf.control_dependencies([result.loss]):
@@ -245,7 +245,9 @@ def _ordered_gradients(objective, weights):
 
 def _check_all_used(gradients, weights):
     unused = [
-        replicas.path(w) for g, w in zip(gradients, weights, strict=True) if g is None
+        replicas.variable_path(w)
+        for g, w in zip(gradients, weights, strict=True)
+        if g is None
     ]
     if unused:
         raise errors.UserError(

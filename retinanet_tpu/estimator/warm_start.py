@@ -65,7 +65,7 @@ def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartRepo
     tensors = train_step.network_weights(path)
     report = WarmStartReport([], [], [], [], [])
     for variable in network.variables:
-        name = replicas.path(variable)
+        name = replicas.variable_path(variable)
         value = tensors.pop(name, None)
         if not re.match(settings.variables, name):
             report.skipped.append(name)

@@ -14,14 +14,14 @@ from retinanet_tpu.inspection import anchor_search, dataset_stats
 ALL_SIZES = "all"
 
 
-class ShownBoxes(NamedTuple):
+class AugmentedBoxes(NamedTuple):
     """Boxes of a split on the network's canvas, crowds left out."""
 
     boxes_yxyx: np.ndarray  # float32 [M, 4], px of the network's input
     places: np.ndarray  # int64 [M], which box of the split each is
 
 
-class Assigned(NamedTuple):
+class AssignedBox(NamedTuple):
     """The positive anchors of one image."""
 
     anchors_yxyx: np.ndarray  # float32 [P, 4], px of the network's input
@@ -29,14 +29,14 @@ class Assigned(NamedTuple):
     num_ignored: int  # anchors that carry no loss
 
 
-def shown_boxes(
+def augment_boxes(
     split: dataset_stats.Split,
-    canvas: examples.Canvas,
+    canvas: examples.OutputSpec,
     *,
     augmentation: examples.Augmentation | None = None,
     passes: int = 1,
     seed: int = 0,
-) -> ShownBoxes:
+) -> AugmentedBoxes:
     """Moves boxes as the input pipeline does, without a look at the pixels.
 
     Mirroring is left out: it changes no box's sides.
@@ -60,9 +60,11 @@ def shown_boxes(
             scale=low + draws[0] * (high - low),
             position=draws[1:] if is_moved else (0.0, 0.0),
         )
-        moved = transforms.move_boxes(boxes_yxyx, window)
-        seen = tf.where(transforms.visible(moved))[:, 0]
-        largest = transforms.largest(tf.gather(moved, seen), canvas.max_boxes)
+        moved = transforms.transform_boxes(boxes_yxyx, window)
+        seen = tf.where(transforms.is_nonempty(moved))[:, 0]
+        largest = transforms.largest_box_indices(
+            tf.gather(moved, seen), canvas.max_boxes
+        )
         keep = tf.gather(seen, largest)
         return tf.gather(moved, keep), keep
 
@@ -86,12 +88,12 @@ def shown_boxes(
         places.append(rows[number % len(rows)][keep])
     joined, origins = np.concatenate(boxes), np.concatenate(places)
     is_object = ~split.is_crowd[origins]
-    return ShownBoxes(joined[is_object], origins[is_object])
+    return AugmentedBoxes(joined[is_object], origins[is_object])
 
 
 def by_size(
-    ious: np.ndarray, shown: ShownBoxes, split: dataset_stats.Split
-) -> dict[str, anchor_search.Reach]:
+    ious: np.ndarray, shown: AugmentedBoxes, split: dataset_stats.Split
+) -> dict[str, anchor_search.Coverage]:
     """Returns how well boxes are reached, by COCO's sizes and over all.
 
     Args:
@@ -101,13 +103,15 @@ def by_size(
     """
     sizes = split.size_indexes[shown.places]
     found = {
-        name: anchor_search.reach(ious[sizes == index])
+        name: anchor_search.coverage(ious[sizes == index])
         for index, name in enumerate(dataset_stats.SIZE_NAMES)
     }
-    return found | {ALL_SIZES: anchor_search.reach(ious)}
+    return found | {ALL_SIZES: anchor_search.coverage(ious)}
 
 
-def assigned(labels: structures.Labels, params: Mapping[str, Any]) -> list[Assigned]:
+def assigned_anchors(
+    labels: structures.Labels, params: Mapping[str, Any]
+) -> list[AssignedBox]:
     """Asks the run's own assign_fn which anchors it gives to which boxes.
 
     Args:
@@ -142,7 +146,7 @@ def assigned(labels: structures.Labels, params: Mapping[str, Any]) -> list[Assig
         # The offsets lead back to the box that the anchor was matched with.
         gaps = np.abs(matched[image][is_positive][:, None] - boxes).sum(axis=-1)
         found.append(
-            Assigned(
+            AssignedBox(
                 anchors_yxyx[is_positive],
                 gaps.argmin(axis=-1) if len(boxes) else np.zeros([0], np.int64),
                 int((flat[image] == structures.IGNORE).sum()),

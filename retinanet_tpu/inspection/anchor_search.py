@@ -9,17 +9,17 @@ import numpy as np
 from retinanet_tpu import errors
 from retinanet_tpu.boxes import anchors as anchors_lib
 
-REACHED_AT = 0.5  # RetinaNet's threshold of a positive anchor.
+RECALL_IOU = 0.5  # RetinaNet's threshold of a positive anchor.
 _MAX_BOXES = 3000  # That the search looks at: of more it learns little, and slowly.
 # Base sides to start from, in strides; the evolution moves on from the best.
 _FIRST_SIZES = tuple(2 ** (exponent / 2) for exponent in range(7))
 _NUM_STARTS = 3
 # Spread of a mutation's factors, from the first generation to the last.
-_SPREADS = (0.3, 0.01)
+_MUTATION_SIGMAS = (0.3, 0.01)
 _DIGITS = 4  # Of what is found: as it is judged, so can it be written down.
 
 
-class Reach(NamedTuple):
+class Coverage(NamedTuple):
     """How well anchors reach boxes."""
 
     num_boxes: int
@@ -78,11 +78,11 @@ def best_iou(
     return best.astype(np.float32)
 
 
-def reach(ious: np.ndarray) -> Reach:
+def coverage(ious: np.ndarray) -> Coverage:
     """Returns what best IoUs, float32 [N], come to; recall and mean of none are 0."""
     if not len(ious):
-        return Reach(0, 0.0, 0.0)
-    return Reach(len(ious), float(np.mean(ious >= REACHED_AT)), float(np.mean(ious)))
+        return Coverage(0, 0.0, 0.0)
+    return Coverage(len(ious), float(np.mean(ious >= RECALL_IOU)), float(np.mean(ious)))
 
 
 def fit(
@@ -134,24 +134,24 @@ def fit(
     room = _MAX_BOXES // len(parts)
     samples = [part[rng.permutation(len(part))[:room]] for part in parts]
     sizes = [len(part) for part in parts]
-    judge = _Judge(samples, sizes, start, image_size)
+    judge = _Objective(samples, sizes, start, image_size)
     starts = [(judge.merit(s), s) for s in _starts(boxes, start, counts)]
     starts.sort(key=lambda pair: pair[0], reverse=True)
     found = []
     for first in starts[:_NUM_STARTS]:
-        found += _climb(first, judge.merit, generations, rng)
+        found += _evolve(first, judge.merit, generations, rng)
     found.sort(key=lambda pair: pair[0], reverse=True)
     if counts != start_counts:
         return _anchors(found[0][1], start)
     # What is better on a sample need not be so on all.
-    judge = _Judge(parts, sizes, start, image_size)
+    judge = _Objective(parts, sizes, start, image_size)
     for _, shapes in found:
         if judge.merit(shapes) > (0.0, 0.0):
             return _anchors(shapes, start)
     return start
 
 
-class _Judge:
+class _Objective:
     """Compares shapes with the anchors to improve on, group by group."""
 
     def __init__(self, parts, sizes, start, image_size):
@@ -175,7 +175,7 @@ class _Judge:
     def _figures(self, anchors):
         """Returns float64 [groups, 2]: recall and mean IoU."""
         reaches = [
-            reach(best_iou(part, anchors, self._image_size)) for part in self._parts
+            coverage(best_iou(part, anchors, self._image_size)) for part in self._parts
         ]
         return np.array([(r.recall, r.mean_iou) for r in reaches])
 
@@ -195,10 +195,12 @@ def k_means(values: np.ndarray, k: int, *, rounds: int = 50) -> np.ndarray:
     return np.sort(centres)
 
 
-def _climb(first, merit, generations, rng) -> list[tuple[tuple[float, float], _Shapes]]:
+def _evolve(
+    first, merit, generations, rng
+) -> list[tuple[tuple[float, float], _Shapes]]:
     """Returns what was best on the way, with its merit."""
     found = [first]
-    for spread in np.geomspace(*_SPREADS, generations):
+    for spread in np.geomspace(*_MUTATION_SIGMAS, generations):
         candidate = _mutated(found[-1][1], spread, rng)
         candidate_merit = merit(candidate)
         if candidate_merit > found[-1][0]:

@@ -85,7 +85,7 @@ def anchor_charts(
     _finish(panels[1], "aspect of a box (ticks: anchors)", "width / height", "share")
     ious = [anchor_search.best_iou(boxes, anchors, image_size) for _, boxes in shown]
     _histogram(panels[2], names, ious, np.linspace(0, 1, 41))
-    panels[2].axvline(anchor_search.REACHED_AT, color="#b03030", linewidth=1)
+    panels[2].axvline(anchor_search.RECALL_IOU, color="#b03030", linewidth=1)
     _finish(panels[2], "IoU with the best anchor", "IoU", "share")
     return _pixels(figure, panels[0])
 
@@ -112,7 +112,7 @@ def targets(
     pixels: np.ndarray,
     boxes_yxyx: np.ndarray,
     names: Sequence[str],
-    found: anchor_recall.Assigned,
+    found: anchor_recall.AssignedBox,
 ) -> np.ndarray:
     """Draws boxes thick and the anchors that answer for each thin, in its colour.
 

@@ -19,32 +19,32 @@ class Severity(enum.IntEnum):
     ERROR = 2  # training stops, or scores 0
 
 
-class Finding(NamedTuple):
+class Issue(NamedTuple):
     """Something that was found in the data."""
 
     severity: Severity
     text: str  # what, and what to do about it
 
 
-def split_findings(
+def split_issues(
     split: dataset_stats.Split, categories: category_map.Categories
-) -> list[Finding]:
+) -> list[Issue]:
     """Returns what a whole split says of itself, the worst first."""
     if not len(split.image_ids):
         return [
-            Finding(
+            Issue(
                 Severity.ERROR, f"{split.name} has no images; convert the data again."
             )
         ]
-    found = box_findings(split, categories)
+    found = box_issues(split, categories)
     if split.is_crowd.all():
-        found.append(no_boxes(split.name))
+        found.append(no_boxes_issue(split.name))
     if groups := dataset_stats.duplicates(split):
         text = (
             f"{split.name} has {len(groups)} pictures more than once, such as "
             f"{_names(split, groups[0])}; leave out the copies."
         )
-        found.append(Finding(Severity.WARNING, text))
+        found.append(Issue(Severity.WARNING, text))
     ids, counts = np.unique(split.image_ids, return_counts=True)
     if (counts > 1).any():
         text = (
@@ -52,19 +52,19 @@ def split_findings(
             f"{ids[counts > 1][0]}, so detections of one count as another's; number "
             "the images anew and convert again."
         )
-        found.append(Finding(Severity.ERROR, text))
+        found.append(Issue(Severity.ERROR, text))
     if num_empty := int((split.boxes_per_image == 0).sum()):
         text = (
             f"{num_empty} of {len(split.image_ids)} images of {split.name} have no "
             "boxes; they train background, if that is what they show."
         )
-        found.append(Finding(Severity.NOTE, text))
+        found.append(Issue(Severity.NOTE, text))
     return sorted(found, key=lambda finding: -finding.severity)
 
 
-def box_findings(
+def box_issues(
     split: dataset_stats.Split, categories: category_map.Categories
-) -> list[Finding]:
+) -> list[Issue]:
     """Returns what is wrong with boxes and their classes, in a split or its head."""
     found, num_boxes = [], len(split.boxes_yxyx)
     unknown = np.unique(
@@ -76,7 +76,7 @@ def box_findings(
             f"which {category_map.FILE_NAME} has not; records and file must come "
             "from one conversion."
         )
-        found.append(Finding(Severity.ERROR, text))
+        found.append(Issue(Severity.ERROR, text))
     num_lost = int((~split.is_usable).sum())
     if num_lost:
         where = _names(split, np.unique(split.images[~split.is_usable]))
@@ -86,7 +86,7 @@ def box_findings(
             "picture's sides, ymin below ymax. Convert again."
         )
         is_all = num_lost == num_boxes
-        found.append(Finding(Severity.ERROR if is_all else Severity.WARNING, text))
+        found.append(Issue(Severity.ERROR if is_all else Severity.WARNING, text))
     is_over = split.is_outside & split.is_usable
     if is_over.any():
         where = _names(split, np.unique(split.images[is_over]))
@@ -94,15 +94,15 @@ def box_findings(
             f"{is_over.sum():,} of {num_boxes:,} boxes of {split.name} reach over the "
             f"edge of their picture and are cut there, in {where}."
         )
-        found.append(Finding(Severity.WARNING, text))
+        found.append(Issue(Severity.WARNING, text))
     return found
 
 
-def label_map_findings(
+def label_map_issues(
     train: dataset_stats.Split,
     categories: category_map.Categories,
     num_classes: int | None = None,
-) -> list[Finding]:
+) -> list[Issue]:
     """Returns where classes, network and training data do not fit each other.
 
     Args:
@@ -115,7 +115,7 @@ def label_map_findings(
         try:
             categories.check_num_classes(num_classes)
         except ValueError as error:
-            found.append(Finding(Severity.ERROR, str(error)))
+            found.append(Issue(Severity.ERROR, str(error)))
     counts = dataset_stats.class_counts(train, categories)[:, 0]
     absent = [c.name for c in categories.categories if not counts[c.index]]
     if absent:
@@ -123,26 +123,26 @@ def label_map_findings(
             f"{len(absent)} of {len(categories.categories)} classes have no box in "
             f"{train.name}: {', '.join(absent[:_SHOWN])}; they will never be found."
         )
-        found.append(Finding(Severity.WARNING, text))
+        found.append(Issue(Severity.WARNING, text))
     return found
 
 
-def pair_findings(
+def pair_issues(
     train: dataset_stats.Split,
     val: dataset_stats.Split,
     categories: category_map.Categories,
-) -> list[Finding]:
+) -> list[Issue]:
     """Returns what is wrong between the split to train on and that to score on."""
     in_train, in_val = (
         dataset_stats.class_counts(s, categories)[:, 0] > 0 for s in (train, val)
     )
     found = []
     if in_val.any() and not (in_train & in_val).any():
-        found.append(no_common_class(train.name, val.name))
+        found.append(no_common_class_issue(train.name, val.name))
     groups = dataset_stats.shared_versions(train, val)
     if groups and train.name != val.name:
         found.append(
-            versions(
+            version_issues(
                 train.name,
                 val.name,
                 num_shared=len(groups),
@@ -153,7 +153,7 @@ def pair_findings(
     shared = dataset_stats.shared_images(train, val)
     if len(shared):
         found.append(
-            overlap(
+            overlap_issues(
                 train.name,
                 val.name,
                 num_shared=len(shared),
@@ -164,9 +164,9 @@ def pair_findings(
     return found
 
 
-def annotation_findings(
+def annotation_file_issues(
     val: dataset_stats.Split, annotation_file: str
-) -> list[Finding]:
+) -> list[Issue]:
     """Returns where the records to score on and their annotation file disagree."""
     annotated = {
         image["id"]
@@ -180,12 +180,12 @@ def annotation_findings(
         f"{strange[:_SHOWN]}, are not in {annotation_file}; both must come from one "
         "conversion."
     )
-    return [Finding(Severity.ERROR, text)]
+    return [Issue(Severity.ERROR, text)]
 
 
-def overlap(
+def overlap_issues(
     train_name: str, val_name: str, *, num_shared: int, num_val: int, names: str
-) -> Finding:
+) -> Issue:
     """Returns what to say of pictures that are in both splits.
 
     Args:
@@ -200,19 +200,19 @@ def overlap(
             f"{val_name} is trained on and scored on: the score will say nothing of "
             "other pictures. Set Data.eval_split to another split."
         )
-        return Finding(Severity.WARNING, text)
+        return Issue(Severity.WARNING, text)
     text = (
         f"{num_shared:,} of {num_val:,} images of {val_name} are in {train_name} too "
         f"({names}): scores on what was learnt by heart say nothing of other pictures. "
         "Take them out of one of the splits."
     )
     is_error = num_shared == num_val
-    return Finding(Severity.ERROR if is_error else Severity.WARNING, text)
+    return Issue(Severity.ERROR if is_error else Severity.WARNING, text)
 
 
-def versions(
+def version_issues(
     train_name: str, val_name: str, *, num_shared: int, num_val: int, names: str
-) -> Finding:
+) -> Issue:
     """Returns a warning of versions of one image in both splits.
 
     Args:
@@ -227,25 +227,25 @@ def versions(
         f"{train_name} ({names}): scores are too high. Convert again with "
         "--val_fraction, which keeps Roboflow's versions of an image in one split."
     )
-    return Finding(Severity.WARNING, text)
+    return Issue(Severity.WARNING, text)
 
 
-def no_boxes(split_name: str) -> Finding:
+def no_boxes_issue(split_name: str) -> Issue:
     """Returns what to say of a split that nothing can be learnt from."""
     text = (
         f"{split_name} has no box that could be learnt; is the annotation file the "
         "right one? Convert again."
     )
-    return Finding(Severity.ERROR, text)
+    return Issue(Severity.ERROR, text)
 
 
-def no_common_class(train_name: str, val_name: str) -> Finding:
+def no_common_class_issue(train_name: str, val_name: str) -> Issue:
     """Returns what to say of splits that share no class."""
     text = (
         f"{train_name} and {val_name} have no class in common, so AP would be 0; both "
         "must be converted with the same categories."
     )
-    return Finding(Severity.ERROR, text)
+    return Issue(Severity.ERROR, text)
 
 
 def _ids(categories):

@@ -165,7 +165,7 @@ def shared_versions(split: Split, other: Split) -> list[int]:
     ]
 
 
-def annotated_pictures(annotation_file: str) -> dict[tuple, int]:
+def annotated_images(annotation_file: str) -> dict[tuple, int]:
     """Returns the image id of each annotated picture, by what makes it recognizable.
 
     Of two splits, pictures of one name may differ, as folders do. So name, size and all

@@ -58,7 +58,7 @@ class Section(NamedTuple):
 def write(
     path: str,
     title: str,
-    found: Sequence[data_issues.Finding],
+    found: Sequence[data_issues.Issue],
     sections: Sequence[Section],
 ) -> None:
     """Writes the page, as a PNG if the path ends so, else as HTML.
@@ -79,7 +79,7 @@ def write(
         file.write(content)
 
 
-def verdict(found: Sequence[data_issues.Finding]) -> str:
+def verdict(found: Sequence[data_issues.Issue]) -> str:
     """Returns the sentence that everything else explains."""
     counts = {s: sum(f.severity == s for f in found) for s in data_issues.Severity}
     if errors := counts[data_issues.Severity.ERROR]:

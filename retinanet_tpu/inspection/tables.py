@@ -74,7 +74,7 @@ def classes_table(
 
 
 def anchors_table(
-    reaches: Sequence[tuple[str, Mapping[str, anchor_search.Reach]]],
+    reaches: Sequence[tuple[str, Mapping[str, anchor_search.Coverage]]],
 ) -> report.Table:
     """Returns recall by COCO's sizes, a row for each name."""
     sizes = list(reaches[0][1])

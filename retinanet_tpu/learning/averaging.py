@@ -14,7 +14,7 @@ from retinanet_tpu import replicas
 
 def create_averages(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
     """Makes a copy of each variable, by its path; once, in the strategy's scope."""
-    paths = [replicas.path(variable) for variable in variables]
+    paths = [replicas.variable_path(variable) for variable in variables]
     return {
         path: replicas.make_variable(tf.convert_to_tensor(v), name=f"{path}/average")
         for path, v in zip(paths, variables, strict=True)

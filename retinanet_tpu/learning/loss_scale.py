@@ -47,7 +47,7 @@ class DynamicLossScale:
     @property
     def variables(self) -> dict[str, tf.Variable]:
         """The state, by path, for a checkpoint."""
-        return {replicas.path(v): v for v in (self._scale, self._num_finite)}
+        return {replicas.variable_path(v): v for v in (self._scale, self._num_finite)}
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss that is to be differentiated, float32 []."""

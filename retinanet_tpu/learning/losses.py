@@ -76,7 +76,7 @@ def huber_loss(
     return bent * (error - 0.5 * bent)
 
 
-def normalizer(num_positives: tf.Tensor) -> tf.Tensor:
+def loss_normalizer(num_positives: tf.Tensor) -> tf.Tensor:
     """Returns the number that a replica's losses are divided by, float32 [].
 
     It is the mean over replicas and the same on each, so that the update depends on the
@@ -86,7 +86,7 @@ def normalizer(num_positives: tf.Tensor) -> tf.Tensor:
     Args:
       num_positives: float32 [], matched anchors on this replica.
     """
-    mean = replicas.mean_over_replicas(num_positives)
+    mean = replicas.cross_replica_mean(num_positives)
     return tf.maximum(mean, 1.0 / replicas.num_replicas())
 
 

@@ -53,7 +53,7 @@ class SGD:
         """
         rate = self.learning_rate(step)
         for gradient, variable in zip(gradients, variables, strict=True):
-            slot = slots[f"{replicas.path(variable)}/momentum"]
+            slot = slots[f"{replicas.variable_path(variable)}/momentum"]
             push = rate * tf.cast(gradient, tf.float32)
             velocity = self._momentum * slot - push
             slot.assign(velocity)
@@ -121,7 +121,7 @@ class AdamW:
         beta_1, beta_2 = self._betas
         adam_rate = rate * tf.sqrt(1.0 - beta_2**count) / (1.0 - beta_1**count)
         for gradient, variable in zip(gradients, variables, strict=True):
-            name = replicas.path(variable)
+            name = replicas.variable_path(variable)
             gradient = tf.cast(gradient, tf.float32)
             momentum, velocity = slots[f"{name}/momentum"], slots[f"{name}/velocity"]
             mean = momentum + (gradient - momentum) * (1.0 - beta_1)
@@ -161,7 +161,7 @@ def clip_by_global_norm(
 
 def _make_slots(variables, names) -> dict[str, tf.Variable]:
     """Makes zeros for each variable and name."""
-    paths = [replicas.path(variable) for variable in variables]
+    paths = [replicas.variable_path(variable) for variable in variables]
     twice = sorted({p for p in paths if paths.count(p) > 1})
     if twice:
         raise errors.UserError(

@@ -62,8 +62,10 @@ def assign_targets(
     if is_real is not None:
         matches = tf.where(is_real[:, None], matches, structures.IGNORE)
     is_positive = matches >= 0
-    matched_classes = matcher.take(labels.classes[..., None], matches)[..., 0]
-    matched_yxyx = matcher.take(labels.boxes_yxyx, matches)
+    matched_classes = matcher.gather_by_one_hot(labels.classes[..., None], matches)[
+        ..., 0
+    ]
+    matched_yxyx = matcher.gather_by_one_hot(labels.boxes_yxyx, matches)
     deltas = tf.unstack(box_coder.encode(matched_yxyx, anchors_cyxhw), axis=-1)
 
     def planes(values):

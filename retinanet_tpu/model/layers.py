@@ -252,7 +252,7 @@ class BatchNorm(tf.Module):
         if self.uses_batch(is_training):
             moments = tf.stack(moments_fn())
             if self.is_synchronized:
-                moments = replicas.mean_over_replicas(moments)
+                moments = replicas.cross_replica_mean(moments)
             mean, mean_square = tf.unstack(moments)
             variance = tf.maximum(mean_square - tf.square(mean), 0)
             mean += bias

@@ -94,7 +94,7 @@ class RetinaNet(tf.Module):
         return tuple(
             variable
             for variable in self.variables
-            if "/moving_" not in replicas.path(variable)
+            if "/moving_" not in replicas.variable_path(variable)
         )
 
     def kernels(self) -> list[tf.Variable]:
@@ -102,7 +102,7 @@ class RetinaNet(tf.Module):
         return [
             variable
             for variable in self.trainable_variables
-            if replicas.path(variable).endswith("/kernel")
+            if replicas.variable_path(variable).endswith("/kernel")
         ]
 
     def __call__(

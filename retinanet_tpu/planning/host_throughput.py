@@ -23,9 +23,7 @@ _BATCH_SIZE = 16
 _SPLIT = "made_up"
 
 
-def images_per_core_sec(
-    run: experiment.Experiment, num_images: int = 320
-) -> dict[str, float]:
+def images_per_core_sec(run: experiment.Run, num_images: int = 320) -> dict[str, float]:
     """Returns the images that a core delivers in a second of its time.
 
     The run's own pipelines read, decode and resize JPEGs of 640 x 480 px and about

@@ -11,10 +11,10 @@ from retinanet_tpu.estimator import inference, spec, train_step
 from retinanet_tpu.task import experiment, model_fn, serving_fn
 
 # What the exported signature is shown: COCO's commonest size.
-PICTURE_SIZE = (480, 640)
+IMAGE_SIZE = (480, 640)
 
 
-class Step(NamedTuple):
+class ReplicaFn(NamedTuple):
     """A function that each replica runs, and what it runs on."""
 
     fn: Callable
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     setting: str  # the gin setting that says how many images; "" where there is none
 
 
-def make(run: experiment.Experiment) -> dict[str, Step]:
+def build(run: experiment.Run) -> dict[str, ReplicaFn]:
     """Returns the steps of a run: "train", "eval", and the exported "predict".
 
     They are what `strategy.run` and SavedModels get. "predict" is the exported
@@ -49,25 +49,25 @@ def make(run: experiment.Experiment) -> dict[str, Step]:
         network=shown,
         jit_compile=False,  # What lowers the function compiles it.
     )
-    server = serving_fn.Server(shown, params)
-    picture = tf.TensorSpec([*PICTURE_SIZE, 3], tf.float32)
+    server = serving_fn.ServingModule(shown, params)
+    picture = tf.TensorSpec([*IMAGE_SIZE, 3], tf.float32)
     scalar = tf.TensorSpec([], tf.int32)
     return {
-        "train": Step(
+        "train": ReplicaFn(
             train_step.make_replica_fn(train_fn, []),
             lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
             run.plan.batch_size // num_replicas,
             num_replicas,
             "BATCH_SIZE",
         ),
-        "eval": Step(
+        "eval": ReplicaFn(
             forward.replica_fn,
             lambda images: (batch_spec(run, images),),
             run.plan.eval_batch_per_replica,
             num_replicas,
             "Plan.eval_batch_per_replica",
         ),
-        "predict": Step(
+        "predict": ReplicaFn(
             lambda *inputs: server.detect_one.python_function(*inputs),
             lambda _: (picture, scalar),
             images=1,
@@ -78,7 +78,7 @@ def make(run: experiment.Experiment) -> dict[str, Step]:
 
 
 def batch_spec(
-    run: experiment.Experiment, batch_size: int
+    run: experiment.Run, batch_size: int
 ) -> tuple[structures.Features, structures.Labels]:
     """Returns the specs of a batch as the input pipeline makes it."""
     height, width = run.params["image_size"]

@@ -52,7 +52,7 @@ ymax, xmax) in the input's pixels, classes by `index` of categories.json.
 """
 
 
-class Form(NamedTuple):
+class FormatEntry(NamedTuple):
     """A format of an export: its file, what it is, and how its check went."""
 
     file: str
@@ -61,7 +61,7 @@ class Form(NamedTuple):
 
 
 def text(
-    forms: Mapping[str, Form],
+    forms: Mapping[str, FormatEntry],
     *,
     class_names: Sequence[str],
     image_size: tuple[int, int],

@@ -29,7 +29,7 @@ class Tolerance(NamedTuple):
     num_without: int = 0
 
 
-class Agreement(NamedTuple):
+class ParityReport(NamedTuple):
     """What a comparison found.
 
     Attributes:
@@ -67,7 +67,7 @@ def compare(
     found: Sequence[structures.Detections],
     expected: Sequence[structures.Detections],
     tolerance: Tolerance,
-) -> Agreement:
+) -> ParityReport:
     """Looks for a mate of each detection, from either side.
 
     Which of the weakest detections come out is a matter of rounding: those that score
@@ -91,7 +91,7 @@ def compare(
     drifts = np.concatenate(mates or [np.zeros([0, 3])])
     worst = drifts.max(axis=0, initial=0.0)
     mean_iou = float(drifts[:, 2].mean()) if len(drifts) else float("nan")
-    return Agreement(
+    return ParityReport(
         num_compared, num_matched, float(worst[0]), float(worst[1]), mean_iou
     )
 

@@ -103,9 +103,7 @@ def model_dir() -> str:
     return MODEL_DIR.value.rstrip("/")
 
 
-def check_model_dir(
-    text: str, run: experiment.Experiment, *, accept_changes: bool
-) -> None:
+def check_model_dir(text: str, run: experiment.Run, *, accept_changes: bool) -> None:
     """Checks that the model_dir belongs to the run, or to none; writes nothing.
 
     Raises:
@@ -142,7 +140,7 @@ def _check_has(name):
         )
 
 
-def write_settings(text: str, run: experiment.Experiment) -> None:
+def write_settings(text: str, run: experiment.Run) -> None:
     """Writes configuration and classes to the model_dir; for its only trainer."""
     if not run.estimator.workers.is_chief:
         return
@@ -154,7 +152,7 @@ def write_settings(text: str, run: experiment.Experiment) -> None:
 
 
 @contextlib.contextmanager
-def data_errors_explained(run: experiment.Experiment) -> Iterator[None]:
+def data_errors_explained(run: experiment.Run) -> Iterator[None]:
     """Turns a step's failure over a damaged record into an error that names it.
 
     Raises:

@@ -45,19 +45,19 @@ CONFIGURABLES = {
     "nms": nms.NMS,
     "linear": nms.linear,
     "gaussian": nms.gaussian,
-    "Plan": experiment.Plan,
+    "Plan": experiment.TrainingPlan,
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,
-    "experiment": experiment.experiment,
+    "experiment": experiment.make_run,
 }
 
 _BOUND = gin_files.register(CONFIGURABLES)
 
 
-def make_experiment(model_dir: str | None, **overrides: Any) -> experiment.Experiment:
+def make_experiment(model_dir: str | None, **overrides: Any) -> experiment.Run:
     """Returns `experiment` as gin configures it; overrides win over gin."""
     return _BOUND["experiment"](model_dir, **overrides)

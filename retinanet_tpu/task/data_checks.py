@@ -30,7 +30,7 @@ _LOW_RECALL = 0.9
 _SHOWN = 5  # Examples that a finding names.
 
 
-def check(run: experiment.Experiment) -> None:
+def check(run: experiment.Run) -> None:
     """Looks for data that cannot give a score above 0; warns of what lowers it.
 
     Args:
@@ -47,7 +47,7 @@ def check(run: experiment.Experiment) -> None:
         data.dir, data.train_split, categories, num_images=_NUM_SAMPLED
     )
     found = [
-        *data_issues.box_findings(train, categories),
+        *data_issues.box_issues(train, categories),
         *_head_anchor_findings(run, train),
         *_max_boxes_findings(*_boxes_per_image(data, train), data.max_boxes),
         *limits,
@@ -55,7 +55,7 @@ def check(run: experiment.Experiment) -> None:
     if not len(train.boxes_yxyx) and not dataset_stats.has_object(
         data.dir, data.train_split, categories.id_to_index
     ):
-        found.append(data_issues.no_boxes(train.name))
+        found.append(data_issues.no_boxes_issue(train.name))
     if run.plan.evaluates:
         found += _evaluation_findings(run)
     report(found)
@@ -91,7 +91,7 @@ def _check_evaluation(run):
     return recall_findings(*columns, data.eval_split, run.params["nms_fn"])
 
 
-def report(found: list[data_issues.Finding]) -> None:
+def report(found: list[data_issues.Issue]) -> None:
     """Logs warnings, raises errors.
 
     Raises:
@@ -108,8 +108,8 @@ def report(found: list[data_issues.Finding]) -> None:
 
 
 def anchor_findings(
-    reach_of: Mapping[str, anchor_search.Reach], split_name: str
-) -> list[data_issues.Finding]:
+    reach_of: Mapping[str, anchor_search.Coverage], split_name: str
+) -> list[data_issues.Issue]:
     """Returns which sizes of boxes the anchors do not reach.
 
     Args:
@@ -121,25 +121,25 @@ def anchor_findings(
     remedy = "retinanet-tpu fit_anchors finds better ones (Anchors.size above all)."
     if total.num_boxes and not total.recall:
         text = (
-            f"No box of {split_name} has an anchor of IoU {anchor_search.REACHED_AT} "
+            f"No box of {split_name} has an anchor of IoU {anchor_search.RECALL_IOU} "
             f"at the training size (mean best IoU {total.mean_iou:.3f}); {remedy}"
         )
-        return [data_issues.Finding(data_issues.Severity.ERROR, text)]
+        return [data_issues.Issue(data_issues.Severity.ERROR, text)]
     found = []
     for size, reach in reach_of.items():
         if reach.num_boxes and reach.recall < _LOW_RECALL:
             text = (
                 f"{1 - reach.recall:.1%} of {size} boxes of {split_name} have no "
-                f"anchor of IoU {anchor_search.REACHED_AT} at the training size; "
+                f"anchor of IoU {anchor_search.RECALL_IOU} at the training size; "
                 f"{remedy}"
             )
-            found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
+            found.append(data_issues.Issue(data_issues.Severity.WARNING, text))
     return found
 
 
 def plan_findings(
-    run: experiment.Experiment, splits: Sequence[dataset_stats.Split]
-) -> list[data_issues.Finding]:
+    run: experiment.Run, splits: Sequence[dataset_stats.Split]
+) -> list[data_issues.Issue]:
     """Returns how whole splits fit the batches and the padded labels of a run.
 
     Args:
@@ -157,7 +157,7 @@ def plan_findings(
         "epochs."
     )
     if num_images:
-        found.append(data_issues.Finding(data_issues.Severity.NOTE, text))
+        found.append(data_issues.Issue(data_issues.Severity.NOTE, text))
     found += _max_boxes_findings(train.boxes_per_image, train.name, run.data.max_boxes)
     for split in splits[1:]:
         batch_size = run.plan.eval_batch_per_replica
@@ -167,7 +167,7 @@ def plan_findings(
             f"batches of {batch_size} on one replica, of which {padding} images are "
             "padding."
         )
-        found.append(data_issues.Finding(data_issues.Severity.NOTE, text))
+        found.append(data_issues.Issue(data_issues.Severity.NOTE, text))
         is_object = ~split.is_crowd
         found += recall_findings(
             split.images[is_object],
@@ -180,7 +180,7 @@ def plan_findings(
 
 def recall_findings(
     images: np.ndarray, category_ids: np.ndarray, split_name: str, nms_fn: nms.NMS
-) -> list[data_issues.Finding]:
+) -> list[data_issues.Issue]:
     """Returns whether even perfect detections cannot reach an AR of 1.
 
     Args:
@@ -200,7 +200,7 @@ def recall_findings(
             "as much. No setting of the network or of its suppression changes that; "
             "convert tiles of the images instead, if the score matters."
         )
-        found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
+        found.append(data_issues.Issue(data_issues.Severity.WARNING, text))
     reached = highest_recall.highest_recall(images, category_ids, nms_fn.max_detections)
     if reached < highest:
         most = highest_recall.most_counted(images, category_ids)
@@ -209,7 +209,7 @@ def recall_findings(
             f"some images of {split_name}: AR100 can reach {reached:.3f} at most; with "
             f"nms.max_detections = {most} it can reach {highest:.3f}."
         )
-        found.append(data_issues.Finding(data_issues.Severity.WARNING, text))
+        found.append(data_issues.Issue(data_issues.Severity.WARNING, text))
     return found
 
 
@@ -237,7 +237,7 @@ def _max_boxes_findings(boxes_per_image, source, max_boxes):
         f"boxes (up to {most}); the smallest ones are dropped, and what they show is "
         f"trained as background. Set Data.max_boxes = {most}."
     )
-    return [data_issues.Finding(data_issues.Severity.WARNING, text)]
+    return [data_issues.Issue(data_issues.Severity.WARNING, text)]
 
 
 def _is_quickly_read(path):
@@ -245,11 +245,13 @@ def _is_quickly_read(path):
 
 
 def _head_anchor_findings(run, train):
-    canvas = examples.Canvas(run.params["image_size"], run.data.max_boxes)
-    shown = anchor_recall.shown_boxes(train, canvas, augmentation=run.data.augmentation)
+    canvas = examples.OutputSpec(run.params["image_size"], run.data.max_boxes)
+    shown = anchor_recall.augment_boxes(
+        train, canvas, augmentation=run.data.augmentation
+    )
     anchors, image_size = run.params["anchors"], run.params["image_size"]
     ious = anchor_search.best_iou(shown.boxes_yxyx, anchors, image_size)
-    total = {anchor_recall.ALL_SIZES: anchor_search.reach(ious)}
+    total = {anchor_recall.ALL_SIZES: anchor_search.coverage(ious)}
     return anchor_findings(total, f"the first images of {train.name}")
 
 
@@ -257,19 +259,21 @@ def _evaluation_findings(run):
     data, found = run.data, []
     if not _is_quickly_read(data.annotation_file):
         return found
-    val = dataset_stats.annotated_pictures(data.annotation_file)
+    val = dataset_stats.annotated_images(data.annotation_file)
     # Each key ends with its boxes, and each box begins with its category id.
     ids = {box[0] for key in val for box in key[-1]}
     if ids and not dataset_stats.has_object(data.dir, data.train_split, ids):
-        found.append(data_issues.no_common_class(data.train_split, data.eval_split))
+        found.append(
+            data_issues.no_common_class_issue(data.train_split, data.eval_split)
+        )
     head = dataset_stats.read(
         data.dir, data.eval_split, run.params["categories"], num_images=_NUM_SAMPLED
     )
-    found += data_issues.box_findings(head, run.params["categories"])
-    found += data_issues.annotation_findings(head, data.annotation_file)
+    found += data_issues.box_issues(head, run.params["categories"])
+    found += data_issues.annotation_file_issues(head, data.annotation_file)
     train_file = f"{data.dir}/{data.train_split}.json"
     if _is_quickly_read(train_file):
-        trained = dataset_stats.annotated_pictures(train_file)
+        trained = dataset_stats.annotated_images(train_file)
         found += _overlap_findings(trained, val, data.train_split, data.eval_split)
     return found
 
@@ -280,7 +284,7 @@ def _overlap_findings(trained, val, train_split, eval_split):
     if both:
         names = ", ".join(str(key[0]) for key in both[:_SHOWN])
         found.append(
-            data_issues.overlap(
+            data_issues.overlap_issues(
                 train_split,
                 eval_split,
                 num_shared=len(both),
@@ -293,7 +297,7 @@ def _overlap_findings(trained, val, train_split, eval_split):
     shared = sorted(n for n in others if annotations.source_name(n) in sources)
     if shared and train_split != eval_split:
         found.append(
-            data_issues.versions(
+            data_issues.version_issues(
                 train_split,
                 eval_split,
                 num_shared=len(shared),

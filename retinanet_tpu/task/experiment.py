@@ -29,7 +29,7 @@ from retinanet_tpu.task import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Run:
     """A run, ready to start.
 
     Attributes:
@@ -135,7 +135,9 @@ def check_assignment(params: Mapping[str, Any]) -> None:
     params["assign_fn"](labels, params["anchors"], params["image_size"])
 
 
-def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> list[str]:
+def summarize_network(
+    network: retinanet.RetinaNet, params: Mapping[str, Any]
+) -> list[str]:
     """Returns the start-up counts of a network, a line each."""
     trainable = network.trainable_variables
     l2 = losses.l2_loss(network.kernels(), params["l2_coefficient"])
@@ -149,7 +151,7 @@ def network_lines(network: retinanet.RetinaNet, params: Mapping[str, Any]) -> li
 
 
 def _frozen_lines(network):
-    weights = {replicas.path(weight): weight for weight in network.weights}
+    weights = {replicas.variable_path(weight): weight for weight in network.weights}
     for pattern in network.frozen:
         chosen = [weights[path] for path in layers.matching(weights, pattern)]
         yield (
@@ -159,7 +161,7 @@ def _frozen_lines(network):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long a run trains and when it is scored.
 
     Attributes:
@@ -188,20 +190,20 @@ class Plan:
                 )
 
 
-def experiment(
+def make_run(
     model_dir: str | None,
     *,
     params: dict[str, Any],
     network_fn: Callable,
     update_fn: Callable,
     data: input_fn_lib.Data,
-    plan: Plan,
+    plan: TrainingPlan,
     run_config: RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[Callable] = (),
-) -> Experiment:
+) -> Run:
     """Joins all parts into a run.
 
     Args:
@@ -228,7 +230,7 @@ def experiment(
         input_fn_lib.input_fn, data=data, seed=run_config.tf_random_seed
     )
     make_network = functools.partial(build_network, network_fn=network_fn)
-    start_from = initialization.source(warm_start_from, backbone_checkpoint)
+    start_from = initialization.resolve_init(warm_start_from, backbone_checkpoint)
     runner = tpu_estimator.TPUEstimator(
         model_fn_lib.model_fn,
         model_dir or "",
@@ -251,16 +253,16 @@ def experiment(
         every_steps=plan.eval_every_steps,
         exporters=tuple(make(serving_fn.serving_fn) for make in exporter_fns),
     )
-    return Experiment(
+    return Run(
         runner, train_spec, eval_spec, params, make_network, update_fn, data, plan
     )
 
 
 def _start_update(params, update_fn, start_from, network):
     """Returns the update of a network about to be trained, and logs its counts."""
-    for line in network_lines(network, params):
+    for line in summarize_network(network, params):
         logging.info(line)
-    initialization.check_frozen(network, start_from)
+    initialization.check_frozen_are_initialized(network, start_from)
     made = update_fn(network)
     made.learning_rate(0)  # Outside the traced step a wrong schedule is said plainly.
     if network.compute_dtype == "float16" and not made.has_loss_scale:

@@ -37,9 +37,9 @@ def predict(
 
     @tf.function
     def predict_one(encoded):
-        resized, size, window = transforms.load_window(encoded, window_fn)
+        resized, size, window = transforms.decode_and_resize(encoded, window_fn)
         features = structures.Features(
-            images=transforms.paste(resized, image_size)[tf.newaxis],
+            images=transforms.pad_to_size(resized, image_size)[tf.newaxis],
             image_ids=tf.constant([0], tf.int64),
             image_sizes=size[tf.newaxis],
             scales=window.scales[tf.newaxis],
@@ -118,7 +118,7 @@ def judge(
     ways: Iterable[Sequence[structures.Detections]],
     expected: Sequence[structures.Detections],
     tolerance: parity.Tolerance,
-) -> parity.Agreement:
+) -> parity.ParityReport:
     """Returns the worst agreement over all ways to call a format.
 
     Args:

@@ -77,7 +77,7 @@ def check(formats: Sequence[str], suppress: nms.NMS) -> None:
         onnx_format.check_installed()
 
 
-def num_pictures(formats: Sequence[str]) -> int:
+def num_images(formats: Sequence[str]) -> int:
     """Returns how many pictures `write` looks at."""
     return _NUM_CALIBRATED if "tflite_int8" in formats else _NUM_CHECKED
 
@@ -104,7 +104,7 @@ def write(
     *,
     formats: Sequence[str],
     pictures: Sequence[np.ndarray],
-) -> dict[str, parity.Agreement]:
+) -> dict[str, parity.ParityReport]:
     """Writes all formats but the SavedModel, then checks each.
 
     Args:
@@ -126,7 +126,7 @@ def write(
                 "not at hand; name a folder of thirty: --check_images=DIR."
             )
         logging.warning("export | no pictures at hand: the check is on made-up ones")
-        pictures = _made_up()
+        pictures = _synthetic_images()
     shown = pictures[:_NUM_CHECKED]
     expected = format_checks.predict(server.network, params, shown)
     result = {}
@@ -137,7 +137,7 @@ def write(
             found = _write_for_tensorrt(server, params, path, shown)
         else:
             if name != "saved_model":
-                with log_levels.saving():
+                with log_levels.suppress_info_logs():
                     content = _converted(server, params, name, pictures)
                 _save(path, content)
             batch_size = params["limits"].max_request_images
@@ -176,7 +176,7 @@ def _write_for_tensorrt(server, params, path, pictures):
     TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
     compared, after NMS of ours.
     """
-    with log_levels.saving():
+    with log_levels.suppress_info_logs():
         raw = onnx_format.convert(
             server.raw, [server.input_spec], metadata=_metadata(params)
         )
@@ -198,7 +198,7 @@ def _metadata(params):
     return {category_map.FILE_NAME: category_map.to_json(params["categories"])}
 
 
-def _made_up() -> list[np.ndarray]:
+def _synthetic_images() -> list[np.ndarray]:
     """Returns pictures of coloured rectangles on noise."""
     rng = np.random.default_rng(0)
     pictures = []

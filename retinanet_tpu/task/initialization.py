@@ -15,7 +15,7 @@ from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
 
 
-def source(
+def resolve_init(
     warm_start_from: warm_start.WarmStartSettings | None,
     backbone_checkpoint: str | None,
 ) -> warm_start.WarmStartSettings | Callable[[tf.Module], None] | None:
@@ -40,7 +40,7 @@ def source(
     return warm_start_from if has_run else None
 
 
-def check_frozen(
+def check_frozen_are_initialized(
     network: tf.Module,
     given: warm_start.WarmStartSettings | Callable[[tf.Module], None] | None,
 ) -> None:
@@ -54,13 +54,15 @@ def check_frozen(
     """
     frozen = [v for v in network.weights if not v.trainable]
     if callable(given):
-        frozen = [v for v in frozen if not replicas.path(v).startswith("backbone/")]
+        frozen = [
+            v for v in frozen if not replicas.variable_path(v).startswith("backbone/")
+        ]
     elif given:
         return
     if frozen:
         raise errors.UserError(
             f"FROZEN keeps {len(frozen)} weights at their random first values, such as "
-            f"{replicas.path(frozen[0])}; set WARM_START to a checkpoint that has "
+            f"{replicas.variable_path(frozen[0])}; set WARM_START to a checkpoint that has "
             "trained ones (or BACKBONE_CHECKPOINT, for those of the backbone), or "
             "FROZEN = ()."
         )

@@ -32,7 +32,7 @@ def make_metric_fn(
         kept = {}
         truth = coco_metric.ground_truth(annotation_file)
         wanted = set() if shown is None else set(shown.image_ids.tolist())
-        result = coco_metric.evaluate(_watched(batches, wanted, kept), truth)
+        result = coco_metric.evaluate(_collect_detections(batches, wanted, kept), truth)
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
         if kept:
@@ -42,7 +42,7 @@ def make_metric_fn(
     return metric_fn
 
 
-def _watched(batches, wanted, kept) -> Iterator:
+def _collect_detections(batches, wanted, kept) -> Iterator:
     """Passes batches on, keeps the detections of some images, tells how far it is."""
     num_images = 0
     for detections, image_ids in batches:

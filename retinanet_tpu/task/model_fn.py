@@ -86,7 +86,7 @@ def _losses(predictions, features, labels, params, network):
         is_real=features.image_ids != structures.PADDING_IMAGE,
     )
     parts = params["loss_fn"](
-        predictions, targets, normalizer=losses.normalizer(targets.num_positives)
+        predictions, targets, normalizer=losses.loss_normalizer(targets.num_positives)
     )
     l2 = losses.l2_loss(network.kernels(), params["l2_coefficient"])
     return {

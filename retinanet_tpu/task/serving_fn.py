@@ -23,7 +23,7 @@ _NUM_DECODED = 4
 _WARM_UP_SIZE = (480, 640)  # COCO's commonest, px.
 
 
-class Server(tf.Module):
+class ServingModule(tf.Module):
     """A network with its preparation of pictures and its reading of predictions.
 
     What all `detect_…` but `detect_one` return, for B pictures:
@@ -77,8 +77,8 @@ class Server(tf.Module):
 
         def load(encoded):
             affordable = self.limits.file(encoded)
-            picture, size, window = transforms.load_window(affordable, window_fn)
-            return transforms.paste(picture, image_size), window.scales, size
+            picture, size, window = transforms.decode_and_resize(affordable, window_fn)
+            return transforms.pad_to_size(picture, image_size), window.scales, size
 
         specs = (
             tf.TensorSpec([*image_size, 3], tf.uint8),
@@ -182,7 +182,7 @@ def serving_fn(
       ValueError: a format that is unknown or cannot be made here.
     """
     formats_lib.check(formats, params["nms_fn"])
-    server = Server(network, params)
+    server = ServingModule(network, params)
     signatures = {
         "serving_default": server.detect_one,
         "images": server.detect_images,
@@ -196,7 +196,7 @@ def serving_fn(
     def finish(directory, checkpoint_path, scores):
         shown = pictures
         if pictures is None:
-            shown = params["pictures_fn"](formats_lib.num_pictures(formats))
+            shown = params["pictures_fn"](formats_lib.num_images(formats))
         results = formats_lib.write(
             server,
             params,
@@ -230,9 +230,9 @@ def serving_fn(
     )
 
 
-def _form(name, result) -> model_card.Form:
+def _form(name, result) -> model_card.FormatEntry:
     form = formats_lib.FORMATS[name]
-    return model_card.Form(form.file, form.what, str(result))
+    return model_card.FormatEntry(form.file, form.what, str(result))
 
 
 def _warm_up_requests(limits: request_limits.Limits) -> list[bytes]:

@@ -146,7 +146,9 @@ def test_thresholds_out_of_order_are_refused(thresholds):
 
 def test_taken_rows_are_exact_and_nothing_is_zero():
     values = np.float32(np.random.default_rng(2).uniform(0, 1e4, (2, 5, 3)))
-    taken = matcher.take(tf.constant(values), tf.constant([[4, 0, B], [I, 2, 2]]))
+    taken = matcher.gather_by_one_hot(
+        tf.constant(values), tf.constant([[4, 0, B], [I, 2, 2]])
+    )
     np.testing.assert_array_equal(taken[0], [values[0, 4], values[0, 0], [0, 0, 0]])
     np.testing.assert_array_equal(taken[1], [[0, 0, 0], values[1, 2], values[1, 2]])
 

@@ -6,7 +6,7 @@ import pytest
 from retinanet_tpu.conversion import box_cleaning
 from retinanet_tpu.data import annotations, image_decoding
 
-PICTURE = image_decoding.Picture(b"", "png", 24, 30, 1, ())
+PICTURE = image_decoding.StoredImage(b"", "png", 24, 30, 1, ())
 
 
 def mended(*boxes, is_norm=False, area=100.0):
@@ -18,7 +18,7 @@ def mended(*boxes, is_norm=False, area=100.0):
         5, "a.jpg", 24, 30, objects, "a.xml", "object", is_norm
     )
     findings = []
-    kept = list(box_cleaning.mended(image, PICTURE, findings))
+    kept = list(box_cleaning.clip_and_filter_boxes(image, PICTURE, findings))
     return [item.box_xywh for item in kept], findings, kept
 
 

@@ -5,7 +5,7 @@ from retinanet_tpu.data import annotations
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
 SOUND = (3.0, 4.0, 12.0, 9.0)
-FINDING = annotations.Finding("images missing on disk", "b.jpg")
+FINDING = annotations.ConversionEvent("images missing on disk", "b.jpg")
 
 
 def image(number, *boxes, category_id=1, **changes):
@@ -135,7 +135,7 @@ def test_conversion_that_stored_nothing_is_refused_with_the_first_reason():
     ],
 )
 def test_conversion_that_lost_most_is_refused(what, message):
-    findings = [annotations.Finding(what, f"{i}.jpg") for i in (1, 2)]
+    findings = [annotations.ConversionEvent(what, f"{i}.jpg") for i in (1, 2)]
     check_conversion([image(0, SOUND)], findings[:1])
     with pytest.raises(ValueError, match=message):
         check_conversion([image(0, SOUND)], findings)
@@ -148,4 +148,4 @@ def test_conversion_without_a_box_to_learn_from_is_refused():
 
 def test_classes_that_a_split_lacks_are_named():
     found = checks.classes_without_boxes([image(1, SOUND)], CATEGORIES)
-    assert found == [annotations.Finding("classes without a box", "dog")]
+    assert found == [annotations.ConversionEvent("classes without a box", "dog")]

@@ -132,7 +132,7 @@ def test_other_formats_are_stored_as_png(tmp_path, image_format):
     conversion, parsed = convert(tmp_path)
     assert parsed.encoded.numpy().startswith(b"\x89PNG")
     what = f"images stored as PNG, were {image_format}"
-    assert conversion.findings == [annotations.Finding(what, "a.jpg")]
+    assert conversion.findings == [annotations.ConversionEvent(what, "a.jpg")]
 
 
 @pytest.mark.parametrize("size", [(24, 30), (0, 0), (30, 24)])
@@ -203,7 +203,7 @@ def test_every_image_is_in_one_shard_and_the_result_keeps_their_order(tmp_path):
         annotated, tmp_path, tmp_path / "out", progress_fn=lambda: done.append(1)
     )
     kept = [image for image in annotated.images if image.image_id != 3]
-    missing = annotations.Finding("images missing on disk", "3.jpg")
+    missing = annotations.ConversionEvent("images missing on disk", "3.jpg")
     assert conversion == (kept, [missing])
     assert len(done) == 7
     paths = record_files.find(str(tmp_path / "out"), "train")
@@ -256,7 +256,7 @@ def test_image_of_more_boxes_than_training_takes_is_named(tmp_path):
     save(tmp_path)
     conversion, _ = convert(tmp_path, IMAGE._replace(objects=(BOX,) * 101))
     what = "images with more than 100 boxes"
-    assert conversion.findings == [annotations.Finding(what, "a.jpg", "101")]
+    assert conversion.findings == [annotations.ConversionEvent(what, "a.jpg", "101")]
     assert conversion.counts[what] == 1
 
 

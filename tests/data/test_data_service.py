@@ -78,10 +78,10 @@ def write(folder, records):
 
 def numbers(data_dir, **order):
     """Returns a dataset of the numbers that records have."""
-    order = record_order.Order(**order)
+    order = record_order.ReadOptions(**order)
     files = record_files.find(data_dir, "train")
     shares = record_order.files_of_host(files, "train", order.shard)
-    records = record_order.file_by_file(shares, order)
+    records = record_order.read_records_for_data_service(shares, order)
 
     def number_of(number, _):
         return number
@@ -186,8 +186,10 @@ def test_a_resumed_run_goes_on_with_the_first_file_not_used_up(data_dir, used):
     files = [record_order.Share(f) for f in record_files.find(data_dir, "train")]
 
     def records(first_example):
-        order = record_order.Order(first_example=first_example)
-        found = record_order.file_by_file(files, order).take(4 * NUM_RECORDS)
+        order = record_order.ReadOptions(first_example=first_example)
+        found = record_order.read_records_for_data_service(files, order).take(
+            4 * NUM_RECORDS
+        )
         return {int(number): record.numpy() for number, record in found}
 
     straight, resumed = records(0), records(used)

@@ -17,7 +17,7 @@ CATEGORIES = category_map.from_coco(
     [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
 )
 NAMES = {3: "cat", 9: "dog", 4: "cow"}
-CANVAS = examples.Canvas((96, 128), max_boxes=4)
+CANVAS = examples.OutputSpec((96, 128), max_boxes=4)
 TARGET = (60, 30, 50, 40)  # x, y, width, height of the bright rectangle
 
 
@@ -60,7 +60,7 @@ def test_box_frames_its_object_after_jitter_crop_and_flip(image_format):
     serialized, rng = record(image_format=image_format), np.random.default_rng(1)
     num_seen = num_cut = 0
     for _ in range(60):
-        draws = tf.constant(rng.random(examples.NUM_DRAWS), tf.float32)
+        draws = tf.constant(rng.random(examples.NUM_UNIFORMS), tf.float32)
         features, labels = load(serialized, draws, more=(True,))
         size = np.array([120, 200]) * features.scales.numpy()
         resized = np.minimum(np.round(size).astype(int), CANVAS.image_size)
@@ -118,7 +118,7 @@ def test_evaluation_shows_the_whole_picture_and_says_how_it_was_resized():
     np.testing.assert_allclose(
         labels.boxes_yxyx[0], [30 * 77 / 120, 38.4, 70 * 77 / 120, 70.4], rtol=1e-5
     )
-    assert (features.images[77:].numpy() == transforms.MEAN_COLOUR).all()
+    assert (features.images[77:].numpy() == transforms.MEAN_COLOR).all()
 
 
 def test_labels_are_padded_and_category_ids_become_indexes():

@@ -52,13 +52,13 @@ def decode(picture):
 )  # fmt: skip
 def test_jpeg_and_png_stay_byte_for_byte(image_format, options, name):
     encoded = encode(ramp(), image_format, **options)
-    assert image_decoding.load(encoded) == (encoded, name, 24, 30, 1, ())
+    assert image_decoding.prepare(encoded) == (encoded, name, 24, 30, 1, ())
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_jpeg_of_other_colours_stays_and_decodes(mode):
     encoded = encode(PIL.Image.fromarray(ramp()).convert(mode), "JPEG", quality=95)
-    picture = image_decoding.load(encoded)
+    picture = image_decoding.prepare(encoded)
     assert picture.encoded == encoded
     shown = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
     assert np.abs(decode(picture) - np.asarray(shown).astype(int)).mean() < 4
@@ -66,7 +66,7 @@ def test_jpeg_of_other_colours_stays_and_decodes(mode):
 
 def test_png_of_16_bits_stays_and_decodes_to_its_upper_8():
     values = (np.arange(24 * 30) * 90).astype(np.uint16).reshape(24, 30)
-    picture = image_decoding.load(encode(PIL.Image.fromarray(values)))
+    picture = image_decoding.prepare(encode(PIL.Image.fromarray(values)))
     assert picture.changes == ()
     np.testing.assert_array_equal(decode(picture)[..., 0], values >> 8)
 
@@ -88,7 +88,7 @@ def test_other_formats_and_colours_are_stored_as_png(image_format, mode):
     options = {"sizes": [(30, 24)]} if image_format == "ICO" else {}
     options |= {"lossless": True} if image_format == "WEBP" else {}
     encoded = encode(source, image_format, **options)
-    picture = image_decoding.load(encoded)
+    picture = image_decoding.prepare(encoded)
     assert picture.image_format == "png"
     assert picture.changes == (f"images stored as PNG, were {image_format}",)
     shown = PIL.Image.open(io.BytesIO(encoded)).convert("RGB")
@@ -97,7 +97,7 @@ def test_other_formats_and_colours_are_stored_as_png(image_format, mode):
 
 def test_tiff_of_16_bits_keeps_its_upper_8():
     values = (np.arange(24 * 30) * 90).astype(np.uint16).reshape(24, 30)
-    picture = image_decoding.load(encode(PIL.Image.fromarray(values), "TIFF"))
+    picture = image_decoding.prepare(encode(PIL.Image.fromarray(values), "TIFF"))
     for channel in range(3):
         np.testing.assert_array_equal(decode(picture)[..., channel], values >> 8)
 
@@ -105,7 +105,7 @@ def test_tiff_of_16_bits_keeps_its_upper_8():
 def as_records(encoded):
     """Returns the pixels of the record of a file, or why it has none."""
     try:
-        return decode(image_decoding.load(encoded))
+        return decode(image_decoding.prepare(encoded))
     except image_decoding.UnusableError as error:
         return error.what, str(error)
 
@@ -113,7 +113,7 @@ def as_records(encoded):
 def as_predicted(encoded):
     """Returns the pixels that predict takes of a file, or why it takes none."""
     try:
-        return image_decoding.pixels(encoded).astype(int)
+        return image_decoding.decode(encoded).astype(int)
     except image_decoding.UnusableError as error:
         return error.what, str(error)
 
@@ -162,7 +162,7 @@ def test_predict_sees_the_pixels_of_the_record_or_gives_its_refusal(orientation)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-@pytest.mark.parametrize("read", [image_decoding.load, image_decoding.pixels])
+@pytest.mark.parametrize("read", [image_decoding.prepare, image_decoding.decode])
 def test_pixels_whose_range_nobody_knows_are_refused(dtype, read):
     encoded = encode(PIL.Image.fromarray(np.ones([24, 30], dtype)), "TIFF")
     with pytest.raises(
@@ -176,7 +176,10 @@ def test_first_frame_of_an_animation_is_stored():
     more = PIL.Image.new("RGB", (30, 24), "red")
     first = PIL.Image.fromarray(ramp() // 32 * 32)
     encoded = encode(first, "WEBP", save_all=True, append_images=[more], lossless=True)
-    for shown in (decode(image_decoding.load(encoded)), image_decoding.pixels(encoded)):
+    for shown in (
+        decode(image_decoding.prepare(encoded)),
+        image_decoding.decode(encoded),
+    ):
         np.testing.assert_array_equal(shown, np.asarray(first))
 
 
@@ -187,7 +190,7 @@ def test_picture_is_turned_as_viewers_show_it(image_format, orientation):
     if image_format == "TIFF":
         options = {"tiffinfo": {0x0112: orientation}}
     encoded = encode(ramp(), image_format, lossless=True, **options)
-    picture = image_decoding.load(encoded)
+    picture = image_decoding.prepare(encoded)
     a = ramp()
     shown = [a, a[:, ::-1], a[::-1, ::-1], a[::-1], a.swapaxes(0, 1)]
     turned = [np.rot90(a, -1), np.rot90(a, 2).swapaxes(0, 1), np.rot90(a)]
@@ -198,7 +201,9 @@ def test_picture_is_turned_as_viewers_show_it(image_format, orientation):
 
 
 def test_turned_jpeg_stays_a_jpeg_without_orientation():
-    picture = image_decoding.load(encode(ramp(), "JPEG", quality=95, exif=oriented(6)))
+    picture = image_decoding.prepare(
+        encode(ramp(), "JPEG", quality=95, exif=oriented(6))
+    )
     stored = PIL.Image.open(io.BytesIO(picture.encoded))
     assert (picture.image_format, stored.format, stored.size) == (
         ("jpeg", "JPEG", (24, 30))
@@ -210,15 +215,15 @@ def test_turned_jpeg_stays_a_jpeg_without_orientation():
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_orientation_that_does_not_exist_is_upright(orientation):
     encoded = encode(ramp(), "JPEG", exif=oriented(orientation))
-    assert image_decoding.load(encoded).encoded == encoded
+    assert image_decoding.prepare(encoded).encoded == encoded
 
 
 @pytest.mark.parametrize("orientation", SWAPPING)
 def test_boxes_turn_with_the_pixels(orientation):
     stored = np.zeros([24, 30, 3], np.uint8)
     stored[3:10, 5:21] = 255
-    picture = image_decoding.load(encode(stored, exif=oriented(orientation)))
-    left, top, width, height = image_decoding.turn_box((5, 3, 16, 7), picture)
+    picture = image_decoding.prepare(encode(stored, exif=oriented(orientation)))
+    left, top, width, height = image_decoding.rotate_box((5, 3, 16, 7), picture)
     expected = np.zeros([30, 24, 3], int)
     expected[top : top + height, left : left + width] = 255
     np.testing.assert_array_equal(decode(picture), expected)
@@ -237,7 +242,7 @@ def bmp_header(side):
     return bytes(encoded)
 
 
-@pytest.mark.parametrize("read", [image_decoding.load, image_decoding.pixels])
+@pytest.mark.parametrize("read", [image_decoding.prepare, image_decoding.decode])
 @pytest.mark.parametrize(
     ("encoded", "side"),
     [
@@ -256,7 +261,7 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read
     assert grown < 50_000  # KiB; the pixels would take 12 GB and more.
 
 
-@pytest.mark.parametrize("read", [image_decoding.load, image_decoding.pixels])
+@pytest.mark.parametrize("read", [image_decoding.prepare, image_decoding.decode])
 @pytest.mark.parametrize(
     ("encoded", "what"),
     [

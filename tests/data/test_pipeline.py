@@ -165,7 +165,7 @@ def test_without_augmentation_training_sees_what_evaluation_sees(data_dir):
             seen[image_id] = (features.images[i].numpy(), labels.boxes_yxyx[i].numpy())
     serialized = tf.constant(record(4))
     features, labels = examples.load_example(
-        serialized, CATEGORIES, examples.Canvas((32, 40), 3)
+        serialized, CATEGORIES, examples.OutputSpec((32, 40), 3)
     )
     np.testing.assert_array_equal(seen[4][0], features.images)
     np.testing.assert_array_equal(seen[4][1], labels.boxes_yxyx)

@@ -28,7 +28,7 @@ def test_no_directory_is_a_pattern(tmp_path, name):
     assert record_files.find(str(tmp_path / name), "train") == [path]
     (tmp_path / name / "train-00000-of-00001.tfrecord.state").write_text("{}")
     (tmp_path / "run1" / "train-00000-of-00001.tfrecord.state").write_text("{}")
-    shard_progress.forget(str(tmp_path / name), "train")
+    shard_progress.clear(str(tmp_path / name), "train")
     assert len(list((tmp_path / name).iterdir())) == 1
     assert len(list((tmp_path / "run1").iterdir())) == 2
 

@@ -7,7 +7,10 @@ import tensorflow as tf
 from retinanet_tpu.data import record_files, record_order
 
 NUM_RECORDS, NUM_CLASSES = 2000, 10  # Sorted by class: number // 200.
-READERS = {"here": record_order.one_by_one, "service": record_order.file_by_file}
+READERS = {
+    "here": record_order.read_records_in_order,
+    "service": record_order.read_records_for_data_service,
+}
 
 
 def write(folder, records_of_files):
@@ -26,9 +29,9 @@ def write_in_turn(folder, num_files):
     return write(folder, [range(i, NUM_RECORDS, num_files) for i in range(num_files)])
 
 
-def read(files, count, *, read_fn=record_order.one_by_one, **order):
+def read(files, count, *, read_fn=record_order.read_records_in_order, **order):
     """Returns the numbers of the first records that a host sees."""
-    order = record_order.Order(**order)
+    order = record_order.ReadOptions(**order)
     shares = record_order.files_of_host(files, "train", order.shard)
     records = read_fn(shares, order).map(
         lambda _, record: tf.strings.to_number(record, tf.int64)
@@ -95,10 +98,12 @@ def test_each_place_of_a_service_is_one_whole_share_of_a_file(tmp_path, num_host
     whole = {frozenset(range(10 * i, 10 * i + 6)) for i in range(7)}
     seen = set()
     for host in range(num_hosts):
-        order = record_order.Order(shard=(host, num_hosts))
+        order = record_order.ReadOptions(shard=(host, num_hosts))
         shares = record_order.files_of_host(files, "train", order.shard)
         groups = {}
-        for number, record in record_order.file_by_file(shares, order).take(200):
+        for number, record in record_order.read_records_for_data_service(
+            shares, order
+        ).take(200):
             groups.setdefault(int(number) >> 32, []).append(int(record.numpy()))
         epoch = [groups[place] for place in sorted(groups)[: len(shares)]]
         seen |= {frozenset(group) for group in epoch if len(group) == 6}

@@ -73,8 +73,8 @@ def test_position_reaches_both_ends_of_the_picture():
 
 def test_partly_decoded_jpeg_equals_decode_then_crop():
     file = encoded(smooth_picture(), "JPEG", quality=95)
-    window = transforms.Window(*map(tf.constant, ([31, 57], [80, 101], [80, 101])))
-    picture, size, _ = transforms.load_window(tf.constant(file), lambda _: window)
+    window = transforms.CropWindow(*map(tf.constant, ([31, 57], [80, 101], [80, 101])))
+    picture, size, _ = transforms.decode_and_resize(tf.constant(file), lambda _: window)
     whole = tf.io.decode_jpeg(file, channels=3)[31:111, 57:158].numpy()
     np.testing.assert_array_equal(size, [150, 220])
     # Colour is stored at half resolution: its interpolation differs at the cut.
@@ -84,7 +84,7 @@ def test_partly_decoded_jpeg_equals_decode_then_crop():
 
 def load(file, scale=1.0, position=(0.0, 0.0)):
     """Returns the image on CANVAS, the size of the original, and the window."""
-    return transforms.load_window(
+    return transforms.decode_and_resize(
         tf.constant(file),
         lambda size: transforms.crop_window(
             size, CANVAS, scale=scale, position=tf.constant(position)
@@ -102,7 +102,7 @@ def test_images_of_less_than_twice_the_canvas_are_only_resized(size, image_forma
     wanted = tf.image.resize(tf.cast(decoded, tf.float32), window.resized)
     np.testing.assert_array_equal(picture, tf.round(wanted))
     boxed, _ = transforms.letterbox(decoded, CANVAS)
-    np.testing.assert_array_equal(boxed, transforms.paste(picture, CANVAS))
+    np.testing.assert_array_equal(boxed, transforms.pad_to_size(picture, CANVAS))
 
 
 LARGE = [(192, 256), (400, 530), (777, 1025), (1029, 400), (1100, 1531)]
@@ -136,7 +136,7 @@ def test_formats_and_decoded_images_agree_about_large_images(size, scale):
     assert abs(error).max() <= 6 and np.sqrt((error**2).mean()) < 1.5
     if scale == 1:
         boxed, scales = transforms.letterbox(pixels, CANVAS)
-        np.testing.assert_array_equal(boxed, transforms.paste(png, CANVAS))
+        np.testing.assert_array_equal(boxed, transforms.pad_to_size(png, CANVAS))
         np.testing.assert_array_equal(scales, window.scales)
         batch, _ = transforms.letterbox(np.stack([pixels, pixels[::-1]]), CANVAS)
         np.testing.assert_array_equal(batch[0], boxed)
@@ -155,7 +155,7 @@ def test_boxes_of_large_images_end_where_their_objects_end(size, image_format):
         file = encoded(pixels, image_format, quality=95)
         picture, _, window = load(file, scale, position)
         box = tf.constant([[top, left, bottom, right]], tf.float32)
-        (moved,) = transforms.move_boxes(box, window).numpy()
+        (moved,) = transforms.transform_boxes(box, window).numpy()
         # Half-covered pixels at the edges count half.
         light = picture.numpy().mean(axis=-1) / 255
         seen = [light.max(axis=1).sum(), light.max(axis=0).sum()]
@@ -167,9 +167,9 @@ def test_boxes_of_large_images_end_where_their_objects_end(size, image_format):
 
 def test_resizing_is_bilinear_about_pixel_centres():
     pixels = smooth_picture(12, 15)
-    window = transforms.Window(*map(tf.constant, ([0, 0], [12, 15], [24, 30])))
+    window = transforms.CropWindow(*map(tf.constant, ([0, 0], [12, 15], [24, 30])))
     file = tf.constant(encoded(pixels, "PNG"))
-    picture, _, _ = transforms.load_window(file, lambda _: window)
+    picture, _, _ = transforms.decode_and_resize(file, lambda _: window)
     padded = np.pad(pixels.astype(np.float64), [(1, 1), (1, 1), (0, 0)], mode="edge")
 
     def sample(y, x):  # at continuous coordinates, pixel (0, 0) centred at (.5, .5)
@@ -188,9 +188,9 @@ def test_resizing_is_bilinear_about_pixel_centres():
 @pytest.mark.parametrize("resized", [[96, 128], [50, 97], [12, 15], [5, 4]])
 def test_resizing_gives_what_tensorflow_makes_of_uint8(resized):
     pixels = np.random.default_rng(2).integers(0, 256, [12, 15, 3], np.uint8)
-    window = transforms.Window(*map(tf.constant, ([0, 0], [12, 15], resized)))
+    window = transforms.CropWindow(*map(tf.constant, ([0, 0], [12, 15], resized)))
     file = tf.constant(encoded(pixels, "PNG"))
-    picture, _, _ = transforms.load_window(file, lambda _: window)
+    picture, _, _ = transforms.decode_and_resize(file, lambda _: window)
     wanted = tf.image.resize(pixels, resized).numpy().round()
     np.testing.assert_array_equal(picture, wanted)
 
@@ -215,7 +215,7 @@ def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format, ratio):
     colour = PIL.Image.new("RGB", size, (255, 0, 255)).convert(mode)
     stream = io.BytesIO()
     colour.save(stream, image_format)
-    picture, size, window = transforms.load_window(
+    picture, size, window = transforms.decode_and_resize(
         tf.constant(stream.getvalue()), lambda s: transforms.crop_window(s, (30, 40))
     )
     assert window.ratio == ratio
@@ -226,9 +226,9 @@ def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format, ratio):
 
 
 def test_boxes_move_with_the_window():
-    window = transforms.Window(*map(tf.constant, ([10, 20], [50, 100], [100, 50])))
+    window = transforms.CropWindow(*map(tf.constant, ([10, 20], [50, 100], [100, 50])))
     boxes = tf.constant([[15.0, 40.0, 30.0, 80.0], [0.0, 0.0, 500.0, 500.0]])
-    moved = transforms.move_boxes(boxes, window)
+    moved = transforms.transform_boxes(boxes, window)
     np.testing.assert_allclose(moved, [[10, 10, 40, 30], [0, 0, 100, 50]])
 
 
@@ -252,7 +252,7 @@ def recoloured(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
     rgb = pixels.astype(np.float64)
     grey = (rgb @ [0.299, 0.587, 0.114])[..., None]
     rgb = grey + saturation * (rgb - grey)
-    middle = np.array(transforms.MEAN_COLOUR)
+    middle = np.array(transforms.MEAN_COLOR)
     rgb = brightness * (middle + contrast * (rgb - middle))
     return np.clip(np.round(rgb), 0, 255)
 
@@ -262,7 +262,7 @@ def recoloured(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
 )
 def test_recolour_changes_light_as_its_three_factors_say(factors):
     pixels = smooth_picture(20, 30)
-    found = transforms.recolour(pixels, *map(tf.constant, np.float32(factors)))
+    found = transforms.color_jitter(pixels, *map(tf.constant, np.float32(factors)))
     assert found.dtype == tf.uint8
     difference = found.numpy() - recoloured(pixels, *factors)
     # Of float32 and float64 one may round a half up.
@@ -273,15 +273,17 @@ def test_slivers_are_not_visible():
     boxes = tf.constant(
         [[0.0, 0.0, 9.0, 0.5], [3.0, 3.0, 3.0, 8.0], [0.0, 0.0, 1.0, 1.0]]
     )
-    np.testing.assert_array_equal(transforms.visible(boxes), [False, False, True])
+    np.testing.assert_array_equal(transforms.is_nonempty(boxes), [False, False, True])
 
 
 def test_the_largest_boxes_stay_in_their_order():
     sides = tf.constant([3.0, 9.0, 1.0, 5.0])
     boxes = tf.stack([tf.zeros(4), tf.zeros(4), sides, sides], axis=-1)
-    np.testing.assert_array_equal(transforms.largest(boxes, 2), [1, 3])
-    np.testing.assert_array_equal(transforms.largest(boxes, 9), [0, 1, 2, 3])
-    assert transforms.largest(tf.zeros([0, 4]), 9).shape == (0,)
+    np.testing.assert_array_equal(transforms.largest_box_indices(boxes, 2), [1, 3])
+    np.testing.assert_array_equal(
+        transforms.largest_box_indices(boxes, 9), [0, 1, 2, 3]
+    )
+    assert transforms.largest_box_indices(tf.zeros([0, 4]), 9).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_the_largest_boxes_stay_in_their_order():
 )
 def test_paste_puts_the_picture_top_left_of_the_mean_colour(height, width):
     picture = tf.constant(smooth_picture(height, width))
-    canvas = transforms.paste(picture, (8, 9)).numpy()
+    canvas = transforms.pad_to_size(picture, (8, 9)).numpy()
     np.testing.assert_array_equal(canvas[:height, :width], picture)
-    canvas[:height, :width] = transforms.MEAN_COLOUR
-    assert (canvas == transforms.MEAN_COLOUR).all()
+    canvas[:height, :width] = transforms.MEAN_COLOR
+    assert (canvas == transforms.MEAN_COLOR).all()

@@ -90,7 +90,7 @@ def test_a_checkpoint_deleted_before_it_is_read_is_skipped(world, monkeypatch, c
 
 def test_a_checkpoint_is_held_while_it_is_scored_and_no_longer(world):
     held = []
-    book = leases.LeaseBook(world.model_dir, 60)
+    book = leases.LeaseTable(world.model_dir, 60)
 
     def input_fn(params):
         held.append(book.held_steps())
@@ -119,10 +119,12 @@ def test_the_trainer_does_not_delete_what_is_being_scored(world):
 
 def test_what_another_sidecar_scores_is_left_to_it(world):
     paths = [save(world.model_dir, step) for step in (10, 20)]
-    with leases.hold(world.model_dir, paths[1], "eval"):
+    with leases.lease_checkpoint(world.model_dir, paths[1], "eval"):
         assert world.sidecar().run(is_once=True) == []
         assert world.sidecar(policy="all").run(is_once=True) == [10]
-    with leases.hold(world.model_dir, paths[1]):  # A reader of another kind.
+    with leases.lease_checkpoint(
+        world.model_dir, paths[1]
+    ):  # A reader of another kind.
         assert world.sidecar().run(is_once=True) == [20]
 
 
@@ -139,21 +141,21 @@ def test_what_a_dead_sidecar_was_at_is_scored_by_the_next(world):
 
 def test_what_the_trainer_is_about_to_delete_is_left_alone(world):
     paths = [save(world.model_dir, step) for step in (10, 20)]
-    with leases.hold(world.model_dir, paths[0], "delete"):
+    with leases.lease_checkpoint(world.model_dir, paths[0], "delete"):
         assert world.sidecar(policy="all").run(is_once=True) == [20]
 
 
 def test_two_that_begin_at_once_do_not_both_score(world, monkeypatch):
     path = save(world.model_dir, 10)
-    hold = leases.hold
+    hold = leases.lease_checkpoint
     rival = hold(world.model_dir, path, "eval")
 
     def hold_second(*args):
-        monkeypatch.setattr(leases, "hold", hold)
+        monkeypatch.setattr(leases, "lease_checkpoint", hold)
         rival.__enter__()  # After this one looked, before it took its own.
         return hold(*args)
 
-    monkeypatch.setattr(leases, "hold", hold_second)
+    monkeypatch.setattr(leases, "lease_checkpoint", hold_second)
     world.then(lambda: rival.__exit__(None, None, None))
     assert world.sidecar().run(is_once=True) == [10]
 

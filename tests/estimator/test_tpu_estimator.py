@@ -137,7 +137,7 @@ def test_averages_are_evaluated_where_there_are_any(tmp_path):
         def __init__(self, network):
             super().__init__(network)
             for v in network.variables:
-                name = f"averages/{replicas.path(v)}"
+                name = f"averages/{replicas.variable_path(v)}"
                 self.variables[name] = tf.Variable(tf.zeros(v.shape))
 
     runner = linear.make_estimator(tmp_path, update_fn=Averaged)

@@ -84,7 +84,7 @@ def test_losses_with_progress_between_them_do_not_add_up(tmp_path):
 
 def test_a_preempted_run_says_so_and_finishes_when_started_again(tmp_path):
     reasons = iter([None, None, "signal SIGTERM"])
-    with pytest.raises(preemption.Interrupted, match="SIGTERM"):
+    with pytest.raises(preemption.Preempted, match="SIGTERM"):
         run(make_runner(tmp_path), stop_reason=lambda: next(reasons))
     assert run_state.read(str(tmp_path))[:2] == ("preempted", 8)
     run(make_runner(tmp_path))
@@ -139,7 +139,7 @@ def test_a_score_that_was_interrupted_is_made_up_for(tmp_path):
         return linear.eval_input_fn(params)
 
     eval_spec = spec.EvalSpec(eval_input_fn, every_steps=10)
-    with pytest.raises(preemption.Interrupted):
+    with pytest.raises(preemption.Preempted):
         run(
             make_runner(tmp_path),
             eval_spec=eval_spec,

@@ -51,7 +51,7 @@ def assert_same(path, other):
 
 def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
     runner = linear.make_estimator(tmp_path / "a")
-    with pytest.raises(preemption.Interrupted) as stop:
+    with pytest.raises(preemption.Preempted) as stop:
         runner.train(linear.train_input_fn, 23, stop_reason=reason_at(4, loops))
     assert stop.value.step == 4
     assert checkpoints.steps(str(tmp_path / "a")) == [4]
@@ -62,7 +62,7 @@ def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
 
 def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
     runner = linear.make_estimator(tmp_path)
-    with pytest.raises(preemption.Interrupted, match="step 0"):
+    with pytest.raises(preemption.Preempted, match="step 0"):
         runner.train(linear.train_input_fn, 23, stop_reason=lambda: "enough")
     assert checkpoints.steps(str(tmp_path)) == []
 
@@ -70,7 +70,7 @@ def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
 def test_what_is_saved_already_is_not_saved_again(tmp_path, loops):
     saved = []
     runner = linear.make_estimator(tmp_path)
-    with pytest.raises(preemption.Interrupted, match="step 10"):
+    with pytest.raises(preemption.Preempted, match="step 10"):
         runner.train(
             linear.train_input_fn,
             23,
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
         def listen(path, step):
             seen[step] = checkpoints.steps(str(tmp_path))
             if step == 10:
-                reader.enter_context(leases.hold(str(tmp_path), path))
+                reader.enter_context(leases.lease_checkpoint(str(tmp_path), path))
             if step == 30:
                 reader.close()
 

@@ -110,7 +110,7 @@ def test_what_was_trained_before_the_data_stall_is_saved(
     more["save_checkpoints_steps"] = 30
     input_fn = Stalling(linear.train_input_fn, num_steps * num_replicas, blocked)
     runner = linear.make_estimator(tmp_path / "a", **more)
-    with pytest.raises(preemption.Interrupted, match="enough") as stop:
+    with pytest.raises(preemption.Preempted, match="enough") as stop:
         runner.train(input_fn, 30, stop_reason=input_fn.stop_reason)
     assert stop.value.step == num_steps
     assert ("nothing is saved" in str(stop.value)) == (num_steps == 0)
@@ -137,7 +137,7 @@ def test_a_slow_step_is_not_a_stall(tmp_path, blocked):
         return linear.model_fn(features + zero, labels, mode, network)
 
     runner = linear.make_estimator(tmp_path, fn=model_fn, iterations_per_loop=2)
-    with pytest.raises(preemption.Interrupted):
+    with pytest.raises(preemption.Preempted):
         runner.train(
             linear.train_input_fn,
             10,
@@ -158,7 +158,7 @@ def test_a_stop_that_cannot_be_saved_is_still_a_stop(tmp_path, monkeypatch, capl
     runner.train(linear.train_input_fn, 10)
     monkeypatch.setattr(summaries.LoopWriter, "report_loop", report_loop)
     monkeypatch.setattr(checkpoints, "save", full_disk)
-    with pytest.raises(preemption.Interrupted) as stop:
+    with pytest.raises(preemption.Preempted) as stop:
         runner.train(
             linear.train_input_fn,
             20,
@@ -173,7 +173,7 @@ def test_a_stop_that_cannot_be_saved_is_still_a_stop(tmp_path, monkeypatch, capl
 def test_an_evaluation_whose_data_stall_is_interrupted(tmp_path, blocked):
     linear.make_estimator(tmp_path).train(linear.train_input_fn, 10)
     input_fn = Stalling(linear.eval_input_fn, 2, blocked)
-    with pytest.raises(preemption.Interrupted, match="step 10, which is saved"):
+    with pytest.raises(preemption.Preempted, match="step 10, which is saved"):
         linear.make_estimator(tmp_path).evaluate(
             input_fn, stop_reason=input_fn.stop_reason
         )

@@ -72,13 +72,13 @@ def write(kind, folder, pictures=PICTURES, names=NAMES):
 
 def pictures_in(folder):
     """Returns the images of a folder as readers take them."""
-    return files.Pictures(str(folder), files.list_pictures(str(folder)))
+    return files.ImageFolder(str(folder), files.list_images(str(folder)))
 
 
 def read(kind, path, images_dir):
     """Reads annotations as retinanet-tpu convert does."""
-    names = files.list_pictures(str(images_dir))
-    pictures = files.Pictures(str(images_dir), names)
+    names = files.list_images(str(images_dir))
+    pictures = files.ImageFolder(str(images_dir), names)
     flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
         classes = str(pathlib.Path(path).parent / "class-descriptions.csv")

@@ -16,7 +16,7 @@ CATEGORIES = category_map.Categories(
 )
 
 
-def make(*bindings: str, seed: int = 0) -> serving_fn.Server:
+def make(*bindings: str, seed: int = 0) -> serving_fn.ServingModule:
     """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
     run = toy_data.experiment(None, "no_data", *settings)
@@ -29,7 +29,7 @@ def make(*bindings: str, seed: int = 0) -> serving_fn.Server:
         elif "/logits/kernel" in variable.name or "/deltas/kernel" in variable.name:
             spread = 0.3 if "logits" in variable.name else 0.03
             variable.assign(rng.normal(0, spread, variable.shape))
-    return serving_fn.Server(network, params)
+    return serving_fn.ServingModule(network, params)
 
 
 def pictures(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:

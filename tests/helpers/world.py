@@ -81,7 +81,7 @@ def scored(world):
 def run_trainer(world, stop_reason=lambda: None, **settings):
     runner = linear.make_estimator(world.model_dir, **settings)
     train_spec = spec.TrainSpec(linear.train_input_fn, 30)
-    with contextlib.suppress(preemption.Interrupted):
+    with contextlib.suppress(preemption.Preempted):
         train_and_evaluate.train_and_evaluate(
             runner, train_spec, None, stop_reason=stop_reason
         )
@@ -100,6 +100,6 @@ class Exporter:
             raise self.errors.pop()
         step = checkpoints.step_of(path)
         assert base_dir == f"{estimator.model_dir}/export/noted"
-        assert step in leases.LeaseBook(estimator.model_dir).held_steps()
+        assert step in leases.LeaseTable(estimator.model_dir).held_steps()
         assert results["global_step"] == step
         self.exported.append((step, is_final))

@@ -24,7 +24,7 @@ def sides(boxes):
 
 def test_whole_pictures_have_the_boxes_that_evaluation_shows(data_dir):
     split = dataset_stats.read(data_dir, "val", CATEGORIES)
-    shown = anchor_recall.shown_boxes(split, examples.Canvas(IMAGE_SIZE, 8))
+    shown = anchor_recall.augment_boxes(split, examples.OutputSpec(IMAGE_SIZE, 8))
     batches = pipeline.make_eval_dataset(
         data_dir,
         "val",
@@ -43,9 +43,9 @@ def test_whole_pictures_have_the_boxes_that_evaluation_shows(data_dir):
 
 def test_jitter_shows_what_training_shows(data_dir):
     split = dataset_stats.read(data_dir, "train", CATEGORIES)
-    canvas = examples.Canvas(IMAGE_SIZE, 2)
+    canvas = examples.OutputSpec(IMAGE_SIZE, 2)
     jitter = examples.Augmentation(scale_jitter=(0.5, 2.0), flip=False)
-    shown = anchor_recall.shown_boxes(
+    shown = anchor_recall.augment_boxes(
         split, canvas, augmentation=jitter, passes=40, seed=1
     )
     dataset = pipeline.make_train_dataset(
@@ -73,8 +73,8 @@ def test_jitter_shows_what_training_shows(data_dir):
 def test_crowds_and_what_has_no_room_are_left_out(data_dir):
     split = dataset_stats.read(data_dir, "train", CATEGORIES)
     is_crowd = split.images == 0
-    shown = anchor_recall.shown_boxes(
-        split._replace(is_crowd=is_crowd), examples.Canvas(IMAGE_SIZE, 1)
+    shown = anchor_recall.augment_boxes(
+        split._replace(is_crowd=is_crowd), examples.OutputSpec(IMAGE_SIZE, 1)
     )
     assert len(shown.places) == toy_data.NUM_TRAIN - 1
     assert not is_crowd[shown.places].any()
@@ -82,14 +82,14 @@ def test_crowds_and_what_has_no_room_are_left_out(data_dir):
 
 def test_sizes_are_those_of_the_picture_as_annotated(data_dir):
     split = dataset_stats.read(data_dir, "train", CATEGORIES)
-    shown = anchor_recall.shown_boxes(split, examples.Canvas((512, 512), 8))
+    shown = anchor_recall.augment_boxes(split, examples.OutputSpec((512, 512), 8))
     ious = np.linspace(0, 1, len(shown.places))
     found = anchor_recall.by_size(ious, shown, split)
     areas = split.sides.prod(axis=-1)[shown.places]
-    assert found["small"] == anchor_search.reach(ious[areas < 32**2])
-    assert found["medium"] == anchor_search.reach(ious[areas >= 32**2])
+    assert found["small"] == anchor_search.coverage(ious[areas < 32**2])
+    assert found["medium"] == anchor_search.coverage(ious[areas >= 32**2])
     assert found["large"].num_boxes == 0 < found["medium"].num_boxes
-    assert found["all"] == anchor_search.reach(ious)
+    assert found["all"] == anchor_search.coverage(ious)
 
 
 def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
@@ -103,7 +103,7 @@ def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
         tf.zeros([2, 4], tf.bool),
         tf.constant([2, 0]),
     )
-    first, empty = anchor_recall.assigned(labels, params)
+    first, empty = anchor_recall.assigned_anchors(labels, params)
     grid = np.concatenate(params["anchors"].boxes_cyxhw(params["image_size"]))
     ious = box_ops.iou(box_ops.cyxhw_to_yxyx(grid), boxes[0, :2]).numpy()
     is_positive = (ious.max(axis=-1) >= 0.5) | (ious == ious.max(axis=0)).any(axis=-1)

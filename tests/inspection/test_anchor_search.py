@@ -45,9 +45,9 @@ def test_a_box_without_area_reaches_nothing():
 
 
 def test_reach_counts_from_a_half_on():
-    found = anchor_search.reach(np.array([0.2, 0.5, 0.8, 0.9]))
+    found = anchor_search.coverage(np.array([0.2, 0.5, 0.8, 0.9]))
     assert found == pytest.approx((4, 0.75, 0.6))
-    assert anchor_search.reach(np.zeros([0])) == (0, 0.0, 0.0)
+    assert anchor_search.coverage(np.zeros([0])) == (0, 0.0, 0.0)
 
 
 def test_k_means_finds_heaps():
@@ -64,7 +64,7 @@ def test_known_anchors_are_recovered_from_boxes_of_their_shapes():
     found = anchor_search.fit(boxes, start, IMAGE_SIZE)
     np.testing.assert_allclose(found.aspect_ratios, known.aspect_ratios, rtol=0.15)
     reached, ideal, before = (
-        anchor_search.reach(anchor_search.best_iou(boxes, a, IMAGE_SIZE))
+        anchor_search.coverage(anchor_search.best_iou(boxes, a, IMAGE_SIZE))
         for a in (found, known, start)
     )
     assert reached.mean_iou > ideal.mean_iou - 0.01 > before.mean_iou + 0.1
@@ -83,10 +83,15 @@ def test_what_is_found_is_never_worse(seed):
     before, after = (
         anchor_search.best_iou(boxes, a, IMAGE_SIZE) for a in (start, found)
     )
-    assert anchor_search.reach(after).recall >= anchor_search.reach(before).recall
-    assert anchor_search.reach(after).mean_iou >= anchor_search.reach(before).mean_iou
+    assert anchor_search.coverage(after).recall >= anchor_search.coverage(before).recall
+    assert (
+        anchor_search.coverage(after).mean_iou
+        >= anchor_search.coverage(before).mean_iou
+    )
     for group in (0, 1):
-        then, now = (anchor_search.reach(i[groups == group]) for i in (before, after))
+        then, now = (
+            anchor_search.coverage(i[groups == group]) for i in (before, after)
+        )
         assert now.recall + now.mean_iou >= then.recall + then.mean_iou
 
 

@@ -33,10 +33,10 @@ def severities(found):
 
 
 def test_sound_data_only_say_which_images_are_empty():
-    found = data_issues.split_findings(split(), CATEGORIES)
+    found = data_issues.split_issues(split(), CATEGORIES)
     assert severities(found) == [NOTE] and "1 of 3 images" in found[0].text
-    assert not data_issues.label_map_findings(split(), CATEGORIES, 2)
-    assert not data_issues.pair_findings(split(), split("val"), CATEGORIES)
+    assert not data_issues.label_map_issues(split(), CATEGORIES, 2)
+    assert not data_issues.pair_issues(split(), split("val"), CATEGORIES)
 
 
 def test_no_images_and_no_boxes_are_errors():
@@ -47,9 +47,9 @@ def test_no_images_and_no_boxes_are_errors():
             if f != "name"
         }
     )
-    assert severities(data_issues.split_findings(nothing, CATEGORIES)) == [ERROR]
+    assert severities(data_issues.split_issues(nothing, CATEGORIES)) == [ERROR]
     crowds = split(is_crowd=np.array([True, True]))
-    found = data_issues.split_findings(crowds, CATEGORIES)
+    found = data_issues.split_issues(crowds, CATEGORIES)
     assert severities(found) == [ERROR, NOTE] and "no box" in found[0].text
 
 
@@ -62,7 +62,7 @@ def test_no_images_and_no_boxes_are_errors():
     ],
 )
 def test_what_is_wrong_with_a_split_is_told(changes, severity, told):
-    found = data_issues.split_findings(split(**changes), CATEGORIES)
+    found = data_issues.split_issues(split(**changes), CATEGORIES)
     first = next(f for f in found if f.severity != NOTE)
     assert first.severity == severity
     assert re.search(told, first.text)
@@ -72,29 +72,29 @@ def test_some_boxes_outside_are_a_warning_and_all_an_error():
     boxes = split().boxes_yxyx
     right = np.array([[0, 1, 0, 1], [0, 0, 0, 0]])
     over = split(boxes_yxyx=boxes + 60 * right)
-    found = data_issues.box_findings(over, CATEGORIES)
+    found = data_issues.box_issues(over, CATEGORIES)
     assert severities(found) == [WARNING] and "reach over the edge" in found[0].text
     assert "a.jpg" in found[0].text
-    lost = data_issues.box_findings(split(boxes_yxyx=boxes + 200 * right), CATEGORIES)
+    lost = data_issues.box_issues(split(boxes_yxyx=boxes + 200 * right), CATEGORIES)
     assert severities(lost) == [WARNING] and "no pixel" in lost[0].text
-    all_lost = data_issues.box_findings(split(boxes_yxyx=boxes + 200), CATEGORIES)
+    all_lost = data_issues.box_issues(split(boxes_yxyx=boxes + 200), CATEGORIES)
     assert severities(all_lost) == [ERROR]
 
 
 def test_classes_and_network_must_have_the_same_number():
-    found = data_issues.label_map_findings(split(), CATEGORIES, 91)
+    found = data_issues.label_map_issues(split(), CATEGORIES, 91)
     assert severities(found) == [ERROR] and "NUM_CLASSES = 2" in found[0].text
 
 
 def test_a_class_without_boxes_to_train_on_is_named():
     only_red = split(category_ids=np.array([3, 3]))
-    found = data_issues.label_map_findings(only_red, CATEGORIES)
+    found = data_issues.label_map_issues(only_red, CATEGORIES)
     assert severities(found) == [WARNING] and "blue" in found[0].text
 
 
 def test_splits_without_a_common_class_are_an_error():
     red, blue = (np.array([i, i]) for i in (3, 7))
-    found = data_issues.pair_findings(
+    found = data_issues.pair_issues(
         split(category_ids=red), split("val", category_ids=blue), CATEGORIES
     )
     assert severities(found) == [ERROR] and "class in common" in found[0].text
@@ -105,7 +105,7 @@ def test_pictures_in_both_splits_are_counted(num_shared, severity):
     train, val = split(), split("val")
     fingerprints = val.fingerprints.copy()
     fingerprints[:num_shared] = train.fingerprints[:num_shared]
-    found = data_issues.pair_findings(
+    found = data_issues.pair_issues(
         train, val._replace(fingerprints=fingerprints), CATEGORIES
     )
     assert severities(found) == [severity]
@@ -115,24 +115,24 @@ def test_pictures_in_both_splits_are_counted(num_shared, severity):
 def test_versions_of_one_image_in_both_splits_are_a_warning():
     train = split(file_names=("a_jpg.rf.1a.jpg", "b_jpg.rf.2b.jpg", "c.jpg"))
     val = split("val", file_names=("x/b_jpg.rf.9f.jpg", "c.jpg", "a.jpg"))
-    found = data_issues.pair_findings(train, val, CATEGORIES)
+    found = data_issues.pair_issues(train, val, CATEGORIES)
     assert severities(found) == [WARNING]
     assert "1 of 3 images of val are versions of images in train" in found[0].text
     assert "x/b_jpg.rf.9f.jpg" in found[0].text and "--val_fraction" in found[0].text
     same = val._replace(fingerprints=train.fingerprints[[1, 0, 2]])
-    found = data_issues.pair_findings(train, same, CATEGORIES)
+    found = data_issues.pair_issues(train, same, CATEGORIES)
     assert [f.text for f in found if "versions" in f.text] == []
 
 
 def test_scoring_on_what_is_trained_on_is_a_way_to_test():
-    found = data_issues.pair_findings(split(), split(), CATEGORIES)
+    found = data_issues.pair_issues(split(), split(), CATEGORIES)
     assert severities(found) == [WARNING]
 
 
 def test_records_must_be_those_of_the_annotation_file(tmp_path):
     path = tmp_path / "val.json"
     path.write_text('{"images": [{"id": 1}, {"id": 2}], "annotations": []}')
-    found = data_issues.annotation_findings(split("val"), str(path))
+    found = data_issues.annotation_file_issues(split("val"), str(path))
     assert severities(found) == [ERROR] and "[3]" in found[0].text
     path.write_text('{"images": [{"id": 1}, {"id": 2}, {"id": 3}], "annotations": []}')
-    assert not data_issues.annotation_findings(split("val"), str(path))
+    assert not data_issues.annotation_file_issues(split("val"), str(path))

@@ -158,11 +158,9 @@ def test_a_damaged_record_is_named(data_dir):
 
 def test_a_picture_is_recognized_by_name_size_and_boxes(sound):
     data_dir, truth = sound
-    found = dataset_stats.annotated_pictures(f"{data_dir}/train.json")
+    found = dataset_stats.annotated_images(f"{data_dir}/train.json")
     assert sorted(found.values()) == sorted(i["id"] for i in truth["images"])
-    assert not set(found) & set(
-        dataset_stats.annotated_pictures(f"{data_dir}/val.json")
-    )
+    assert not set(found) & set(dataset_stats.annotated_images(f"{data_dir}/val.json"))
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "JSON"), ('{"images": []}', "lacks")])

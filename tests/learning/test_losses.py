@@ -232,8 +232,8 @@ def test_target_of_exactly_zero_counts():
 
 
 def test_one_replica_is_normalized_by_its_own_positives():
-    assert losses.normalizer(tf.constant(12.0)).numpy() == 12
-    assert losses.normalizer(tf.constant(0.0)).numpy() == 1
+    assert losses.loss_normalizer(tf.constant(12.0)).numpy() == 12
+    assert losses.loss_normalizer(tf.constant(0.0)).numpy() == 1
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_replicas_share_the_mean_and_count_one_positive_at_least(counts, expecte
 
     @tf.function
     def run(values):
-        return strategy.run(losses.normalizer, args=(values,))
+        return strategy.run(losses.loss_normalizer, args=(values,))
 
     values = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(

@@ -34,7 +34,7 @@ def test_untrained_heads_give_every_class_the_prior(prior):
 
 
 def test_levels_share_convolutions_but_not_normalisations():
-    paths = {replicas.path(v) for v in _heads().trainable_variables}
+    paths = {replicas.variable_path(v) for v in _heads().trainable_variables}
     for tower, last in (("class", "logits"), ("box", "deltas")):
         mine = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}
         norms = {f"norm{i}_level{level}" for i in (1, 2) for level in (3, 4)}

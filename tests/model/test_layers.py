@@ -208,9 +208,9 @@ def _frozen_paths(patterns):
         modules = _pair("stage2") + _pair("stage20")
     variables = [v for module in modules for v in module.variables]
     return {
-        replicas.path(v)
+        replicas.variable_path(v)
         for v in variables
-        if not v.trainable and "moving" not in replicas.path(v)
+        if not v.trainable and "moving" not in replicas.variable_path(v)
     }
 
 
@@ -261,5 +261,7 @@ def test_freezing_holds_under_a_strategy():
     strategy = _two_replicas()
     with strategy.scope(), layers.frozen(["norm/gamma"]):
         norm = _norm()
-    assert [replicas.path(v) for v in norm.trainable_variables] == ["norm/beta"]
+    assert [replicas.variable_path(v) for v in norm.trainable_variables] == [
+        "norm/beta"
+    ]
     assert len(norm.variables) == 4

@@ -129,7 +129,7 @@ def test_normalising_subtracts_the_mean_of_imagenet():
 
 
 def test_paths_are_unique_and_say_where_a_variable_is():
-    paths = [replicas.path(v) for v in _tiny().variables]
+    paths = [replicas.variable_path(v) for v in _tiny().variables]
     assert len(set(paths)) == len(paths)
     assert {
         "backbone/stem/conv/kernel",
@@ -147,7 +147,7 @@ def test_paths_are_unique_and_say_where_a_variable_is():
 def test_second_network_has_the_paths_and_weights_of_the_first():
     one, two = _tiny(seed=3), _tiny(seed=3)
     for a, b in zip(one.variables, two.variables, strict=True):
-        assert replicas.path(a) == replicas.path(b)
+        assert replicas.variable_path(a) == replicas.variable_path(b)
         np.testing.assert_array_equal(a, b)
 
 
@@ -181,7 +181,7 @@ def test_training_compiles_with_xla(compute_dtype):
     for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
         assert gradient.shape == variable.shape
         assert gradient.dtype == tf.float32
-        assert np.isfinite(gradient).all(), replicas.path(variable)
+        assert np.isfinite(gradient).all(), replicas.variable_path(variable)
     assert not np.allclose(network.heads.class_tower.norms[0][0].moving_mean, 0)
 
 
@@ -198,7 +198,7 @@ def test_training_stays_in_the_compute_dtype_and_inference_ends_in_float32(
 
 def test_frozen_stages_have_no_backward_pass():
     network = _tiny(frozen=STEM_AND_C2)
-    before = {replicas.path(v): v.numpy() for v in network.variables}
+    before = {replicas.variable_path(v): v.numpy() for v in network.variables}
     _, gradients = _gradients(network, _images(), jit_compile=False)
     graph = gradients.get_concrete_function(tf.constant(_images())).graph
     operations = [
@@ -211,12 +211,12 @@ def test_frozen_stages_have_no_backward_pass():
     assert operations.count("Conv2DBackpropFilter") == num_kernels
     assert "MaxPoolGrad" not in operations
     for variable in network.variables:
-        is_frozen = replicas.path(variable).startswith(STEM_AND_C2)
-        is_same = np.array_equal(variable, before[replicas.path(variable)])
+        is_frozen = replicas.variable_path(variable).startswith(STEM_AND_C2)
+        is_same = np.array_equal(variable, before[replicas.variable_path(variable)])
         if is_frozen:
             assert is_same
             assert not variable.trainable
-        elif "/moving_" in replicas.path(variable):
+        elif "/moving_" in replicas.variable_path(variable):
             assert not is_same
 
 
@@ -240,7 +240,7 @@ def test_two_replicas_predict_as_one_with_the_whole_batch():
 
 def test_everything_can_be_frozen_but_the_last_layers():
     network = _tiny(frozen=["backbone", "fpn", "heads/*conv*", "*/norm*"])
-    assert {replicas.path(v) for v in network.trainable_variables} == {
+    assert {replicas.variable_path(v) for v in network.trainable_variables} == {
         f"heads/{name}/{kind}"
         for name in ("class/logits", "box/deltas")
         for kind in ("kernel", "bias")

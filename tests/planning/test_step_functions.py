@@ -13,7 +13,7 @@ NUM_REPLICAS = 4
 def made():
     toy_data.parse("none", *toy_data.TWO_LEVELS)
     strategy = lower.AheadOfTimeStrategy(NUM_REPLICAS)
-    return step_functions.make(
+    return step_functions.build(
         configurables.make_experiment(None, strategy_fn=lambda: strategy)
     )
 

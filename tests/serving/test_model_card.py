@@ -1,9 +1,11 @@
 from retinanet_tpu.serving import model_card
 
 FORMS = {
-    "saved_model": model_card.Form("", "SavedModel", "4 of 4 agree"),
-    "tflite": model_card.Form("model.tflite", "TFLite", "3 of 3 agree"),
-    "tflite_int8": model_card.Form("model_int8.tflite", "TFLite int8", "2 of 3 agree"),
+    "saved_model": model_card.FormatEntry("", "SavedModel", "4 of 4 agree"),
+    "tflite": model_card.FormatEntry("model.tflite", "TFLite", "3 of 3 agree"),
+    "tflite_int8": model_card.FormatEntry(
+        "model_int8.tflite", "TFLite int8", "2 of 3 agree"
+    ),
 }
 
 

@@ -123,9 +123,9 @@ def test_without_an_evaluation_only_training_data_are_looked_at(data_dir):
 
 def test_sizes_that_are_reached_too_seldom_are_warned_of():
     reach_of = {
-        "small": anchor_search.Reach(10, 0.5, 0.4),
-        "large": anchor_search.Reach(0, 0.0, 0.0),
-        "all": anchor_search.Reach(200, 0.95, 0.7),
+        "small": anchor_search.Coverage(10, 0.5, 0.4),
+        "large": anchor_search.Coverage(0, 0.0, 0.0),
+        "all": anchor_search.Coverage(200, 0.95, 0.7),
     }
     (found,) = data_checks.anchor_findings(reach_of, "train")
     assert found.severity == data_issues.Severity.WARNING

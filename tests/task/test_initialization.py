@@ -38,13 +38,13 @@ def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
 
 def _start(run, model_dir, backbone_checkpoint):
     """Returns the state that a run begins with."""
-    source = initialization.source(None, str(backbone_checkpoint))
+    source = initialization.resolve_init(None, str(backbone_checkpoint))
     network_fn = functools.partial(run.network_fn, run.params)
     return train_loop.start(str(model_dir), network_fn, run.update_fn, source)
 
 
 def _values(state):
-    return {replicas.path(v): v.numpy() for v in state.network.variables}
+    return {replicas.variable_path(v): v.numpy() for v in state.network.variables}
 
 
 def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
@@ -54,7 +54,7 @@ def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
     backbone = foreign_resnets.make_backbone(TORCHVISION.name, depth=10, width=8)
     foreign_resnets.load(backbone, weights, TORCHVISION.name)
     for variable in backbone.variables:
-        path = replicas.path(variable)
+        path = replicas.variable_path(variable)
         if path.startswith(("backbone/stem", "backbone/stage2")):
             np.testing.assert_array_equal(trained[path], variable)
 
@@ -133,4 +133,4 @@ def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path
 def test_settings_of_pretrained_weights_go_with_every_run(name):
     files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
     gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
-    assert "Trainable parameters: 33,865,815" in train.dry_run_lines()
+    assert "Trainable parameters: 33,865,815" in train.summarize_run()

@@ -102,7 +102,7 @@ def assert_trained(momentum, path):
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
     variables, _ = plain
     for variable in network_and_params[0].variables:
-        path = replicas.path(variable)
+        path = replicas.variable_path(variable)
         if variable.trainable:  # Some moves are yet too small for float32.
             assert_trained(variables[f"slots/{path}/momentum"], path)
         else:
@@ -152,7 +152,7 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale(trained, network_and_pa
     assert variables["loss_scale/scale"] == 0.25e12
     assert scalars["gradient-norm"] == 0 and np.isfinite(scalars["total-loss"])
     for weight in network_and_params[0].trainable_variables:
-        path = replicas.path(weight)
+        path = replicas.variable_path(weight)
         np.testing.assert_array_equal(variables[f"weights/{path}"], weight.numpy())
         assert not variables[f"slots/{path}/momentum"].any()
 
@@ -195,7 +195,7 @@ def training_losses(batch, network, params):
 
 def num_positives(batch, params):
     targets = params["assign_fn"](batch[1], params["anchors"], params["image_size"])
-    return float(losses.normalizer(targets.num_positives))
+    return float(losses.loss_normalizer(targets.num_positives))
 
 
 def test_a_batch_loses_what_its_halves_lose(network_and_params):

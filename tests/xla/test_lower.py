@@ -21,7 +21,7 @@ def _text(fn, specs, num_replicas):
 
 
 def test_a_mean_over_replicas_is_a_collective_of_all_of_them():
-    text = _text(replicas.mean_over_replicas, [tf.TensorSpec([3])], 4)
+    text = _text(replicas.cross_replica_mean, [tf.TensorSpec([3])], 4)
     assert "all-reduce" in text and "{0,1,2,3}" in text
     assert "constant(4)" in text or "constant(0.25)" in text
 
@@ -30,7 +30,7 @@ def test_the_gradient_of_a_mean_is_a_mean():
     def fn(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = tf.reduce_sum(tf.square(replicas.mean_over_replicas(x)))
+            y = tf.reduce_sum(tf.square(replicas.cross_replica_mean(x)))
         return tape.gradient(y, x)
 
     assert _text(fn, [tf.TensorSpec([3])], 2).count("all-reduce(") == 2
@@ -92,7 +92,7 @@ def test_what_xla_cannot_do_is_named_with_our_line(fn, shapes, words):
 
 def test_an_operation_of_the_package_is_named_with_the_packages_line():
     program = lower.lower(
-        replicas.mean_over_replicas, [tf.TensorSpec([3])], lower.AheadOfTimeStrategy(2)
+        replicas.cross_replica_mean, [tf.TensorSpec([3])], lower.AheadOfTimeStrategy(2)
     )
     place, _, line = program.line_of("StopGradient").partition(":")
     assert place == "retinanet_tpu/replicas.py"

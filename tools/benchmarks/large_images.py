@@ -62,7 +62,7 @@ def contenders(canvas: tuple[int, int]) -> dict[str, tuple[str, Contender]]:
         return tf.image.resize(tf.cast(pixels, tf.float32), window.resized)
 
     def load(encoded: tf.Tensor) -> tf.Tensor:
-        return transforms.load_window(encoded, window_fn)[0]
+        return transforms.decode_and_resize(encoded, window_fn)[0]
 
     def letterbox(pixels: tf.Tensor) -> tf.Tensor:
         window = window_fn(tf.shape(pixels)[:2])

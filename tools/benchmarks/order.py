@@ -38,7 +38,10 @@ _BATCH = flags.DEFINE_integer(
     "images_per_batch", 64, "Images in a batch.", lower_bound=1
 )
 
-READERS = {"here": record_order.one_by_one, "service": record_order.file_by_file}
+READERS = {
+    "here": record_order.read_records_in_order,
+    "service": record_order.read_records_for_data_service,
+}
 _SPLIT = "train"
 
 
@@ -85,7 +88,7 @@ def read(dealt: Sequence[Sequence[int]], reader: str) -> np.ndarray:
                 for image in images:
                     writer.write(str(image).encode())
         files = record_files.find(folder, _SPLIT)
-        order = record_order.Order()
+        order = record_order.ReadOptions()
         shares = record_order.files_of_host(files, _SPLIT, order.shard)
         records = READERS[reader](shares, order).take(3 * num_images)
         images = records.map(

@@ -98,7 +98,7 @@ def _crop(encoded, window_fn):
 
 
 def _resize(encoded, window_fn):
-    return transforms.load_window(encoded, window_fn)[0]
+    return transforms.decode_and_resize(encoded, window_fn)[0]
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Momentum:
         self._weights, self.variables = list(network.trainable_variables), {}
         for weight in self._weights:
             slot = replicas.make_variable(tf.zeros(weight.shape), name="slot")
-            self.variables[f"slots/{replicas.path(weight)}"] = slot
+            self.variables[f"slots/{replicas.variable_path(weight)}"] = slot
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
         """Returns the loss to differentiate, larger for float16."""

@@ -16,7 +16,7 @@ _NO_CLASS = "objects of no class (__ignore__, _background_), dropped"
 _MAX_DIGITS = 18
 
 
-class Labelled(NamedTuple):
+class LabeledBox(NamedTuple):
     """One box as a file has it."""
 
     label: str  # what the file calls the class
@@ -29,16 +29,16 @@ class Content(NamedTuple):
     """The content of an annotation file that is about one image."""
 
     picture: "Picture"
-    findings: list[annotations.Finding]
+    findings: list[annotations.ConversionEvent]
 
 
-class Picture(NamedTuple):
+class ReadImage(NamedTuple):
     """One picture as a file has it."""
 
     file_name: str
     height: int  # 0 where the file does not say
     width: int
-    objects: Sequence[Labelled]
+    objects: Sequence[LabeledBox]
     source: str
 
 
@@ -47,7 +47,7 @@ def number_classes(labels: Iterable[str], *, first_id: int = 1) -> list[dict[str
     return [{"id": i, "name": name} for i, name in enumerate(labels, start=first_id)]
 
 
-def found_classes(pictures: Iterable[Picture]) -> list[dict[str, Any]]:
+def classes_of(pictures: Iterable[ReadImage]) -> list[dict[str, Any]]:
     """Returns COCO's categories of all classes that occur, sorted by name."""
     labels = {o.label for p in pictures for o in p.objects}
     # Last, so that the numbers have no gap when they are taken out.
@@ -68,9 +68,9 @@ def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.Annot
     for image in annotated.images:
         kept = tuple(o for o in image.objects if o.category_id not in dropped)
         findings += [
-            annotations.Finding(
+            annotations.ConversionEvent(
                 _NO_CLASS,
-                annotations.place_of(image, item),
+                annotations.source_line_of(image, item),
                 names[item.category_id],
                 image.file_name,
             )
@@ -83,11 +83,11 @@ def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.Annot
 
 
 def assemble(
-    pictures: Iterable[Picture],
+    pictures: Iterable[ReadImage],
     categories: list[dict[str, Any]],
     *,
     unit: str,
-    findings: Sequence[annotations.Finding] = (),
+    findings: Sequence[annotations.ConversionEvent] = (),
     ids: Mapping[str, int] | None = None,
     is_norm: bool = False,
 ) -> annotations.AnnotatedSet:
@@ -148,9 +148,9 @@ def assemble_files(
     categories: list[dict[str, Any]] | None,
     *,
     directory: str,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     unit: str,
-    findings: Sequence[annotations.Finding],
+    findings: Sequence[annotations.ConversionEvent],
 ) -> annotations.AnnotatedSet:
     """Makes the record of a folder with one annotation file for each image.
 
@@ -183,10 +183,10 @@ def assemble_files(
     ]
     used |= {annotations.stem(name) for name in contents}
     used |= {annotations.stem(finding.where) for finding in findings}
-    unannotated = annotations.pictures_without_annotation(pictures.names, used)
+    unannotated = annotations.images_without_annotation(pictures.names, used)
     return assemble(
         images,
-        found_classes(images) if categories is None else categories,
+        classes_of(images) if categories is None else categories,
         unit=unit,
         findings=[*findings, *in_files, *several, *unannotated],
     )
@@ -199,7 +199,7 @@ def corners_to_xywh(
     return xmin, ymin, xmax - xmin, ymax - ymin
 
 
-def _image_ids(pictures: list[Picture]) -> Iterable[int]:
+def _image_ids(pictures: list[ReadImage]) -> Iterable[int]:
     stems = [annotations.stem(picture.file_name) for picture in pictures]
     if all(s.isdecimal() and len(s) <= _MAX_DIGITS for s in stems):
         ids = [int(s) for s in stems]
@@ -209,7 +209,7 @@ def _image_ids(pictures: list[Picture]) -> Iterable[int]:
 
 
 def _unknown(
-    item: Labelled, picture: Picture, unit: str, ids: Mapping[str, int]
+    item: LabeledBox, picture: ReadImage, unit: str, ids: Mapping[str, int]
 ) -> str:
     same = [name for name in ids if _plain(name) == _plain(item.label)]
     hint = f" {same[0]!r} differs in case or blanks only." if same else ""

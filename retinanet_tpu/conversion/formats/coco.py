@@ -40,7 +40,7 @@ _REFERENCES = {"images": "image_id", "categories": "category_id"}
 
 
 def read(
-    path: str, *, pictures: files.Pictures | None = None
+    path: str, *, pictures: files.ImageFolder | None = None
 ) -> annotations.AnnotatedSet:
     """Reads a COCO detection file.
 
@@ -64,19 +64,22 @@ def read(
     source, findings = os.path.basename(path), []
     _check_lists(content, path)
     if any([_number_texts(content, *keys) for keys in _REFERENCES.items()]):
-        findings.append(annotations.Finding(_TEXT_IDS, source))
+        findings.append(annotations.ConversionEvent(_TEXT_IDS, source))
     _check_entries(content, path)
     _set_areas(content["annotations"])
     listed, repeated = _without_repeats(content["categories"], "name")
-    findings += [annotations.Finding(_REPEATED, source, name) for name in repeated]
+    findings += [
+        annotations.ConversionEvent(_REPEATED, source, name) for name in repeated
+    ]
     listed_images, repeated = _without_repeats(content["images"], "file_name")
     findings += [
-        annotations.Finding(_REPEATED_IMAGES, source, name, name) for name in repeated
+        annotations.ConversionEvent(_REPEATED_IMAGES, source, name, name)
+        for name in repeated
     ]
     _check_ids(listed_images, f"{path}: image id")
     _check_ids(listed, f"{path}: category id")
     if not _has_usable_ids(content["annotations"]):
-        findings.append(annotations.Finding(_RENUMBERED, source))
+        findings.append(annotations.ConversionEvent(_RENUMBERED, source))
         for number, entry in enumerate(content["annotations"], start=1):
             entry["id"] = number
     objects, of_objects = _objects(content, {c["id"] for c in listed}, path)
@@ -96,7 +99,7 @@ def read(
     findings += of_objects
     if root:
         detail = f"id {root['id']}, {root['name']!r}"
-        findings.append(annotations.Finding(_ROOT, source, detail))
+        findings.append(annotations.ConversionEvent(_ROOT, source, detail))
     if pictures is not None:
         images, findings = _located(images, findings, path, pictures)
     return annotations.AnnotatedSet(
@@ -108,7 +111,9 @@ def read(
 
 def _objects(
     content: dict[str, Any], category_ids: set[int], path: str
-) -> tuple[dict[int, list[annotations.AnnotatedObject]], list[annotations.Finding]]:
+) -> tuple[
+    dict[int, list[annotations.AnnotatedObject]], list[annotations.ConversionEvent]
+]:
     """Returns the objects by image id, and findings about them."""
     objects, findings = collections.defaultdict(list), []
     names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -125,14 +130,14 @@ def _objects(
         image_id, category_id = entry["image_id"], entry["category_id"]
         if image_id not in names:
             detail = f"image {image_id}"
-            findings.append(annotations.Finding(_UNLISTED, place, detail))
+            findings.append(annotations.ConversionEvent(_UNLISTED, place, detail))
             continue
         if category_id not in category_ids:
             raise errors.UserError(f"{where} has unlisted category {category_id}.")
         item, found = _object(entry, where)
         objects[image_id] += [item] if item else []
         findings += [
-            annotations.Finding(what, place, detail, names[image_id])
+            annotations.ConversionEvent(what, place, detail, names[image_id])
             for what, detail in found
         ]
     return objects, findings
@@ -149,7 +154,7 @@ def _located(images, findings, path, pictures):
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
     findings = [f._replace(image=new_names.get(f.image, f.image)) for f in findings]
-    unlisted = annotations.pictures_without_annotation(pictures.names, used)
+    unlisted = annotations.images_without_annotation(pictures.names, used)
     return located, [*findings, *of_names, *unlisted]
 
 

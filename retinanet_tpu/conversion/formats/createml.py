@@ -17,7 +17,7 @@ _ANNOTATIONS = ("annotations", "annotation")
 def read(
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a CreateML file.
@@ -59,9 +59,9 @@ def _content(entry: Any, where: str, path: str) -> assembly.Content:
         x, y, width, height = documents.numbers(coordinates, keys, here)
         label = documents.label(item.get("label"), here)
         if not label:
-            findings.append(annotations.Finding(listing.NO_CLASS, here))
+            findings.append(annotations.ConversionEvent(listing.NO_CLASS, here))
             continue
         box_xywh = (x - width / 2, y - height / 2, width, height)
-        objects.append(assembly.Labelled(label, box_xywh, place))
-    picture = assembly.Picture(name, 0, 0, objects, source)
+        objects.append(assembly.LabeledBox(label, box_xywh, place))
+    picture = assembly.ReadImage(name, 0, 0, objects, source)
     return assembly.Content(picture, findings)

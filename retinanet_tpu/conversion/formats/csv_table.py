@@ -34,7 +34,7 @@ _BLANK = ("", "nan", "null", "none", "na", "n/a", "<na>")  # As programs write i
 def read(
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a table of boxes.
@@ -66,7 +66,7 @@ def read(
         written = name_matching.plain_path(fields["image"])
         if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
-            found[written] = assembly.Picture(written, *size, [], source)
+            found[written] = assembly.ReadImage(written, *size, [], source)
         objects = _labelled(fields, header.sides, line, where)
         if not objects and header.has_class and not _is_blank(fields["class"]):
             without_box[fields["class"]] += 1
@@ -81,12 +81,12 @@ def read(
     )
     merged = _merged(located)
     if categories is None:
-        categories = assembly.found_classes(merged)
+        categories = assembly.classes_of(merged)
     findings += [
-        annotations.Finding(_ONLY_CLASS, source, f"{label!r} on {count} lines")
+        annotations.ConversionEvent(_ONLY_CLASS, source, f"{label!r} on {count} lines")
         for label, count in without_box.items()
     ]
-    findings += annotations.pictures_without_annotation(pictures.names, used)
+    findings += annotations.images_without_annotation(pictures.names, used)
     return assembly.assemble(merged, categories, unit="line", findings=findings)
 
 
@@ -108,7 +108,7 @@ def _is_blank(text: str) -> bool:
     return text.strip().lower() in _BLANK
 
 
-def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
+def _merged(images: list[assembly.ReadImage]) -> list[assembly.ReadImage]:
     """Puts the boxes of an image together that the table names in several ways."""
     merged = {}
     for image in images:
@@ -120,7 +120,7 @@ def _merged(images: list[assembly.Picture]) -> list[assembly.Picture]:
 
 def _labelled(
     fields: dict[str, str], sides: Sequence[str], line: int, where: str
-) -> list[assembly.Labelled]:
+) -> list[assembly.LabeledBox]:
     values = [fields[side] for side in sides]
     if all(map(_is_blank, values)):
         return []
@@ -130,10 +130,10 @@ def _labelled(
     box_xywh = tuple(files.numbers(values, where))
     if sides == csv_header.CORNERS:
         box_xywh = assembly.corners_to_xywh(*box_xywh)
-    return [assembly.Labelled(label, box_xywh, line)]
+    return [assembly.LabeledBox(label, box_xywh, line)]
 
 
-def _is_own_size(fields: dict[str, str], item: assembly.Labelled, where: str) -> bool:
+def _is_own_size(fields: dict[str, str], item: assembly.LabeledBox, where: str) -> bool:
     """Returns whether `width` and `height` of a line are those of its box."""
     sizes = files.numbers((fields.get(k) or 0 for k in ("width", "height")), where)
     differences = (a - b for a, b in zip(sizes, item.box_xywh[2:], strict=True))

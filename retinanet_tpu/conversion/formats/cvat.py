@@ -31,7 +31,7 @@ _FRAME = re.compile(r"frame_(\d{6,9})\.\w+")
 def read(
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads "CVAT for images 1.1" or "CVAT for video 1.1".
@@ -84,12 +84,12 @@ def _images(root: _Element, source: str) -> Iterator[assembly.Content]:
             for place, shape in enumerate(image, start=1)
             for item in _labelled(shape, shape.get("label"), place, where, findings)
         ]
-        picture = assembly.Picture(name, *size, objects, where)
+        picture = assembly.ReadImage(name, *size, objects, where)
         yield assembly.Content(picture, findings)
 
 
 def _frames(
-    tracks: list[_Element], source: str, pictures: files.Pictures
+    tracks: list[_Element], source: str, pictures: files.ImageFolder
 ) -> list[assembly.Content]:
     """Returns the frames of a video; those that no track is in have no objects."""
     names = _frame_names(pictures.names)
@@ -122,7 +122,7 @@ def _frames(
 
 
 def _empty(name: str, source: str, number: int) -> assembly.Content:
-    picture = assembly.Picture(name, 0, 0, [], f"{source}, frame {number}")
+    picture = assembly.ReadImage(name, 0, 0, [], f"{source}, frame {number}")
     return assembly.Content(picture, [])
 
 
@@ -171,8 +171,8 @@ def _labelled(
     label: str | None,
     place: int,
     source: str,
-    findings: list[annotations.Finding],
-) -> list[assembly.Labelled]:
+    findings: list[annotations.ConversionEvent],
+) -> list[assembly.LabeledBox]:
     """Returns the object of a shape, if it is one."""
     if shape.tag in _NO_SHAPE:
         return []
@@ -180,14 +180,14 @@ def _labelled(
     box_xywh = _box(shape, where, findings)
     label = (label or "").strip()
     if box_xywh is not None and not label:
-        findings.append(annotations.Finding(listing.NO_CLASS, where))
+        findings.append(annotations.ConversionEvent(listing.NO_CLASS, where))
     if box_xywh is None or not label:
         return []
-    return [assembly.Labelled(label, box_xywh, place)]
+    return [assembly.LabeledBox(label, box_xywh, place)]
 
 
 def _box(
-    shape: _Element, where: str, findings: list[annotations.Finding]
+    shape: _Element, where: str, findings: list[annotations.ConversionEvent]
 ) -> shapes.Box | None:
     """Returns the box around a shape; None if it encloses nothing."""
     (degrees,) = files.numbers([shape.get("rotation") or 0], where)
@@ -216,9 +216,11 @@ def _box(
         )
         box_xywh = shapes.polygon(xs, ys, where)
     else:
-        findings.append(annotations.Finding(shapes.NO_BOX, where, shape.tag[:50]))
+        findings.append(
+            annotations.ConversionEvent(shapes.NO_BOX, where, shape.tag[:50])
+        )
         return None
-    findings.append(annotations.Finding(shapes.FRAMED, where, shape.tag))
+    findings.append(annotations.ConversionEvent(shapes.FRAMED, where, shape.tag))
     return box_xywh
 
 

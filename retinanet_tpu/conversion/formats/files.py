@@ -41,7 +41,7 @@ class Matches(NamedTuple):
     several: dict[Any, list[str]]  # where more than one fits equally well
 
 
-class Pictures:
+class ImageFolder:
     """The images of a folder, found by what annotations call them."""
 
     def __init__(self, folder: str, names: Iterable[str]):
@@ -122,7 +122,7 @@ class Pictures:
         )
 
 
-def list_pictures(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """Returns the files of a folder that are pictures by their extension.
 
     Returns:
@@ -152,7 +152,7 @@ def list_files(folder: str, extension: str) -> list[str]:
 
 def parse_each(
     folder: str, names: list[str], parse_fn: Callable[[bytes, str], Any]
-) -> tuple[dict[str, Any], list[annotations.Finding]]:
+) -> tuple[dict[str, Any], list[annotations.ConversionEvent]]:
     """Reads many annotation files at once.
 
     Args:
@@ -174,11 +174,11 @@ def parse_each(
         # The latter two: an encoding that nobody knows, brackets without end.
         except (ValueError, LookupError, RecursionError) as error:
             detail = str(error).removesuffix(".")
-            return annotations.Finding(UNREADABLE, name, detail, name)
+            return annotations.ConversionEvent(UNREADABLE, name, detail, name)
 
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
         results = dict(zip(names, readers.map(parse, names), strict=True))
-    broken = [r for r in results.values() if isinstance(r, annotations.Finding)]
+    broken = [r for r in results.values() if isinstance(r, annotations.ConversionEvent)]
     if len(broken) == len(names):
         raise errors.UserError(
             f"None of the {len(names)} annotation files in {folder} could be read; "

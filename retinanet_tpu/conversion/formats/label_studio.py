@@ -44,7 +44,7 @@ class _Task(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads tasks; polygons, ellipses and rotated rectangles become boxes.
@@ -78,7 +78,7 @@ def read(
 
 
 def _tasks(
-    entries: list[Any], source: str, findings: list[annotations.Finding]
+    entries: list[Any], source: str, findings: list[annotations.ConversionEvent]
 ) -> Iterator[_Task]:
     """Yields the tasks that have an annotation, in the frame of the image."""
     for number, entry in enumerate(entries, start=1):
@@ -100,25 +100,25 @@ def _tasks(
             listed = documents.get(entry, keys, list, where)
             annotation = _chosen(listed, where, findings)
             if annotation is None:
-                findings.append(annotations.Finding(_NO_ANNOTATION, where))
+                findings.append(annotations.ConversionEvent(_NO_ANNOTATION, where))
                 continue
             results = documents.get(annotation, ["result"], list, where)
         if any(isinstance(r, dict) and r.get("image_rotation") for r in results):
-            findings.append(annotations.Finding(_TURNED, where, url))
+            findings.append(annotations.ConversionEvent(_TURNED, where, url))
             continue
         places = [f"{where}, result {i}" for i in range(1, len(results) + 1)]
         yield _Task(url, list(zip(places, results, strict=True)), where)
 
 
 def _chosen(
-    listed: list[Any], where: str, findings: list[annotations.Finding]
+    listed: list[Any], where: str, findings: list[annotations.ConversionEvent]
 ) -> dict[str, Any] | None:
     """Returns the annotation of a task that counts."""
     for annotation in listed:
         documents.is_a(annotation, dict, f"{where}: annotation")
     valid = [a for a in listed if not a.get("was_cancelled")]
     if len(valid) > 1:
-        findings.append(annotations.Finding(_SEVERAL, where))
+        findings.append(annotations.ConversionEvent(_SEVERAL, where))
     truths = [a for a in valid if a.get("ground_truth")]
     # Times are ISO texts, which sort; of equal ones the last is the latest.
     ordered = sorted(truths or valid, key=lambda a: str(a.get("updated_at", "")))
@@ -162,9 +162,9 @@ def _content(task: _Task) -> assembly.Content:
         of_images.add((size, str(result.get("to_name")), result.get("item_index") or 0))
         box_xywh = _box(result, size, where, findings)
         if box_xywh is not None and not labels:
-            findings.append(annotations.Finding(listing.NO_CLASS, where))
+            findings.append(annotations.ConversionEvent(listing.NO_CLASS, where))
         elif box_xywh is not None:
-            objects += [assembly.Labelled(label, box_xywh, place) for label in labels]
+            objects += [assembly.LabeledBox(label, box_xywh, place) for label in labels]
     if len(of_images) > 1:
         raise errors.UserError(
             f"{task.source} has results of several images (size, to_name, item_index): "
@@ -173,7 +173,7 @@ def _content(task: _Task) -> assembly.Content:
     width, height = next(iter(of_images))[0] if of_images else (0, 0)
     # The name if there is no such file.
     name = posixpath.basename(name_matching.plain_path(task.url))
-    picture = assembly.Picture(name, height, width, objects, task.source)
+    picture = assembly.ReadImage(name, height, width, objects, task.source)
     return assembly.Content(picture, findings)
 
 
@@ -214,7 +214,7 @@ def _box(
     result: dict[str, Any],
     size: tuple[int, int],
     where: str,
-    findings: list[annotations.Finding],
+    findings: list[annotations.ConversionEvent],
 ) -> shapes.Box | None:
     """Returns the box around a result's shape; None if it encloses nothing."""
     value = _value(result)
@@ -239,9 +239,9 @@ def _box(
             return box_xywh
         box_xywh = shapes.rectangle(box_xywh, degrees, pivot=(0, 0))
     else:
-        findings.append(annotations.Finding(shapes.NO_BOX, where))
+        findings.append(annotations.ConversionEvent(shapes.NO_BOX, where))
         return None
-    findings.append(annotations.Finding(shapes.FRAMED, where))
+    findings.append(annotations.ConversionEvent(shapes.FRAMED, where))
     return box_xywh
 
 

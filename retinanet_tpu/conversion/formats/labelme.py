@@ -16,7 +16,7 @@ _NUM_NEEDED = {"polygon": 3}
 def read(
     directory: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Labelme JSON files.
@@ -63,12 +63,12 @@ def _parse(content: bytes, name: str) -> assembly.Content:
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":
             what = shapes.NO_BOX if box_xywh is None else shapes.FRAMED
-            findings.append(annotations.Finding(what, f"{name}, {where}", kind))
+            findings.append(annotations.ConversionEvent(what, f"{name}, {where}", kind))
         if box_xywh is not None:
-            objects.append(assembly.Labelled(label, box_xywh, number))
+            objects.append(assembly.LabeledBox(label, box_xywh, number))
     size = files.sides(found.get("imageHeight"), found.get("imageWidth"), "imageHeight")
     file_name = name_matching.plain_path(found["imagePath"])
-    picture = assembly.Picture(file_name, *size, objects, name)
+    picture = assembly.ReadImage(file_name, *size, objects, name)
     return assembly.Content(picture, findings)
 
 

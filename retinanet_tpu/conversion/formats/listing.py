@@ -16,10 +16,10 @@ def assemble(
     contents: Iterable[assembly.Content],
     *,
     path: str,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None,
     unit: str,
-    findings: Sequence[annotations.Finding] = (),
+    findings: Sequence[annotations.ConversionEvent] = (),
     declared: Iterable[str] = (),
     names: Sequence[Sequence[str]] | None = None,
 ) -> annotations.AnnotatedSet:
@@ -62,7 +62,7 @@ def assemble(
         for content, image in zip(kept, located, strict=True)
         for finding in content.findings
     ]
-    absent = annotations.pictures_without_annotation(pictures.names, used)
+    absent = annotations.images_without_annotation(pictures.names, used)
     return assembly.assemble(
         located,
         categories,

@@ -17,14 +17,14 @@ class Located(NamedTuple):
     """Annotated images with the names of their files."""
 
     images: list[Any]
-    findings: list[annotations.Finding]
+    findings: list[annotations.ConversionEvent]
     used: set[str]  # images of the folder that an annotation is or may be about
 
 
 def locate(
     images: Sequence[Any],
     names: Sequence[Sequence[Sequence[str]]],
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     *,
     counts_renamed: bool,
 ) -> Located:
@@ -50,20 +50,22 @@ def locate(
         name = matches.names.get(number, image.file_name)
         if counts_renamed and number in matches.renamed:
             detail = f"annotated as {image.file_name} in {image.source}"
-            findings.append(annotations.Finding(RENAMED, name, detail, name))
+            findings.append(annotations.ConversionEvent(RENAMED, name, detail, name))
         located.append(image._replace(file_name=name))
     return Located(located, findings, used)
 
 
 def several_meant(
     written: str, several: Sequence[str], source: str
-) -> annotations.Finding:
+) -> annotations.ConversionEvent:
     """Returns a finding about an image name that fits several files equally well."""
     detail = f"{' or '.join(several)}; annotated in {source}"
-    return annotations.Finding(SEVERAL, written, detail, written)
+    return annotations.ConversionEvent(SEVERAL, written, detail, written)
 
 
-def check_exist(annotated: annotations.AnnotatedSet, pictures: files.Pictures) -> None:
+def check_exist(
+    annotated: annotations.AnnotatedSet, pictures: files.ImageFolder
+) -> None:
     """Checks that most images are in the folder, before any is read.
 
     Raises:

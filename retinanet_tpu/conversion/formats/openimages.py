@@ -27,7 +27,7 @@ class ClassList(NamedTuple):
 
 
 def read(
-    path: str, *, pictures: files.Pictures, classes: ClassList
+    path: str, *, pictures: files.ImageFolder, classes: ClassList
 ) -> annotations.AnnotatedSet:
     """Reads a table of boxes; IsGroupOf makes a box a crowd.
 
@@ -49,7 +49,7 @@ def read(
     for line, fields in _records(path):
         image_id = fields["ImageID"]
         if file_name := matches.names.get(image_id):
-            empty = assembly.Picture(file_name, 0, 0, [], source)
+            empty = assembly.ReadImage(file_name, 0, 0, [], source)
             item = _labelled(fields, line, path)
             found.setdefault(image_id, empty).objects.append(item)
     if not found:
@@ -64,10 +64,10 @@ def read(
             findings.append(locating.several_meant(image_id, several, where))
         elif image_id not in found:
             findings.append(
-                annotations.Finding(_NOT_FETCHED, image_id, where, image_id)
+                annotations.ConversionEvent(_NOT_FETCHED, image_id, where, image_id)
             )
     listed = {*matches.names.values()}.union(*matches.several.values())
-    findings += annotations.pictures_without_annotation(pictures.names, listed)
+    findings += annotations.images_without_annotation(pictures.names, listed)
     return assembly.assemble(
         found.values(),
         classes.categories,
@@ -96,7 +96,7 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield line, dict(zip(header, row, strict=True))
 
 
-def _labelled(fields: dict[str, str], line: int, path: str) -> assembly.Labelled:
+def _labelled(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBox:
     where = f"{path}, line {line}"
     corners = files.numbers([fields[name] for name in _CORNERS], where)
     box_xywh = assembly.corners_to_xywh(*corners)
@@ -104,7 +104,7 @@ def _labelled(fields: dict[str, str], line: int, path: str) -> assembly.Labelled
     is_crowd = group not in _UNKNOWN and annotation_fields.is_set(
         group, f"{where} has {_CROWD}"
     )
-    return assembly.Labelled(fields["LabelName"], box_xywh, line, is_crowd)
+    return assembly.LabeledBox(fields["LabelName"], box_xywh, line, is_crowd)
 
 
 def read_classes(path: str) -> ClassList:

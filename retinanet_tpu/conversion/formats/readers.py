@@ -39,7 +39,7 @@ def read(
     kind: str,
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     names: Sequence[str] | None = None,
     classes: str | None = None,
     class_attribute: str | None = None,

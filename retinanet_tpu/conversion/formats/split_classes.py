@@ -116,5 +116,7 @@ def with_classes(
     findings = [*annotated.findings]
     if counts_changes:
         sources = dict.fromkeys(image.source for image in images)
-        findings += [annotations.Finding(_OTHER_IDS, source) for source in sources]
+        findings += [
+            annotations.ConversionEvent(_OTHER_IDS, source) for source in sources
+        ]
     return annotations.AnnotatedSet(images, categories, tuple(findings))

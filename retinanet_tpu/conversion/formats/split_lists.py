@@ -25,7 +25,7 @@ class Selection(NamedTuple):
     """The images of a split."""
 
     names: set[str]
-    findings: list[annotations.Finding]  # lines that are no image
+    findings: list[annotations.ConversionEvent]  # lines that are no image
 
 
 def read(
@@ -89,7 +89,7 @@ def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
         names.update(hits)
         if not hits:
             where = f"{os.path.basename(path)}, line {number}"
-            findings.append(annotations.Finding(_NOT_ANNOTATED, where, text))
+            findings.append(annotations.ConversionEvent(_NOT_ANNOTATED, where, text))
     if len(findings) > _MAX_UNKNOWN * num_lines:
         raise errors.UserError(
             f"{len(findings)} of {num_lines} names in {path}, such as "

@@ -216,7 +216,7 @@ def apart(
         ]
         shared = [i.file_name for i in images if owner(i.file_name) != split]
         findings += [
-            annotations.Finding(_SHARED, name, f"also in {owner(name)}", name)
+            annotations.ConversionEvent(_SHARED, name, f"also in {owner(name)}", name)
             for name in shared
         ]
         found[split] = annotated._replace(images=images, findings=tuple(findings))

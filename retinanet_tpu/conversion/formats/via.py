@@ -40,7 +40,7 @@ class _Image(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
     class_attribute: str | None = None,
 ) -> annotations.AnnotatedSet:
@@ -91,12 +91,12 @@ def _content(
         if box_xywh is None:
             continue
         if not labels:
-            findings.append(annotations.Finding(listing.NO_CLASS, region.where))
+            findings.append(annotations.ConversionEvent(listing.NO_CLASS, region.where))
         objects += [
-            assembly.Labelled(options.get(label, label), box_xywh, region.place)
+            assembly.LabeledBox(options.get(label, label), box_xywh, region.place)
             for label in labels
         ]
-    picture = assembly.Picture(image.file_name, 0, 0, objects, image.source)
+    picture = assembly.ReadImage(image.file_name, 0, 0, objects, image.source)
     return assembly.Content(picture, findings)
 
 
@@ -233,14 +233,16 @@ def _labels(value: Any, where: str) -> list[str]:
     return [label] if label else []
 
 
-def _box(region: _Region, findings: list[annotations.Finding]) -> shapes.Box | None:
+def _box(
+    region: _Region, findings: list[annotations.ConversionEvent]
+) -> shapes.Box | None:
     """Returns the box around a region; None if it encloses nothing."""
     shape, where = region.shape, region.where
     kind = shape.get("name")
     if kind == "rect":
         return tuple(documents.numbers(shape, ("x", "y", "width", "height"), where))
     if kind in _NOT_ENCLOSING:
-        findings.append(annotations.Finding(shapes.NO_BOX, where, kind))
+        findings.append(annotations.ConversionEvent(shapes.NO_BOX, where, kind))
         return None
     if kind == "polygon":
         xs, ys = (
@@ -260,5 +262,5 @@ def _box(region: _Region, findings: list[annotations.Finding]) -> shapes.Box | N
             f"{where} has the shape {str(kind)[:50]!r}; expected rect, polygon, circle "
             "or ellipse."
         )
-    findings.append(annotations.Finding(shapes.FRAMED, where, kind))
+    findings.append(annotations.ConversionEvent(shapes.FRAMED, where, kind))
     return box_xywh

@@ -22,7 +22,7 @@ _TURNED = ("cx", "cy", "w", "h", "angle")  # roLabelImg
 def read(
     directory: str,
     *,
-    pictures: files.Pictures,
+    pictures: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Pascal VOC XML files.
@@ -60,18 +60,22 @@ def _parse(content: bytes, name: str) -> assembly.Content:
             raise errors.UserError(f"{where} has no <name>")
         box_xywh = _box(element, where)
         if box_xywh is None:
-            finding = annotations.Finding(annotations.NO_BOX, f"{name}, {where}", label)
+            finding = annotations.ConversionEvent(
+                annotations.NO_BOX, f"{name}, {where}", label
+            )
             findings.append(finding)
             continue
         if element.find("bndbox") is None:
             what = assembly.FROM_OUTLINE
-            findings.append(annotations.Finding(what, f"{name}, {where}"))
-        objects.append(assembly.Labelled(label, box_xywh, number))
+            findings.append(annotations.ConversionEvent(what, f"{name}, {where}"))
+        objects.append(assembly.LabeledBox(label, box_xywh, number))
     size = files.sides(
         root.findtext("size/height"), root.findtext("size/width"), "<size>"
     )
     file_name = name_matching.plain_path(root.findtext("filename") or "")
-    return assembly.Content(assembly.Picture(file_name, *size, objects, name), findings)
+    return assembly.Content(
+        assembly.ReadImage(file_name, *size, objects, name), findings
+    )
 
 
 def _box(element: xml.etree.ElementTree.Element, where: str) -> shapes.Box | None:

@@ -39,7 +39,7 @@ class Classes(NamedTuple):
 
 
 def read(
-    directory: str, *, pictures: files.Pictures, classes: Classes
+    directory: str, *, pictures: files.ImageFolder, classes: Classes
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
 
@@ -96,7 +96,7 @@ def _labelled(
     parsed: Mapping[str, list[yolo_lines.Line]],
     matches: files.Matches,
     classes: Classes,
-) -> tuple[list[assembly.Picture], list[annotations.Finding]]:
+) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
     """Returns the images of label files, and findings about their lines."""
     is_polygon = not (classes.keypoints and classes.keypoints[0])
     longer = _FRAMED if is_polygon else _WITHOUT_KEYPOINTS
@@ -109,17 +109,19 @@ def _labelled(
         objects = []
         for line in lines:
             box_xywh = yolo_lines.box(line, is_polygon=is_polygon)
-            objects.append(assembly.Labelled(line.label, box_xywh, line.number))
+            objects.append(assembly.LabeledBox(line.label, box_xywh, line.number))
             if len(line.shares) > 4:
                 where = f"{name}, line {line.number}"
-                findings.append(annotations.Finding(longer, where, image=image_name))
-        found.append(assembly.Picture(image_name, 0, 0, objects, name))
+                findings.append(
+                    annotations.ConversionEvent(longer, where, image=image_name)
+                )
+        found.append(assembly.ReadImage(image_name, 0, 0, objects, name))
     return found, findings
 
 
 def _unlabelled(
-    pictures: files.Pictures, matches: files.Matches
-) -> tuple[list[assembly.Picture], list[annotations.Finding]]:
+    pictures: files.ImageFolder, matches: files.Matches
+) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
     """Returns the images without a label file that are background, and findings."""
     labelled = {*matches.names.values()}.union(*matches.several.values())
     folders = {posixpath.dirname(name) for name in labelled}
@@ -130,9 +132,9 @@ def _unlabelled(
         # In a folder without any label they are those of another split, most likely.
         is_background = _is_below_any(name, folders)
         what = annotations.BACKGROUND if is_background else annotations.UNANNOTATED
-        findings.append(annotations.Finding(what, name, image=name))
+        findings.append(annotations.ConversionEvent(what, name, image=name))
         if is_background:
-            found.append(assembly.Picture(name, 0, 0, (), ""))
+            found.append(assembly.ReadImage(name, 0, 0, (), ""))
     return found, findings
 
 
@@ -195,7 +197,7 @@ def _is_below_any(name: str, folders: set[str]) -> bool:
 
 def _check_keypoints(
     parsed: dict[str, list[yolo_lines.Line]], classes: Classes
-) -> list[annotations.Finding]:
+) -> list[annotations.ConversionEvent]:
     """Takes out files with an odd number of shares, and returns findings of them.
 
     Raises:
@@ -226,5 +228,7 @@ def _check_keypoints(
             detail = (
                 f"line {line.number} has {len(line.shares)} numbers after the class"
             )
-            findings.append(annotations.Finding(files.UNREADABLE, name, detail, name))
+            findings.append(
+                annotations.ConversionEvent(files.UNREADABLE, name, detail, name)
+            )
     return findings

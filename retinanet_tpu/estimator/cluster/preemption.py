@@ -31,7 +31,7 @@ _NOTICES = {
 }
 
 
-class Interrupted(Exception):
+class Preempted(Exception):
     """A run stopped from outside; started again it goes on from the step it names.
 
     Attributes:
@@ -56,7 +56,7 @@ class Interrupted(Exception):
         self.step = step
 
 
-class Listener:
+class PreemptionListener:
     """Hears, while a `with` block runs, what asks the process to stop.
 
     SIGTERM, SIGINT and SIGHUP are heard in the main thread of a process only; a second
@@ -162,11 +162,11 @@ def ask_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
         return None
 
 
-def never() -> None:
+def no_stop() -> None:
     """Is the `reason` of who is never asked to stop."""
 
 
-def until(
+def stop_when(
     stop_reason: Callable[[], str | None], items: Iterable[T], step: int
 ) -> Iterator[T]:
     """Yields the items as long as there is no reason to stop.
@@ -177,7 +177,7 @@ def until(
     try:
         for item in items:
             if reason := stop_reason():
-                raise Interrupted(reason, step)
+                raise Preempted(reason, step)
             yield item
     except waits.GivenUpError as stop:
-        raise Interrupted(str(stop), step) from None
+        raise Preempted(str(stop), step) from None

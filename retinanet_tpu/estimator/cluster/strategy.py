@@ -86,7 +86,7 @@ def _strategy_of_workers(device, num_devices):
             made = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=options
             )
-    except worker_group.LOST as error:
+    except worker_group.WORKER_LOST_ERRORS as error:
         raise worker_group.LostError(
             "The workers that TF_CONFIG names did not all come, or one left again; "
             f"start the same command on all of them. TensorFlow says: {error}"

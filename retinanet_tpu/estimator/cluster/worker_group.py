@@ -23,7 +23,7 @@ class LostError(ConnectionError):
 
 
 # What a run ends in where a worker died, went silent or began anew.
-LOST = (
+WORKER_LOST_ERRORS = (
     LostError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -54,7 +54,7 @@ class Workers:
             self.index = tasks.index((resolver.task_type, resolver.task_id))
         self.is_chief = self.index == 0
         self._exchange = tf.function(
-            lambda values: strategy.run(replicas.mean_over_replicas, args=(values,))
+            lambda values: strategy.run(replicas.cross_replica_mean, args=(values,))
         )
         self._strategy = strategy
 
@@ -71,7 +71,7 @@ class Workers:
         # Replicas of one worker all give its number, so their mean is a count-th of it.
         try:
             means = self._exchange(tf.constant(own))
-        except LOST as error:
+        except WORKER_LOST_ERRORS as error:
             raise LostError("Another worker was lost; start all again.") from error
         first = self._strategy.experimental_local_results(means)[0]
         return first.numpy() * self.count
@@ -123,7 +123,7 @@ class Workers:
         return reason
 
 
-ALONE = Workers()
+SINGLE_WORKER = Workers()
 
 
 def count_in_environment() -> int:

@@ -17,7 +17,7 @@ from retinanet_tpu.estimator.model_dir import files
 
 _PREFIX = "model.ckpt-"
 # What storage says that cannot be read now; it tells nothing of a checkpoint.
-PASSING = (
+TRANSIENT_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.DeadlineExceededError,
     tf.errors.PermissionDeniedError,
@@ -26,7 +26,7 @@ PASSING = (
     tf.errors.UnavailableError,
 )
 # Data that end too soon are an IndexError; a damaged index is an OpError of no kind.
-DAMAGED = (FileNotFoundError, IndexError, tf.errors.OpError)
+CORRUPTION_ERRORS = (FileNotFoundError, IndexError, tf.errors.OpError)
 _INDEX = re.compile(re.escape(_PREFIX) + r"(0|[1-9][0-9]*)\.index")
 _SHARD = re.compile(r"\.data-([0-9]{5})-of-([0-9]{5})")
 _NAMED = re.compile(rb'^model_checkpoint_path: "(.*)"$', re.MULTILINE)
@@ -70,11 +70,11 @@ def latest(model_dir: str) -> str | None:
     return path_of(model_dir, found[-1]) if found else None
 
 
-def latest_sound(model_dir: str) -> str | None:
+def latest_valid(model_dir: str) -> str | None:
     """Returns the path of the newest checkpoint without damage, or None."""
     for step in reversed(steps(model_dir)):
         path = path_of(model_dir, step)
-        found = damage(path)
+        found = find_corruption(path)
         if not found:
             return path
         logging.error("%s is damaged, the one before must do: %s", path, found)
@@ -112,7 +112,7 @@ def check_nothing_lost(model_dir: str, known_step: int = 0) -> None:
     )
 
 
-def damage(path: str, group: str = "") -> str | None:
+def find_corruption(path: str, group: str = "") -> str | None:
     """Returns what is wrong with a checkpoint; None if it is whole and its name right.
 
     Files can be cut short after they were written, by a full disk or a copy that broke
@@ -125,9 +125,9 @@ def damage(path: str, group: str = "") -> str | None:
     try:
         read(path, group)
         step = read(path, "global_step").get("")
-    except PASSING:
+    except TRANSIENT_ERRORS:
         raise
-    except DAMAGED as error:
+    except CORRUPTION_ERRORS as error:
         return str(error) or "its data end too soon"  # ram:// says nothing.
     is_named_right = step in (None, step_of(path))
     return None if is_named_right else f"it holds step {step}, not that of its name"
@@ -189,7 +189,7 @@ def delete(model_dir: str, old: Collection[int]) -> None:
             files.remove_file(f"{model_dir}/{name}")
 
 
-def remove_remains(model_dir: str) -> list[str]:
+def delete_incomplete(model_dir: str) -> list[str]:
     """Deletes the parts of checkpoints whose writing was killed; for the sole writer.
 
     TensorFlow writes under names of its own and renames what is complete.

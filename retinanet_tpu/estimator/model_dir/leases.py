@@ -27,7 +27,7 @@ RENEW_SECS = 3
 TIMEOUT_SECS = 15
 
 
-class LeaseBook:
+class LeaseTable:
     """Who holds what in a directory, as seen by one observer."""
 
     def __init__(
@@ -80,7 +80,9 @@ class LeaseBook:
 
 
 @contextlib.contextmanager
-def hold(model_dir: str, checkpoint_path: str, purpose: str = "read") -> Iterator[str]:
+def lease_checkpoint(
+    model_dir: str, checkpoint_path: str, purpose: str = "read"
+) -> Iterator[str]:
     """Holds a lease on a checkpoint; yields its name `<step>-<purpose>-<id>.json`.
 
     The trainer may have looked just before: whether the checkpoint is still complete is
@@ -97,7 +99,7 @@ def hold(model_dir: str, checkpoint_path: str, purpose: str = "read") -> Iterato
 
 
 @contextlib.contextmanager
-def exclusive(
+def directory_lock(
     directory: str, patience_secs: float = 10 * TIMEOUT_SECS
 ) -> Iterator[None]:
     """Makes the writers of a directory take turns.
@@ -111,7 +113,7 @@ def exclusive(
     Raises:
       TimeoutError: someone else wrote for all of patience_secs.
     """
-    book = LeaseBook(directory, TIMEOUT_SECS)
+    book = LeaseTable(directory, TIMEOUT_SECS)
     end = time.monotonic() + patience_secs
     while True:
         with _lease(directory, _WRITE) as name:

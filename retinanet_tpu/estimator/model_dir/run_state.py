@@ -101,7 +101,7 @@ class Heartbeat:
         every_secs: float,
         *,
         is_silent: bool = False,
-        stop_reason: Callable[[], str | None] = preemption.never,
+        stop_reason: Callable[[], str | None] = preemption.no_stop,
     ):
         """Takes where to write and how often.
 
@@ -134,7 +134,7 @@ class Heartbeat:
             self._model_dir, self._every_secs, stop_reason=self._stop_reason
         )
         # Of two that start at the same time one sees here that the other was quicker.
-        with leases.exclusive(self._model_dir):
+        with leases.directory_lock(self._model_dir):
             now = read(self._model_dir)
             if now != before and is_live(now):
                 raise _refusal(self._model_dir, now)
@@ -230,7 +230,7 @@ def await_end(
     model_dir: str,
     every_secs: float,
     *,
-    stop_reason: Callable[[], str | None] = preemption.never,
+    stop_reason: Callable[[], str | None] = preemption.no_stop,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> RunState | None:
@@ -262,7 +262,7 @@ def await_end(
     end = clock() + patience_secs
     while clock() < end:
         if reason := stop_reason():
-            raise preemption.Interrupted(reason, first.step)
+            raise preemption.Preempted(reason, first.step)
         sleep(min(0.5, patience_secs / 10))
         state = read(model_dir) or first
         if not is_live(state):
@@ -286,7 +286,7 @@ def _spelled(state):
     return f"Another trainer (process {state.trainer.pid} on {state.trainer.host})"
 
 
-class Watch:
+class TrainerMonitor:
     """Tells how long a trainer has said nothing new, by the reader's own clock."""
 
     def __init__(self, model_dir: str, clock: Callable[[], float] = time.monotonic):

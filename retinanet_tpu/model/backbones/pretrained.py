@@ -221,4 +221,4 @@ def _depth(names):
 
 
 def _name(variable):
-    return replicas.path(variable).removeprefix(_ROOT)
+    return replicas.variable_path(variable).removeprefix(_ROOT)

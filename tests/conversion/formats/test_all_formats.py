@@ -102,7 +102,7 @@ def test_pictures_without_annotation_are_named(tmp_path, kind):
         else "pictures without annotation, left out"
     )
     name = "sub/extra.png"
-    assert done.findings == [annotations.Finding(what, name, image=name)]
+    assert done.findings == [annotations.ConversionEvent(what, name, image=name)]
     assert len(done.images) == 4 if kind == "yolo" else 3
 
 

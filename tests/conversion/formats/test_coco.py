@@ -26,7 +26,7 @@ def test_boxes_come_as_written(tmp_path):
     (image,) = read.images
     assert image[:4] == (5, "a.jpg", 40, 60)
     assert image.objects == (plain, same_as_crowd)
-    assert annotations.place_of(image, plain) == "coco.json, annotation 9"
+    assert annotations.source_line_of(image, plain) == "coco.json, annotation 9"
     assert read.categories == [{"id": 2, "name": "cat"}]
     assert read.findings == ()
 
@@ -251,7 +251,7 @@ def test_categories_that_are_listed_again_are_one(tmp_path):
 
 
 def test_images_without_annotation_are_those_that_no_name_leads_to(tmp_path):
-    pictures = files.Pictures("/d", ["x/A.png", "b.png"])
+    pictures = files.ImageFolder("/d", ["x/A.png", "b.png"])
     read = coco.read(coco_file(tmp_path), pictures=pictures)
     assert [image.file_name for image in read.images] == ["x/A.png"]
     assert [(f.image, f.detail) for f in read.findings] == [

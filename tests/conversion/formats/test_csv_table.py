@@ -9,7 +9,7 @@ HEADER = "image,xmin,ymin,xmax,ymax,class\n"
 def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8", **options):
     path = folder / "boxes.csv"
     path.write_bytes(text.encode(encoding))
-    pictures = files.Pictures(str(folder / "images"), image_names)
+    pictures = files.ImageFolder(str(folder / "images"), image_names)
     return csv_table.read(str(path), pictures=pictures, **options)
 
 
@@ -37,7 +37,7 @@ def test_columns_go_by_their_names(tmp_path, header):
         "b/c.jpg": [(1, (0, 0, 5, 5), 3)],
     }
     assert found.categories == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    place = annotations.place_of(found.images[0], found.images[0].objects[0])
+    place = annotations.source_line_of(found.images[0], found.images[0].objects[0])
     assert place == "boxes.csv, line 2"
 
 

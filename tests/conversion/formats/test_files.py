@@ -16,7 +16,7 @@ def touch(folder, *names):
 def test_pictures_are_found_by_extension_in_all_subfolders(tmp_path):
     touch(tmp_path, "b.JPG", "ä b.webp", "x.y/c.tiff", "x.y/z/d.bmp")
     touch(tmp_path, "a.json", "a.txt", "x.y/README", "c.xml", "z.npy")
-    found = files.list_pictures(str(tmp_path))
+    found = files.list_images(str(tmp_path))
     assert found == ["b.JPG", "x.y/c.tiff", "x.y/z/d.bmp", "ä b.webp"]
     assert files.list_files(str(tmp_path), ".xml") == ["c.xml"]
 
@@ -26,12 +26,12 @@ def test_folders_of_remote_file_systems_are_walked():
     for path in ("ram://walk/a.jpg", "ram://walk/b/c.png"):
         with tf.io.gfile.GFile(path, "w") as file:
             file.write("x")
-    assert files.list_pictures("ram://walk") == ["a.jpg", "b/c.png"]
+    assert files.list_images("ram://walk") == ["a.jpg", "b/c.png"]
 
 
 def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere"):
-        files.list_pictures(str(tmp_path / "nowhere"))
+        files.list_images(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"holds no \.xml file; check --annotations"):
         files.list_files(str(tmp_path), ".xml")
 
@@ -39,9 +39,9 @@ def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
 def test_a_missing_folder_is_named_with_the_folders_beside_it(tmp_path):
     touch(tmp_path, "train/a.jpg", "valid/b.jpg", "c.jpg")
     with pytest.raises(FileNotFoundError, match=r"val; .* has train, valid\.$"):
-        files.list_pictures(str(tmp_path / "val"))
+        files.list_images(str(tmp_path / "val"))
     with pytest.raises(FileNotFoundError, match=r"c\.jpg is a file; a folder was"):
-        files.list_pictures(str(tmp_path / "c.jpg"))
+        files.list_images(str(tmp_path / "c.jpg"))
     with pytest.raises(FileNotFoundError, match=r"train is a folder; a file was"):
         files.read_bytes(str(tmp_path / "train"))
 
@@ -51,7 +51,7 @@ def test_links_in_a_circle_and_what_systems_leave_behind_are_passed_over(tmp_pat
     touch(tmp_path, "x/y/e.jpg")
     (tmp_path / "x/y/again").symlink_to(tmp_path / "x")
     (tmp_path / "linked").symlink_to(tmp_path / "x/y")
-    assert files.list_pictures(str(tmp_path)) == [
+    assert files.list_images(str(tmp_path)) == [
         ".d.jpg", "a.jpg", "linked/e.jpg", "x/y/e.jpg",
     ]  # fmt: skip
 
@@ -75,26 +75,26 @@ def match(pictures, **wanted):
      "../images/sub/a.jpg", "images/sub/a.jpg"],
 )  # fmt: skip
 def test_picture_is_found_from_the_folder_and_from_the_file_that_points(path):
-    pictures = files.Pictures("/data/images", ["other/a.jpg", "sub/a.jpg"])
+    pictures = files.ImageFolder("/data/images", ["other/a.jpg", "sub/a.jpg"])
     beside = "/data" if path.startswith("images") else "/data/labels"
     matches = pictures.match({"x": [[path, posixpath.join(beside, path)]]})
     assert matches == files.Matches({"x": "sub/a.jpg"}, frozenset(), {})
 
 
 def test_remote_folder_keeps_its_scheme():
-    pictures = files.Pictures("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
+    pictures = files.ImageFolder("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
     assert match(pictures, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
     assert match(pictures, x="gs://bucket/csv/../images/b/a.jpg") == {"x": "b/a.jpg"}
 
 
 def test_image_that_one_annotation_names_exactly_is_not_given_to_another():
-    pictures = files.Pictures("", ["train/1.jpg", "val/2.jpg"])
+    pictures = files.ImageFolder("", ["train/1.jpg", "val/2.jpg"])
     assert match(pictures, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
     assert match(pictures, b="val/1.jpg") == {"b": "train/1.jpg"}
 
 
 def test_name_that_fits_several_images_equally_well_is_none_of_them():
-    pictures = files.Pictures("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
+    pictures = files.ImageFolder("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
     assert match(pictures, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
         "a": ["train/1.jpg", "val/1.jpg"],
         "b": "val/1.jpg",
@@ -103,13 +103,13 @@ def test_name_that_fits_several_images_equally_well_is_none_of_them():
 
 
 def test_paths_of_one_name_may_point_to_one_image():
-    pictures = files.Pictures("/d", ["a b.jpg"])
+    pictures = files.ImageFolder("/d", ["a b.jpg"])
     wanted = dict(a="a b.jpg", b="/d/a b.jpg", c="a%20b.jpg")
     assert match(pictures, **wanted) == dict.fromkeys("abc", "a b.jpg")
 
 
 def test_images_that_differ_in_their_ending_only_are_an_error():
-    pictures = files.Pictures("/d", ["a.jpg", "a.png"])
+    pictures = files.ImageFolder("/d", ["a.jpg", "a.png"])
     assert match(pictures, x="a.png") == {"x": "a.png"}
     with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a c"):
         match(pictures, x="a")
@@ -117,7 +117,7 @@ def test_images_that_differ_in_their_ending_only_are_an_error():
 
 def test_a_file_without_extension_is_there_if_it_exists(tmp_path):
     touch(tmp_path, "a", "b.jpg")
-    pictures = files.Pictures(str(tmp_path), ["b.jpg"])
+    pictures = files.ImageFolder(str(tmp_path), ["b.jpg"])
     found = {name: pictures.has(name) for name in ("a", "b.jpg", "b", "c.jpg", "")}
     assert [name for name, is_there in found.items() if is_there] == ["a", "b.jpg"]
 

@@ -15,7 +15,7 @@ def write(folder, stem, *shapes, **changes):
 
 
 def read(folder, image_names=("a.jpg", "b.jpg"), **options):
-    pictures = files.Pictures(str(folder / "images"), image_names)
+    pictures = files.ImageFolder(str(folder / "images"), image_names)
     return labelme.read(str(folder), pictures=pictures, **options)
 
 
@@ -26,7 +26,7 @@ def test_corners_of_a_rectangle_come_in_any_order(tmp_path):
     (item,) = image.objects
     assert image[:4] == (1, "a.jpg", 40, 60)
     assert item.box_xywh == (1, 2, 3, 4)
-    assert annotations.place_of(image, item) == "a.json, shape 1"
+    assert annotations.source_line_of(image, item) == "a.json, shape 1"
     assert found.findings == ()
 
 
@@ -59,7 +59,7 @@ def test_shapes_that_enclose_nothing_are_dropped_and_named(tmp_path, kind, point
     assert [o.place for o in found.images[0].objects] == [2]
     what = "shapes that enclose nothing, dropped"
     where = "a.json, shape 1"
-    assert found.findings == (annotations.Finding(what, where, kind, "a.jpg"),)
+    assert found.findings == (annotations.ConversionEvent(what, where, kind, "a.jpg"),)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ CLASSES = openimages.ClassList(
 def read(folder, text, image_names=("0a.jpg",)):
     path = folder / "boxes.csv"
     path.write_text(text)
-    pictures = files.Pictures("", image_names)
+    pictures = files.ImageFolder("", image_names)
     return openimages.read(str(path), pictures=pictures, classes=CLASSES)
 
 
@@ -34,7 +34,7 @@ def test_boxes_are_shares_and_groups_are_crowds(tmp_path, group, is_crowd):
     assert image.is_norm and image.file_name == "0a.jpg"
     assert item.box_xywh == (0.25, 0.125, 0.25, 0.625)
     assert (item.category_id, item.is_crowd) == (2, is_crowd)
-    assert annotations.place_of(image, item) == "boxes.csv, line 2"
+    assert annotations.source_line_of(image, item) == "boxes.csv, line 2"
 
 
 def test_images_that_were_not_fetched_are_named_once(tmp_path):

@@ -91,8 +91,10 @@ def test_a_pattern_of_ones_own_keeps_its_groups_in_one_split():
 
 def test_findings_are_of_the_split_of_their_image():
     some = named(50)
-    findings = [annotations.Finding("odd", "x", image=i.file_name) for i in some.images]
-    general = annotations.Finding("renumbered", "x.json")
+    findings = [
+        annotations.ConversionEvent("odd", "x", image=i.file_name) for i in some.images
+    ]
+    general = annotations.ConversionEvent("renumbered", "x.json")
     parts = splits.by_fraction(
         some._replace(findings=(*findings, general)), val_fraction=0.5, seed=0
     )
@@ -173,7 +175,7 @@ def of_yolo(**sources):
         for name, source in sources.items()
     ]
     findings = [
-        annotations.Finding(annotations.BACKGROUND, name, image=name)
+        annotations.ConversionEvent(annotations.BACKGROUND, name, image=name)
         for name, source in sources.items()
         if not source
     ]
@@ -204,12 +206,15 @@ def test_image_of_two_splits_is_a_finding_of_the_later_one():
 
 def test_image_of_another_split_is_not_without_annotation():
     findings = [
-        annotations.Finding(annotations.UNANNOTATED, name, image=name) for name in "ab"
+        annotations.ConversionEvent(annotations.UNANNOTATED, name, image=name)
+        for name in "ab"
     ]
-    some = annotations.AnnotatedSet([], [], (*findings, annotations.Finding("x", "a")))
+    some = annotations.AnnotatedSet(
+        [], [], (*findings, annotations.ConversionEvent("x", "a"))
+    )
     sets = {"train": some, "val": of_yolo(a="a.txt")}
     found = splits.apart(sets, {"train": "images", "val": "images"})["train"]
-    assert found.findings == (findings[1], annotations.Finding("x", "a"))
+    assert found.findings == (findings[1], annotations.ConversionEvent("x", "a"))
 
 
 def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():

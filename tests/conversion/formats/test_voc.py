@@ -17,7 +17,7 @@ def voc_file(folder, stem, objects=(("cat", 1, 2, 4, 6),), filename=None):
 
 
 def read(folder, image_names=(), **options):
-    return voc.read(str(folder), pictures=files.Pictures("", image_names), **options)
+    return voc.read(str(folder), pictures=files.ImageFolder("", image_names), **options)
 
 
 def test_classes_are_those_of_the_folder_sorted(tmp_path):
@@ -28,7 +28,7 @@ def test_classes_are_those_of_the_folder_sorted(tmp_path):
     dog = annotations.AnnotatedObject(2, 2, (1.0, 2.0, 3.0, 4.0), 12.0, False, 1)
     image = found.images[1]
     assert image[:5] == (2, "b.png", 40, 60, (dog,))
-    assert annotations.place_of(image, dog) == "b.xml, object 1"
+    assert annotations.source_line_of(image, dog) == "b.xml, object 1"
 
 
 def test_annotation_ids_run_on_and_image_ids_follow_the_stems(tmp_path):

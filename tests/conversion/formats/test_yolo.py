@@ -15,7 +15,7 @@ CLASSES = yolo.Classes(CATEGORIES, keypoints=None, is_yaml=False)
 def read(folder, image_names=("a.jpg",), classes=CLASSES, **label_files):
     for stem, text in label_files.items():
         (folder / f"{stem}.txt").write_text(text)
-    pictures = files.Pictures("images", image_names)
+    pictures = files.ImageFolder("images", image_names)
     return yolo.read(str(folder), pictures=pictures, classes=classes)
 
 
@@ -26,7 +26,7 @@ def test_boxes_are_shares_and_numbers_are_the_ids(tmp_path):
     assert image.is_norm
     assert dog[:3] == (1, 7, (0.25, 0.1875, 0.5, 0.125))
     assert (cat.category_id, cat.place) == (0, 3)
-    assert annotations.place_of(image, cat) == "a.txt, line 3"
+    assert annotations.source_line_of(image, cat) == "a.txt, line 3"
 
 
 def test_polygon_becomes_the_box_around_it(tmp_path):

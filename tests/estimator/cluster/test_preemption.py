@@ -22,7 +22,7 @@ def wait_for_reason(listener):
 def test_a_signal_is_a_reason_to_stop_and_no_more(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with preemption.Listener() as listener:
+    with preemption.PreemptionListener() as listener:
         assert listener.reason() is None
         os.kill(os.getpid(), number)
         assert listener.reason() == f"signal {name}"
@@ -30,7 +30,7 @@ def test_a_signal_is_a_reason_to_stop_and_no_more(name):
 
 
 def test_who_asks_twice_from_the_keyboard_is_heard_at_once():
-    with pytest.raises(KeyboardInterrupt), preemption.Listener():
+    with pytest.raises(KeyboardInterrupt), preemption.PreemptionListener():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -38,7 +38,7 @@ def test_who_asks_twice_from_the_keyboard_is_heard_at_once():
 def test_a_process_of_nohup_goes_on_ignoring_that_its_terminal_is_gone():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with preemption.Listener() as listener:
+        with preemption.PreemptionListener() as listener:
             os.kill(os.getpid(), signal.SIGHUP)
             with preemption.handlers_kept():
                 os.kill(os.getpid(), signal.SIGHUP)
@@ -58,13 +58,13 @@ def test_a_process_of_nohup_goes_on_ignoring_that_its_terminal_is_gone():
     ],
 )
 def test_a_stop_says_what_is_saved(step, num_lost, message):
-    stop = preemption.Interrupted("enough", step, num_lost=num_lost)
+    stop = preemption.Preempted("enough", step, num_lost=num_lost)
     assert str(stop) == message and stop.step == step
 
 
 def test_in_another_thread_signals_are_left_alone():
     def listen():
-        with preemption.Listener() as listener:
+        with preemption.PreemptionListener() as listener:
             heard.append((signal.getsignal(signal.SIGTERM), listener.reason()))
 
     heard, before = [], signal.getsignal(signal.SIGTERM)
@@ -85,7 +85,7 @@ def test_a_notice_of_the_cloud_is_a_reason_to_stop(name, text):
     said = dict(QUIET)
     with (
         metadata_server.serve(said) as host,
-        preemption.Listener(host, poll_secs=0.01) as listener,
+        preemption.PreemptionListener(host, poll_secs=0.01) as listener,
     ):
         assert preemption.ask_metadata(host, "instance/preempted") == "FALSE"
         assert listener.reason() is None
@@ -104,7 +104,7 @@ def test_a_machine_that_is_moved_while_it_runs_need_not_stop():
     said = Said(QUIET | {"maintenance-event": "MIGRATE_ON_HOST_MAINTENANCE"})
     with (
         metadata_server.serve(said) as host,
-        preemption.Listener(host, poll_secs=0.01) as listener,
+        preemption.PreemptionListener(host, poll_secs=0.01) as listener,
     ):
         end = time.monotonic() + 20
         while asked.count("maintenance-event") < 3:
@@ -136,7 +136,7 @@ def test_only_a_machine_of_google_is_asked(monkeypatch, tmp_path):
 def test_items_come_until_there_is_a_reason():
     reasons = iter([None, None, "enough"])
     got = []
-    with pytest.raises(preemption.Interrupted, match=r"step 8.*enough") as caught:
-        for item in preemption.until(lambda: next(reasons), "abc", 8):
+    with pytest.raises(preemption.Preempted, match=r"step 8.*enough") as caught:
+        for item in preemption.stop_when(lambda: next(reasons), "abc", 8):
             got.append(item)
     assert got == ["a", "b"] and caught.value.step == 8

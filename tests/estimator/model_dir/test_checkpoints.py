@@ -61,9 +61,9 @@ def test_the_newest_sound_checkpoint_is_the_one_that_can_be_read(model_dir):
     _cut_short(f"{paths[2]}.data-00000-of-00001")
     _cut_short(f"{paths[1]}.index")
     assert checkpoints.latest(model_dir) == paths[2]
-    assert checkpoints.latest_sound(model_dir) == paths[0]
+    assert checkpoints.latest_valid(model_dir) == paths[0]
     checkpoints.delete(model_dir, [1])
-    assert checkpoints.latest_sound(model_dir) is None
+    assert checkpoints.latest_valid(model_dir) is None
 
 
 def test_what_a_killed_save_left_is_removed(model_dir):
@@ -71,9 +71,9 @@ def test_what_a_killed_save_left_is_removed(model_dir):
     for part in (f"{path}.index", f"{model_dir}/model.ckpt-4.data-00000-of-00001"):
         with tf.io.gfile.GFile(f"{part}.tempstate123456789", "w") as file:
             file.write("half")
-    assert len(checkpoints.remove_remains(model_dir)) == 2
-    assert checkpoints.remove_remains(model_dir) == []
-    assert checkpoints.latest_sound(model_dir) == path
+    assert len(checkpoints.delete_incomplete(model_dir)) == 2
+    assert checkpoints.delete_incomplete(model_dir) == []
+    assert checkpoints.latest_valid(model_dir) == path
 
 
 def _cut_short(path):
@@ -95,7 +95,7 @@ def test_no_file_of_another_run_is_touched(tmp_path, name):
     (tmp_path / "run1" / part).write_text("half")
     before = sorted(os.listdir(sibling))
     checkpoints.delete(own, [3])
-    assert checkpoints.remove_remains(own) == []
+    assert checkpoints.delete_incomplete(own) == []
     assert checkpoints.steps(own) == [4]
     assert sorted(os.listdir(own)) == [
         "checkpoint",
@@ -111,7 +111,7 @@ def test_a_path_that_tensorflow_takes_for_a_pattern_is_not_called_damaged(tmp_pa
     with pytest.raises(errors.UserError, match=r"takes '\[1\]' for a pattern"):
         checkpoints.read(path)
     with pytest.raises(errors.UserError, match="for a pattern"):
-        checkpoints.latest_sound(str(tmp_path / "run[1]"))
+        checkpoints.latest_valid(str(tmp_path / "run[1]"))
 
 
 def test_foreign_names_are_passed_over(tmp_path):
@@ -132,7 +132,7 @@ def test_foreign_names_are_passed_over(tmp_path):
     (tmp_path / "checkpoint").write_bytes(b"\xff\xfe\0")
     open(os.fsencode(tmp_path) + b"/model.ckpt-\xff.index", "w").close()
     assert checkpoints.steps(str(tmp_path)) == [3]
-    assert checkpoints.latest_sound(str(tmp_path)) == path
+    assert checkpoints.latest_valid(str(tmp_path)) == path
     checkpoints.delete(str(tmp_path), [3])
     left = os.listdir(os.fsencode(tmp_path))
     kept = {*map(os.fsencode, names), b"model.ckpt-8.index", b"model.ckpt-\xff.index"}

@@ -49,7 +49,7 @@ def test_the_paths_that_are_refused_are_those_that_tensorflow_cannot_read(
             files.check_path(path, "--model_dir")
     else:
         files.check_path(path, "--model_dir")
-        assert checkpoints.latest_sound(path) == saved
+        assert checkpoints.latest_valid(path) == saved
 
 
 def test_writers_of_one_file_do_not_meet(directory):

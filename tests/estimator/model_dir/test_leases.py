@@ -44,23 +44,26 @@ def wait_until(condition, secs=10):
 
 
 def test_a_lease_lasts_as_long_as_its_block(directory):
-    book = leases.LeaseBook(directory, 60)
+    book = leases.LeaseTable(directory, 60)
     assert book.held_steps() == set()
-    with leases.hold(directory, PATH), leases.hold(directory, "run/model.ckpt-50"):
+    with (
+        leases.lease_checkpoint(directory, PATH),
+        leases.lease_checkpoint(directory, "run/model.ckpt-50"),
+    ):
         assert book.held_steps() == {40, 50}
     assert book.held_steps() == set() and files_in(directory) == []
 
 
 def test_two_readers_of_one_checkpoint_do_not_end_each_others_lease(directory):
-    book = leases.LeaseBook(directory, 60)
-    with leases.hold(directory, PATH):
-        with leases.hold(directory, PATH):
+    book = leases.LeaseTable(directory, 60)
+    with leases.lease_checkpoint(directory, PATH):
+        with leases.lease_checkpoint(directory, PATH):
             assert len(book.live()) == 2
         assert book.held_steps() == {40}
 
 
 def test_a_lease_is_given_back_after_an_error(directory):
-    with pytest.raises(RuntimeError), leases.hold(directory, PATH):
+    with pytest.raises(RuntimeError), leases.lease_checkpoint(directory, PATH):
         raise RuntimeError
     assert files_in(directory) == []
 
@@ -68,8 +71,8 @@ def test_a_lease_is_given_back_after_an_error(directory):
 def test_a_live_lease_is_renewed_and_outlives_any_timeout(directory, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_SECS", 0.01)
     clock = Clock()
-    book = leases.LeaseBook(directory, 60, clock)
-    with leases.hold(directory, PATH) as name:
+    book = leases.LeaseTable(directory, 60, clock)
+    with leases.lease_checkpoint(directory, PATH) as name:
         for _ in range(3):
             assert book.held_steps() == {40}
             before = leases._content(f"{directory}/leases/{name}")
@@ -83,7 +86,7 @@ def test_a_live_lease_is_renewed_and_outlives_any_timeout(directory, monkeypatch
 def test_a_lease_that_stands_still_is_removed_when_its_time_is_up(directory):
     dead_lease(directory)
     clock = Clock()
-    book = leases.LeaseBook(directory, 60, clock)
+    book = leases.LeaseTable(directory, 60, clock)
     assert book.held_steps() == {40}
     clock.now += 59
     assert book.held_steps() == {40}
@@ -99,11 +102,11 @@ def test_foreign_files_among_the_leases_are_neither_counted_nor_removed(tmp_path
     (tmp_path / "leases" / "folder").mkdir()
     open(os.fsencode(tmp_path) + b"/leases/\xff", "w").close()
     before, clock = sorted(os.listdir(tmp_path / "leases")), Clock()
-    book = leases.LeaseBook(str(tmp_path), 60, clock)
+    book = leases.LeaseTable(str(tmp_path), 60, clock)
     for _ in range(2):
         assert book.live() == [] and book.held_steps() == set()
         clock.now += 1000
-    with leases.exclusive(str(tmp_path), patience_secs=0):
+    with leases.directory_lock(str(tmp_path), patience_secs=0):
         pass
     assert sorted(os.listdir(tmp_path / "leases")) == before
 
@@ -111,12 +114,15 @@ def test_foreign_files_among_the_leases_are_neither_counted_nor_removed(tmp_path
 def test_a_lease_of_bytes_that_are_no_text_is_one(tmp_path):
     with open(dead_lease(str(tmp_path)), "wb") as file:
         file.write(b"\xff\xfe\0")
-    assert leases.LeaseBook(str(tmp_path), 60).held_steps() == {40}
+    assert leases.LeaseTable(str(tmp_path), 60).held_steps() == {40}
 
 
 def test_steps_are_held_for_a_purpose(directory):
-    book = leases.LeaseBook(directory, 60)
-    with leases.hold(directory, PATH), leases.hold(directory, "a/b-7", "eval_a-b"):
+    book = leases.LeaseTable(directory, 60)
+    with (
+        leases.lease_checkpoint(directory, PATH),
+        leases.lease_checkpoint(directory, "a/b-7", "eval_a-b"),
+    ):
         assert book.held_steps(purposes=["eval_a-b"]) == {7}
         assert book.held_steps(purposes=["eval_a"]) == set()
 
@@ -126,7 +132,7 @@ def test_the_clock_that_wrote_a_lease_does_not_matter(tmp_path, year_secs):
     path = dead_lease(str(tmp_path))
     os.utime(path, (year_secs, year_secs))
     clock = Clock()
-    book = leases.LeaseBook(str(tmp_path), 60, clock)
+    book = leases.LeaseTable(str(tmp_path), 60, clock)
     assert book.held_steps() == {40}
     os.utime(path, (4e9 - year_secs, 4e9 - year_secs))
     clock.now += 61
@@ -135,7 +141,7 @@ def test_the_clock_that_wrote_a_lease_does_not_matter(tmp_path, year_secs):
 
 def test_a_holder_whose_lease_was_removed_takes_it_again(directory, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_SECS", 0.01)
-    with leases.hold(directory, PATH) as name:
+    with leases.lease_checkpoint(directory, PATH) as name:
         tf.io.gfile.remove(f"{directory}/leases/{name}")
         wait_until(lambda: files_in(directory) == [name])
     assert files_in(directory) == []
@@ -152,7 +158,7 @@ def test_a_renewal_that_fails_is_tried_again(directory, monkeypatch):
         write(path, beat)
 
     monkeypatch.setattr(leases, "_write", full_disk)
-    with leases.hold(directory, PATH):
+    with leases.lease_checkpoint(directory, PATH):
         wait_until(lambda: len(beats) > 4)
     assert files_in(directory) == []
 
@@ -167,7 +173,7 @@ def test_a_lease_that_cannot_be_written_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(leases, "_write", full_disk)
     with (
         pytest.raises(tf.errors.ResourceExhaustedError),
-        leases.hold(directory, PATH),
+        leases.lease_checkpoint(directory, PATH),
     ):
         pass
     assert files_in(directory) == []
@@ -178,7 +184,7 @@ def test_writers_take_turns(directory):
 
     def count():
         for _ in range(5):
-            with leases.exclusive(directory):
+            with leases.directory_lock(directory):
                 shared["inside"] += 1
                 shared["most"] = max(shared["most"], shared["inside"])
                 before = shared["count"]
@@ -198,14 +204,14 @@ def test_a_dead_writer_does_not_block_the_others_for_ever(directory, monkeypatch
     monkeypatch.setattr(leases, "TIMEOUT_SECS", 0.3)
     dead_lease(directory, "write-0.json")
     start = time.monotonic()
-    with leases.exclusive(directory):
+    with leases.directory_lock(directory):
         assert time.monotonic() - start > 0.3
 
 
 def test_who_waits_too_long_for_a_living_writer_is_told(directory):
     with (
-        leases.exclusive(directory),
+        leases.directory_lock(directory),
         pytest.raises(TimeoutError, match=r"held by others for 0\.1 s"),
-        leases.exclusive(directory, patience_secs=0.1),
+        leases.directory_lock(directory, patience_secs=0.1),
     ):
         pass

@@ -127,7 +127,7 @@ def test_a_trainer_that_stops_while_it_is_watched_is_followed(model_dir):
 
 def test_who_waits_for_a_trainer_may_be_stopped(model_dir):
     run_state.write(model_dir, ELSEWHERE)
-    with pytest.raises(preemption.Interrupted, match="enough"):
+    with pytest.raises(preemption.Preempted, match="enough"):
         Sleeper().await_end(model_dir, stop_reason=lambda: "enough")
     assert run_state.read(model_dir) == ELSEWHERE
 
@@ -239,7 +239,7 @@ def test_storage_that_fails_for_a_while_does_not_stop_the_heart(model_dir, monke
 
 def test_a_watch_counts_from_the_last_change_by_its_own_clock(model_dir):
     now = [100.0]
-    watch = run_state.Watch(model_dir, clock=lambda: now[0])
+    watch = run_state.TrainerMonitor(model_dir, clock=lambda: now[0])
     now[0] = 130.0
     assert watch.look() is None and watch.secs_since_change() == 30
     run_state.write(model_dir, RUNNING)

@@ -103,7 +103,7 @@ def test_weights_of_a_detector_are_taken_without_its_heads(tmp_path):
     trained = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4, seed=1
     )
-    tensors = {replicas.path(v): v.numpy() for v in trained.variables}
+    tensors = {replicas.variable_path(v): v.numpy() for v in trained.variables}
     tensors["heads/class/logits/bias"] = np.zeros(3)
     fresh = resnet.ResNet(depth=14, width=4)
     text = foreign_resnets.load(

@@ -21,7 +21,9 @@ def test_features_have_the_strides_of_their_levels(depth, expansion, size):
 
 def test_stage_begins_with_a_projection_and_goes_on_from_the_identity():
     backbone = resnet.ResNet(depth=18, width=4)
-    shortcuts = [replicas.path(v) for v in backbone.variables if "/shortcut/" in v.name]
+    shortcuts = [
+        replicas.variable_path(v) for v in backbone.variables if "/shortcut/" in v.name
+    ]
     assert shortcuts == [
         f"backbone/stage{s}/block1/shortcut/kernel" for s in (2, 3, 4, 5)
     ]

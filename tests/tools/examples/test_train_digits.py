@@ -112,7 +112,7 @@ def test_stopped_half_way_and_started_again_it_is_the_straight_run(
 ):
     runner = make_estimator(digits, tmp_path)
     reasons = iter([None, "half is enough"])
-    with pytest.raises(preemption.Interrupted, match=f"step {STEPS // 2}"):
+    with pytest.raises(preemption.Preempted, match=f"step {STEPS // 2}"):
         runner.train(digits.train_input_fn, STEPS, stop_reason=lambda: next(reasons))
     again = make_estimator(digits, tmp_path)
     again.train(digits.train_input_fn, STEPS)
