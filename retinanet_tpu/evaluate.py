@@ -78,10 +78,10 @@ def _evaluate():
         _await_run(poll_secs)
     is_cpu = _DEVICE.value == "cpu"
     cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if is_cpu else []))
-    run = configurables.make_experiment(
+    run = configurables.make_run(
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(
-            _DEVICE.value, num_devices=1, is_alone=True
+            _DEVICE.value, num_devices=1, single_process=True
         ),
     )
     with cli.data_errors_explained(run):
@@ -98,7 +98,7 @@ def _evaluate():
             preemption_secs=_PREEMPTION_SECS.value,
             poll_secs=poll_secs,
         )
-        if not beside.run(is_once=_ONCE.value):
+        if not beside.run(once=_ONCE.value):
             _show_newest()
 
 

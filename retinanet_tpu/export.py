@@ -18,12 +18,13 @@ from absl import flags, logging
 
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.serving import formats
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, formats, serving_fn
+from retinanet_tpu.task import cli, configurables, serving_fn
 
 _CHECKPOINT = cli.checkpoint_flag()
 _FORMAT = flags.DEFINE_list("format", ["saved_model"], "Formats, see above.")
-_NMS = flags.DEFINE_string("nms", None, "Overrides nms.variant of the run.")
+_NMS = flags.DEFINE_string("nms", None, "Overrides NMS.variant of the run.")
 _CHECK_IMAGES = flags.DEFINE_string(
     "check_images", None, "Folder or glob of pictures to check and calibrate with."
 )
@@ -33,10 +34,10 @@ def main() -> None:
     """Runs the command."""
     settings = ["COMPUTE_DTYPE = 'float32'"]  # Any server can run it.
     if _NMS.value is not None:
-        settings.append(f"nms.variant = '{_NMS.value}'")
+        settings.append(f"NMS.variant = '{_NMS.value}'")
     config_text = cli.parse_model_dir(*settings)
-    run = configurables.make_experiment(
-        cli.model_dir(), strategy_fn=lambda: strategy.make_strategy(is_alone=True)
+    run = configurables.make_run(
+        cli.model_dir(), strategy_fn=lambda: strategy.make_strategy(single_process=True)
     )
     print(
         run.estimator.export_saved_model(

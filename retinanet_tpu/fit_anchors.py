@@ -79,8 +79,8 @@ def find(run: experiment.Run) -> tuple[anchors_lib.Anchors, list[str]]:
       MissingFileError: the split to train on has no records.
       UserError: it has no boxes, or a record is damaged.
     """
-    params, data, categories = run.params, run.data, run.data.read_categories()
-    start, image_size = params["anchors"], params["image_size"]
+    recipe, data, categories = run.recipe, run.data, run.data.read_categories()
+    start, image_size = recipe.anchors, recipe.image_size
     canvas = examples.OutputSpec(image_size, data.max_boxes)
     train = dataset_stats.read(data.dir, data.train_split, categories)
     shown = anchor_recall.augment_boxes(
@@ -121,10 +121,10 @@ def find(run: experiment.Run) -> tuple[anchors_lib.Anchors, list[str]]:
 def main() -> None:
     """Runs the command."""
     cli.parse_files()
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     found, lines = find(run)
     print("\n".join(lines))
-    start = run.params["anchors"]
+    start = run.recipe.anchors
     if found is start:
         print("Nothing better was found; the anchors of the run stay.")
     text = gin_text(

@@ -95,9 +95,7 @@ def read_subject() -> Subject:
     run = None
     if cli.GIN_FILE.value:
         cli.parse_files()
-        run = configurables.make_experiment(
-            None, strategy_fn=tf.distribute.get_strategy
-        )
+        run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
         data_dir = run.data.dir
         names = dict.fromkeys([run.data.train_split, run.data.eval_split])
     else:
@@ -133,8 +131,8 @@ def reached(subject: Subject) -> list[Reached]:
     """Returns how the run's anchors reach each split, and augmented training images."""
     if subject.run is None:
         return []
-    params, data = subject.run.params, subject.run.data
-    canvas = examples.OutputSpec(params["image_size"], data.max_boxes)
+    recipe, data = subject.run.recipe, subject.run.data
+    canvas = examples.OutputSpec(recipe.image_size, data.max_boxes)
     train = subject.splits[0]
     wanted = [(f"{train.name}, augmented", train, data.augmentation)]
     wanted += [(f"{split.name}, whole", split, None) for split in subject.splits]
@@ -142,7 +140,7 @@ def reached(subject: Subject) -> list[Reached]:
     for name, split, augmentation in wanted:
         shown = anchor_recall.augment_boxes(split, canvas, augmentation=augmentation)
         ious = anchor_search.best_iou(
-            shown.boxes_yxyx, params["anchors"], params["image_size"]
+            shown.boxes_yxyx, recipe.anchors, recipe.image_size
         )
         found.append(Reached(name, shown, anchor_recall.by_size(ious, shown, split)))
     return found
@@ -151,7 +149,7 @@ def reached(subject: Subject) -> list[Reached]:
 def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.Issue]:
     """Returns everything to be looked at, the worst first."""
     categories, run, train = subject.categories, subject.run, subject.splits[0]
-    num_classes = run.params["num_classes"] if run else None
+    num_classes = run.recipe.num_classes if run else None
     found = data_issues.label_map_issues(train, categories, num_classes)
     for split in subject.splits:
         found += data_issues.split_issues(split, categories)
@@ -181,8 +179,8 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
         ),
     ]
     if reaches:
-        params = subject.run.params
-        height, width = params["image_size"]
+        recipe = subject.run.recipe
+        height, width = recipe.image_size
         made.append(
             report.Section(
                 f"Anchors at {height} x {width}",
@@ -191,8 +189,8 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
                 tables.anchors_table([(r.name, r.by_size) for r in reaches]),
                 charts.anchor_charts(
                     [(reach.name, reach.shown.boxes_yxyx) for reach in reaches],
-                    params["anchors"],
-                    params["image_size"],
+                    recipe.anchors,
+                    recipe.image_size,
                 ),
             )
         )
@@ -207,8 +205,9 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
 def _targets_section(subject):
     run, categories = subject.run, subject.categories
     context = spec.TPUContext(num_replicas=1, num_hosts=1, current_host=0)
-    params = run.params | {
-        "categories": categories,
+    recipe = dataclasses.replace(run.recipe, categories=categories)
+    params = {
+        "recipe": recipe,
         "batch_size": _DRAW_TARGETS.value,
         "context": context,
     }
@@ -218,19 +217,25 @@ def _targets_section(subject):
     except tf.errors.InvalidArgumentError as error:
         return report.Section(title, f"Cannot be loaded: {error.message}")
     drawn, num_forced = [], 0
-    for image, found in enumerate(anchor_recall.assigned_anchors(labels, params)):
+    assigned = anchor_recall.assigned_anchors(
+        labels,
+        recipe.assign(labels),
+        anchors=recipe.anchors,
+        image_size=recipe.image_size,
+    )
+    for image, found in enumerate(assigned):
         num_boxes = int(labels.num_boxes[image])
         classes = labels.classes[image, :num_boxes].numpy()
         names = [categories.names[index] for index in classes]
         boxes = labels.boxes_yxyx[image, :num_boxes].numpy()
-        ious = anchor_search.best_iou(boxes, params["anchors"], params["image_size"])
+        ious = anchor_search.best_iou(boxes, recipe.anchors, recipe.image_size)
         num_forced += int((ious < anchor_search.RECALL_IOU).sum())
         pixels = features.images[image].numpy()
         drawn.append(charts.targets(pixels, boxes, names, found))
     return report.Section(
         title,
         "Training images after augmentation. Thick: annotated boxes, with the number "
-        "of anchors that answer for each; thin, in the same colour: those anchors; "
+        "of anchors that answer for each; thin, in the same color: those anchors; "
         f"red: none does. {num_forced} boxes have no anchor of IoU "
         f"{anchor_search.RECALL_IOU} and get only their best one.",
         picture=visualize.grid(drawn, 2, height=720),
@@ -257,7 +262,7 @@ def _samples_section(subject, split):
             drawn.append(charts.annotated(pixels, boxes, ids))
     return report.Section(
         f"Samples of {split.name}",
-        "Colours as in the table of classes.",
+        "Colors as in the table of classes.",
         picture=visualize.grid(drawn, 4, height=320),
         is_photograph=True,
     )

@@ -71,7 +71,7 @@ class Run(NamedTuple):
 def describe(run: experiment.Run) -> Run:
     """Builds the network of a run and counts."""
     with run.estimator.strategy.scope():
-        network = run.network_fn(run.params)
+        network = run.make_network()
         update = run.update_fn(network)
     norms = [x for x in network.submodules if isinstance(x, layers.BatchNorm)]
     norms = [x for x in norms if x.uses_batch(True) and x.is_synchronized]
@@ -100,7 +100,7 @@ def check(report: dict[str, Any], run: Run) -> None:
     for name, found, wanted in (
         ("--topology", report["topology"], _TOPOLOGY.value),
         ("BATCH_SIZE", batch, plan.batch_size),
-        ("Plan.eval_batch_per_replica", each, plan.eval_batch_per_replica),
+        ("TrainingPlan.eval_batch_per_replica", each, plan.eval_batch_per_replica),
     ):
         if found != wanted:
             raise errors.UserError(
@@ -232,7 +232,7 @@ def main() -> None:
     target = roofline.accelerator(_TOPOLOGY.value)
     cli.parse_files()
     strategy = lower.AheadOfTimeStrategy(target.num_devices)
-    made = configurables.make_experiment(None, strategy_fn=lambda: strategy)
+    made = configurables.make_run(None, strategy_fn=lambda: strategy)
     run, report = describe(made), read_report()
     check(report, run)
     work, reached, batch = work_of(report, run), _EFFICIENCY.value, made.plan.batch_size

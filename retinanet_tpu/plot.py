@@ -50,15 +50,15 @@ def score_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def draw(panel, title: str, curves) -> None:
-    """Draws one panel; the legend has the last values, each run its colour."""
+    """Draws one panel; the legend has the last values, each run its color."""
     num_runs = len(_MODEL_DIR.value)
-    num_colours = len(curves) if num_runs == 1 else num_runs
+    num_colors = len(curves) if num_runs == 1 else num_runs
     for place, (name, (steps, values)) in enumerate(curves.items()):
-        style, colour = divmod(place, num_colours)
+        style, color = divmod(place, num_colors)
         panel.plot(
             steps,
             values,
-            color=f"C{colour}",
+            color=f"C{color}",
             linestyle=("-", "--")[style],
             marker="." if len(steps) < 30 else "",
             label=f"{name} {values[-1]:.3g}",

@@ -54,7 +54,7 @@ def main() -> None:
     compiler.check_installed()
     target = roofline.accelerator(_TOPOLOGY.value)
     cli.parse_files(*_overrides(target))
-    run = configurables.make_experiment(
+    run = configurables.make_run(
         None, strategy_fn=lambda: lower.AheadOfTimeStrategy(target.num_devices)
     )
     rates = _host_rates(run) if _HOST_RATE.value else {}
@@ -93,7 +93,7 @@ def examine(
       step: to lower and compile.
       images: of a device.
       target: the slice.
-      dump_dir: to write the program to, as it was lowered and as it was optimised.
+      dump_dir: to write the program to, as it was lowered and as it was optimized.
     """
     found = {"images": images, "num_devices": step.num_replicas}
     found |= {"setting": step.setting, "fits": False}

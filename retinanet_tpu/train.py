@@ -64,8 +64,8 @@ def main() -> None:
 
 
 def _train(text, listener):
-    run = configurables.make_experiment(cli.model_dir())
-    eval_spec = run.eval_spec if run.plan.evaluates else None
+    run = configurables.make_run(cli.model_dir())
+    eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     with cli.data_errors_explained(run):
         data_checks.check(run)
@@ -83,21 +83,21 @@ def _train(text, listener):
 
 def summarize_run() -> list[str]:
     """Returns the start-up counts and the shapes of a run, a line each."""
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
-    eval_spec = run.eval_spec if run.plan.evaluates else None
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
+    eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    params, size = run.params, run.params["image_size"]
-    experiment.check_assignment(params)
-    anchors = params["anchors"]
+    recipe, size = run.recipe, run.recipe.image_size
+    recipe.check_assignment()
+    anchors = recipe.anchors
     grids = anchors.grid_sizes(size)
     count = sum(height * width for height, width in grids) * anchors.num_per_cell
-    depth = anchors.num_per_cell * params["num_classes"]
+    depth = anchors.num_per_cell * recipe.num_classes
     levels = zip(anchors.levels, grids, strict=True)
-    network = run.network_fn(params)
+    network = run.make_network()
     rate = run.update_fn(network).learning_rate
     steps = [run.plan.max_steps * i // 4 for i in range(5)]
     return [
-        *experiment.summarize_network(network, params),
+        *experiment.summarize_network(network, recipe.l2_coefficient),
         "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
         f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
         f"Anchors: {count:,}",

@@ -134,18 +134,18 @@ def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "name"),
+    ("mode", "color", "name"),
     [
-        ("L", 200, "grey.jpg"),
+        ("L", 200, "gray.jpg"),
         ("CMYK", (55, 55, 55, 0), "cmyk.jpg"),
         ("RGB", (200, 200, 200), "rgb.png"),
         ("RGBA", (200, 200, 200, 255), "rgba.png"),
-        ("L", 200, "grey.png"),
+        ("L", 200, "gray.png"),
         ("P", 0, "palette.png"),
     ],
 )
-def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, colour, name):
-    picture = PIL.Image.new(mode, (40, 30), colour)
+def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, color, name):
+    picture = PIL.Image.new(mode, (40, 30), color)
     if mode == "P":
         picture.putpalette([200, 200, 200] * 256)
     picture.save(tmp_path / name)

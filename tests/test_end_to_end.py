@@ -44,7 +44,7 @@ def exported(trained):
     return run.estimator.export_saved_model(base, serving_fn.serving_fn)
 
 
-AVERAGED = ("WeightUpdate.averaging_decay = 0.9", "nms.score_threshold = 0.001")
+AVERAGED = ("WeightUpdate.averaging_decay = 0.9", "NMS.score_threshold = 0.001")
 
 
 def test_interrupted_and_started_again_equals_straight_to_the_bit(
@@ -106,7 +106,7 @@ def test_the_export_finds_what_the_evaluation_finds(trained, exported, data_dir)
         assert set(found.classes[row][:count]) <= {3, 7}
 
 
-def test_a_grey_wide_or_tiny_picture_is_served(exported):
+def test_a_gray_wide_or_tiny_picture_is_served(exported):
     serve = tf.saved_model.load(exported).signatures["serving_default"]
     for height, width in ((1, 1), (37, 400), (900, 20)):
         image = tf.fill([height, width, 3], 127.0)

@@ -17,7 +17,7 @@ from retinanet_tpu.estimator import sidecar, summaries, train_step
 from retinanet_tpu.estimator.model_dir import run_state
 from retinanet_tpu.task import cli
 
-BINDINGS = (*toy_data.TWO_LEVELS, "Plan.num_pictures = 0")
+BINDINGS = (*toy_data.TWO_LEVELS, "TrainingPlan.num_visualized_images = 0")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def data_dir(tmp_path_factory):
 def model_dir(tmp_path, data_dir):
     """A run on a TPU, finished at step 4."""
     run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
-    network = run.network_fn(run.params)
+    network = run.make_network()
     state = train_step.TrainState(network, run.update_fn(network))
     (tmp_path / "run").mkdir()
     for state.step in (2, 4):

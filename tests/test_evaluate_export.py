@@ -23,8 +23,8 @@ BINDINGS = (
     *toy_data.SGD,
     # Of larger images the tool averages pixels, where libjpeg averages frequencies.
     "IMAGE_SIZE = (128, 128)",
-    "nms.score_threshold = 0.0001",  # After four steps all scores are about 0.01.
-    "Plan.num_pictures = 0",
+    "NMS.score_threshold = 0.0001",  # After four steps all scores are about 0.01.
+    "TrainingPlan.num_visualized_images = 0",
 )
 
 

@@ -13,8 +13,7 @@ import commands
 import repository
 import toy_data
 from retinanet_tpu import errors, export, train
-from retinanet_tpu.serving import artifacts, onnx_format, parity, warm_up
-from retinanet_tpu.task import formats
+from retinanet_tpu.serving import artifacts, formats, onnx_format, parity, warm_up
 
 # So that a network of twelve steps finds something, with scores far enough apart.
 FINDS = (
@@ -128,14 +127,14 @@ def test_the_snippet_of_the_readme_runs(exported, data_dir):
 @pytest.fixture(scope="module")
 def small_export(model_dir):
     limits = ("max_request_images = 1", "max_image_pixels = 20_000")
-    settings = [f"retinanet_params.{limit}" for limit in limits]
+    settings = [f"Recipe.{limit}" for limit in limits]
     return run_export(model_dir, nms="global_hard", gin_param=settings)
 
 
 def test_suppression_and_limits_can_be_chosen_for_an_export(small_export):
     card = (small_export / "model_card.md").read_text()
     assert "global_hard (hard)" in card
-    assert "1 images (`retinanet_params.max_request_images`) of 20,000 pixels" in card
+    assert "1 images (`Recipe.max_request_images`) of 20,000 pixels" in card
     artifact = artifacts.load(str(small_export))
     assert len(artifact.detect(np.zeros([3, 100, 200, 3], np.uint8)).scores) == 3
     with pytest.raises(errors.UserError, match="max_image_pixels = 20000"):
@@ -173,7 +172,7 @@ def test_formats_without_a_saved_model_have_none(model_dir):
         ({"nms": "gentle"}, r"nms\.variant is 'gentle'; choose one of combined"),
         ({"format": ["tensorrt"], "nms": "global_soft"}, r"--nms=per_class_hard"),
         (
-            {"format": ["tensorrt"], "gin_param": ["nms.score_threshold = 0.001"]},
+            {"format": ["tensorrt"], "gin_param": ["NMS.score_threshold = 0.001"]},
             r"under 0\.007 TensorRT",
         ),
         ({"check_images": "/nowhere"}, r"/nowhere matches no picture"),

@@ -27,8 +27,8 @@ def test_what_is_written_can_be_included_and_is_no_worse(tmp_path):
     gin_files.parse(
         [run_file, str(output)], settings, known=configurables.CONFIGURABLES
     )
-    run = configurables.make_experiment(None)
-    written, plain = run.params["anchors"], anchors.Anchors()
+    run = configurables.make_run(None)
+    written, plain = run.recipe.anchors, anchors.Anchors()
     assert len(written.scales) == len(plain.scales)
     assert f"Anchors.size = {written.size}" in found.stdout
     assert f"Anchors.scales = {written.scales}" in found.stdout

@@ -47,7 +47,7 @@ def test_the_dry_run_prints_the_numbers_of_the_specification():
 @pytest.mark.parametrize(("step", "rate"), [(200, 0.069), (400, 0.132), (600, 0.195)])
 def test_the_rates_are_those_of_the_specification(step, rate):
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     learning_rate = run.update_fn(tf.Module()).learning_rate
     assert round(float(learning_rate(step)), 3) == rate
 
@@ -78,7 +78,7 @@ def test_a_shorter_run_must_move_its_boundaries():
         ("NUM_CLASES = 3", "NUM_CLASES is set.*Did you mean NUM_CLASSES"),
         ("ResNet.dept = 18", "(?s)dept.*Did you mean depth"),
         ("Resnet.depth = 18", "(?s)Resnet.*Did you mean ResNet"),
-        ("experiment.update_fn = @WeightUpdte", "(?s)Did you mean WeightUpdate"),
+        ("make_run.update_fn = @WeightUpdte", "(?s)Did you mean WeightUpdate"),
     ],
 )
 def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):

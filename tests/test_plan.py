@@ -31,7 +31,7 @@ def plan(tmp_path_factory):
     """Returns a function of a report and flags: what the tool prints, and its error."""
     path = tmp_path_factory.mktemp("plan") / "report.json"
     always = [f"--gin_file={toy_data.GIN_CONFIGS / 'quickstart.gin'}"]
-    settings = [*toy_data.TINY, "Plan.eval_batch_per_replica = 1"]
+    settings = [*toy_data.TINY, "TrainingPlan.eval_batch_per_replica = 1"]
     always += [f"--gin_param={setting}" for setting in settings]
     always += [f"--preflight_json={path}", "--topology=v3-8"]
     with tool_processes.serve("plan") as run_once:
@@ -101,7 +101,7 @@ def test_hosts_that_were_not_measured_bound_nothing(plan, report):
     "step, figures, message",
     [
         ("train", {"images": 2}, "BATCH_SIZE is 8, preflight's was 16"),
-        ("eval", {"images": 2}, "Plan.eval_batch_per_replica is 1, .* was 2"),
+        ("eval", {"images": 2}, "TrainingPlan.eval_batch_per_replica is 1, .* was 2"),
         ("train", {"argument_mb": 1e4}, "another network or IMAGE_SIZE"),
         ("train", {"fits": False, "outcome": "does not fit"}, "train does not fit"),
     ],

@@ -37,7 +37,7 @@ SMALL = (
     *toy_data.TWO_LEVELS,
     "DATA_DIR = 'none'",
     "COMPUTE_DTYPE = 'bfloat16'",
-    "Plan.eval_batch_per_replica = 1",
+    "TrainingPlan.eval_batch_per_replica = 1",
 )
 
 
@@ -82,7 +82,7 @@ def run_command(monkeypatch, capsys, made=None, **settings):
         images = run.plan.batch_size // run.estimator.num_replicas
         return made or {
             "train": tanh_step(images, "BATCH_SIZE", run.estimator.num_replicas),
-            "eval": tanh_step(4, "Plan.eval_batch_per_replica"),
+            "eval": tanh_step(4, "TrainingPlan.eval_batch_per_replica"),
             "predict": tanh_step(1, "", 1),
         }
 
@@ -191,12 +191,12 @@ def test_the_largest_batch_is_found(monkeypatch, capsys, images):
 
 
 def test_an_evaluation_that_does_not_fit_is_made_smaller_too(monkeypatch, capsys):
-    made = {"eval": tanh_step(1000, "Plan.eval_batch_per_replica")}
+    made = {"eval": tanh_step(1000, "TrainingPlan.eval_batch_per_replica")}
     _, out = run_command(
         monkeypatch, capsys, made, topology="v3-8", find_batch_size=True
     )
     assert f"{8 * LARGEST:,}, {LARGEST} images on each of 8 devices" in out
-    assert "Plan.eval_batch_per_replica sets it" in out
+    assert "TrainingPlan.eval_batch_per_replica sets it" in out
 
 
 def test_memory_beyond_the_device_does_not_fit_even_if_it_compiles(monkeypatch, capsys):
@@ -258,7 +258,7 @@ def make_steps(num_devices):
     toy_data.parse("none", *SMALL)
     strategy = lower.AheadOfTimeStrategy(num_devices)
     return step_functions.build(
-        configurables.make_experiment(None, strategy_fn=lambda: strategy)
+        configurables.make_run(None, strategy_fn=lambda: strategy)
     )
 
 

@@ -11,7 +11,7 @@ class Anchors:
     """The fixed boxes that predictions are offsets from, level by level, row by row.
 
     Level l has a grid of cells 2^l pixels wide; every cell holds `num_per_cell` anchors
-    around its centre, aspect ratio outer, scale inner.
+    around its center, aspect ratio outer, scale inner.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
 
@@ -92,7 +92,7 @@ class Anchors:
         Args:
           image_size: height and width of the network's input, px.
         Returns:
-          Centres and sizes in px, not cut at the border of the image.
+          Centers and sizes in px, not cut at the border of the image.
         Raises:
           UserError: a side that the coarsest level's stride does not divide.
         """

@@ -18,7 +18,7 @@ def encode(boxes_yxyx: tf.Tensor, anchors_cyxhw: tf.Tensor) -> tf.Tensor:
       boxes_yxyx: float32 [..., 4], px, of positive size.
       anchors_cyxhw: float32 [..., 4], px, of positive size.
     Returns:
-      float32 [..., 4]: (dy, dx) centre offset / anchor size, (dh, dw) log size ratio.
+      float32 [..., 4]: (dy, dx) center offset / anchor size, (dh, dw) log size ratio.
     Source: R-CNN, arXiv:1311.2524, appendix C.
     """
     y, x, h, w = tf.unstack(box_ops.yxyx_to_cyxhw(boxes_yxyx), axis=-1)

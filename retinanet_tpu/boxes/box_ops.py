@@ -1,6 +1,6 @@
 """Areas, overlaps and coordinate frames of boxes.
 
-yxyx is (ymin, xmin, ymax, xmax), cyxhw is (centre y, centre x, height, width), xyxy is
+yxyx is (ymin, xmin, ymax, xmax), cyxhw is (center y, center x, height, width), xyxy is
 what drawing tools want, xywh (corner and size) what COCO files hold.
 """
 
@@ -61,14 +61,14 @@ def clip(boxes_yxyx: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
 
 
 def yxyx_to_cyxhw(boxes_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] centres and sizes of corner boxes."""
+    """Returns [..., 4] centers and sizes of corner boxes."""
     ymin, xmin, ymax, xmax = tf.unstack(boxes_yxyx, axis=-1)
-    centre = [(ymin + ymax) * 0.5, (xmin + xmax) * 0.5]
-    return tf.stack([*centre, ymax - ymin, xmax - xmin], axis=-1)
+    center = [(ymin + ymax) * 0.5, (xmin + xmax) * 0.5]
+    return tf.stack([*center, ymax - ymin, xmax - xmin], axis=-1)
 
 
 def cyxhw_to_yxyx(boxes_cyxhw: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] corners of boxes given by centre and size."""
+    """Returns [..., 4] corners of boxes given by center and size."""
     y, x, height, width = tf.unstack(boxes_cyxhw, axis=-1)
     h, w = height * 0.5, width * 0.5
     return tf.stack([y - h, x - w, y + h, x + w], axis=-1)

@@ -21,8 +21,8 @@ def match(
     labels: structures.Labels,
     anchors_yxyx: tf.Tensor,
     *,
-    positive_at: float = 0.5,
-    negative_below: float = 0.4,
+    positive_iou_threshold: float = 0.5,
+    negative_iou_threshold: float = 0.4,
 ) -> tf.Tensor:
     """Gives each anchor the box it overlaps most.
 
@@ -33,27 +33,27 @@ def match(
     Args:
       labels: the padded boxes of B images, px.
       anchors_yxyx: float32 [A, 4], px.
-      positive_at: lowest IoU of a positive anchor.
-      negative_below: IoU under which an anchor is background; from here to positive_at
+      positive_iou_threshold: lowest IoU of a positive anchor.
+      negative_iou_threshold: IoU under which an anchor is background; from here to positive_iou_threshold
         it is ignored.
     Returns:
       int32 [B, A]: index into the boxes, or BACKGROUND, or IGNORE.
     Raises:
-      UserError: thresholds out of 0 < negative_below <= positive_at <= 1.
+      UserError: thresholds out of 0 < negative_iou_threshold <= positive_iou_threshold <= 1.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors"; the best anchor of a box
       as in Faster R-CNN, arXiv:1506.01497, section 3.1.2; crowds as in COCO's scoring.
     """
-    if not 0 < negative_below <= positive_at <= 1:
+    if not 0 < negative_iou_threshold <= positive_iou_threshold <= 1:
         raise errors.UserError(
-            "match needs 0 < negative_below <= positive_at <= 1, got "
-            f"negative_below={negative_below}, positive_at={positive_at}."
+            "match needs 0 < negative_iou_threshold <= positive_iou_threshold <= 1, got "
+            f"negative_iou_threshold={negative_iou_threshold}, positive_iou_threshold={positive_iou_threshold}."
         )
-    is_real = tf.sequence_mask(labels.num_boxes, labels.boxes_yxyx.shape[1])
-    is_object = is_real & ~labels.is_crowd
+    is_valid = tf.sequence_mask(labels.num_boxes, labels.boxes_yxyx.shape[1])
+    is_object = is_valid & ~labels.is_crowd
     # Without area a box overlaps nothing, so it can neither win nor tie above 0.
     objects_yxyx = tf.where(is_object[..., None], labels.boxes_yxyx, 0.0)
     crowds_yxyx = tf.where(
-        (is_real & labels.is_crowd)[..., None], labels.boxes_yxyx, 0.0
+        (is_valid & labels.is_crowd)[..., None], labels.boxes_yxyx, 0.0
     )
 
     best_box = tf.argmax(
@@ -70,11 +70,11 @@ def match(
         axis=-1,
     )
     matches = tf.where(
-        (best_iou >= negative_below) | in_crowd,
+        (best_iou >= negative_iou_threshold) | in_crowd,
         structures.IGNORE,
         structures.BACKGROUND,
     )
-    matches = tf.where(best_iou >= positive_at, best_box, matches)
+    matches = tf.where(best_iou >= positive_iou_threshold, best_box, matches)
     forced = _forced(objects_yxyx, anchors_yxyx)
     return tf.where(forced >= 0, forced, matches)
 

@@ -13,9 +13,11 @@ class Augmentation(NamedTuple):
     """What training changes at random in a picture."""
 
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of size, 1 fits the canvas
-    flip: bool = True  # mirror every other picture, left to right
+    horizontal_flip: bool = True  # mirror every other picture, left to right
     vertical_flip: bool = False  # and, independently, top to bottom
-    colour: float = 0.0  # brightness, contrast, saturation by factors within 1 +- this
+    color_jitter: float = (
+        0.0  # brightness, contrast, saturation by factors within 1 +- this
+    )
 
 
 NUM_UNIFORMS = 8  # random numbers that an example's augmentation takes
@@ -102,15 +104,15 @@ def _augmented(
     augmentation: Augmentation,
     draws: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the resized picture and its boxes, mirrored and recoloured by chance."""
-    if augmentation.flip:
+    """Returns the resized picture and its boxes, mirrored and recolored by chance."""
+    if augmentation.horizontal_flip:
         picture, boxes_yxyx = _flipped_by_half(picture, boxes_yxyx, draws[3])
     if augmentation.vertical_flip:
         picture, boxes_yxyx = _flipped_by_half(
             picture, boxes_yxyx, draws[4], is_vertical=True
         )
-    if augmentation.colour:
-        factors = 1.0 + augmentation.colour * (2.0 * draws[5:8] - 1.0)
+    if augmentation.color_jitter:
+        factors = 1.0 + augmentation.color_jitter * (2.0 * draws[5:8] - 1.0)
         picture = transforms.color_jitter(picture, *tf.unstack(factors))
     return picture, boxes_yxyx
 

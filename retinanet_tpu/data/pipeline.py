@@ -1,6 +1,6 @@
 """The input pipeline: record files -> batches of uint8 pictures and padded boxes.
 
-Normalising and target assignment are the device's work. Nothing here depends on time,
+Normalizing and target assignment are the device's work. Nothing here depends on time,
 on the number of threads or on TensorFlow's global seed: the same arguments give the
 same batches, bit for bit. Only the tf.data service, where one is named, gives that up:
 its workers' batches come in the order in which they are ready.
@@ -19,9 +19,8 @@ from retinanet_tpu.data import (
     record_order,
 )
 
-Order = record_order.ReadOptions
 DEFAULT_AUGMENTATION = examples.Augmentation()
-DEFAULT_ORDER = Order()
+DEFAULT_ORDER = record_order.ReadOptions()
 
 
 def make_train_dataset(
@@ -33,7 +32,7 @@ def make_train_dataset(
     image_size: tuple[int, int],
     max_boxes: int = 100,
     augmentation: examples.Augmentation = DEFAULT_AUGMENTATION,
-    order: Order = DEFAULT_ORDER,
+    order: record_order.ReadOptions = DEFAULT_ORDER,
 ) -> tf.data.Dataset:
     """Returns an endless dataset of training batches.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-# ImageNet's mean colour: zero after the device has normalised it.
+# ImageNet's mean color: zero after the device has normalized it.
 MEAN_COLOR = (124, 116, 104)
 # Below a pixel there is nothing to see, and ln(side) would make a huge box target.
 MIN_SIDE = 1.0
@@ -80,7 +80,7 @@ def decode_and_resize(
 ) -> tuple[tf.Tensor, tf.Tensor, CropWindow]:
     """Decodes a window of a picture and resizes it.
 
-    Of a JPEG only the window is decoded, and of a large one at a reduced size. Grey,
+    Of a JPEG only the window is decoded, and of a large one at a reduced size. Gray,
     CMYK, palette and transparent pictures come out as RGB.
 
     Args:
@@ -174,21 +174,21 @@ def color_jitter(
 ) -> tf.Tensor:
     """Returns the picture in another light, uint8 [h, w, 3].
 
-    All three in one matrix for each picture: saturation moves a pixel from its grey,
-    contrast from MEAN_COLOUR, brightness from black.
+    All three in one matrix for each picture: saturation moves a pixel from its gray,
+    contrast from MEAN_COLOR, brightness from black.
 
     Args:
       picture: uint8 [h, w, 3], RGB.
       brightness: float32 [], a factor; 1 changes nothing.
       contrast: the same.
-      saturation: the same; 0 leaves grey.
+      saturation: the same; 0 leaves gray.
 
     Source: the luma weights are those of ITU-R BT.601.
     """
     luma = tf.constant([0.299, 0.587, 0.114])
     # Row vectors: rgb @ matrix.
-    to_grey = tf.tile(luma[:, tf.newaxis], [1, 3])
-    matrix = saturation * tf.eye(3) + (1.0 - saturation) * to_grey
+    to_gray = tf.tile(luma[:, tf.newaxis], [1, 3])
+    matrix = saturation * tf.eye(3) + (1.0 - saturation) * to_gray
     middle = (1.0 - contrast) * tf.constant(MEAN_COLOR, tf.float32)
     rgb = tf.reshape(tf.cast(picture, tf.float32), [-1, 3])
     changed = brightness * (contrast * (rgb @ matrix) + middle)
@@ -216,7 +216,7 @@ def largest_box_indices(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
 
 
 def pad_to_size(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
-    """Returns uint8 [H, W, 3]: the picture top left on a canvas of the mean colour."""
+    """Returns uint8 [H, W, 3]: the picture top left on a canvas of the mean color."""
     height, width = canvas_size
     shape = tf.shape(picture)
     # Repeating rows takes a tenth of the time of repeating pixels.

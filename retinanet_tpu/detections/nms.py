@@ -70,11 +70,11 @@ class NMS:
         """Raises UserError for an unknown variant, or a score_threshold below 0."""
         if self.variant not in VARIANTS:
             raise errors.UserError(
-                f"nms.variant is {self.variant!r}; choose one of {', '.join(VARIANTS)}."
+                f"NMS.variant is {self.variant!r}; choose one of {', '.join(VARIANTS)}."
             )
         if self.score_threshold < 0:
             raise errors.UserError(
-                f"nms.score_threshold is {self.score_threshold}; it must be 0 or more."
+                f"NMS.score_threshold is {self.score_threshold}; it must be 0 or more."
             )
 
     def __str__(self) -> str:

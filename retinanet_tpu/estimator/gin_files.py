@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import inspect
 import os
 import re
 import tokenize
@@ -16,7 +15,7 @@ from absl import logging
 from gin import config_parser
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import setting_types
+from retinanet_tpu.estimator import setting_names, setting_types
 
 # Gin raises these for text that is wrong; KeyError for a name that two things have.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
@@ -63,6 +62,7 @@ def parse(
     saved: str | None = None,
     paths: Mapping[str, Collection[str]] = types.MappingProxyType({}),
     search_path: Sequence[str] = (),
+    renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str:
     """Reads gin files, then single settings over them.
 
@@ -79,6 +79,8 @@ def parse(
       paths: Settings whose values are paths, with values that are not. Relative paths
         become absolute.
       search_path: Directories of gin files.
+      renamed: The new names of configurables and settings, by the old ones. Old names
+        in `saved` are replaced; elsewhere they are errors that contain the new ones.
     Returns:
       The whole configuration as gin text.
     Raises:
@@ -87,7 +89,7 @@ def parse(
       MissingFileError: No such file.
     """
     gin.clear_config()
-    texts = [] if saved is None else [read_saved(saved)]
+    texts = [] if saved is None else [read_saved(saved, renamed)]
     gin_files = [locate(path, search_path) for path in gin_files]
     for directory in [*search_path, *map(os.path.dirname, gin_files)]:
         gin.add_config_file_search_path(directory)
@@ -117,7 +119,7 @@ def parse(
         message = str(error).partition(" in config string:")[0]
         raise errors.UserError(
             f"The gin configuration is wrong: {message}\n"
-            f"{_suggestion(message, known)}".rstrip()
+            f"{setting_names.suggestion(message, known, renamed)}".rstrip()
         ) from error
     return text
 
@@ -195,7 +197,7 @@ def locate(name: str, search_path: Sequence[str]) -> str:
         shipped = [f for x in search_path for f in os.listdir(x) if f.endswith(".gin")]
         raise errors.MissingFileError(
             f"No gin file {name} here or in {', '.join(search_path) or 'gin_configs'}."
-            f"{_suggest(os.path.basename(name), shipped) if shipped else ''}"
+            f"{setting_names.closest(os.path.basename(name), shipped) if shipped else ''}"
         )
     _check_is_file(path)
     return path
@@ -208,9 +210,14 @@ def _check_is_file(path):
         raise errors.UserError(f"{path} is a directory; name a gin file in it.")
 
 
-def read_saved(path: str) -> str:
+def read_saved(
+    path: str, renamed: Mapping[str, str] = types.MappingProxyType({})
+) -> str:
     """Returns the text of a saved configuration that only sets values.
 
+    Args:
+      path: The file.
+      renamed: See `parse`.
     Raises:
       MissingFileError: No such file.
       UserError: It is no gin, or does more than set values.
@@ -234,7 +241,7 @@ def read_saved(path: str) -> str:
                 "another file; the configuration in a model_dir may only set values. "
                 "Remove the line, and name the file with --gin_file."
             )
-    return text
+    return setting_names.with_new_names(text, renamed)
 
 
 def _check_setting(setting):
@@ -269,11 +276,11 @@ def _check_macros(bindings):
     used = {name for x in bindings for name in _macros_in(x.value)}
     for name in sorted(defined - used):
         raise errors.UserError(
-            f"{name} is set, but nothing uses it.{_suggest(name, used)}"
+            f"{name} is set, but nothing uses it.{setting_names.closest(name, used)}"
         )
     for name in sorted(used - defined - {_REQUIRED}):
         raise errors.UserError(
-            f"%{name} is used, but never set.{_suggest(name, defined)}"
+            f"%{name} is used, but never set.{setting_names.closest(name, defined)}"
         )
 
 
@@ -342,24 +349,3 @@ def _quiet():
 
 def _is_setting(line):
     return bool(line.strip()) and not line.startswith("#")
-
-
-def _suggestion(message, known):
-    """Returns what the name may have meant that gin's message says it does not know."""
-    if match := re.search(
-        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
-    ):
-        return _suggest(match[1].split("/")[-1], known)
-    if match := re.search(
-        r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message
-    ):
-        target = known.get(match[1].split("/")[-1])
-        return _suggest(
-            match[2], inspect.signature(target).parameters if target else ()
-        )
-    return ""
-
-
-def _suggest(name, candidates):
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]}?" if close else f" Known: {sorted(candidates)}."

@@ -53,7 +53,7 @@ class RunConfig:
       restart_secs: before the first of these restarts; n times as long before the nth.
       max_rollbacks: how often a run that diverges goes back to the latest checkpoint
         and passes over the data since; 0 ends it at once.
-      is_deterministic: on CPUs the same run gives the same bits again, on threads too.
+      deterministic: on CPUs the same run gives the same bits again, on threads too.
       tf_random_seed: of what input_fn draws.
       tpu_config: how the step is run.
     """
@@ -65,7 +65,7 @@ class RunConfig:
     max_restarts: int = 3
     restart_secs: float = 10
     max_rollbacks: int = 0
-    is_deterministic: bool = False
+    deterministic: bool = False
     tf_random_seed: int = 0
     tpu_config: TPUConfig = dataclasses.field(default_factory=TPUConfig)
 

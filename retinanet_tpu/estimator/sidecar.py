@@ -112,11 +112,11 @@ class Sidecar:
         )
         self._failing_since = None
 
-    def run(self, *, is_once: bool = False) -> list[int]:
+    def run(self, *, once: bool = False) -> list[int]:
         """Scores until the run is over; returns the steps that it scored or exported.
 
         Args:
-          is_once: do not wait for the trainer, only score what is there.
+          once: do not wait for the trainer, only score what is there.
         Raises:
           TrainerGoneError: no heartbeat for timeout_secs, or none since a preemption
             for preemption_secs.
@@ -131,7 +131,7 @@ class Sidecar:
             state = self._watch.look()
             final = state.step if _is_finished(state) else self._max_steps
             step = self._next_step(final)
-            if step is None and (is_once or self._is_over(state)):
+            if step is None and (once or self._is_over(state)):
                 return scored
             if step is not None and self._score(step, is_final=step >= final):
                 scored.append(step)

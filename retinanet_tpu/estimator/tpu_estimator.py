@@ -127,7 +127,7 @@ class TPUEstimator:
           UserError: a save interval above max_steps, which never fires.
         """
         self.config.check_save_interval(max_steps)
-        if self.config.is_deterministic:
+        if self.config.deterministic:
             strategy_lib.make_deterministic()
         with self.strategy.scope():
             state = train_loop.start(
@@ -145,7 +145,7 @@ class TPUEstimator:
             state,
             self._model_fn,
             lambda: self._inputs.params(mode),
-            is_deterministic=self.config.is_deterministic,
+            deterministic=self.config.deterministic,
         )
         where, batch_size = self.model_dir, self._inputs.batch_size(mode)
         events_dir = where if self.workers.is_chief else None

@@ -168,7 +168,7 @@ def make_step_fn(
     model_fn: Callable,
     params_fn: Callable,
     *,
-    is_deterministic: bool = False,
+    deterministic: bool = False,
 ) -> Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]:
     """Returns the training step of one replica: loss, gradients, reduction, update.
 
@@ -176,7 +176,7 @@ def make_step_fn(
       state: what it changes.
       model_fn: of the estimator.
       params_fn: gives the params of model_fn.
-      is_deterministic: add the gradients of a weight that is used several times, as
+      deterministic: add the gradients of a weight that is used several times, as
         heads are, in a fixed order; it also needs strategy.make_deterministic.
     """
 
@@ -192,7 +192,7 @@ def make_step_fn(
             objective = state.update.scale(result.loss)
         gradients = (
             _ordered_gradients(objective, weights)
-            if is_deterministic
+            if deterministic
             else tape.gradient(objective, weights)
         )
         _check_all_used(gradients, weights)

@@ -20,7 +20,7 @@ _TONES = ((0.85, 1.0), (0.62, 1.0), (0.95, 0.78))
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PLATE_ALPHA = 215  # Of 255: what is under a label stays guessable.
 # Labels of all boxes together; a picture of 100 px would be nothing but letters.
-_LABELLED_SHARE = 1 / 3
+_LABELED_SHARE = 1 / 3
 _BACKGROUND = (24, 26, 30)
 
 
@@ -31,7 +31,7 @@ class _Label(NamedTuple):
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
-    """Returns the RGB colour of a class, the same in every picture and every run."""
+    """Returns the RGB color of a class, the same in every picture and every run."""
     hue = (class_id * _GOLDEN + 0.02) % 1.0
     saturation, value = _TONES[class_id % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -48,7 +48,7 @@ def draw_detections(
     ground_truth_yxyx: np.ndarray | None = None,
     min_score: float = 0.3,
 ) -> np.ndarray:
-    """Draws a labelled box around each object found.
+    """Draws a labeled box around each object found.
 
     Lines and letters grow with the picture, and better detections lie on top. A label
     goes where its box leaves room; where there is none, or a third of the picture is
@@ -59,7 +59,7 @@ def draw_detections(
       image: uint8 [H, W, 3], RGB; not changed.
       boxes_yxyx: float [D, 4], pixels of `image`.
       scores: float [D] in [0, 1].
-      classes: int [D], any ids; an id decides the colour.
+      classes: int [D], any ids; an id decides the color.
       names: class id to name; an id without a name is shown as a number.
       ground_truth_yxyx: float [N, 4], annotated boxes, drawn dashed in black and white.
       min_score: detections below it are not drawn.
@@ -134,7 +134,7 @@ def save(image: np.ndarray, path: str) -> None:
     if path.endswith(".png"):
         Image.fromarray(image).save(encoded, "PNG")
     else:
-        # Coarser JPEG smears the colours of thin lines.
+        # Coarser JPEG smears the colors of thin lines.
         Image.fromarray(image).save(encoded, "JPEG", quality=92, subsampling=0)
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(encoded.getvalue())
@@ -191,7 +191,7 @@ def _draw_labels(draw, labels: list[_Label], size: tuple[int, int]) -> None:
     font_size = max(9, round(math.sqrt(size[0] * size[1]) * 0.022))
     font = ImageFont.load_default(size=font_size)
     margin, high = max(1, font_size // 5), sum(font.getmetrics())
-    placed, room = [], size[0] * size[1] * _LABELLED_SHARE
+    placed, room = [], size[0] * size[1] * _LABELED_SHARE
     for label in labels:
         for text in label.texts:
             wide = math.ceil(font.getlength(text)) + 2 * margin + 1

@@ -1,15 +1,16 @@
 """What a run's anchors meet: the boxes as the network sees them, and who gets which."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_coder
+from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import examples, transforms
 from retinanet_tpu.inspection import anchor_search, dataset_stats
+from retinanet_tpu.learning import targets
 
 ALL_SIZES = "all"
 
@@ -110,23 +111,27 @@ def by_size(
 
 
 def assigned_anchors(
-    labels: structures.Labels, params: Mapping[str, Any]
+    labels: structures.Labels,
+    assigned: targets.Targets,
+    *,
+    anchors: Anchors,
+    image_size: tuple[int, int],
 ) -> list[AssignedBox]:
-    """Asks the run's own assign_fn which anchors it gives to which boxes.
+    """Returns which anchors are assigned to which boxes.
 
     Args:
-      labels: of a batch, as the input pipeline makes them.
-      params: of the run.
+      labels: The boxes of a batch, as the input pipeline returns them.
+      assigned: The targets that the run assigns to them.
+      anchors: The anchors of the run.
+      image_size: The height and width of the network's input, px.
     Returns:
       For each image of the batch; empty where it has no boxes.
     """
-    image_size, anchors = params["image_size"], params["anchors"]
-    targets = params["assign_fn"](labels, anchors, image_size)
     batch_size = labels.boxes_yxyx.shape[0]
     classes, decoded, all_anchors = [], [], []
     for plane, deltas, level_cyxhw, grid in zip(
-        targets.classes,
-        targets.deltas,
+        assigned.classes,
+        assigned.deltas,
         anchors.boxes_cyxhw(image_size),
         anchors.grid_sizes(image_size),
         strict=True,
@@ -137,8 +142,8 @@ def assigned_anchors(
         decoded.append(box_coder.decode(offsets, level_cyxhw).numpy())
         all_anchors.append(level_cyxhw)
     flat, matched = np.concatenate(classes, 1), np.concatenate(decoded, 1)
-    centres, sides = np.split(np.concatenate(all_anchors), 2, axis=-1)
-    anchors_yxyx = np.concatenate([centres - sides / 2, centres + sides / 2], axis=-1)
+    centers, sides = np.split(np.concatenate(all_anchors), 2, axis=-1)
+    anchors_yxyx = np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1)
     found = []
     for image in range(batch_size):
         is_positive = flat[image] >= 0

@@ -48,7 +48,7 @@ def best_iou(
 ) -> np.ndarray:
     """Returns float32 [N], the highest IoU that any anchor has with each box.
 
-    Of one level and shape that is the anchor of the cell in which the box's centre
+    Of one level and shape that is the anchor of the cell in which the box's center
     lies, since overlap falls with the distance along either axis. So the grid is never
     written out, and the answer is exact.
 
@@ -61,13 +61,13 @@ def best_iou(
     """
     boxes = np.asarray(boxes_yxyx, np.float32)
     sides = np.maximum(boxes[:, None, 2:] - boxes[:, None, :2], 0)
-    centres = (boxes[:, None, 2:] + boxes[:, None, :2]) / 2
+    centers = (boxes[:, None, 2:] + boxes[:, None, :2]) / 2
     shapes = _shapes_hw(anchors)
     best = np.zeros(len(boxes), np.float32)
     for level, grid in zip(anchors.levels, anchors.grid_sizes(image_size), strict=True):
         stride = 2**level
-        cells = np.clip(np.floor(centres / stride), 0, np.array(grid) - 1)
-        offsets = np.abs(centres - (cells + 0.5) * stride)
+        cells = np.clip(np.floor(centers / stride), 0, np.array(grid) - 1)
+        offsets = np.abs(centers - (cells + 0.5) * stride)
         shape = (shapes * stride)[None]
         # Two intervals share the shorter of: either one, or what the offset leaves.
         shared = np.minimum(sides, shape)
@@ -181,18 +181,18 @@ class _Objective:
 
 
 def k_means(values: np.ndarray, k: int, *, rounds: int = 50) -> np.ndarray:
-    """Returns float64 [k], rising: the centres of numbers [N], from their quantiles."""
-    centres = np.quantile(values, (np.arange(k) + 0.5) / k)
+    """Returns float64 [k], rising: the centers of numbers [N], from their quantiles."""
+    centers = np.quantile(values, (np.arange(k) + 0.5) / k)
     for _ in range(rounds):
-        nearest = np.abs(values[:, None] - centres).argmin(axis=-1)
+        nearest = np.abs(values[:, None] - centers).argmin(axis=-1)
         moved = [
-            values[nearest == i].mean() if (nearest == i).any() else centres[i]
+            values[nearest == i].mean() if (nearest == i).any() else centers[i]
             for i in range(k)
         ]
-        if np.allclose(moved, centres):
+        if np.allclose(moved, centers):
             break
-        centres = np.array(moved)
-    return np.sort(centres)
+        centers = np.array(moved)
+    return np.sort(centers)
 
 
 def _evolve(

@@ -12,7 +12,7 @@ from retinanet_tpu.evaluation import visualize
 from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
 from retinanet_tpu.inspection.plotting import pyplot, ticker
 
-_COLOURS = ("#2f6fb0", "#e08a2c", "#4a9d5b", "#8d62b0")
+_COLORS = ("#2f6fb0", "#e08a2c", "#4a9d5b", "#8d62b0")
 _RED = (255, 40, 40)
 _MAX_BARS = 24  # Classes that a bar chart can name.
 _WIDTH = 1000  # Of a drawing of targets, px: small boxes want to be seen.
@@ -44,7 +44,7 @@ def data_charts(
         s.boxes_yxyx.reshape(-1, 2, 2).mean(axis=1) / s.image_sizes[s.images]
         for s in splits
     ]
-    _centres(panels[1, 1], np.concatenate(places))
+    _centers(panels[1, 1], np.concatenate(places))
     return _pixels(figure, panels[1, 0])
 
 
@@ -93,7 +93,7 @@ def anchor_charts(
 def annotated(
     pixels: np.ndarray, boxes_yxyx: np.ndarray, category_ids: np.ndarray
 ) -> np.ndarray:
-    """Draws annotated boxes in the colours of their classes.
+    """Draws annotated boxes in the colors of their classes.
 
     Args:
       pixels: uint8 [H, W, 3]; not changed.
@@ -114,7 +114,7 @@ def targets(
     names: Sequence[str],
     found: anchor_recall.AssignedBox,
 ) -> np.ndarray:
-    """Draws boxes thick and the anchors that answer for each thin, in its colour.
+    """Draws boxes thick and the anchors that answer for each thin, in its color.
 
     Args:
       pixels: uint8 [H, W, 3], the network's input.
@@ -134,8 +134,8 @@ def targets(
         _rectangle(draw, anchor * zoom, (*visualize.class_color(int(box)), 120), 1)
     font = ImageFont.load_default(size=22)
     for place, box in enumerate(boxes_yxyx * zoom):
-        colour = visualize.class_color(place) if counts[place] else _RED
-        _rectangle(draw, box, (*colour, 255), 3)
+        color = visualize.class_color(place) if counts[place] else _RED
+        _rectangle(draw, box, (*color, 255), 3)
         text = f"{names[place]} {counts[place]}"
         corner = box[1] + 4, box[0] + 3
         left, top, right, bottom = draw.textbbox(corner, text, font=font)
@@ -145,7 +145,7 @@ def targets(
 
 
 def _image_sizes(panel, splits):
-    for split, colour in zip(splits, _COLOURS, strict=False):
+    for split, color in zip(splits, _COLORS, strict=False):
         sizes, counts = np.unique(split.image_sizes, axis=0, return_counts=True)
         if len(sizes):
             area = 12 + 150 * counts / counts.max()
@@ -153,7 +153,7 @@ def _image_sizes(panel, splits):
                 *sizes[:, ::-1].T,
                 s=area,
                 alpha=0.5,
-                color=colour,
+                color=color,
             )
     panel.set_xlim(left=0)
     panel.set_ylim(bottom=0)
@@ -171,7 +171,7 @@ def _classes(panel, splits, categories):
         shares = [count[c.index] / max(1, count.sum()) for c in used]
         rows = np.arange(len(used)) + place * high
         bars = panel.barh(
-            rows, shares, high, color=_COLOURS[place % 4], label=split.name
+            rows, shares, high, color=_COLORS[place % 4], label=split.name
         )
         panel.bar_label(
             bars, [f" {count[c.index]:,}" for c in used], fontsize=7, color="#444"
@@ -186,24 +186,24 @@ def _classes(panel, splits, categories):
     _finish(panel, title, "share of boxes", "")
 
 
-def _centres(panel, centres):
-    counts, _, _ = np.histogram2d(*centres.T, bins=24, range=[[0, 1], [0, 1]])
+def _centers(panel, centers):
+    counts, _, _ = np.histogram2d(*centers.T, bins=24, range=[[0, 1], [0, 1]])
     panel.imshow(counts, extent=(0, 1, 1, 0), cmap="Blues", aspect="auto")
-    panel.set_title("where boxes are centred", fontsize=10)
+    panel.set_title("where boxes are centerd", fontsize=10)
     panel.set_xlabel("share of the width", fontsize=8)
     panel.set_ylabel("share of the height", fontsize=8)
     panel.tick_params(labelsize=8)
 
 
 def _histogram(panel, splits, values, edges):
-    for split, numbers, colour in zip(splits, values, _COLOURS, strict=False):
+    for split, numbers, color in zip(splits, values, _COLORS, strict=False):
         if len(numbers):
             name = getattr(split, "name", split)
             numbers = np.clip(numbers, edges[0], edges[-1])
             weights = np.full(len(numbers), 1 / len(numbers))
-            panel.hist(numbers, edges, weights=weights, color=colour, alpha=0.12)
+            panel.hist(numbers, edges, weights=weights, color=color, alpha=0.12)
             panel.hist(
-                numbers, edges, weights=weights, color=colour, histtype="step",
+                numbers, edges, weights=weights, color=color, histtype="step",
                 label=f"{name} ({len(numbers):,})",
             )  # fmt: skip
 
@@ -229,17 +229,17 @@ def _finish(panel, title, x_label, y_label):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _rectangle(draw, box_yxyx, colour, width):
+def _rectangle(draw, box_yxyx, color, width):
     # Annotations may be anything: turned corners, or not a number.
     if np.isfinite(box_yxyx).all():
         (y0, y1), (x0, x1) = np.sort(box_yxyx[[0, 2]]), np.sort(box_yxyx[[1, 3]])
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
+        draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
 
 
-def _pixels(figure, labelled) -> np.ndarray:
+def _pixels(figure, labeled) -> np.ndarray:
     """Returns the drawing, below it the legend of one panel for all of them."""
     # Within a panel it would lie on what it explains.
-    handles = labelled.get_legend_handles_labels()
+    handles = labeled.get_legend_handles_labels()
     figure.legend(*handles, frameon=False, fontsize=8, ncols=4, loc="lower center")
     figure.tight_layout(rect=(0, 0.22 / figure.get_figheight(), 1, 1))
     figure.canvas.draw()

@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    colours: Sequence[tuple[int, int, int]] = ()  # of the rows, or none
+    colors: Sequence[tuple[int, int, int]] = ()  # of the rows, or none
 
 
 class Section(NamedTuple):
@@ -97,9 +97,9 @@ def _as_html(title, found, sections) -> str:
         f"<h1>{html.escape(title)}</h1><p class='verdict'>{verdict(found)}</p><ul>",
     ]
     for finding in found:
-        name, colour = _MARKS[finding.severity]
+        name, color = _MARKS[finding.severity]
         parts.append(
-            f"<li style='border-color:{colour}'><b style='color:{colour}'>{name}</b> "
+            f"<li style='border-color:{color}'><b style='color:{color}'>{name}</b> "
             f"{html.escape(finding.text)}</li>"
         )
     parts.append("</ul>")
@@ -122,8 +122,8 @@ def _html_table(table) -> str:
     ]
     for number, row in enumerate(table.rows):
         cells = [html.escape(cell) for cell in row]
-        if table.colours:
-            red, green, blue = table.colours[number]
+        if table.colors:
+            red, green, blue = table.colors[number]
             style = f"background:rgb({red},{green},{blue})"
             cells[0] = f"<span class='swatch' style='{style}'></span>{cells[0]}"
         lines += ["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"]
@@ -142,9 +142,9 @@ def _html_picture(section) -> str:
 def _as_picture(title, found, sections) -> np.ndarray:
     blocks = [_written([title], size=24), _written([verdict(found)], size=18)]
     for finding in found:
-        name, colour = _MARKS[finding.severity]
+        name, color = _MARKS[finding.severity]
         lines = textwrap.wrap(f"{name}: {finding.text}", 150)
-        blocks.append(_written(lines, colour=colour))
+        blocks.append(_written(lines, color=color))
     for section in sections:
         blocks.append(_written(["", section.title], size=18))
         if section.text:
@@ -162,12 +162,12 @@ def _as_picture(title, found, sections) -> np.ndarray:
     return np.array(page)
 
 
-def _written(lines, *, size=15, colour="#1f2328") -> Image.Image:
+def _written(lines, *, size=15, color="#1f2328") -> Image.Image:
     font, high = ImageFont.load_default(size=size), round(size * 1.4)
     block = Image.new("RGB", (_PNG_WIDTH - 2 * _MARGIN, high * len(lines) + 4), "white")
     draw = ImageDraw.Draw(block)
     for row, line in enumerate(lines):
-        draw.text((0, row * high), line, fill=colour, font=font)
+        draw.text((0, row * high), line, fill=color, font=font)
     return block
 
 
@@ -179,12 +179,12 @@ def _drawn_table(table) -> Image.Image:
     ]
     size = (_PNG_WIDTH - 2 * _MARGIN, _LINE * len(rows) + 6)
     block = Image.new("RGB", size, "white")
-    draw, indent = ImageDraw.Draw(block), 18 if table.colours else 0
+    draw, indent = ImageDraw.Draw(block), 18 if table.colors else 0
     for number, row in enumerate(rows):
         top, right = number * _LINE, indent
-        if number and table.colours:
+        if number and table.colors:
             swatch = (0, top + 4, 11, top + 15)
-            draw.rectangle(swatch, fill=tuple(table.colours[number - 1]))
+            draw.rectangle(swatch, fill=tuple(table.colors[number - 1]))
         for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
             right += width
             left = indent if not column else right - 24 - font.getlength(cell)

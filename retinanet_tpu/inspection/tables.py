@@ -69,8 +69,8 @@ def classes_table(
             share = boxes / max(1, count[:, 0].sum())
             row += [f"{boxes:,}", f"{share:.1%}", f"{images:,}"]
         rows.append(row)
-    colours = [visualize.class_color(c.id) for c in listed[:_MAX_CLASSES]]
-    return report.Table(head, rows, colours)
+    colors = [visualize.class_color(c.id) for c in listed[:_MAX_CLASSES]]
+    return report.Table(head, rows, colors)
 
 
 def anchors_table(

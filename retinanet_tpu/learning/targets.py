@@ -27,9 +27,9 @@ def assign_targets(
     anchors: anchors_lib.Anchors,
     image_size: tuple[int, int],
     *,
-    positive_at: float = 0.5,
-    negative_below: float = 0.4,
-    is_real: tf.Tensor | None = None,
+    positive_iou_threshold: float = 0.5,
+    negative_iou_threshold: float = 0.4,
+    is_valid: tf.Tensor | None = None,
 ) -> Targets:
     """Matches every anchor of every image and says what it should predict.
 
@@ -37,9 +37,9 @@ def assign_targets(
       labels: the padded boxes of B images, px of the network's input.
       anchors: the anchors that the network predicts from.
       image_size: height and width of the network's input, px.
-      positive_at: lowest IoU of a positive anchor.
-      negative_below: IoU under which an anchor is background.
-      is_real: bool [B], or None for all. An image that only fills up the batch carries
+      positive_iou_threshold: lowest IoU of a positive anchor.
+      negative_iou_threshold: IoU under which an anchor is background.
+      is_valid: bool [B], or None for all. An image that only fills up the batch carries
         no loss.
     Returns:
       The targets of all levels.
@@ -56,11 +56,11 @@ def assign_targets(
     matches = matcher.match(
         labels,
         box_ops.cyxhw_to_yxyx(anchors_cyxhw),
-        positive_at=positive_at,
-        negative_below=negative_below,
+        positive_iou_threshold=positive_iou_threshold,
+        negative_iou_threshold=negative_iou_threshold,
     )
-    if is_real is not None:
-        matches = tf.where(is_real[:, None], matches, structures.IGNORE)
+    if is_valid is not None:
+        matches = tf.where(is_valid[:, None], matches, structures.IGNORE)
     is_positive = matches >= 0
     matched_classes = matcher.gather_by_one_hot(labels.classes[..., None], matches)[
         ..., 0

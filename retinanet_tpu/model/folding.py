@@ -1,8 +1,8 @@
-"""A convolution and its normalisation as one, where that moves fewer bytes.
+"""A convolution and its normalization as one, where that moves fewer bytes.
 
 The batch's moments of a pointwise convolution's output follow from those of its input,
 E[y] = E[x] W and Cov[y] = W' Cov[x] W. Where the output is the larger, kernel and
-normalisation so become one convolution: what it would normalise is never written, and
+normalization so become one convolution: what it would normalize is never written, and
 neither pass reads it. For ResNet-50 at 640 px that saves 2 GB of 20 in a step of 8
 images. In float32 the variance is exact to 1e-6; on a TPU, whose products take
 bfloat16, it is off by 0.05 % on average, where an activation's rounding is 0.4 %.
@@ -25,7 +25,7 @@ def conv_norm(
       conv: makes the map.
       norm: of as many channels.
       x: float [B, H, W, conv's input channels].
-      is_training: whether to normalise by the batch's moments.
+      is_training: whether to normalize by the batch's moments.
     """
     if norm.uses_batch(is_training) and _folds(conv, norm, is_training):
         return conv_norm_sum([(conv, norm, x)], is_training=is_training)
@@ -40,17 +40,17 @@ def conv_norm_sum(
 ) -> tf.Tensor:
     """Returns the sum of norm(conv(x)) over branches, moving as few bytes as it can.
 
-    Where scale and shift of the normalisations are known beforehand, kernels and
-    normalisations of all branches become one convolution, and what would be normalised
+    Where scale and shift of the normalizations are known beforehand, kernels and
+    normalizations of all branches become one convolution, and what would be normalized
     or added is never written nor read.
 
     Args:
       branches: (conv, norm, x); outputs of one shape and dtype.
-      is_training: whether to normalise by the batch's moments.
+      is_training: whether to normalize by the batch's moments.
     """
     if not all(_folds(conv, norm, is_training) for conv, norm, _ in branches):
         parts = [conv_norm(*branch, is_training=is_training) for branch in branches]
-        return functools.reduce(tf.add, parts)  # TFLite cannot quantise an add_n.
+        return functools.reduce(tf.add, parts)  # TFLite cannot quantize an add_n.
     inputs, kernels, total_shift = [], [], 0.0
     for conv, norm, x in branches:
         x = x[:, :: conv.stride, :: conv.stride] if conv.stride > 1 else x
@@ -86,7 +86,7 @@ def _mean_outer(x32):
     """Returns E[x x'], [K, K]; its gradient holds for symmetric ones from above."""
     num_channels = x32.shape[-1]
     count = tf.cast(tf.reduce_prod(tf.shape(x32)[:-1]), tf.float32)
-    # As a convolution it takes x in the layout that its neighbours have.
+    # As a convolution it takes x in the layout that its neighbors have.
     outer = tf.raw_ops.Conv2DBackpropFilter(
         input=tf.stop_gradient(x32),
         filter_sizes=[1, 1, num_channels, num_channels],

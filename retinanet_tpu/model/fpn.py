@@ -14,11 +14,11 @@ class FPN(tf.Module):
     """A feature pyramid with two coarse levels made by striding.
 
     P3 to P5 are laterals summed top down, then a 3x3 convolution; P6 is a 3x3
-    convolution of stride 2 on P5 and P7 one on relu(P6), both before normalisation.
-    Every output is normalised last.
+    convolution of stride 2 on P5 and P7 one on relu(P6), both before normalization.
+    Every output is normalized last.
 
     Source: arXiv:1612.03144; P6 and P7 as in RetinaNet, arXiv:1708.02002, section 4,
-    but P6 from P5; normalisation as in the shared TensorFlow recipe.
+    but P6 from P5; normalization as in the shared TensorFlow recipe.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class FPN(tf.Module):
           num_channels: of every level of the pyramid.
           min_level: finest level, of stride 2^min_level px.
           max_level: coarsest level.
-          norm_fn: makes a normalisation from (num_channels, name=).
+          norm_fn: makes a normalization from (num_channels, name=).
           seed: of the kernels.
         Raises:
           UserError: the backbone lacks min_level, or max_level is below it.
@@ -76,7 +76,7 @@ class FPN(tf.Module):
 
         Args:
           features: of the backbone, by level: [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
-          is_training: whether to normalise by the batch's moments.
+          is_training: whether to normalize by the batch's moments.
         Returns:
           For each level l [B, ceil(H / 2^l), ceil(W / 2^l), num_channels].
         """

@@ -13,10 +13,10 @@ from retinanet_tpu.model import folding, layers
 class Heads(tf.Module):
     """Two towers of convolutions that slide over every level of the pyramid.
 
-    The levels share the convolutions; each has normalisations of its own, because
+    The levels share the convolutions; each has normalizations of its own, because
     their statistics differ.
 
-    Source: RetinaNet, arXiv:1708.02002, section 4; normalisation by level as in
+    Source: RetinaNet, arXiv:1708.02002, section 4; normalization by level as in
     NAS-FPN, arXiv:1904.07392.
     """
 
@@ -43,7 +43,7 @@ class Heads(tf.Module):
           num_convs: convolutions before the last one.
           num_channels: channels between them.
           prior: probability that the untrained network gives every class, in (0, 1).
-          norm_fn: makes a normalisation from (num_channels, name=).
+          norm_fn: makes a normalization from (num_channels, name=).
           seed: of the kernels.
         """
         super().__init__("heads")
@@ -71,7 +71,7 @@ class Heads(tf.Module):
 
         Args:
           features: for each level [B, H_l, W_l, in_channels].
-          is_training: whether to normalise by the batch's moments.
+          is_training: whether to normalize by the batch's moments.
         """
         return structures.Predictions(
             class_logits=self.class_tower(features, is_training=is_training),
@@ -80,7 +80,7 @@ class Heads(tf.Module):
 
 
 class _Tower(tf.Module):
-    """Convolutions shared by the levels, normalised by level, then the last one."""
+    """Convolutions shared by the levels, normalized by level, then the last one."""
 
     def __init__(
         self, channels, out_channels, bias, *, name, last_name, levels, norm_fn, seed
@@ -108,7 +108,7 @@ class _Tower(tf.Module):
                     ]
                 )
             # Next to 0, so that the first class probabilities are the prior whatever
-            # the image: what comes in is normalised, and the paper's 0.01 would
+            # the image: what comes in is normalized, and the paper's 0.01 would
             # spread the logits by 0.3.
             self.last_conv = layers.Conv(
                 channels[-1],

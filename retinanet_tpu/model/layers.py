@@ -172,11 +172,11 @@ class Conv(tf.Module):
 
 
 class BatchNorm(tf.Module):
-    """Batch normalisation over the whole batch of all replicas.
+    """Batch normalization over the whole batch of all replicas.
 
-    The moving variance follows the biased variance, the one that normalises, so that
+    The moving variance follows the biased variance, the one that normalizes, so that
     it does not depend on how a batch is split. Frozen, that is with an untrainable
-    gamma, it always normalises by its moving statistics and leaves them alone.
+    gamma, it always normalizes by its moving statistics and leaves them alone.
 
     Source: arXiv:1502.03167; moments of all replicas as in MegDet, arXiv:1711.07240.
     """
@@ -221,11 +221,11 @@ class BatchNorm(tf.Module):
     def __call__(
         self, x: tf.Tensor, *, is_training: bool, bias: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Returns x + bias normalised, in x's dtype; in training, moves the statistics.
+        """Returns x + bias normalized, in x's dtype; in training, moves the statistics.
 
         Args:
           x: float [..., C].
-          is_training: whether to normalise by the batch's moments.
+          is_training: whether to normalize by the batch's moments.
           bias: float32 [C] of the layer before, or None for 0.
         """
         # The cast lives inside XLA's fusions: in memory x keeps its dtype.
@@ -244,7 +244,7 @@ class BatchNorm(tf.Module):
 
         Args:
           moments_fn: returns E[x] and E[x^2] over this replica's batch, float32 [C].
-          is_training: whether to normalise by the batch's moments.
+          is_training: whether to normalize by the batch's moments.
           bias: see `__call__`. A batch's mean takes it out again: a bias that joins
             the shift and not the map costs nothing there, and its gradient is 0.
         """

@@ -59,7 +59,7 @@ class RetinaNet(tf.Module):
           fpn_fn: makes the pyramid from (channels by level, norm_fn=, seed=).
           heads_fn: makes the heads from (channels, levels, num_classes=,
             num_anchors=, norm_fn=, seed=).
-          norm_fn: makes every normalisation, from (num_channels, name=, ...).
+          norm_fn: makes every normalization, from (num_channels, name=, ...).
           normalize_fn: from pixels in 0..255 to what the backbone expects.
           compute_dtype: of activations: float32, bfloat16 or float16. Variables and
             moments are float32.
@@ -114,7 +114,7 @@ class RetinaNet(tf.Module):
 
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB in 0..255; H and W static.
-          is_training: whether to normalise by the batch's moments.
+          is_training: whether to normalize by the batch's moments.
         """
         x = tf.cast(self.normalize_fn(images), self.compute_dtype)
         features = self.backbone(x, is_training=is_training)

@@ -13,6 +13,7 @@ from retinanet_tpu.data import (
     category_map,
     pipeline,
     record_files,
+    record_order,
     tf_example,
 )
 from retinanet_tpu.task import experiment
@@ -59,7 +60,7 @@ def _dataset(run, data_dir, *, is_training):
     shapes = {
         "categories": category_map.from_coco([_CATEGORY]),
         "batch_size": _BATCH_SIZE,
-        "image_size": run.params["image_size"],
+        "image_size": run.recipe.image_size,
         "max_boxes": run.data.max_boxes,
     }
     if not is_training:
@@ -68,7 +69,7 @@ def _dataset(run, data_dir, *, is_training):
         data_dir,
         _SPLIT,
         augmentation=run.data.augmentation,
-        order=pipeline.Order(shuffle_buffer=_NUM_PICTURES),
+        order=record_order.ReadOptions(shuffle_buffer=_NUM_PICTURES),
         **shapes,
     )
 

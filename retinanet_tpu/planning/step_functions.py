@@ -1,5 +1,6 @@
 """The very functions that replicas run, with the shapes of their arguments."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import tensorflow as tf
 from retinanet_tpu import structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import inference, spec, train_step
-from retinanet_tpu.task import experiment, model_fn, serving_fn
+from retinanet_tpu.serving import server
+from retinanet_tpu.task import experiment, model_fn
 
 # What the exported signature is shown: COCO's commonest size.
 IMAGE_SIZE = (480, 640)
@@ -34,12 +36,13 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
       run: made without data; its strategy says how many replicas there are.
     """
     num_replicas = run.estimator.num_replicas
-    categories = _any_categories(run.params["num_classes"])
-    params = run.params | {"categories": categories, "metric_fn": None}
+    categories = _any_categories(run.recipe.num_classes)
+    recipe = dataclasses.replace(run.recipe, categories=categories)
+    params = {"recipe": recipe, "metric_fn": None}
     with run.estimator.strategy.scope():
-        network = run.network_fn(params)
+        network = run.make_network()
         state = train_step.TrainState(network, run.update_fn(network))
-        shown = run.network_fn(params)
+        shown = run.make_network()
     train_fn = train_step.make_step_fn(state, model_fn.model_fn, lambda: params)
     forward = inference.ForwardPass(
         run.estimator.strategy,
@@ -49,7 +52,7 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
         network=shown,
         jit_compile=False,  # What lowers the function compiles it.
     )
-    server = serving_fn.ServingModule(shown, params)
+    module = server.ServingModule(shown, recipe)
     picture = tf.TensorSpec([*IMAGE_SIZE, 3], tf.float32)
     scalar = tf.TensorSpec([], tf.int32)
     return {
@@ -65,10 +68,10 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
             lambda images: (batch_spec(run, images),),
             run.plan.eval_batch_per_replica,
             num_replicas,
-            "Plan.eval_batch_per_replica",
+            "TrainingPlan.eval_batch_per_replica",
         ),
         "predict": ReplicaFn(
-            lambda *inputs: server.detect_one.python_function(*inputs),
+            lambda *inputs: module.detect_one.python_function(*inputs),
             lambda _: (picture, scalar),
             images=1,
             num_replicas=1,
@@ -81,7 +84,7 @@ def batch_spec(
     run: experiment.Run, batch_size: int
 ) -> tuple[structures.Features, structures.Labels]:
     """Returns the specs of a batch as the input pipeline makes it."""
-    height, width = run.params["image_size"]
+    height, width = run.recipe.image_size
     num_boxes = run.data.max_boxes
 
     def rows(dtype, *shape):

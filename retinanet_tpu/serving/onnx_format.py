@@ -42,7 +42,7 @@ def convert(
 ) -> Any:
     """Returns a function as an onnx.ModelProto, its variables as constants.
 
-    What only prepares constants is folded away, and batch normalisation goes into the
+    What only prepares constants is folded away, and batch normalization goes into the
     convolutions; weights that several levels share come once for each level therefore.
 
     Args:

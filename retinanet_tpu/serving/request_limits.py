@@ -35,15 +35,15 @@ class Limits:
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, int) or value < 1:
                 raise errors.UserError(
-                    f"retinanet_params.{name} is {value!r}; it must be an integer >= 1."
+                    f"Recipe.{name} is {value!r}; it must be an integer >= 1."
                 )
 
     def __str__(self) -> str:
         """Returns a line for people."""
         return (
             f"{self.max_request_images} images "
-            "(`retinanet_params.max_request_images`) of "
-            f"{self.max_image_pixels:,} pixels (`retinanet_params.max_image_pixels`)"
+            "(`Recipe.max_request_images`) of "
+            f"{self.max_image_pixels:,} pixels (`Recipe.max_image_pixels`)"
         )
 
     def batch(self, batch: tf.Tensor) -> tf.Tensor:
@@ -55,7 +55,7 @@ class Limits:
         num_images = tf.shape(batch)[0]
         too_many = (
             "The request has more images than this export accepts "
-            f"(retinanet_params.max_request_images = {self.max_request_images}); send "
+            f"(Recipe.max_request_images = {self.max_request_images}); send "
             "several requests. Images:"
         )
         return _checked(
@@ -107,7 +107,7 @@ class Limits:
         sides = tf.cast(size, tf.int64)
         too_large = (
             "An image has more pixels than this export accepts "
-            f"(retinanet_params.max_image_pixels = {self.max_image_pixels}); send a "
+            f"(Recipe.max_image_pixels = {self.max_image_pixels}); send a "
             "smaller one. Height and width:"
         )
         yield tf.reduce_all(sides > 0), "An image has no pixels. Its sides:", sides

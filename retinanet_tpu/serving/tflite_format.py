@@ -42,7 +42,7 @@ def convert(
       The content of a .tflite file with the signature serving_default.
     Raises:
       UserError: an unknown kind, or int8 without inputs to calibrate on.
-    Source: ours; int8 is post-training quantisation, arXiv:1712.05877, with a scale
+    Source: ours; int8 is post-training quantization, arXiv:1712.05877, with a scale
       for each output channel of a kernel.
     """
     if kind not in KINDS:

@@ -16,6 +16,7 @@ from retinanet_tpu.estimator import gin_files, train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model.backbones import pretrained
 from retinanet_tpu.task import configurables, experiment, setting_ranges
+from retinanet_tpu.task.renamed_settings import RENAMED
 
 CONFIG_FILE = "config.gin"
 # Settings that a run may go on with otherwise: who makes its batches.
@@ -24,7 +25,7 @@ _MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
 _PATHS = {
     "Data.dir": (),
     "WarmStartSettings.checkpoint": (),
-    "experiment.backbone_checkpoint": (pretrained.IMAGENET,),
+    "make_run.backbone_checkpoint": (pretrained.IMAGENET,),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # A wheel contains gin_configs/; in a checkout it lies beside the package.
@@ -65,6 +66,7 @@ def parse_files(*overrides: str) -> str:
         ranges=setting_ranges.RANGES,
         paths=_PATHS,
         search_path=[GIN_CONFIGS],
+        renamed=RENAMED,
     )
 
 
@@ -88,6 +90,7 @@ def parse_model_dir(*overrides: str) -> str:
         saved=path,
         paths=_PATHS,
         search_path=[GIN_CONFIGS],
+        renamed=RENAMED,
     )
 
 
@@ -119,7 +122,7 @@ def check_model_dir(text: str, run: experiment.Run, *, accept_changes: bool) -> 
     if accept_changes or not checkpoints.latest(model_dir()):
         return
     _check_has(CONFIG_FILE)
-    before = gin_files.read_saved(f"{model_dir()}/{CONFIG_FILE}")
+    before = gin_files.read_saved(f"{model_dir()}/{CONFIG_FILE}", RENAMED)
     changes = gin_files.differences(before, text, _MAY_CHANGE)
     if changes:
         raise errors.UserError(
@@ -147,7 +150,7 @@ def write_settings(text: str, run: experiment.Run) -> None:
     tf.io.gfile.makedirs(model_dir())
     # Whole, for a kill at this moment must leave what can be resumed.
     files.write_whole(f"{model_dir()}/{CONFIG_FILE}", text)
-    classes = category_map.to_json(run.params["categories"])
+    classes = category_map.to_json(run.recipe.categories)
     files.write_whole(f"{model_dir()}/{category_map.FILE_NAME}", classes)
 
 
@@ -167,5 +170,5 @@ def data_errors_explained(run: experiment.Run) -> Iterator[None]:
         for split in splits:
             with contextlib.suppress(FileNotFoundError):
                 files += record_files.find(run.data.dir, split)
-        found = pipeline.explain_failure(error, files, run.params["categories"])
+        found = pipeline.explain_failure(error, files, run.recipe.categories)
         raise found or error from error

@@ -17,7 +17,7 @@ from retinanet_tpu.learning import (
 )
 from retinanet_tpu.model import fpn, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
-from retinanet_tpu.task import experiment, input_fn
+from retinanet_tpu.task import experiment, input_fn, recipe
 
 CONFIGURABLES = {
     "Anchors": anchors.Anchors,
@@ -31,7 +31,7 @@ CONFIGURABLES = {
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,
     "detection_losses": losses.detection_losses,
-    "retinanet_params": experiment.retinanet_params,
+    "Recipe": recipe.Recipe,
     "scaled": schedules.scaled,
     "piecewise": schedules.piecewise,
     "cosine": schedules.cosine,
@@ -42,22 +42,22 @@ CONFIGURABLES = {
     "WeightUpdate": update.WeightUpdate,
     "WarmStartSettings": warm_start.WarmStartSettings,
     "decode": decode.decode,
-    "nms": nms.NMS,
+    "NMS": nms.NMS,
     "linear": nms.linear,
     "gaussian": nms.gaussian,
-    "Plan": experiment.TrainingPlan,
+    "TrainingPlan": experiment.TrainingPlan,
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,
-    "experiment": experiment.make_run,
+    "make_run": experiment.make_run,
 }
 
 _BOUND = gin_files.register(CONFIGURABLES)
 
 
-def make_experiment(model_dir: str | None, **overrides: Any) -> experiment.Run:
-    """Returns `experiment` as gin configures it; overrides win over gin."""
-    return _BOUND["experiment"](model_dir, **overrides)
+def make_run(model_dir: str | None, **overrides: Any) -> experiment.Run:
+    """Returns `make_run` as gin configures it; overrides win over gin."""
+    return _BOUND["make_run"](model_dir, **overrides)

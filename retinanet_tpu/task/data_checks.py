@@ -39,9 +39,9 @@ def check(run: experiment.Run) -> None:
       MissingFileError: a split has no records, or that to score on no annotations.
       UserError: says what is wrong and what to do.
     """
-    categories, data = run.params["categories"], run.data
-    limits = _check_evaluation(run) if run.plan.evaluates else []
-    categories.check_num_classes(run.params["num_classes"])
+    categories, data = run.recipe.categories, run.data
+    limits = _check_evaluation(run) if run.plan.evaluate_during_training else []
+    categories.check_num_classes(run.recipe.num_classes)
     record_files.check_not_empty(record_files.find(data.dir, data.train_split))
     train = dataset_stats.read(
         data.dir, data.train_split, categories, num_images=_NUM_SAMPLED
@@ -56,14 +56,14 @@ def check(run: experiment.Run) -> None:
         data.dir, data.train_split, categories.id_to_index
     ):
         found.append(data_issues.no_boxes_issue(train.name))
-    if run.plan.evaluates:
+    if run.plan.evaluate_during_training:
         found += _evaluation_findings(run)
     report(found)
 
 
 def _check_evaluation(run):
     """Raises an error if a run could not be scored; returns how high it can score."""
-    data, categories = run.data, run.params["categories"]
+    data, categories = run.data, run.recipe.categories
     try:
         record_files.find(data.dir, data.eval_split)
         annotation_file = data.annotation_file
@@ -74,7 +74,7 @@ def _check_evaluation(run):
     except errors.MissingFileError as error:
         raise errors.MissingFileError(
             f"{error} Or name another split (Data.eval_split), or train without "
-            'evaluation: --gin_param="Plan.evaluates = False".'
+            'evaluation: --gin_param="TrainingPlan.evaluate_during_training = False".'
         ) from error
     truth = coco_metric.ground_truth(data.annotation_file)
     if unknown := sorted(set(truth.cats) - set(categories.id_to_index)):
@@ -88,7 +88,7 @@ def _check_evaluation(run):
         if not item["iscrowd"]
     ]
     columns = np.array(objects, np.int64).reshape(-1, 2).T
-    return recall_findings(*columns, data.eval_split, run.params["nms_fn"])
+    return recall_findings(*columns, data.eval_split, run.recipe.nms_fn)
 
 
 def report(found: list[data_issues.Issue]) -> None:
@@ -152,7 +152,7 @@ def plan_findings(
     rest_text = f" and {rest} images, which go into the next epoch's first batch"
     text = (
         f"An epoch of {train.name} is {whole:,} batches of {batch_size}"
-        f"{rest_text if rest else ''}; none is dropped. Plan.max_steps "
+        f"{rest_text if rest else ''}; none is dropped. TrainingPlan.max_steps "
         f"{run.plan.max_steps:,} is {run.plan.max_steps * batch_size / num_images:.1f} "
         "epochs."
     )
@@ -173,7 +173,7 @@ def plan_findings(
             split.images[is_object],
             split.category_ids[is_object],
             split.name,
-            run.params["nms_fn"],
+            run.recipe.nms_fn,
         )
     return found
 
@@ -205,9 +205,9 @@ def recall_findings(
     if reached < highest:
         most = highest_recall.most_counted(images, category_ids)
         text = (
-            f"nms.max_detections {nms_fn.max_detections} is less than the objects of "
+            f"NMS.max_detections {nms_fn.max_detections} is less than the objects of "
             f"some images of {split_name}: AR100 can reach {reached:.3f} at most; with "
-            f"nms.max_detections = {most} it can reach {highest:.3f}."
+            f"NMS.max_detections = {most} it can reach {highest:.3f}."
         )
         found.append(data_issues.Issue(data_issues.Severity.WARNING, text))
     return found
@@ -245,11 +245,11 @@ def _is_quickly_read(path):
 
 
 def _head_anchor_findings(run, train):
-    canvas = examples.OutputSpec(run.params["image_size"], run.data.max_boxes)
+    canvas = examples.OutputSpec(run.recipe.image_size, run.data.max_boxes)
     shown = anchor_recall.augment_boxes(
         train, canvas, augmentation=run.data.augmentation
     )
-    anchors, image_size = run.params["anchors"], run.params["image_size"]
+    anchors, image_size = run.recipe.anchors, run.recipe.image_size
     ious = anchor_search.best_iou(shown.boxes_yxyx, anchors, image_size)
     total = {anchor_recall.ALL_SIZES: anchor_search.coverage(ious)}
     return anchor_findings(total, f"the first images of {train.name}")
@@ -267,9 +267,9 @@ def _evaluation_findings(run):
             data_issues.no_common_class_issue(data.train_split, data.eval_split)
         )
     head = dataset_stats.read(
-        data.dir, data.eval_split, run.params["categories"], num_images=_NUM_SAMPLED
+        data.dir, data.eval_split, run.recipe.categories, num_images=_NUM_SAMPLED
     )
-    found += data_issues.box_issues(head, run.params["categories"])
+    found += data_issues.box_issues(head, run.recipe.categories)
     found += data_issues.annotation_file_issues(head, data.annotation_file)
     train_file = f"{data.dir}/{data.train_split}.json"
     if _is_quickly_read(train_file):

@@ -1,31 +1,65 @@
-"""A run as a whole: what RetinaNet is, on which data, for how long."""
+"""A run: its recipe, its data, its estimator and how long it trains."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, replicas, structures
-from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.data import category_map, pipeline
-from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
-from retinanet_tpu.learning import losses, targets
+from retinanet_tpu.learning import losses, update
 from retinanet_tpu.model import layers, retinanet
-from retinanet_tpu.serving import request_limits
-from retinanet_tpu.task import (
-    initialization,
-    input_fn as input_fn_lib,
-    metric_fn,
-    model_fn as model_fn_lib,
-    serving_fn,
-)
+from retinanet_tpu.task import initialization, metric_fn
+from retinanet_tpu.task.input_fn import Data, input_fn
+from retinanet_tpu.task.model_fn import model_fn
+from retinanet_tpu.task.recipe import NetworkFn, Recipe
+from retinanet_tpu.task.serving_fn import serving_fn
+
+UpdateFn = Callable[[tf.Module], update.WeightUpdate]
+ExporterFn = Callable[[Callable[..., spec.Serving]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """How long a run trains and when it is evaluated.
+
+    Attributes:
+      max_steps: The number of steps of the whole run.
+      batch_size: The number of images of a training step over all replicas.
+      eval_every_steps: The number of steps between evaluations; None evaluates at the
+        end only.
+      eval_batch_per_replica: The number of images in a replica's evaluation step.
+      num_visualized_images: The number of images that detections are drawn on at each
+        evaluation.
+      evaluate_during_training: Whether the trainer evaluates; pods leave it to the
+        sidecar.
+
+    Raises:
+      UserError: A count is below 1.
+    """
+
+    max_steps: int
+    batch_size: int
+    eval_every_steps: int | None = None
+    eval_batch_per_replica: int = 8
+    num_visualized_images: int = 8
+    evaluate_during_training: bool = True
+
+    def __post_init__(self):
+        """Checks the counts."""
+        for name in ("max_steps", "batch_size", "eval_batch_per_replica"):
+            if getattr(self, name) < 1:
+                raise errors.UserError(
+                    f"TrainingPlan.{name} is {getattr(self, name)}; it must be at "
+                    "least 1."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,114 +67,36 @@ class Run:
     """A run, ready to start.
 
     Attributes:
-      estimator: trains, evaluates and exports.
-      train_spec: what to train.
-      eval_spec: what to score.
-      params: what all functions of the task share.
-      network_fn: params -> network.
-      update_fn: network -> WeightUpdate.
-      data: where the data are.
-      plan: how long it runs.
+      estimator: Trains, evaluates and exports.
+      train_spec: The input and the number of steps of the training.
+      eval_spec: The input, the interval and the exporters of the evaluation.
+      recipe: The recipe, with the categories if the run has a model_dir.
+      params: What the estimator passes to model_fn, input_fn and serving_fn.
+      network_fn: Makes a network from num_classes and num_anchors.
+      update_fn: Makes the WeightUpdate of a network.
+      data: The dataset.
+      plan: How long the run trains.
     """
 
     estimator: tpu_estimator.TPUEstimator
     train_spec: spec.TrainSpec
     eval_spec: spec.EvalSpec
+    recipe: Recipe
     params: dict[str, Any]
-    network_fn: Callable
-    update_fn: Callable
-    data: input_fn_lib.Data
-    plan: "Plan"
+    network_fn: NetworkFn
+    update_fn: UpdateFn
+    data: Data
+    plan: TrainingPlan
+
+    def make_network(self) -> retinanet.RetinaNet:
+        """Returns a new network of the run."""
+        return self.recipe.make_network(self.network_fn)
 
 
-def retinanet_params(
-    *,
-    num_classes: int,
-    image_size: tuple[int, int],
-    anchors: anchors_lib.Anchors,
-    assign_fn: Callable = targets.assign_targets,
-    loss_fn: Callable = losses.detection_losses,
-    l2_coefficient: float = 1e-4,
-    decode_fn: Callable = decode.decode,
-    nms_fn: nms.NMS | None = None,
-    max_request_images: int = 64,
-    max_image_pixels: int = 50_000_000,
-) -> dict[str, Any]:
-    """Returns what model_fn, input_fn and serving_fn share.
-
-    Args:
-      num_classes: classes of categories.json.
-      image_size: height and width of the network's input, px.
-      anchors: of the whole run.
-      assign_fn: labels -> targets.
-      loss_fn: predictions and targets -> losses.
-      l2_coefficient: of half the squared kernels.
-      decode_fn: predictions -> candidates.
-      nms_fn: candidates -> detections; None for NMS as it comes.
-      max_request_images: Images that an export accepts in one request.
-      max_image_pixels: Pixels that an export accepts in one image.
-    Raises:
-      UserError: image_size does not fit the pyramid, or a limit is below 1.
-    """
-    if not isinstance(image_size, Sequence) or len(image_size) != 2:
-        raise errors.UserError(
-            f"IMAGE_SIZE is {image_size}; it must be (height, width), (640, 640) say."
-        )
-    anchors.grid_sizes(tuple(image_size))  # Checks it before anything is built.
-    return dict(
-        num_classes=num_classes,
-        image_size=tuple(image_size),
-        anchors=anchors,
-        assign_fn=assign_fn,
-        loss_fn=loss_fn,
-        l2_coefficient=l2_coefficient,
-        decode_fn=decode_fn,
-        nms_fn=nms_fn or nms.NMS(),
-        limits=request_limits.Limits(max_request_images, max_image_pixels),
-    )
-
-
-def build_network(
-    params: Mapping[str, Any], network_fn: Callable = retinanet.RetinaNet
-) -> retinanet.RetinaNet:
-    """Returns the network that params describe.
-
-    Raises:
-      UserError: it has other levels than the anchors.
-    """
-    anchors = params["anchors"]
-    network = network_fn(
-        num_classes=params["num_classes"], num_anchors=anchors.num_per_cell
-    )
-    if tuple(network.fpn.levels) != tuple(anchors.levels):
-        raise errors.UserError(
-            f"The pyramid has levels {network.fpn.levels}, but the anchors have "
-            f"{anchors.levels}; set min_level and max_level of both FPN and Anchors."
-        )
-    return network
-
-
-def check_assignment(params: Mapping[str, Any]) -> None:
-    """Assigns targets once, so that wrong thresholds fail before the first step.
-
-    Raises:
-      UserError: The thresholds of the matcher do not fit each other.
-    """
-    labels = structures.Labels(
-        boxes_yxyx=tf.zeros([1, 1, 4]),
-        classes=tf.zeros([1, 1], tf.int32),
-        is_crowd=tf.zeros([1, 1], tf.bool),
-        num_boxes=tf.zeros([1], tf.int32),
-    )
-    params["assign_fn"](labels, params["anchors"], params["image_size"])
-
-
-def summarize_network(
-    network: retinanet.RetinaNet, params: Mapping[str, Any]
-) -> list[str]:
-    """Returns the start-up counts of a network, a line each."""
+def summarize_network(network: retinanet.RetinaNet, l2_coefficient: float) -> list[str]:
+    """Returns the counts of a network's weights, one line each."""
     trainable = network.trainable_variables
-    l2 = losses.l2_loss(network.kernels(), params["l2_coefficient"])
+    l2 = losses.l2_loss(network.kernels(), l2_coefficient)
     return [
         f"Trainable weights: {len(network.weights)}",
         f"Trainable weights after freezing: {len(trainable)}",
@@ -160,151 +116,137 @@ def _frozen_lines(network):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingPlan:
-    """How long a run trains and when it is scored.
-
-    Attributes:
-      max_steps: steps of the whole run.
-      batch_size: images of a training step over all replicas.
-      eval_every_steps: score after this many steps each, and at the end; None for the
-        end only.
-      eval_batch_per_replica: images that each replica scores at once.
-      num_pictures: images to draw detections on at each evaluation.
-      evaluates: whether the trainer scores at all; pods leave it to evaluate.py.
-    """
-
-    max_steps: int
-    batch_size: int
-    eval_every_steps: int | None = None
-    eval_batch_per_replica: int = 8
-    num_pictures: int = 8
-    evaluates: bool = True
-
-    def __post_init__(self):
-        """Raises UserError for counts below 1."""
-        for name in ("max_steps", "batch_size", "eval_batch_per_replica"):
-            if getattr(self, name) < 1:
-                raise errors.UserError(
-                    f"Plan.{name} is {getattr(self, name)}; it must be at least 1."
-                )
-
-
 def make_run(
     model_dir: str | None,
     *,
-    params: dict[str, Any],
-    network_fn: Callable,
-    update_fn: Callable,
-    data: input_fn_lib.Data,
+    recipe: Recipe,
+    network_fn: NetworkFn,
+    update_fn: UpdateFn,
+    data: Data,
     plan: TrainingPlan,
     run_config: RunConfig | None = None,
     strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
-    exporter_fns: Sequence[Callable] = (),
+    exporter_fns: Sequence[ExporterFn] = (),
 ) -> Run:
     """Joins all parts into a run.
 
     Args:
-      model_dir: of the run; None to look at the network only, without data.
-      params: see retinanet_params.
-      network_fn: makes the network from num_classes= and num_anchors=.
-      update_fn: makes the WeightUpdate from the network.
-      data: to train and score on.
-      plan: how long.
-      run_config: when to save; how to run.
-      strategy_fn: makes the strategy, before anything else touches a device.
-      warm_start_from: whose weights a new run takes, where path and shape agree.
-      backbone_checkpoint: instead, where its backbone comes from: see pretrained.load.
-      exporter_fns: each makes an exporter of what is scored from serving_fn.
+      model_dir: The directory of the run; None makes a run without data, to inspect
+        its network.
+      recipe: The classes, anchors, losses and detections.
+      network_fn: Makes the network from num_classes and num_anchors.
+      update_fn: Makes the WeightUpdate of the network.
+      data: The dataset to train and evaluate on.
+      plan: How long the run trains.
+      run_config: When it saves, and how its steps run.
+      strategy_fn: Makes the strategy, before anything else touches a device.
+      warm_start_from: A checkpoint whose weights a new run starts from, where path and
+        shape agree.
+      backbone_checkpoint: The origin of the backbone's weights instead; see
+        pretrained.load.
+      exporter_fns: Each makes an exporter of evaluated checkpoints from serving_fn.
     Raises:
-      UserError: parts that do not fit each other.
+      UserError: The parts do not fit each other.
     """
-    run_config = run_config or RunConfig()
-    where = strategy_fn()
-    forward_size = plan.eval_batch_per_replica * where.num_replicas_in_sync
+    config = run_config or RunConfig()
+    made_strategy = strategy_fn()
+    forward_size = plan.eval_batch_per_replica * made_strategy.num_replicas_in_sync
+    params: dict[str, Any] = {}
     if model_dir is not None:
-        params = params | _data_params(model_dir, data, params, plan)
-    inputs = functools.partial(
-        input_fn_lib.input_fn, data=data, seed=run_config.tf_random_seed
-    )
-    make_network = functools.partial(build_network, network_fn=network_fn)
+        categories = _read_categories(model_dir, data, recipe.num_classes)
+        recipe = dataclasses.replace(recipe, categories=categories)
+        params = _evaluation_params(recipe, data, plan)
+    params["recipe"] = recipe
+    inputs = functools.partial(input_fn, data=data, seed=config.tf_random_seed)
     start_from = initialization.resolve_init(warm_start_from, backbone_checkpoint)
-    runner = tpu_estimator.TPUEstimator(
-        model_fn_lib.model_fn,
+    estimator = tpu_estimator.TPUEstimator(
+        model_fn,
         model_dir or "",
-        network_fn=make_network,
-        update_fn=functools.partial(_start_update, params, update_fn, start_from),
+        network_fn=lambda params: params["recipe"].make_network(network_fn),
+        update_fn=functools.partial(_start_update, recipe, update_fn, start_from),
         params=params,
-        config=run_config,
-        strategy=where,
+        config=config,
+        strategy=made_strategy,
         strategy_fn=strategy_fn,
         train_batch_size=plan.batch_size,
         eval_batch_size=forward_size,
         predict_batch_size=forward_size,
         warm_start_from=start_from,
     )
-    train_spec = spec.TrainSpec(
-        functools.partial(inputs, is_training=True), plan.max_steps
-    )
-    eval_spec = spec.EvalSpec(
-        functools.partial(inputs, is_training=False),
-        every_steps=plan.eval_every_steps,
-        exporters=tuple(make(serving_fn.serving_fn) for make in exporter_fns),
-    )
     return Run(
-        runner, train_spec, eval_spec, params, make_network, update_fn, data, plan
+        estimator=estimator,
+        train_spec=spec.TrainSpec(
+            functools.partial(inputs, is_training=True), plan.max_steps
+        ),
+        eval_spec=spec.EvalSpec(
+            functools.partial(inputs, is_training=False),
+            every_steps=plan.eval_every_steps,
+            exporters=tuple(make(serving_fn) for make in exporter_fns),
+        ),
+        recipe=recipe,
+        params=params,
+        network_fn=network_fn,
+        update_fn=update_fn,
+        data=data,
+        plan=plan,
     )
 
 
-def _start_update(params, update_fn, start_from, network):
+def _start_update(recipe, update_fn, start_from, network):
     """Returns the update of a network about to be trained, and logs its counts."""
-    for line in summarize_network(network, params):
+    for line in summarize_network(network, recipe.l2_coefficient):
         logging.info(line)
     initialization.check_frozen_are_initialized(network, start_from)
-    made = update_fn(network)
-    made.learning_rate(0)  # Outside the traced step a wrong schedule is said plainly.
-    if network.compute_dtype == "float16" and not made.has_loss_scale:
+    update = update_fn(network)
+    update.learning_rate(0)  # A wrong schedule raises here, outside the traced step.
+    if network.compute_dtype == "float16" and not update.has_loss_scale:
         raise errors.UserError(
-            "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; take "
+            "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; add "
             "device/gpu_float16.gin, or WeightUpdate.loss_scale = @DynamicLossScale()."
         )
-    return made
+    return update
 
 
-def _data_params(model_dir, data, params, plan):
-    """Returns the params that depend on the data's classes.
+def _read_categories(model_dir, data, num_classes):
+    """Returns the categories of a run.
 
-    Once there is a checkpoint, the classes are those it was trained on.
+    Once there is a checkpoint, they are those it was trained on.
     """
     path = f"{model_dir}/{category_map.FILE_NAME}"
     is_started = checkpoints.latest(model_dir) is not None
-    has_classes = is_started and tf.io.gfile.exists(path)
-    if is_started and not has_classes:
-        logging.warning("No %s; taking the classes of %s", path, data.dir)
-    categories = category_map.read(path) if has_classes else data.read_categories()
-    categories.check_num_classes(params["num_classes"])
-    examples_fn = functools.partial(_examples, data, params, categories, plan)
+    has_categories = is_started and tf.io.gfile.exists(path)
+    if is_started and not has_categories:
+        logging.warning("No %s; using the categories of %s", path, data.dir)
+    categories = category_map.read(path) if has_categories else data.read_categories()
+    categories.check_num_classes(num_classes)
+    return categories
+
+
+def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
+    """Returns the params that evaluation and export read images and metrics from."""
+    examples_fn = functools.partial(
+        _first_images, recipe, data, plan.num_visualized_images
+    )
     return {
-        "categories": categories,
-        "pictures_fn": data.read_pictures,
+        "images_fn": data.read_images,
         "metric_fn": metric_fn.make_metric_fn(
             data.annotation_file,
-            categories=categories,
-            examples_fn=examples_fn if plan.num_pictures else None,
+            categories=recipe.categories,
+            examples_fn=examples_fn if plan.num_visualized_images else None,
         ),
     }
 
 
-def _examples(data, params, categories, plan):
+def _first_images(recipe, data, num_images):
     """Returns the first evaluation images, as Features of NumPy arrays."""
     dataset = pipeline.make_eval_dataset(
         data.dir,
         data.eval_split,
-        batch_size=plan.num_pictures,
-        image_size=params["image_size"],
-        categories=categories,
+        batch_size=num_images,
+        image_size=recipe.image_size,
+        categories=recipe.categories,
     )
     features, _ = next(dataset.take(1).as_numpy_iterator())
     return features

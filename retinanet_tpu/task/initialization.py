@@ -97,15 +97,15 @@ def _check_settings(network, config_file):
         if bindings.get(f"ResNet.{name}", "False")
         != str(getattr(network.backbone, name))
     ]
-    colours = {
+    colors = {
         name: ast.literal_eval(bindings[f"normalize.{name}"])
         for name in ("mean_rgb", "stddev_rgb")
         if bindings.get(f"normalize.{name}", "%")[0] not in "%@"
     }
     pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
-    theirs = retinanet.normalize(pixels, **colours)
+    theirs = retinanet.normalize(pixels, **colors)
     if not np.allclose(theirs, network.normalize_fn(pixels), rtol=1e-3):
-        wrong += [f"normalize.{name} = {value}" for name, value in colours.items()]
+        wrong += [f"normalize.{name} = {value}" for name, value in colors.items()]
         wrong = wrong or ["normalize as it comes"]
     if wrong:
         raise errors.UserError(

@@ -15,8 +15,10 @@ from retinanet_tpu.data import (
     examples,
     pipeline,
     record_files,
+    record_order,
     tf_example,
 )
+from retinanet_tpu.task.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Data:
                 f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
                 "largest) size, both above 0, (0.8, 1.2) say."
             )
-        if not 0 <= self.augmentation.colour < 1:
+        if not 0 <= self.augmentation.color_jitter < 1:
             raise errors.UserError(
-                f"Augmentation.colour is {self.augmentation.colour}; factors lie "
+                f"Augmentation.color_jitter is {self.augmentation.color_jitter}; factors lie "
                 "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
             )
         if self.shuffle_bytes < 1:
@@ -85,7 +87,7 @@ class Data:
         record_files.check_directory(self.dir)
         return category_map.read(f"{self.dir}/{category_map.FILE_NAME}")
 
-    def read_pictures(self, num: int) -> list[np.ndarray]:
+    def read_images(self, num: int) -> list[np.ndarray]:
         """Returns the first pictures of the evaluation split, as they are stored.
 
         Args:
@@ -114,8 +116,8 @@ def input_fn(
     Only training goes through a tf.data service: a score is of each image once.
 
     Args:
-      params: of the estimator: batch_size is per replica; context says which host of
-        how many this is and which step comes first.
+      params: "recipe", and from the estimator "batch_size" per replica and "context",
+        the TPUContext of this host.
       data: where the records are.
       is_training: shuffled, augmented and endless, or one pass in which padding images
         fill up the last batches.
@@ -124,14 +126,15 @@ def input_fn(
       UserError: the data's classes are not those of the run; the service of data does
         not answer.
     """
-    _check_categories(data, params["categories"])
+    recipe: Recipe = params["recipe"]
+    _check_categories(data, recipe.categories)
     context, batch_size = params["context"], params["batch_size"]
     shard = (context.current_host, context.num_hosts)
     # What one step takes from this host.
     step_size = batch_size * context.num_of_replicas_per_host
     shapes = {
-        "image_size": params["image_size"],
-        "categories": params["categories"],
+        "image_size": recipe.image_size,
+        "categories": recipe.categories,
         "max_boxes": data.max_boxes,
     }
     if is_training:
@@ -140,7 +143,7 @@ def input_fn(
             data.train_split,
             batch_size=batch_size,
             augmentation=data.augmentation,
-            order=pipeline.Order(
+            order=record_order.ReadOptions(
                 seed,
                 shard,
                 context.first_step * step_size,

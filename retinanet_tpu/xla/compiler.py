@@ -35,7 +35,7 @@ class Compiled(NamedTuple):
     code_bytes: int
     flops: float
     bytes_accessed: float  # in all memories
-    text: str  # the optimised program
+    text: str  # the optimized program
 
 
 class CompileError(RuntimeError):

@@ -27,7 +27,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^}]*)?)\})?")
 
 
 class Move(NamedTuple):
-    """What an instruction of the optimised program reads and writes."""
+    """What an instruction of the optimized program reads and writes."""
 
     num_bytes: int  # in HBM
     on_chip_bytes: int
@@ -54,7 +54,7 @@ def moves(program: str) -> list[Move]:
     counts as often as the compiler knows it to run, otherwise once.
 
     Args:
-      program: the text of the optimised HLO module.
+      program: the text of the optimized HLO module.
     """
     computations, entry = _parse(program)
     found = _moves_of(computations[entry], computations)

@@ -15,8 +15,8 @@ def plain_anchors(image_size, levels, scales, ratios, size):
                     for scale in scales:
                         side = size * stride * scale
                         height, width = side / math.sqrt(ratio), side * math.sqrt(ratio)
-                        centre = (row + 0.5) * stride, (column + 0.5) * stride
-                        yield (*centre, height, width)
+                        center = (row + 0.5) * stride, (column + 0.5) * stride
+                        yield (*center, height, width)
 
 
 @pytest.mark.parametrize("image_size", [(128, 128), (128, 256)])

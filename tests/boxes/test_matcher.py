@@ -32,7 +32,7 @@ def plain_iou(a, b):
     return shared / union, shared
 
 
-def plain_match(image, anchors_yxyx, positive_at, negative_below):
+def plain_match(image, anchors_yxyx, positive_iou_threshold, negative_iou_threshold):
     """The rules of the docstring, one anchor and one box at a time, in float64."""
     objects = [i for i, box in enumerate(image) if not box[4]]
     boxes = [np.float64(box[:4]) for box in image]
@@ -46,10 +46,10 @@ def plain_match(image, anchors_yxyx, positive_at, negative_below):
             for i in range(len(image))
             if image[i][4]
         )
-        if best_iou >= positive_at:
+        if best_iou >= positive_iou_threshold:
             matches.append(-best)
         else:
-            matches.append(I if best_iou >= negative_below or crowded else B)
+            matches.append(I if best_iou >= negative_iou_threshold or crowded else B)
     for i in reversed(objects):
         ious = [plain_iou(np.float64(a), boxes[i])[0] for a in anchors_yxyx]
         if max(ious) > 0:
@@ -74,8 +74,8 @@ def test_matches_agree_with_a_plain_loop(thresholds):
     actual = tf.function(matcher.match, jit_compile=True)(
         make_labels(images),
         anchors_yxyx,
-        positive_at=thresholds[0],
-        negative_below=thresholds[1],
+        positive_iou_threshold=thresholds[0],
+        negative_iou_threshold=thresholds[1],
     )
     expected = [
         plain_match(image, anchors_yxyx.numpy(), *thresholds) for image in images
@@ -97,7 +97,7 @@ def test_thresholds_worked_out_by_hand():
     anchors_yxyx = tf.constant([[0, 0, 10, w] for w in (10, 5, 4, 3.5, 9)], tf.float32)
     labels = make_labels([[(0, 0, 10, 10, False)]])
     assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[0, 0, I, B, 0]]
-    equal = matcher.match(labels, anchors_yxyx, negative_below=0.5)
+    equal = matcher.match(labels, anchors_yxyx, negative_iou_threshold=0.5)
     assert equal.numpy().tolist() == [[0, 0, B, B, 0]]
 
 
@@ -135,12 +135,14 @@ def test_crowds_turn_background_into_ignored_but_match_nothing():
 
 @pytest.mark.parametrize("thresholds", [(0.4, 0.5), (0.5, 0.0), (1.1, 0.5)])
 def test_thresholds_out_of_order_are_refused(thresholds):
-    with pytest.raises(ValueError, match="negative_below <= positive_at"):
+    with pytest.raises(
+        ValueError, match="negative_iou_threshold <= positive_iou_threshold"
+    ):
         matcher.match(
             make_labels([[]]),
             tf.zeros([1, 4]),
-            positive_at=thresholds[0],
-            negative_below=thresholds[1],
+            positive_iou_threshold=thresholds[0],
+            negative_iou_threshold=thresholds[1],
         )
 
 

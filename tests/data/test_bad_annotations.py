@@ -274,7 +274,7 @@ REFUSED = [
      r"3 of 3 images are unusable.*another size than annotated: "
      r"b\.png \(32 x 64 annotated, is 64 x 128; annotated in b\.xml\)"),
     ("a table without a column", "csv",
-     lambda f: replace(f, "boxes.csv", ("class,", "colour,")),
+     lambda f: replace(f, "boxes.csv", ("class,", "color,")),
      r"boxes\.csv, line 1 .*lacks class"),
     ("two pictures of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
      r"has b\.bmp and b\.png; annotations of b could be of either"),

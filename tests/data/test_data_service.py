@@ -96,8 +96,8 @@ def train(data_dir, batch_size=4, **order):
         categories=category_map.from_coco(toy_data.CATEGORIES),
         batch_size=batch_size,
         image_size=(32, 32),
-        augmentation=examples.Augmentation(scale_jitter=(0.5, 1.5), colour=0.5),
-        order=pipeline.Order(**order),
+        augmentation=examples.Augmentation(scale_jitter=(0.5, 1.5), color_jitter=0.5),
+        order=record_order.ReadOptions(**order),
     )
 
 

@@ -98,7 +98,7 @@ def test_each_flip_has_its_own_luck():
     assert len(corners) == 4
 
 
-def test_colour_follows_its_own_draws_and_leaves_the_boxes_alone():
+def test_color_follows_its_own_draws_and_leaves_the_boxes_alone():
     serialized = record()
     middle = [0.5, 0, 0, 0.9, 0.9, 0.5, 0.5, 0.5]
     features, labels = load(serialized, tf.constant(middle), more=(False, 0.4))

@@ -56,7 +56,7 @@ def test_jpeg_and_png_stay_byte_for_byte(image_format, options, name):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpeg_of_other_colours_stays_and_decodes(mode):
+def test_jpeg_of_other_colors_stays_and_decodes(mode):
     encoded = encode(PIL.Image.fromarray(ramp()).convert(mode), "JPEG", quality=95)
     picture = image_decoding.prepare(encoded)
     assert picture.encoded == encoded
@@ -82,7 +82,7 @@ def test_png_of_16_bits_stays_and_decodes_to_its_upper_8():
         ("ICO", "RGBA"),
     ],
 )
-def test_other_formats_and_colours_are_stored_as_png(image_format, mode):
+def test_other_formats_and_colors_are_stored_as_png(image_format, mode):
     source = PIL.Image.fromarray(ramp())
     source = PIL.Image.new("LAB", (30, 24)) if mode == "LAB" else source.convert(mode)
     options = {"sizes": [(30, 24)]} if image_format == "ICO" else {}

@@ -12,6 +12,7 @@ from retinanet_tpu.data import (
     examples,
     pipeline,
     record_files,
+    record_order,
     tf_example,
 )
 
@@ -59,7 +60,7 @@ def train(data_dir, *, batch_size=2, augmentation=JITTER, **order):
         image_size=(32, 40),
         max_boxes=3,
         augmentation=augmentation,
-        order=pipeline.Order(**order),
+        order=record_order.ReadOptions(**order),
     )
 
 
@@ -158,7 +159,7 @@ def test_hosts_do_not_share_their_luck(tmp_path):
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(data_dir):
-    plain = train(data_dir, augmentation=examples.Augmentation(flip=False))
+    plain = train(data_dir, augmentation=examples.Augmentation(horizontal_flip=False))
     seen = {}
     for features, labels in plain.take(5):
         for i, image_id in enumerate(features.image_ids.numpy()):

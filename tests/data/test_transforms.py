@@ -77,7 +77,7 @@ def test_partly_decoded_jpeg_equals_decode_then_crop():
     picture, size, _ = transforms.decode_and_resize(tf.constant(file), lambda _: window)
     whole = tf.io.decode_jpeg(file, channels=3)[31:111, 57:158].numpy()
     np.testing.assert_array_equal(size, [150, 220])
-    # Colour is stored at half resolution: its interpolation differs at the cut.
+    # Color is stored at half resolution: its interpolation differs at the cut.
     np.testing.assert_array_equal(picture[1:-1, 1:-1], whole[1:-1, 1:-1])
     np.testing.assert_allclose(picture, whole, atol=8)
 
@@ -165,14 +165,14 @@ def test_boxes_of_large_images_end_where_their_objects_end(size, image_format):
             np.testing.assert_allclose(middle, (moved[:2] + moved[2:]) / 2, atol=0.6)
 
 
-def test_resizing_is_bilinear_about_pixel_centres():
+def test_resizing_is_bilinear_about_pixel_centers():
     pixels = smooth_picture(12, 15)
     window = transforms.CropWindow(*map(tf.constant, ([0, 0], [12, 15], [24, 30])))
     file = tf.constant(encoded(pixels, "PNG"))
     picture, _, _ = transforms.decode_and_resize(file, lambda _: window)
     padded = np.pad(pixels.astype(np.float64), [(1, 1), (1, 1), (0, 0)], mode="edge")
 
-    def sample(y, x):  # at continuous coordinates, pixel (0, 0) centred at (.5, .5)
+    def sample(y, x):  # at continuous coordinates, pixel (0, 0) centerd at (.5, .5)
         y, x = y + 0.5, x + 0.5
         i, j = int(y), int(x)
         rows = padded[i : i + 2, j : j + 2]
@@ -195,7 +195,7 @@ def test_resizing_gives_what_tensorflow_makes_of_uint8(resized):
     np.testing.assert_array_equal(picture, wanted)
 
 
-def test_letterbox_clips_colours_that_do_not_exist():
+def test_letterbox_clips_colors_that_do_not_exist():
     image = tf.stack([tf.fill([4, 5], v) for v in (-7.0, 255.0, 300.0)], axis=-1)
     picture, _ = transforms.letterbox(image, (8, 10))
     np.testing.assert_array_equal(picture[3, 3], [0, 255, 255])
@@ -212,16 +212,16 @@ def test_letterbox_clips_colours_that_do_not_exist():
 @pytest.mark.parametrize("ratio", [1, 4])
 def test_every_kind_of_picture_comes_out_as_rgb(mode, image_format, ratio):
     size = (40 * ratio, 30 * ratio)
-    colour = PIL.Image.new("RGB", size, (255, 0, 255)).convert(mode)
+    color = PIL.Image.new("RGB", size, (255, 0, 255)).convert(mode)
     stream = io.BytesIO()
-    colour.save(stream, image_format)
+    color.save(stream, image_format)
     picture, size, window = transforms.decode_and_resize(
         tf.constant(stream.getvalue()), lambda s: transforms.crop_window(s, (30, 40))
     )
     assert window.ratio == ratio
     assert picture.dtype == tf.uint8 and picture.shape == (30, 40, 3)
     np.testing.assert_array_equal(size, [30 * ratio, 40 * ratio])
-    wanted = np.asarray(colour.convert("RGB").reduce(ratio))
+    wanted = np.asarray(color.convert("RGB").reduce(ratio))
     np.testing.assert_allclose(picture, wanted, atol=3)
 
 
@@ -247,11 +247,11 @@ def test_flip_mirrors_pixels_and_boxes_and_twice_changes_nothing(is_vertical):
     np.testing.assert_array_equal(back, boxes)
 
 
-def recoloured(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
+def recolored(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
     """Brightness, contrast and saturation one after the other, in NumPy."""
     rgb = pixels.astype(np.float64)
-    grey = (rgb @ [0.299, 0.587, 0.114])[..., None]
-    rgb = grey + saturation * (rgb - grey)
+    gray = (rgb @ [0.299, 0.587, 0.114])[..., None]
+    rgb = gray + saturation * (rgb - gray)
     middle = np.array(transforms.MEAN_COLOR)
     rgb = brightness * (middle + contrast * (rgb - middle))
     return np.clip(np.round(rgb), 0, 255)
@@ -260,11 +260,11 @@ def recoloured(pixels, brightness=1.0, contrast=1.0, saturation=1.0):
 @pytest.mark.parametrize(
     "factors", [(1, 1, 1), (1.3, 1, 1), (1, 0.7, 1), (1, 1, 0), (0.8, 1.2, 1.4)]
 )
-def test_recolour_changes_light_as_its_three_factors_say(factors):
+def test_recolor_changes_light_as_its_three_factors_say(factors):
     pixels = smooth_picture(20, 30)
     found = transforms.color_jitter(pixels, *map(tf.constant, np.float32(factors)))
     assert found.dtype == tf.uint8
-    difference = found.numpy() - recoloured(pixels, *factors)
+    difference = found.numpy() - recolored(pixels, *factors)
     # Of float32 and float64 one may round a half up.
     assert np.abs(difference).max() <= 1 and (difference != 0).mean() < 0.05
 
@@ -289,7 +289,7 @@ def test_the_largest_boxes_stay_in_their_order():
 @pytest.mark.parametrize(
     ("height", "width"), [(5, 7), (8, 7), (5, 9), (8, 9), (1, 1), (0, 0)]
 )
-def test_paste_puts_the_picture_top_left_of_the_mean_colour(height, width):
+def test_paste_puts_the_picture_top_left_of_the_mean_color(height, width):
     picture = tf.constant(smooth_picture(height, width))
     canvas = transforms.pad_to_size(picture, (8, 9)).numpy()
     np.testing.assert_array_equal(canvas[:height, :width], picture)

@@ -99,7 +99,7 @@ def test_crowds_of_several_tiles_agree_with_a_plain_loop(variant, soft_fn):
         assert last < 19 and found.scores[0, last] < 0.8
 
 
-def test_a_chain_of_boxes_that_overlap_their_neighbours_keeps_every_second():
+def test_a_chain_of_boxes_that_overlap_their_neighbors_keeps_every_second():
     tops = np.arange(300.0)
     boxes = np.stack([tops, 0 * tops, tops + 2.5, 0 * tops + 1], axis=-1)
     scores = np.linspace(0.9, 0.1, 300)

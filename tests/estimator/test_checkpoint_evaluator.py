@@ -32,9 +32,9 @@ def test_a_checkpoint_of_which_half_is_there_is_left_alone(world):
     for half in ("index", "data-00000-of-00001"):
         there, away = f"{path}.{half}", f"{world.model_dir}/away"
         tf.io.gfile.rename(there, away)
-        assert world.sidecar().run(is_once=True) == []
+        assert world.sidecar().run(once=True) == []
         tf.io.gfile.rename(away, there)
-    assert world.sidecar().run(is_once=True) == [10]
+    assert world.sidecar().run(once=True) == [10]
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.9, 0.99])
@@ -61,14 +61,14 @@ def test_a_flipped_bit_is_found(local, caplog):
         file.seek(8)
         file.write(bytes([b ^ 1 for b in before]))
     local.then()
-    assert local.sidecar().run(is_once=True) == []
+    assert local.sidecar().run(once=True) == []
     assert "Skipping" in caplog.text
 
 
 def test_a_checkpoint_under_a_wrong_name_is_not_scored(world, caplog):
     save(world.model_dir, 10, says=20)
     world.then()
-    assert world.sidecar().run(is_once=True) == []
+    assert world.sidecar().run(once=True) == []
     assert "it holds step 20, not that of its name" in caplog.text
 
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_deleted_before_it_is_read_is_skipped(world, monkeypatch, c
 
     monkeypatch.setattr(checkpoints, "read", delete_and_read)
     world.then()
-    assert world.sidecar(policy="all").run(is_once=True) == [20]
+    assert world.sidecar(policy="all").run(once=True) == [20]
     assert "Skipping" in caplog.text
 
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_is_held_while_it_is_scored_and_no_longer(world):
 
     for step in (10, 20):
         save(world.model_dir, step)
-    world.sidecar(policy="all", input_fn=input_fn).run(is_once=True)
+    world.sidecar(policy="all", input_fn=input_fn).run(once=True)
     assert held == [{10}, {20}]
     assert book.held_steps() == set()
 
@@ -120,12 +120,12 @@ def test_the_trainer_does_not_delete_what_is_being_scored(world):
 def test_what_another_sidecar_scores_is_left_to_it(world):
     paths = [save(world.model_dir, step) for step in (10, 20)]
     with leases.lease_checkpoint(world.model_dir, paths[1], "eval"):
-        assert world.sidecar().run(is_once=True) == []
-        assert world.sidecar(policy="all").run(is_once=True) == [10]
+        assert world.sidecar().run(once=True) == []
+        assert world.sidecar(policy="all").run(once=True) == [10]
     with leases.lease_checkpoint(
         world.model_dir, paths[1]
     ):  # A reader of another kind.
-        assert world.sidecar().run(is_once=True) == [20]
+        assert world.sidecar().run(once=True) == [20]
 
 
 def test_what_a_dead_sidecar_was_at_is_scored_by_the_next(world):
@@ -142,7 +142,7 @@ def test_what_a_dead_sidecar_was_at_is_scored_by_the_next(world):
 def test_what_the_trainer_is_about_to_delete_is_left_alone(world):
     paths = [save(world.model_dir, step) for step in (10, 20)]
     with leases.lease_checkpoint(world.model_dir, paths[0], "delete"):
-        assert world.sidecar(policy="all").run(is_once=True) == [20]
+        assert world.sidecar(policy="all").run(once=True) == [20]
 
 
 def test_two_that_begin_at_once_do_not_both_score(world, monkeypatch):
@@ -157,7 +157,7 @@ def test_two_that_begin_at_once_do_not_both_score(world, monkeypatch):
 
     monkeypatch.setattr(leases, "lease_checkpoint", hold_second)
     world.then(lambda: rival.__exit__(None, None, None))
-    assert world.sidecar().run(is_once=True) == [10]
+    assert world.sidecar().run(once=True) == [10]
 
 
 def test_damaged_data_are_an_error_and_not_the_checkpoints_fault(world):
@@ -201,7 +201,7 @@ def test_nothing_is_traced_twice_and_nothing_stays(local):
         save(local.model_dir, step)
     runner = linear.make_estimator(local.model_dir, fn=model_fn)
     scorer = local.sidecar(runner, policy="all", input_fn=input_fn)
-    assert len(scorer.run(is_once=True)) == 7
+    assert len(scorer.run(once=True)) == 7
     assert traced == ["eval"]
     # Seen: not one object more; 38 each time where the dataset was made to stay.
     assert max(num_objects[2:]) - min(num_objects[2:]) < 38
@@ -211,7 +211,7 @@ def test_what_is_scored_is_exported(world):
     for step in (10, 20, 30):
         save(world.model_dir, step)
     exporter = Exporter()
-    world.sidecar(policy="all", max_steps=30, exporters=(exporter,)).run(is_once=True)
+    world.sidecar(policy="all", max_steps=30, exporters=(exporter,)).run(once=True)
     assert exporter.exported == [(10, False), (20, False), (30, True)]
 
 
@@ -221,7 +221,7 @@ def test_what_was_scored_but_not_exported_is_exported_by_the_next(world):
     dying, exporter = Exporter(KeyboardInterrupt()), Exporter()
     with pytest.raises(KeyboardInterrupt):
         world.sidecar(policy="all", exporters=(dying,)).run()
-    world.sidecar(policy="latest", exporters=(exporter,)).run(is_once=True)
+    world.sidecar(policy="latest", exporters=(exporter,)).run(once=True)
     assert exporter.exported == [(10, False), (20, False)]
     assert scored(world) == [10, 20]
 
@@ -231,5 +231,5 @@ def test_an_export_onto_a_full_disk_is_tried_again(world):
     full = tf.errors.ResourceExhaustedError(None, None, "No space left on device")
     exporter = Exporter(full, full)
     world.then().then()
-    world.sidecar(exporters=(exporter,)).run(is_once=True)
+    world.sidecar(exporters=(exporter,)).run(once=True)
     assert exporter.exported == [(10, False)] and scored(world) == [10]

@@ -50,7 +50,7 @@ def test_bad_syntax_is_an_error():
         _parse("paint.num_coats = (1")
 
 
-def test_later_bindings_win_and_files_include_their_neighbours(tmp_path):
+def test_later_bindings_win_and_files_include_their_neighbors(tmp_path):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "base.gin").write_text("paint.color = 'blue'\nCOATS = 1\n")
     run = tmp_path / "run.gin"

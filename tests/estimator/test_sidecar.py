@@ -58,8 +58,8 @@ def test_every_k_takes_the_final_checkpoint_too(world):
 def test_a_restarted_sidecar_goes_on_and_scores_nothing_twice(world):
     for step in (10, 20):
         save(world.model_dir, step)
-    assert world.sidecar(policy="all").run(is_once=True) == [10, 20]
-    assert world.sidecar(policy="all").run(is_once=True) == []
+    assert world.sidecar(policy="all").run(once=True) == [10, 20]
+    assert world.sidecar(policy="all").run(once=True) == []
     save(world.model_dir, 30)
     world.says("finished", 30)()
     assert world.sidecar(policy="all").run() == [30]

@@ -103,7 +103,7 @@ def parse(device, *bindings):
 @pytest.mark.parametrize("device", ["device/tpu_node.gin", "device/tpu_pod.gin"])
 def test_the_gin_files_say_the_name_and_leave_the_tpu_alone(device, tpus, look_ups):
     parse(device, "TPU_NAME = 'my-tpu'")
-    configurables.make_experiment(None)
+    configurables.make_run(None)
     ((name, settings),) = look_ups
     assert name == "my-tpu" and settings["may_change_version"] is False
     assert len(tpus.hosts) == 1
@@ -116,7 +116,7 @@ def test_a_gin_file_without_a_name_asks_for_one():
 
 def test_the_tpu_vms_gin_file_takes_its_own_tpu(tpus, look_ups):
     parse("device/tpu_vm.gin")
-    configurables.make_experiment(None)
+    configurables.make_run(None)
     assert tpus.hosts == [[]] and not look_ups
 
 
@@ -146,7 +146,7 @@ def test_the_sidecar_of_a_run_on_a_tpu_never_touches_it(
     gin_files.parse(
         [str(tmp_path / cli.CONFIG_FILE)], [], known=configurables.CONFIGURABLES
     )
-    configurables.make_experiment(None)
+    configurables.make_run(None)
     assert len(look_ups) == len(tpus.hosts) == 1
 
 

@@ -211,7 +211,7 @@ def test_a_deterministic_run_is_the_same_run(tmp_path, num_replicas):
 
     plain = linear.make_estimator(tmp_path / "a", **settings())
     runs = [
-        linear.make_estimator(tmp_path / name, **settings(is_deterministic=True))
+        linear.make_estimator(tmp_path / name, **settings(deterministic=True))
         for name in ("b", "c")
     ]
     expected = checkpoints.read(plain.train(linear.train_input_fn, 12))
@@ -233,9 +233,9 @@ def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
         loss = tf.add_n([tf.reduce_sum(features * w) for w in used])
         return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
 
-    for is_deterministic, widest in ((False, 4), (True, 2)):
+    for deterministic, widest in ((False, 4), (True, 2)):
         step_fn = train_step.make_step_fn(
-            state, model_fn, dict, is_deterministic=is_deterministic
+            state, model_fn, dict, deterministic=deterministic
         )
         graph = tf.function(step_fn).get_concrete_function(
             tf.TensorSpec([2]), tf.TensorSpec([], tf.int64)

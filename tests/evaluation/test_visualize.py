@@ -129,9 +129,9 @@ def test_labels_leave_two_thirds_of_a_small_picture_to_be_seen(monkeypatch):
     image, names = gray(100, 100), {1: "potted plant"}
     corners = np.random.default_rng(0).uniform(0, 70, (30, 2))
     boxes = np.concatenate([corners, corners + 30], axis=1)
-    labelled = draw(image, boxes, names=names)
+    labeled = draw(image, boxes, names=names)
     monkeypatch.setattr(visualize, "_draw_labels", lambda *_: None)
-    share = (labelled != draw(image, boxes)).any(axis=-1).mean()
+    share = (labeled != draw(image, boxes)).any(axis=-1).mean()
     assert 0.2 < share < 1 / 3
 
 

@@ -20,7 +20,7 @@ PATIENCE = 400  # s; a loaded machine is slow to start TensorFlow four times
 # A batch of all pictures, whose order and shards then do not matter.
 BATCH = (
     f"BATCH_SIZE = {toy_data.NUM_TRAIN}",
-    "Augmentation.flip = False",
+    "Augmentation.horizontal_flip = False",
     "Augmentation.scale_jitter = (1.0, 1.0)",
 )
 

@@ -54,7 +54,7 @@ PICTURES = (
 
 
 def draw(folder, pictures=PICTURES, **options):
-    """Saves pictures of colour ramps; returns the folder."""
+    """Saves pictures of color ramps; returns the folder."""
     for picture in pictures:
         path = pathlib.Path(folder) / picture.name
         path.parent.mkdir(parents=True, exist_ok=True)

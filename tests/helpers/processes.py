@@ -20,9 +20,9 @@ BINDINGS = (
     *toy_data.TINY,
     *toy_data.TWO_LEVELS,
     *toy_data.SGD,
-    "nms.score_threshold = 0.001",
-    "Plan.num_pictures = 0",
-    "Plan.evaluates = False",
+    "NMS.score_threshold = 0.001",
+    "TrainingPlan.num_visualized_images = 0",
+    "TrainingPlan.evaluate_during_training = False",
     "RunConfig.heartbeat_secs = 1",
 )
 # XLA's LLVM passes are most of a start, as in conftest.py; GPUs are left alone.

@@ -1,11 +1,13 @@
 """A server that finds many objects without having been trained."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
 import toy_data
 from retinanet_tpu.data import category_map
-from retinanet_tpu.task import serving_fn
+from retinanet_tpu.serving import server
 
 CATEGORIES = category_map.Categories(
     3,
@@ -16,12 +18,12 @@ CATEGORIES = category_map.Categories(
 )
 
 
-def make(*bindings: str, seed: int = 0) -> serving_fn.ServingModule:
+def make(*bindings: str, seed: int = 0) -> server.ServingModule:
     """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
     run = toy_data.experiment(None, "no_data", *settings)
-    params = run.params | {"categories": CATEGORIES}
-    network = run.network_fn(params)
+    recipe = dataclasses.replace(run.recipe, categories=CATEGORIES)
+    network = recipe.make_network(run.network_fn)
     rng = np.random.default_rng(seed)
     for variable in network.heads.variables:
         if variable.name.startswith("heads/class/logits/bias"):
@@ -29,11 +31,11 @@ def make(*bindings: str, seed: int = 0) -> serving_fn.ServingModule:
         elif "/logits/kernel" in variable.name or "/deltas/kernel" in variable.name:
             spread = 0.3 if "logits" in variable.name else 0.03
             variable.assign(rng.normal(0, spread, variable.shape))
-    return serving_fn.ServingModule(network, params)
+    return server.ServingModule(network, recipe)
 
 
 def pictures(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
-    """Returns uint8 [num, *size, 3] of coloured rectangles on noise."""
+    """Returns uint8 [num, *size, 3] of colored rectangles on noise."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
     for image in images:

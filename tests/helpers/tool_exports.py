@@ -132,7 +132,7 @@ def label_studio(folder, pictures, names):
                 {
                     "id": number,
                     "result": [_label_studio_result(p, b) for b in p.boxes],
-                    "was_cancelled": False,
+                    "was_canceled": False,
                     "ground_truth": False,
                     "updated_at": "2026-01-01T00:00:00.000000Z",
                 }

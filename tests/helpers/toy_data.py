@@ -16,7 +16,7 @@ from retinanet_tpu.task import configurables
 GIN_CONFIGS = repository.ROOT / "gin_configs"
 # Ids with gaps and not from 1, so that an index never passes for an id.
 CATEGORIES = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
-COLOURS = {3: (220, 30, 30), 7: (30, 30, 220)}
+COLORS = {3: (220, 30, 30), 7: (30, 30, 220)}
 NUM_TRAIN, NUM_VAL = 12, 6
 # On top of quickstart.gin: nothing can be smaller and still have all parts.
 TINY = (
@@ -26,9 +26,9 @@ TINY = (
     "Heads.num_channels = 16",
     "Heads.num_convs = 1",
     "decode.num_candidates = 100",
-    "nms.max_detections = 20",
+    "NMS.max_detections = 20",
     "Data.max_boxes = 8",
-    "Plan.num_pictures = 2",
+    "TrainingPlan.num_visualized_images = 2",
     "BATCH_SIZE = 8",
     "MAX_STEPS = 4",
     "EVAL_EVERY = None",
@@ -91,9 +91,7 @@ def experiment(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
     """Returns the tiny run on logical CPUs; model_dir None makes only its network."""
     parse(data_dir, *bindings)
     where = functools.partial(strategy.make_strategy, "cpu", num_devices=num_replicas)
-    return configurables.make_experiment(
-        model_dir and str(model_dir), strategy_fn=where
-    )
+    return configurables.make_run(model_dir and str(model_dir), strategy_fn=where)
 
 
 def train(run, max_steps: int | None = None) -> str:
@@ -111,7 +109,7 @@ def train_dataset(run, batch_size: int = 8):
 
 
 def _draw(pictures, image_id):
-    """Draws one to three coloured rectangles on grey, lying or standing."""
+    """Draws one to three colored rectangles on gray, lying or standing."""
     rng = np.random.default_rng(image_id)
     height, width = (96, 128) if image_id % 2 else (128, 96)
     pixels = rng.normal(128, 8, [height, width, 3])
@@ -120,7 +118,7 @@ def _draw(pictures, image_id):
         category = CATEGORIES[(image_id + number) % 2]["id"]
         h, w = rng.integers(24, 64, 2)
         y, x = rng.integers(0, height - h), rng.integers(0, width - w)
-        pixels[y : y + h, x : x + w] = COLOURS[category]
+        pixels[y : y + h, x : x + w] = COLORS[category]
         box = tuple(float(v) for v in (x, y, w, h))
         identity = 10 * image_id + number
         objects.append(

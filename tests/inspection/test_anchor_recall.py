@@ -44,7 +44,7 @@ def test_whole_pictures_have_the_boxes_that_evaluation_shows(data_dir):
 def test_jitter_shows_what_training_shows(data_dir):
     split = dataset_stats.read(data_dir, "train", CATEGORIES)
     canvas = examples.OutputSpec(IMAGE_SIZE, 2)
-    jitter = examples.Augmentation(scale_jitter=(0.5, 2.0), flip=False)
+    jitter = examples.Augmentation(scale_jitter=(0.5, 2.0), horizontal_flip=False)
     shown = anchor_recall.augment_boxes(
         split, canvas, augmentation=jitter, passes=40, seed=1
     )
@@ -58,8 +58,8 @@ def test_jitter_shows_what_training_shows(data_dir):
         augmentation=jitter,
     )
     _, labels = next(iter(dataset))
-    is_real = tf.sequence_mask(labels.num_boxes, 2)
-    expected = tf.boolean_mask(labels.boxes_yxyx, is_real).numpy()
+    is_valid = tf.sequence_mask(labels.num_boxes, 2)
+    expected = tf.boolean_mask(labels.boxes_yxyx, is_valid).numpy()
     # Other draws of the same luck: the same distribution.
     assert len(shown.boxes_yxyx) == pytest.approx(len(expected), rel=0.1)
     for share in (0.1, 0.5, 0.9):
@@ -93,8 +93,10 @@ def test_sizes_are_those_of_the_picture_as_annotated(data_dir):
 
 
 def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
-    run = toy_data.experiment(None, data_dir, "assign_targets.negative_below = 0.4")
-    params = run.params
+    run = toy_data.experiment(
+        None, data_dir, "assign_targets.negative_iou_threshold = 0.4"
+    )
+    recipe = run.recipe
     boxes = np.zeros([2, 4, 4], np.float32)
     boxes[0, :2] = [[8, 8, 40, 40], [60, 50, 100, 120]]
     labels = structures.Labels(
@@ -103,8 +105,13 @@ def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
         tf.zeros([2, 4], tf.bool),
         tf.constant([2, 0]),
     )
-    first, empty = anchor_recall.assigned_anchors(labels, params)
-    grid = np.concatenate(params["anchors"].boxes_cyxhw(params["image_size"]))
+    first, empty = anchor_recall.assigned_anchors(
+        labels,
+        recipe.assign(labels),
+        anchors=recipe.anchors,
+        image_size=recipe.image_size,
+    )
+    grid = np.concatenate(recipe.anchors.boxes_cyxhw(recipe.image_size))
     ious = box_ops.iou(box_ops.cyxhw_to_yxyx(grid), boxes[0, :2]).numpy()
     is_positive = (ious.max(axis=-1) >= 0.5) | (ious == ious.max(axis=0)).any(axis=-1)
     expected = box_ops.cyxhw_to_yxyx(grid[is_positive]).numpy()

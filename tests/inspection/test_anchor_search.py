@@ -52,7 +52,7 @@ def test_reach_counts_from_a_half_on():
 
 def test_k_means_finds_heaps():
     rng = np.random.default_rng(0)
-    heaps = [rng.normal(centre, 0.1, 200) for centre in (-2.0, 0.5, 3.0)]
+    heaps = [rng.normal(center, 0.1, 200) for center in (-2.0, 0.5, 3.0)]
     found = anchor_search.k_means(np.concatenate(heaps), 3)
     np.testing.assert_allclose(found, [-2.0, 0.5, 3.0], atol=0.05)
 

@@ -77,8 +77,8 @@ def test_box_like_one_anchor_is_the_target_of_its_cell():
 
 def test_image_that_is_not_real_is_ignored_everywhere():
     labels = make_labels()
-    is_real = tf.constant([False, True, True])
-    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_real=is_real)
+    is_valid = tf.constant([False, True, True])
+    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_valid=is_valid)
     whole = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
     (classes, deltas), (all_classes, _) = by_anchor(made), by_anchor(whole)
     assert (classes[0] == structures.IGNORE).all()

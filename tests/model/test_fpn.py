@@ -27,7 +27,7 @@ def test_outputs_have_the_strides_of_their_levels(size, min_level, max_level):
     assert neck.levels == tuple(levels)
 
 
-def test_p6_reads_p5_and_p7_reads_relu_of_p6_before_normalisation():
+def test_p6_reads_p5_and_p7_reads_relu_of_p6_before_normalization():
     neck, features = fpn.FPN(CHANNELS, num_channels=8), _features((128, 128))
     *_, p6, p7 = neck(features, is_training=True)
     raw5 = neck.outputs[2](neck.laterals[2](features[5]))

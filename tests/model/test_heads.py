@@ -33,7 +33,7 @@ def test_untrained_heads_give_every_class_the_prior(prior):
         np.testing.assert_allclose(deltas, 0, atol=0.01)
 
 
-def test_levels_share_convolutions_but_not_normalisations():
+def test_levels_share_convolutions_but_not_normalizations():
     paths = {replicas.variable_path(v) for v in _heads().trainable_variables}
     for tower, last in (("class", "logits"), ("box", "deltas")):
         mine = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}

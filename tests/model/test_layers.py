@@ -77,7 +77,7 @@ def test_kernels_of_one_shape_differ_and_the_seed_reproduces_them():
     assert not np.any(draw("a", 0) == draw("a", 1))
 
 
-def test_training_normalises_by_the_moments_of_the_batch():
+def test_training_normalizes_by_the_moments_of_the_batch():
     norm, x = _norm(), _batch()
     y = norm(x, is_training=True)
     x = x.astype(np.float64)
@@ -97,7 +97,7 @@ def test_training_moves_the_statistics_towards_the_biased_moments():
     np.testing.assert_allclose(norm.moving_variance, expected, rtol=1e-5)
 
 
-def test_evaluation_normalises_by_the_moving_statistics_and_keeps_them():
+def test_evaluation_normalizes_by_the_moving_statistics_and_keeps_them():
     norm, x = _norm(), _batch()
     mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
     y = norm(x, is_training=False)
@@ -117,10 +117,10 @@ def test_gradient_is_that_of_two_passes(jit_compile):
         return tf.nn.batch_normalization(x, mean, variance, norm.beta, norm.gamma, 1e-4)
 
     @tf.function(jit_compile=jit_compile)
-    def gradients(normalise):
+    def gradients(normalize):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            loss = tf.reduce_sum(tf.square(normalise(x)) * weight)
+            loss = tf.reduce_sum(tf.square(normalize(x)) * weight)
         return tape.gradient(loss, [x, norm.gamma, norm.beta])
 
     expected = gradients(two_passes)
@@ -174,7 +174,7 @@ def _on_two_replicas(norm, x):
     return tf.concat(y, 0), tf.concat(dx, 0), tf.add_n(dgamma)
 
 
-def test_two_replicas_normalise_as_one_with_the_whole_batch():
+def test_two_replicas_normalize_as_one_with_the_whole_batch():
     x = _batch()
     strategy = _two_replicas()
     single = _norm()
@@ -189,7 +189,7 @@ def test_two_replicas_normalise_as_one_with_the_whole_batch():
             np.testing.assert_allclose(replica, getattr(single, name), rtol=1e-5)
 
 
-def test_unsynchronised_replicas_normalise_their_own_half():
+def test_unsynchronised_replicas_normalize_their_own_half():
     x = _batch()
     strategy = _two_replicas()
     expected = [_norm()(half, is_training=True) for half in tf.split(x, 2)]

@@ -89,7 +89,7 @@ def test_resnet50_has_the_numbers_of_the_log(monkeypatch):
     assert layers.num_parameters(network.trainable_variables) == 33_637_620
 
 
-def test_initial_l2_of_resnet50_is_that_of_its_initialisers():
+def test_initial_l2_of_resnet50_is_that_of_its_initializers():
     network = retinanet.RetinaNet(num_classes=91, frozen=STEM_AND_C2)
     assert len(network.kernels()) == 60
     l2 = 1e-4 * sum(tf.nn.l2_loss(kernel).numpy() for kernel in network.kernels())
@@ -118,7 +118,7 @@ def test_bytes_and_floats_are_the_same_image():
     np.testing.assert_array_equal(*predictions)
 
 
-def test_normalising_subtracts_the_mean_of_imagenet():
+def test_normalizing_subtracts_the_mean_of_imagenet():
     pixel = [[0.485 * 255, 0.456 * 255, 0.406 * 255], [0, 0, 0], [255, 255, 255]]
     expected = [
         [0, 0, 0],

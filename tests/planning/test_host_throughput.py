@@ -9,7 +9,7 @@ from retinanet_tpu.task import configurables
 @pytest.fixture(scope="module")
 def run():
     toy_data.parse("none", "Augmentation.scale_jitter = (0.8, 1.2)")
-    return configurables.make_experiment(None)
+    return configurables.make_run(None)
 
 
 def test_each_core_delivers_some_images_a_second(run):
@@ -24,7 +24,7 @@ def test_the_batches_are_those_of_the_run(run, tmp_path, is_training):
     host_throughput._write_records(str(tmp_path))
     dataset = host_throughput._dataset(run, str(tmp_path), is_training=is_training)
     features, labels = next(iter(dataset))
-    assert features.images.shape[1:] == (*run.params["image_size"], 3)
+    assert features.images.shape[1:] == (*run.recipe.image_size, 3)
     assert labels.boxes_yxyx.shape[1] == run.data.max_boxes
     assert tf.reduce_min(labels.num_boxes) >= 1
 

@@ -14,7 +14,7 @@ def made():
     toy_data.parse("none", *toy_data.TWO_LEVELS)
     strategy = lower.AheadOfTimeStrategy(NUM_REPLICAS)
     return step_functions.build(
-        configurables.make_experiment(None, strategy_fn=lambda: strategy)
+        configurables.make_run(None, strategy_fn=lambda: strategy)
     )
 
 

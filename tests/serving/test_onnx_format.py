@@ -18,7 +18,7 @@ THRESHOLDS = {"iou_threshold": 0.5, "score_threshold": 0.05, "max_detections": 2
 
 
 def make_server(*bindings):
-    """A server with normalisation that has something to fold away."""
+    """A server with normalization that has something to fold away."""
     server = servers.make(*bindings)
     rng = np.random.default_rng(5)
     for variable in server.network.variables:
@@ -141,7 +141,7 @@ def test_network_has_a_fixed_size_where_pictures_have_none(model):
 @pytest.mark.parametrize("variant", nms.VARIANTS[1:])
 def test_openvino_finds_what_onnxruntime_finds(variant):
     openvino = pytest.importorskip("openvino")
-    model = convert_images(make_server(f"nms.variant = '{variant}'"))
+    model = convert_images(make_server(f"NMS.variant = '{variant}'"))
     run_there = openvino.Core().compile_model(
         openvino.Core().read_model(io.BytesIO(model.SerializeToString())),
         "CPU",
@@ -155,7 +155,7 @@ def test_openvino_finds_what_onnxruntime_finds(variant):
         assert_same({name: found[name] for name in expected}, expected)
 
 
-def test_normalisation_goes_into_the_convolutions(raw):
+def test_normalization_goes_into_the_convolutions(raw):
     operators = [node.op_type for node in raw.graph.node]
     assert "BatchNormalization" not in operators
     # A scale of its own for each channel would be a Mul of a weight of rank 1 or 4.
@@ -214,7 +214,7 @@ def test_tensorrts_suppression_finds_what_the_server_finds(server, raw, is_globa
     node = for_tensorrt.graph.node[-1]
     assert list(node.input) == ["boxes_yxyx", "scores"]
     if is_global:
-        server = make_server("nms.variant = 'global_hard'")
+        server = make_server("NMS.variant = 'global_hard'")
     pictures = servers.pictures(3, (64, 64))  # The network's size: inputs as they are.
     expected = server.detect_images(pictures)
     session = onnx_format.make_session(raw)

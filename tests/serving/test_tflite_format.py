@@ -41,11 +41,11 @@ def num_bytes(server):
 
 def letterboxed(server, num, seed):
     images = servers.pictures(num, seed=seed)
-    return transforms.letterbox(images, server.params["image_size"])[0].numpy()
+    return transforms.letterbox(images, server.recipe.image_size)[0].numpy()
 
 
 def converted(server, kind="float32"):
-    spec = tf.TensorSpec([1, *server.params["image_size"], 3], name="inputs")
+    spec = tf.TensorSpec([1, *server.recipe.image_size, 3], name="inputs")
     return tflite_format.convert(
         server.predict_inputs,
         server.read_inputs,
@@ -129,7 +129,7 @@ def test_int8_finds_the_objects_in_a_fraction_of_the_space(server, inputs, expec
 
 def test_soft_suppression_converts(inputs):
     # More candidates than soft suppression has a window for.
-    server = sensitive("nms.variant = 'per_class_soft'", "decode.num_candidates = 540")
+    server = sensitive("NMS.variant = 'per_class_soft'", "decode.num_candidates = 540")
     assert_same(run(converted(server), inputs), expected_of(server, inputs))
 
 

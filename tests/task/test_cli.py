@@ -48,7 +48,7 @@ def base(sound_dir, tmp_path, monkeypatch):
 
 
 def train_on(*bindings, data_dir="data", **more):
-    bindings = (*SAVES, "Plan.evaluates = False", *bindings)
+    bindings = (*SAVES, "TrainingPlan.evaluate_during_training = False", *bindings)
     commands.run(train.main, "run", data_dir, *bindings, **more)
 
 
@@ -67,10 +67,8 @@ def test_a_run_finds_its_data_from_anywhere(base, monkeypatch):
     monkeypatch.chdir(base / "data")
     with flagsaver.flagsaver(model_dir="../run"):
         cli.parse_model_dir()
-    run = configurables.make_experiment(
-        "../run", strategy_fn=tf.distribute.get_strategy
-    )
-    assert run.data.dir == f"{base}/data" and len(run.data.read_pictures(2)) == 2
+    run = configurables.make_run("../run", strategy_fn=tf.distribute.get_strategy)
+    assert run.data.dir == f"{base}/data" and len(run.data.read_images(2)) == 2
 
 
 def test_a_run_with_the_relative_paths_of_older_versions_goes_on(base, monkeypatch):
@@ -88,7 +86,7 @@ def test_a_run_with_the_relative_paths_of_older_versions_goes_on(base, monkeypat
 
 def test_data_that_are_away_are_said_to_be(base, caplog):
     data = input_fn.Data(f"{base}/away")
-    assert data.read_pictures(3) == []
+    assert data.read_images(3) == []
     assert f"There is no directory {base}/away" in caplog.text
     message = f"no directory away in the working directory {base}; set DATA_DIR"
     with pytest.raises(errors.MissingFileError, match=message):

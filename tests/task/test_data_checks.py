@@ -118,7 +118,7 @@ def test_what_gives_no_score_is_told_before_step_1(data_dir, name, said):
 
 def test_without_an_evaluation_only_training_data_are_looked_at(data_dir):
     (data_dir / "val.json").write_text("{")
-    check(data_dir, "Plan.evaluates = False")
+    check(data_dir, "TrainingPlan.evaluate_during_training = False")
 
 
 def test_sizes_that_are_reached_too_seldom_are_warned_of():
@@ -134,7 +134,7 @@ def test_sizes_that_are_reached_too_seldom_are_warned_of():
 
 def test_what_an_epoch_leaves_over_and_the_padding_are_counted(data_dir):
     run = toy_data.experiment(
-        None, data_dir, "Data.max_boxes = 2", "Plan.eval_batch_per_replica = 4"
+        None, data_dir, "Data.max_boxes = 2", "TrainingPlan.eval_batch_per_replica = 4"
     )
     splits = [
         dataset_stats.read(str(data_dir), n, CATEGORIES) for n in ("train", "val")
@@ -177,14 +177,14 @@ def test_without_annotations_the_first_records_say_how_many_boxes_there_are(
 
 def test_what_coco_does_not_count_is_told_before_training(data_dir, caplog):
     edit_json("val.json", repeat_objects(200))(data_dir)
-    bindings = ["nms.max_detections = 300"]
+    bindings = ["NMS.max_detections = 300"]
     texts = warnings_of(data_dir, caplog, *bindings)
     (text,) = [text for text in texts if "COCO counts 100" in text]
     assert "6 images of val" in text and "AR100 can reach 0." in text
-    assert "nms.max_detections" not in text
+    assert "NMS.max_detections" not in text
 
 
 def test_fewer_detections_than_objects_are_told_before_training(data_dir, caplog):
-    (text,) = warnings_of(data_dir, caplog, "nms.max_detections = 1")
-    assert "nms.max_detections 1 is less than the objects of some images" in text
-    assert "with nms.max_detections = 3 it can reach 1.000" in text
+    (text,) = warnings_of(data_dir, caplog, "NMS.max_detections = 1")
+    assert "NMS.max_detections 1 is less than the objects of some images" in text
+    assert "with NMS.max_detections = 3 it can reach 1.000" in text

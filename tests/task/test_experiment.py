@@ -14,7 +14,7 @@ def test_exporters_are_chosen_in_gin(data_dir, tmp_path):
     run = toy_data.experiment(
         tmp_path / "run",
         data_dir,
-        "experiment.exporter_fns = (@BestExporter, @FinalExporter)",
+        "make_run.exporter_fns = (@BestExporter, @FinalExporter)",
         "BestExporter.metric = 'AP50'",
         "BestExporter.exports_to_keep = 3",
     )

@@ -33,13 +33,13 @@ def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
     bindings.append(f"DATA_DIR = '{data_dir}'")
     gin_files.parse(files, bindings, known=configurables.CONFIGURABLES)
     where = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
-    return configurables.make_experiment(str(model_dir), strategy_fn=where)
+    return configurables.make_run(str(model_dir), strategy_fn=where)
 
 
 def _start(run, model_dir, backbone_checkpoint):
     """Returns the state that a run begins with."""
     source = initialization.resolve_init(None, str(backbone_checkpoint))
-    network_fn = functools.partial(run.network_fn, run.params)
+    network_fn = run.make_network
     return train_loop.start(str(model_dir), network_fn, run.update_fn, source)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import spec, summaries
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.learning import losses
-from retinanet_tpu.task import model_fn
+from retinanet_tpu.task import model_fn, recipe
 
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
@@ -63,7 +64,7 @@ def plain(trained):
 @pytest.fixture(scope="module")
 def network_and_params(data_dir):
     run = toy_data.experiment(None, data_dir, *SMALL)
-    return run.network_fn(run.params), run.params | {"metric_fn": None}
+    return run.make_network(), run.params | {"metric_fn": None}
 
 
 def assert_same_training(got, expected, *, rtol):
@@ -183,7 +184,7 @@ def rows(batch, which):
 
 
 def training_losses(batch, network, params):
-    """Returns training's scalars, images normalised by the moving statistics."""
+    """Returns training's scalars, images normalized by the moving statistics."""
 
     def still(images, is_training):
         return network(images, is_training=False)
@@ -194,7 +195,7 @@ def training_losses(batch, network, params):
 
 
 def num_positives(batch, params):
-    targets = params["assign_fn"](batch[1], params["anchors"], params["image_size"])
+    targets = params["recipe"].assign(batch[1])
     return float(losses.loss_normalizer(targets.num_positives))
 
 
@@ -236,8 +237,11 @@ def test_a_batch_without_objects_has_a_finite_loss(network_and_params):
 def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
     network, params = network_and_params
     params = params | {
-        "categories": category_map.from_coco(toy_data.CATEGORIES),
-        "nms_fn": nms.NMS(score_threshold=0.0, max_detections=9),
+        "recipe": dataclasses.replace(
+            params["recipe"],
+            categories=category_map.from_coco(toy_data.CATEGORIES),
+            nms_fn=nms.NMS(score_threshold=0.0, max_detections=9),
+        )
     }
 
     def step(features, labels):
@@ -266,16 +270,16 @@ def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
         tf.constant([[0.9, 0.8, 0.7, 0.6]]),
         tf.constant([[0, 1, 2, 3]]),
     )
-    params = {
-        "decode_fn": lambda *_, **__: candidates,
-        "nms_fn": nms.NMS(max_detections=5),
-        "categories": category_map.Categories(4, entries),
-        "anchors": anchors_lib.Anchors(),
-        "image_size": (128, 128),
-        "num_classes": 4,
-    }
+    made = recipe.Recipe(
+        num_classes=4,
+        image_size=(128, 128),
+        anchors=anchors_lib.Anchors(),
+        decode_fn=lambda *_, **__: candidates,
+        nms_fn=nms.NMS(max_detections=5),
+        categories=category_map.Categories(4, entries),
+    )
     scales, sizes = tf.constant([[0.5, 0.25]]), tf.constant([[100, 200]])
-    found = model_fn.detect(None, scales, sizes, params)
+    found = made.detect(None, scales, sizes)
     assert found.num_detections.numpy().tolist() == [2]
     assert found.classes.numpy().tolist() == [[7, 90, 0, 0, 0]]
     np.testing.assert_allclose(found.scores, [[0.8, 0.6, 0, 0, 0]])

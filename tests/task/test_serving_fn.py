@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import servers
 from retinanet_tpu.data import transforms
-from retinanet_tpu.task import format_checks
+from retinanet_tpu.serving import parity
 
 KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
 
@@ -45,7 +45,7 @@ def test_a_batch_finds_what_each_picture_alone_has(server, pictures, found):
 
 
 def test_what_is_served_is_what_the_checkpoint_predicts(server, pictures, found):
-    predicted = format_checks.predict(server.network, server.params, pictures)
+    predicted = parity.predict(server.network, server.recipe, pictures)
     for row, expected in enumerate(predicted):
         np.testing.assert_allclose(
             found["boxes_xyxy"][row], expected.boxes_yxyx[0][:, [1, 0, 3, 2]], atol=1e-3
@@ -64,7 +64,7 @@ def test_the_default_signature_has_the_keys_of_one_picture(server, pictures, fou
 def test_files_and_examples_find_what_their_pixels_have(server, pictures, found):
     files = encoded(pictures)
     assert_same(server.detect_bytes(tf.constant(files)), found)
-    examples = [format_checks.example(content) for content in files]
+    examples = [parity.example(content) for content in files]
     assert_same(server.detect_examples(tf.constant(examples)), found)
 
 
@@ -87,7 +87,7 @@ def test_large_images_find_the_same_encoded_and_decoded(server, size):
     decoded = server.detect_images(images)
     assert decoded["valid_detections"].numpy().min() > 3
     assert_same(server.detect_bytes(tf.constant(encoded(images))), decoded)
-    predicted = format_checks.predict(server.network, server.params, images)
+    predicted = parity.predict(server.network, server.recipe, images)
     for row, expected in enumerate(predicted):
         boxes_yxyx = expected.boxes_yxyx[0]
         np.testing.assert_allclose(

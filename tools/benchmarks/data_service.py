@@ -25,7 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import pipeline
+from retinanet_tpu.data import pipeline, record_order
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
@@ -94,7 +94,7 @@ def images_per_sec(batches: tf.data.Dataset, batch_size: int, secs: float) -> fl
 def main() -> None:
     """Runs the command."""
     cli.parse_files()
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     data, batch_size = run.data, run.plan.batch_size
     counts = [int(count) for count in _WORKERS.value]
     rates = {count: [] for count in counts}
@@ -106,10 +106,10 @@ def main() -> None:
                 data.train_split,
                 categories=data.read_categories(),
                 batch_size=batch_size,
-                image_size=run.params["image_size"],
+                image_size=run.recipe.image_size,
                 max_boxes=data.max_boxes,
                 augmentation=data.augmentation,
-                order=pipeline.Order(service_address=addresses[count]),
+                order=record_order.ReadOptions(service_address=addresses[count]),
             )
             rates[count].append(images_per_sec(batches, batch_size, _SECONDS.value))
     print("| workers | images/s | of the first | rounds |\n|---|---|---|---|")

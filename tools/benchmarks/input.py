@@ -161,13 +161,13 @@ def _setting_of_data():
 
 def _setting_of_run():
     cli.parse_files()
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     return {
         "data_dir": run.data.dir,
         "split": run.data.train_split,
-        "image_size": list(run.params["image_size"]),
+        "image_size": list(run.recipe.image_size),
         "scale_jitter": list(run.data.augmentation.scale_jitter),
-        "flip": run.data.augmentation.flip,
+        "flip": run.data.augmentation.horizontal_flip,
         "max_boxes": run.data.max_boxes,
         "batch_size": run.plan.batch_size,
     }

@@ -46,7 +46,7 @@ def scene(mean_logit: float, shape: tuple[int, int], num_classes: int):
     """
     rng = np.random.default_rng(0)
     num_objects = max(1, shape[1] // 10)
-    centres = rng.uniform(0, _SIZE, (shape[0], num_objects, 2))
+    centers = rng.uniform(0, _SIZE, (shape[0], num_objects, 2))
     sides = rng.uniform(10, 150, (shape[0], num_objects, 2))
     classes = rng.integers(0, num_classes, (shape[0], num_objects))
     which = rng.integers(0, num_objects, shape)
@@ -55,7 +55,7 @@ def scene(mean_logit: float, shape: tuple[int, int], num_classes: int):
         return np.stack([row[i] for row, i in zip(values, which, strict=True)])
 
     noise = rng.normal(0, 0.1, (2, *shape, 2)) * seen(sides)
-    middles, halves = seen(centres) + noise[0], seen(sides) / 2 + noise[1] / 2
+    middles, halves = seen(centers) + noise[0], seen(sides) / 2 + noise[1] / 2
     boxes = np.concatenate([middles - halves, middles + halves], axis=-1)
     logits = -np.sort(-rng.normal(mean_logit, 1.0, shape), axis=-1)
     return decode.Candidates(

@@ -19,6 +19,7 @@ from retinanet_tpu.data import (
     examples,
     pipeline,
     record_files,
+    record_order,
     tf_example,
     transforms,
 )
@@ -66,7 +67,7 @@ def _pipeline(setting):
         augmentation=examples.Augmentation(
             tuple(setting["scale_jitter"]), setting["flip"]
         ),
-        order=pipeline.Order(shuffle_buffer=setting["shuffle_buffer"]),
+        order=record_order.ReadOptions(shuffle_buffer=setting["shuffle_buffer"]),
     )
 
 

@@ -68,14 +68,14 @@ def spread_scores(
 def main() -> None:
     """Runs the command."""
     text = cli.parse_files("COMPUTE_DTYPE = 'float32'")
-    run = configurables.make_experiment(None, strategy_fn=tf.distribute.get_strategy)
-    num_classes = run.params["num_classes"]
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
+    num_classes = run.recipe.num_classes
     entries = [category_map.Category(i, i, f"class {i}") for i in range(1, num_classes)]
     categories = category_map.Categories(num_classes, tuple(entries))
-    network = run.network_fn(run.params)
+    network = run.make_network()
     if _NUM_LIKELY.value:
         is_class = categories.ids != category_map.NO_CATEGORY
-        image_size = run.params["image_size"]
+        image_size = run.recipe.image_size
         spread_scores(network, image_size, is_class, _NUM_LIKELY.value)
     directory = cli.model_dir()
     tf.io.gfile.makedirs(directory)

@@ -12,7 +12,7 @@ them: a training step's cost does not, that of a loop until convergence may.
 Time is that of the device: a round runs the step --steps times without waiting, and
 every program has its turn in every round. FLOP are the program's as it was lowered,
 the same on every device; bytes are what the device's compiler counts after its
-optimisations, and leave out library calls where it cannot see into them.
+optimizations, and leave out library calls where it cannot see into them.
 """
 
 import retinanet_tpu.startup.cpu

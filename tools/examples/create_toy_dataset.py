@@ -105,8 +105,8 @@ def draw(rng: np.random.Generator, longer_side: int) -> tuple[Image.Image, list[
     mean = np.asarray(picture).mean(axis=(0, 1)) / 255
     objects = []
     for label, points in place(rng, width, height):
-        colour = _contrasting_colour(rng, mean)
-        _paint(picture, points, colour)
+        color = _contrasting_color(rng, mean)
+        _paint(picture, points, color)
         low, high = points.min(axis=0), points.max(axis=0)
         objects.append((label, *(float(round(v, 2)) for v in (*low, *(high - low)))))
     return picture, objects
@@ -165,8 +165,8 @@ def _hidden(box: np.ndarray, other: np.ndarray) -> float:
     return float(np.prod(np.maximum(shared, 0)) / min(areas))
 
 
-def _contrasting_colour(rng: np.random.Generator, ground_rgb: np.ndarray) -> tuple:
-    """Draws vivid colours until one stands off the ground."""
+def _contrasting_color(rng: np.random.Generator, ground_rgb: np.ndarray) -> tuple:
+    """Draws vivid colors until one stands off the ground."""
     while True:
         hsv = rng.random(), rng.uniform(0.65, 1.0), rng.uniform(0.55, 1.0)
         rgb = np.array(colorsys.hsv_to_rgb(*hsv))
@@ -174,7 +174,7 @@ def _contrasting_colour(rng: np.random.Generator, ground_rgb: np.ndarray) -> tup
             return tuple((rgb * 255).astype(int).tolist())
 
 
-def _paint(picture: Image.Image, points: np.ndarray, colour: tuple) -> None:
+def _paint(picture: Image.Image, points: np.ndarray, color: tuple) -> None:
     """Draws a shape, lit from above and with a soft shadow, onto the picture."""
     low = np.floor(points.min(axis=0)).astype(int) - _MARGIN
     width, height = (np.ceil(points.max(axis=0)).astype(int) + _MARGIN - low).tolist()
@@ -186,7 +186,7 @@ def _paint(picture: Image.Image, points: np.ndarray, colour: tuple) -> None:
     left, top = low.tolist()
     picture.paste((0, 0, 0), (left + 2, top + 3), shadow)
     light = np.linspace(1.15, 0.85, height)[:, None, None]
-    lit = np.broadcast_to(np.array(colour) * light, [height, width, 3])
+    lit = np.broadcast_to(np.array(color) * light, [height, width, 3])
     shape = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8))
     picture.paste(shape, (left, top), mask)
 

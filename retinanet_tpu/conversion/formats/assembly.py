@@ -28,7 +28,7 @@ class LabeledBox(NamedTuple):
 class Content(NamedTuple):
     """The content of an annotation file that is about one image."""
 
-    picture: "Picture"
+    picture: "ReadImage"
     findings: list[annotations.ConversionEvent]
 
 

@@ -67,7 +67,7 @@ def read(
         if written not in found:
             size = files.sides(fields.get("height"), fields.get("width"), where)
             found[written] = assembly.ReadImage(written, *size, [], source)
-        objects = _labelled(fields, header.sides, line, where)
+        objects = _labeled(fields, header.sides, line, where)
         if not objects and header.has_class and not _is_blank(fields["class"]):
             without_box[fields["class"]] += 1
         has_image_sizes |= any(not _is_own_size(fields, o, where) for o in objects)
@@ -118,7 +118,7 @@ def _merged(images: list[assembly.ReadImage]) -> list[assembly.ReadImage]:
     return list(merged.values())
 
 
-def _labelled(
+def _labeled(
     fields: dict[str, str], sides: Sequence[str], line: int, where: str
 ) -> list[assembly.LabeledBox]:
     values = [fields[side] for side in sides]

@@ -82,7 +82,7 @@ def _images(root: _Element, source: str) -> Iterator[assembly.Content]:
         objects = [
             item
             for place, shape in enumerate(image, start=1)
-            for item in _labelled(shape, shape.get("label"), place, where, findings)
+            for item in _labeled(shape, shape.get("label"), place, where, findings)
         ]
         picture = assembly.ReadImage(name, *size, objects, where)
         yield assembly.Content(picture, findings)
@@ -117,7 +117,7 @@ def _frames(
                 found[number] = _empty(f"frame_{number:06d}.png", source, number)
             picture, findings = found[number]
             label, here = track.get("label"), picture.source
-            picture.objects.extend(_labelled(shape, label, place, here, findings))
+            picture.objects.extend(_labeled(shape, label, place, here, findings))
     return list(found.values())
 
 
@@ -166,7 +166,7 @@ def _is_outside(shape: _Element) -> bool:
     return shape.get("outside", "0") not in ("0", "false", "False")
 
 
-def _labelled(
+def _labeled(
     shape: _Element,
     label: str | None,
     place: int,

@@ -50,7 +50,7 @@ def read(
     """Reads tasks; polygons, ellipses and rotated rectangles become boxes.
 
     Of several annotations of a task the ground truth is taken, else the latest;
-    cancelled ones and predictions are not read. A result of several labels becomes a
+    canceled ones and predictions are not read. A result of several labels becomes a
     box of each.
 
     Args:
@@ -116,7 +116,7 @@ def _chosen(
     """Returns the annotation of a task that counts."""
     for annotation in listed:
         documents.is_a(annotation, dict, f"{where}: annotation")
-    valid = [a for a in listed if not a.get("was_cancelled")]
+    valid = [a for a in listed if not a.get("was_canceled")]
     if len(valid) > 1:
         findings.append(annotations.ConversionEvent(_SEVERAL, where))
     truths = [a for a in valid if a.get("ground_truth")]
@@ -152,11 +152,11 @@ def _names(url: str) -> list[str]:
 
 def _content(task: _Task) -> assembly.Content:
     regions = [(i, *r) for i, r in enumerate(task.results, start=1) if _is_region(*r)]
-    labelled = {str(r.get("id")) for _, _, r in regions if "id" in r and _labels(r)}
+    labeled = {str(r.get("id")) for _, _, r in regions if "id" in r and _labels(r)}
     objects, findings, of_images = [], [], set()
     for place, where, result in regions:
         labels = _labels(result, where)
-        if not labels and str(result.get("id")) in labelled:
+        if not labels and str(result.get("id")) in labeled:
             continue  # The same region, whose labels are a result of their own.
         size = _size(result, where)
         of_images.add((size, str(result.get("to_name")), result.get("item_index") or 0))

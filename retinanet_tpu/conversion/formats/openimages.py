@@ -50,7 +50,7 @@ def read(
         image_id = fields["ImageID"]
         if file_name := matches.names.get(image_id):
             empty = assembly.ReadImage(file_name, 0, 0, [], source)
-            item = _labelled(fields, line, path)
+            item = _labeled(fields, line, path)
             found.setdefault(image_id, empty).objects.append(item)
     if not found:
         raise errors.UserError(
@@ -96,7 +96,7 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield line, dict(zip(header, row, strict=True))
 
 
-def _labelled(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBox:
+def _labeled(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBox:
     where = f"{path}, line {line}"
     corners = files.numbers([fields[name] for name in _CORNERS], where)
     box_xywh = assembly.corners_to_xywh(*corners)

@@ -78,21 +78,21 @@ def read(
             "--images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)
-    found, of_lines = _labelled(parsed, matches, classes)
-    background, unlabelled = _unlabelled(pictures, matches)
+    found, of_lines = _labeled(parsed, matches, classes)
+    background, unlabeled = _unlabeled(pictures, matches)
     # Lists of images and READMEs are no labels, and have no image of their name.
     unreadable = [f for f in broken if f.where in matches.names] + odd
     return assembly.assemble(
         [*found, *background],
         classes.categories,
         unit="line",
-        findings=[*unreadable, *of_lines, *unlabelled],
+        findings=[*unreadable, *of_lines, *unlabeled],
         ids={str(c["id"]): c["id"] for c in classes.categories},
         is_norm=True,
     )
 
 
-def _labelled(
+def _labeled(
     parsed: Mapping[str, list[yolo_lines.Line]],
     matches: files.Matches,
     classes: Classes,
@@ -119,15 +119,15 @@ def _labelled(
     return found, findings
 
 
-def _unlabelled(
+def _unlabeled(
     pictures: files.ImageFolder, matches: files.Matches
 ) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
     """Returns the images without a label file that are background, and findings."""
-    labelled = {*matches.names.values()}.union(*matches.several.values())
-    folders = {posixpath.dirname(name) for name in labelled}
+    labeled = {*matches.names.values()}.union(*matches.several.values())
+    folders = {posixpath.dirname(name) for name in labeled}
     found, findings = [], []
     for name in pictures.names:
-        if name in labelled:
+        if name in labeled:
             continue
         # In a folder without any label they are those of another split, most likely.
         is_background = _is_below_any(name, folders)

@@ -70,7 +70,7 @@ class PreemptionListener:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="notices", daemon=True)
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> "PreemptionListener":
         """Begins to listen."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *ending_signals()):

@@ -19,7 +19,7 @@ def make_strategy(
     tpu_wait_secs: float = 1200,
     may_change_tpu_version: bool = False,
     num_devices: int | None = None,
-    is_alone: bool = False,
+    single_process: bool = False,
 ):
     """Returns the tf.distribute strategy for a kind of device.
 
@@ -34,7 +34,7 @@ def make_strategy(
         ours, which ends whatever runs on it.
       num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU; of each
         machine where TF_CONFIG names several.
-      is_alone: pass TF_CONFIG over; of who only looks at what workers train.
+      single_process: pass TF_CONFIG over; of who only looks at what workers train.
     Raises:
       UserError: no such kind, fewer devices than asked for, or a TF_CONFIG that makes
         no sense; no TPU of that name, or not one for us.
@@ -55,7 +55,7 @@ def make_strategy(
         )
     if device == "cpu":
         _hide_gpus()
-    if not is_alone and worker_group.count_in_environment() > 1:
+    if not single_process and worker_group.count_in_environment() > 1:
         return _strategy_of_workers(device, num_devices)
     found = tf.config.list_logical_devices(device.upper())
     wanted = num_devices or (len(found) if device == "gpu" else 1)

@@ -89,7 +89,7 @@ class Workers:
         if self.count > 1:
             raise errors.UserError(
                 f"The run has {self.count} workers, which do not score; set "
-                "Plan.evaluates = False, and run evaluate.py beside it."
+                "TrainingPlan.evaluate_during_training = False, and run evaluate.py beside it."
             )
 
     def check_same(self, number: int, what: str) -> None:

@@ -1,8 +1,8 @@
 """Gives a ResNet the weights of another project, or of another run.
 
 Converted, a backbone computes what the model did that the weights come from. Folded
-into its variables, exactly, are biases before a normalisation, another epsilon, and the
-order of colours. Settings of the run, and checked, are where blocks stride, how the
+into its variables, exactly, are biases before a normalization, another epsilon, and the
+order of colors. Settings of the run, and checked, are where blocks stride, how the
 stem's pool pads, and what pixels become; a gin file for each origin sets them.
 """
 
@@ -134,10 +134,10 @@ def _read_run(checkpoint, read_run_fn):
 
 
 def _folded(backbone, tensors, biases, epsilon):
-    """Returns tensors whose normalisations have swallowed the biases and an epsilon.
+    """Returns tensors whose normalizations have swallowed the biases and an epsilon.
 
     Gamma takes the epsilon, not the variance: nothing turns negative, and a batch whose
-    moments are near the moving ones is normalised as at the origin, too.
+    moments are near the moving ones is normalized as at the origin, too.
     """
     tensors = dict(tensors)
     for norm in backbone.submodules:
@@ -192,7 +192,7 @@ def _check_settings(backbone, origin, normalize_fn, checkpoint):
     pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     made = np.asarray(normalize_fn(pixels), np.float64)
     expected = (pixels - np.array(origin.mean_rgb)) / origin.stddev_rgb
-    # A tenth of a grey level: gin files have means of a few digits.
+    # A tenth of a gray level: gin files have means of a few digits.
     if np.any(np.abs(made - expected) * origin.stddev_rgb > 0.1):
         wrong.append(
             f"`normalize` makes black and white {np.round(made, 3).tolist()}, not "

@@ -55,7 +55,7 @@ class ResNet(tf.Module):
           has_symmetric_pool: whether the stem's pool pads all sides, not below and
             right only where an image is even: Keras and PyTorch do.
           has_identity_start: whether stage 2 of basic blocks has no projection.
-          norm_fn: makes a normalisation from (num_channels, name=, initial_gamma=).
+          norm_fn: makes a normalization from (num_channels, name=, initial_gamma=).
           seed: of the kernels.
         Raises:
           UserError: the depth is none of these.
@@ -107,8 +107,8 @@ class ResNet(tf.Module):
         """Returns the features of levels 2 to 5.
 
         Args:
-          x: float [B, H, W, 3], normalised.
-          is_training: whether to normalise by the batch's moments.
+          x: float [B, H, W, 3], normalized.
+          is_training: whether to normalize by the batch's moments.
         Returns:
           From level l to [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] in x's dtype.
         """

@@ -87,11 +87,11 @@ def test_each_label_of_a_result_is_a_box(tmp_path):
     assert [name for name, _ in boxes(annotated)] == ["cat", "dog"]
 
 
-def test_cancelled_annotations_and_predictions_are_not_read(tmp_path):
-    cancelled = {"result": [result()], "was_cancelled": True}
+def test_canceled_annotations_and_predictions_are_not_read(tmp_path):
+    canceled = {"result": [result()], "was_canceled": True}
     entry = {
         "data": {"image": "a.jpg"},
-        "annotations": [cancelled, {"result": [result(labels=["dog"])]}],
+        "annotations": [canceled, {"result": [result(labels=["dog"])]}],
         "predictions": [{"result": [result(labels=["bird"])]}],
     }
     annotated = read(tmp_path, [entry])

@@ -77,7 +77,7 @@ KITTI = (
         ("<!DOCTYPE html><html></html>", "a web page. Was the download refused?"),
         ("PK\x03\x04rest", "a ZIP archive or an Excel workbook. Unpack it"),
         ("version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS."),
-        ("colour,shape\n", ""),
+        ("color,shape\n", ""),
         ("{}", ""),
         ("[]", ""),
         ("", ""),

@@ -88,7 +88,7 @@ def test_a_tf_config_that_makes_no_sense_is_told(tf_config, config, message):
     tf_config(config)
     with pytest.raises(ValueError, match=message):
         strategy.make_strategy("cpu")
-    assert strategy.make_strategy("cpu", is_alone=True).num_replicas_in_sync == 1
+    assert strategy.make_strategy("cpu", single_process=True).num_replicas_in_sync == 1
 
 
 def test_a_strategy_of_workers_comes_first_in_a_process(tf_config):
@@ -149,4 +149,7 @@ def test_workers_that_see_different_checkpoints_stop_at_once(pair):
 
 def test_workers_leave_scoring_to_the_sidecar(pair):
     for said in pair[0]:
-        assert re.search("has 2 workers.*Plan.evaluates = False", said["scoring"])
+        assert re.search(
+            "has 2 workers.*TrainingPlan.evaluate_during_training = False",
+            said["scoring"],
+        )

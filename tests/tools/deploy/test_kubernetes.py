@@ -200,7 +200,7 @@ def device_files(template):
 
 @pytest.mark.parametrize(("manifest", "template"), trainer_templates())
 def test_a_trainer_leaves_scoring_to_the_sidecar_of_its_model_dir(manifest, template):
-    assert settings(template)["Plan.evaluates"] == "False"
+    assert settings(template)["TrainingPlan.evaluate_during_training"] == "False"
     beside = one("Job", "sidecar")["spec"]["template"]
     (model_dir,) = [x for x in arguments(template) if x.startswith("--model_dir=")]
     assert model_dir in arguments(beside) and "gs://" in model_dir
@@ -303,7 +303,7 @@ def test_the_run_of_a_trainer_is_one(manifest, template, monkeypatch):
     with flagsaver.flagsaver():
         flags.FLAGS(["command", *arguments(template)])
         text = cli.parse_files()
-    assert "Plan.evaluates = False" in text
+    assert "TrainingPlan.evaluate_during_training = False" in text
     device = "tpu" if manifest == "trainer_tpu.yaml" else "gpu"
     assert f"make_strategy.device = '{device}'" in text
 

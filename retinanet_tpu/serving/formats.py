@@ -1,7 +1,7 @@
 """The files of an export: each made of one server, and held against the checkpoint."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +11,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.detections import nms
 from retinanet_tpu.estimator import log_levels
-from retinanet_tpu.serving import onnx_format, parity, tflite_format
-from retinanet_tpu.task import format_checks
+from retinanet_tpu.serving import onnx_format, parity, server, tflite_format
 
 _NUM_CHECKED = 4  # Pictures that each format is checked on.
 # Each takes seconds, and from 32 to 128 the AP of blood cells rose by less than noise.
@@ -86,20 +85,19 @@ def _check_efficient_nms(suppress):
     """Raises UserError for what TensorRT's own suppression cannot do."""
     if suppress.is_soft:
         raise errors.UserError(
-            f"TensorRT's own suppression is hard, but nms.variant is "
+            f"TensorRT's own suppression is hard, but NMS.variant is "
             f"{suppress.variant!r}; set --nms=per_class_hard or --nms=global_hard."
         )
     if suppress.score_threshold < onnx_format.LOWEST_SCORE_THRESHOLD:
         raise errors.UserError(
-            f"nms.score_threshold is {suppress.score_threshold}; under "
+            f"NMS.score_threshold is {suppress.score_threshold}; under "
             f"{onnx_format.LOWEST_SCORE_THRESHOLD} TensorRT's suppression returns "
             "boxes that were not found: raise it."
         )
 
 
 def write(
-    server: Any,
-    params: Mapping[str, Any],
+    module: server.ServingModule,
     directory: str,
     *,
     formats: Sequence[str],
@@ -108,8 +106,7 @@ def write(
     """Writes all formats but the SavedModel, then checks each.
 
     Args:
-      server: a serving_fn.Server of the checkpoint.
-      params: the server's.
+      module: The serving module of the checkpoint.
       directory: of the export; the SavedModel and categories.json are there.
       formats: names of FORMATS.
       pictures: uint8 [H, W, 3] each; all calibrate int8, the first few are checked on.
@@ -128,49 +125,47 @@ def write(
         logging.warning("export | no pictures at hand: the check is on made-up ones")
         pictures = _synthetic_images()
     shown = pictures[:_NUM_CHECKED]
-    expected = format_checks.predict(server.network, params, shown)
+    expected = parity.predict(module.network, module.recipe, shown)
     result = {}
     for name in formats:
         logging.info("export | making and checking %s", FORMATS[name].what)
         path = f"{directory}/{FORMATS[name].file}".rstrip("/")
         if name == "tensorrt":
-            found = _write_for_tensorrt(server, params, path, shown)
+            found = _write_for_tensorrt(module, path, shown)
         else:
             if name != "saved_model":
                 with log_levels.suppress_info_logs():
-                    content = _converted(server, params, name, pictures)
+                    content = _converted(module, name, pictures)
                 _save(path, content)
-            batch_size = params["limits"].max_request_images
-            found = format_checks.found_by(path, shown, batch_size=batch_size)
-        result[name] = format_checks.judge(
-            name, found, expected, FORMATS[name].tolerance
-        )
+            batch_size = module.limits.max_request_images
+            found = parity.found_by(path, shown, batch_size=batch_size)
+        result[name] = parity.judge(name, found, expected, FORMATS[name].tolerance)
     return result
 
 
-def _converted(server, params, name, pictures) -> bytes:
+def _converted(module, name, pictures) -> bytes:
     """Returns the content of a format's file."""
     if name == "onnx":
         model = onnx_format.convert(
-            server.detect_images,
-            server.detect_images.input_signature,
-            metadata=_metadata(params),
+            module.detect_images,
+            module.detect_images.input_signature,
+            metadata=_metadata(module.recipe),
         )
         return model.SerializeToString()
-    _, *shape = server.input_spec.shape
+    _, *shape = module.input_spec.shape
     kind = name.removeprefix("tflite").lstrip("_") or "float32"
     shown = pictures[:_NUM_CALIBRATED] if kind == "int8" else []
     inputs = [transforms.letterbox(x, shape[:2])[0].numpy() for x in shown]
     return tflite_format.convert(
-        server.predict_inputs,
-        server.read_inputs,
+        module.predict_inputs,
+        module.read_inputs,
         tf.TensorSpec([1, *shape], tf.float32, name="inputs"),
         kind=kind,
         calibration_inputs=inputs,
     )
 
 
-def _write_for_tensorrt(server, params, path, pictures):
+def _write_for_tensorrt(module, path, pictures):
     """Writes the raw form; yields what its suppression would find in the pictures.
 
     TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
@@ -178,10 +173,10 @@ def _write_for_tensorrt(server, params, path, pictures):
     """
     with log_levels.suppress_info_logs():
         raw = onnx_format.convert(
-            server.raw, [server.input_spec], metadata=_metadata(params)
+            module.raw, [module.input_spec], metadata=_metadata(module.recipe)
         )
     session = onnx_format.make_session(raw)
-    suppress = params["nms_fn"]
+    suppress = module.recipe.nms_fn
     node = onnx_format.with_efficient_nms(
         raw,
         iou_threshold=suppress.iou_threshold,
@@ -190,24 +185,24 @@ def _write_for_tensorrt(server, params, path, pictures):
         class_agnostic=not suppress.is_per_class,
     )
     _save(path, node.SerializeToString())
-    yield format_checks.suppressed(session, params, pictures)
+    yield parity.suppressed(session, module.recipe, pictures)
 
 
-def _metadata(params):
+def _metadata(recipe):
     """Returns what lies beside other formats, and inside of ONNX."""
-    return {category_map.FILE_NAME: category_map.to_json(params["categories"])}
+    return {category_map.FILE_NAME: category_map.to_json(recipe.categories)}
 
 
 def _synthetic_images() -> list[np.ndarray]:
-    """Returns pictures of coloured rectangles on noise."""
+    """Returns pictures of colored rectangles on noise."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(_NUM_CHECKED):
         picture = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
         for top, left in rng.integers(0, 440, (12, 2)):
             height, width = rng.integers(20, 200, 2)
-            colour = rng.integers(0, 256, 3)
-            picture[top : top + height, left : left + width] = colour
+            color = rng.integers(0, 256, 3)
+            picture[top : top + height, left : left + width] = color
         pictures.append(picture)
     return pictures
 

@@ -1,0 +1,175 @@
+"""The recipe of a RetinaNet: its classes, anchors, losses and detections."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from retinanet_tpu import errors, structures
+from retinanet_tpu.boxes.anchors import Anchors
+from retinanet_tpu.data import category_map
+from retinanet_tpu.detections import decode, nms, postprocess
+from retinanet_tpu.learning import losses, targets
+from retinanet_tpu.model import retinanet
+from retinanet_tpu.serving import request_limits
+
+AssignFn = Callable[..., targets.Targets]
+LossFn = Callable[..., losses.Losses]
+DecodeFn = Callable[..., decode.Candidates]
+NetworkFn = Callable[..., retinanet.RetinaNet]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a RetinaNet predicts, how it is trained, and how detections are selected.
+
+    Attributes:
+      num_classes: The number of classes K; the indices of categories.json are below it.
+      image_size: The height and width of the network's input, px.
+      anchors: The anchors.
+      assign_fn: Returns the targets of a batch, as `targets.assign_targets` does.
+      loss_fn: Returns the losses, as `losses.detection_losses` does.
+      l2_coefficient: The factor of half the sum of the squared kernels.
+      decode_fn: Returns the candidates of predictions, as `decode.decode` does.
+      nms_fn: Non-maximum suppression; None means `nms.NMS()`.
+      max_request_images: The number of images that an export accepts in one request.
+      max_image_pixels: The number of pixels that an export accepts in one image.
+      categories: The dataset's categories; None until the data are known.
+
+    Raises:
+      UserError: image_size does not fit the pyramid, or a limit is below 1.
+    """
+
+    num_classes: int
+    image_size: tuple[int, int]
+    anchors: Anchors
+    assign_fn: AssignFn = targets.assign_targets
+    loss_fn: LossFn = losses.detection_losses
+    l2_coefficient: float = 1e-4
+    decode_fn: DecodeFn = decode.decode
+    nms_fn: nms.NMS | None = None
+    max_request_images: int = 64
+    max_image_pixels: int = 50_000_000
+    categories: category_map.Categories | None = None
+
+    def __post_init__(self):
+        """Checks the values and fills in defaults."""
+        if not isinstance(self.image_size, Sequence) or len(self.image_size) != 2:
+            raise errors.UserError(
+                f"IMAGE_SIZE is {self.image_size}; it must be (height, width), "
+                "e.g. (640, 640)."
+            )
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "nms_fn", self.nms_fn or nms.NMS())
+        self.anchors.grid_sizes(self.image_size)  # Checks it before anything is built.
+        self.limits  # noqa: B018  Checks both limits.
+
+    @property
+    def limits(self) -> request_limits.Limits:
+        """Returns what an export accepts in one request."""
+        return request_limits.Limits(self.max_request_images, self.max_image_pixels)
+
+    def assign(
+        self, labels: structures.Labels, is_valid: tf.Tensor | None = None
+    ) -> targets.Targets:
+        """Returns the targets of a batch.
+
+        Args:
+          labels: The boxes of B images.
+          is_valid: bool [B], False for padding images; None if all are valid.
+        Raises:
+          UserError: The thresholds of the matcher contradict each other.
+        """
+        return self.assign_fn(labels, self.anchors, self.image_size, is_valid=is_valid)
+
+    def loss_scalars(
+        self,
+        predictions: structures.Predictions,
+        features: structures.Features,
+        labels: structures.Labels,
+        kernels: Sequence[tf.Variable],
+    ) -> dict[str, tf.Tensor]:
+        """Returns the losses by the names they are logged under, in that order.
+
+        Args:
+          predictions: The predictions of B images.
+          features: The images; padding images carry no loss.
+          labels: The boxes of the images.
+          kernels: The weights that the L2 loss is of.
+        """
+        is_valid = features.image_ids != structures.PADDING_IMAGE
+        assigned = self.assign(labels, is_valid)
+        normalizer = losses.loss_normalizer(assigned.num_positives)
+        parts = self.loss_fn(predictions, assigned, normalizer=normalizer)
+        l2 = losses.l2_loss(kernels, self.l2_coefficient)
+        return {
+            "box-loss": parts.box_loss,
+            "class-loss": parts.class_loss,
+            "weighted-loss": parts.weighted_loss,
+            "l2-regularization": l2,
+            "total-loss": parts.weighted_loss + l2,
+        }
+
+    def detect(
+        self,
+        predictions: structures.Predictions,
+        scales: tf.Tensor,
+        image_sizes: tf.Tensor,
+    ) -> structures.Detections:
+        """Returns detections in pixels of the original images, with the dataset's ids.
+
+        Args:
+          predictions: The predictions of B images.
+          scales: float32 [B, 2], (y, x) size in the network's input / original size.
+          image_sizes: int32 [B, 2], height and width of the original images, px.
+        Raises:
+          ValueError: The recipe has no categories.
+        """
+        if self.categories is None:
+            raise ValueError("The recipe has no categories; set them with `replace`.")
+        candidates = self.decode_fn(
+            predictions, self.anchors, self.image_size, num_classes=self.num_classes
+        )
+        return postprocess.postprocess(
+            candidates,
+            self.nms_fn,
+            category_ids=self.categories.ids,
+            scales=scales,
+            image_sizes=image_sizes,
+        )
+
+    def make_network(
+        self, network_fn: NetworkFn = retinanet.RetinaNet
+    ) -> retinanet.RetinaNet:
+        """Returns a new network.
+
+        Args:
+          network_fn: Makes it from num_classes and num_anchors.
+        Raises:
+          UserError: The levels of the network's pyramid are not those of the anchors.
+        """
+        network = network_fn(
+            num_classes=self.num_classes, num_anchors=self.anchors.num_per_cell
+        )
+        if tuple(network.fpn.levels) != tuple(self.anchors.levels):
+            raise errors.UserError(
+                f"The pyramid has levels {network.fpn.levels}, but the anchors have "
+                f"{self.anchors.levels}; set min_level and max_level of both FPN and "
+                "Anchors."
+            )
+        return network
+
+    def check_assignment(self) -> None:
+        """Assigns targets once, so that wrong thresholds fail before the first step.
+
+        Raises:
+          UserError: The thresholds of the matcher contradict each other.
+        """
+        self.assign(
+            structures.Labels(
+                boxes_yxyx=tf.zeros([1, 1, 4]),
+                classes=tf.zeros([1, 1], tf.int32),
+                is_crowd=tf.zeros([1, 1], tf.bool),
+                num_boxes=tf.zeros([1], tf.int32),
+            )
+        )

@@ -1,0 +1,18 @@
+"""The old names of settings, and what they are called now."""
+
+# By the old name, of a configurable or of one of its settings.
+RENAMED = {
+    "retinanet_params": "Recipe",
+    "Plan": "TrainingPlan",
+    "Plan.evaluates": "TrainingPlan.evaluate_during_training",
+    "Plan.num_pictures": "TrainingPlan.num_visualized_images",
+    "experiment": "make_run",
+    "experiment.params": "make_run.recipe",
+    "nms": "NMS",
+    "Augmentation.colour": "Augmentation.color_jitter",
+    "Augmentation.flip": "Augmentation.horizontal_flip",
+    "assign_targets.positive_at": "assign_targets.positive_iou_threshold",
+    "assign_targets.negative_below": "assign_targets.negative_iou_threshold",
+    "RunConfig.is_deterministic": "RunConfig.deterministic",
+    "make_strategy.is_alone": "make_strategy.single_process",
+}
