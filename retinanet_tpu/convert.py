@@ -14,7 +14,7 @@ All splits of a data set are best written in one call, as they share their class
 {split} in a path stands for the name of each split, or for WORD where --split has
 NAME=WORD. Where a split is written later, the classes of categories.json hold. Killed
 and started again it goes on where it was. What a person should look at is counted, and
-listed with file and line in <split>.findings.txt.
+listed with file and line in <split>.issues.txt.
 """
 
 import retinanet_tpu.startup.cpu
@@ -44,7 +44,7 @@ from retinanet_tpu.startup import guard
 _FORMAT = flags.DEFINE_enum(
     "format", None, list(readers.FORMATS), "Format of the annotations."
 )
-_IMAGES = flags.DEFINE_string("images", None, "Folder of the pictures.")
+_IMAGES = flags.DEFINE_string("images", None, "Folder of the images.")
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations",
     None,
@@ -294,8 +294,8 @@ def write_split(part: Part, split: str, wanted: category_map.Categories) -> None
 
 
 def write_findings(findings: list[annotations.ConversionEvent], split: str) -> None:
-    """Writes <split>.findings.txt, a line for each, or removes that of an older run."""
-    path = os.path.join(_OUTPUT_DIR.value, f"{split}.findings.txt")
+    """Writes <split>.issues.txt, a line for each, or removes that of an older run."""
+    path = os.path.join(_OUTPUT_DIR.value, f"{split}.issues.txt")
     if tf.io.gfile.exists(path):
         tf.io.gfile.remove(path)
     if findings:

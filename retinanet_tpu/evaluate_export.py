@@ -7,9 +7,9 @@
 --model takes a SavedModel, a .onnx or .tflite file, or a folder of exports (the newest
 is used). --output keeps what was found, in COCO's results format.
 
-Pictures are decoded as retinanet-tpu convert and the input pipeline do it, and the
+Images are decoded as retinanet-tpu convert and the input pipeline do it, and the
 scores are computed by the code of `retinanet_tpu.evaluate`, so that a SavedModel gets
-the scores of its checkpoint. That goes for EXIF's orientation too: pictures are turned
+the scores of its checkpoint. That goes for EXIF's orientation too: images are turned
 upright, and one that was annotated lying on its side is an error.
 """
 
@@ -60,13 +60,13 @@ def check_categories(artifact: artifacts.Artifact, truth: coco_lib.COCO) -> None
 
 
 def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
-    """Returns the path of each annotated picture, by image id.
+    """Returns the path of each annotated image, by image id.
 
     Raises:
       UserError: An image has no file name, or some are not there.
     """
     names = {image_id: _file_name(image) for image_id, image in truth.imgs.items()}
-    # Listing a remote folder is one request, asking for each picture thousands.
+    # Listing a remote folder is one request, asking for each image thousands.
     folders = {os.path.dirname(name) for name in names.values()}
     there = {
         os.path.join(folder, name)
@@ -78,7 +78,7 @@ def find_pictures(truth: coco_lib.COCO, images_dir: str) -> dict[int, str]:
     if missing:
         raise errors.UserError(
             f"--images={images_dir} lacks {len(missing)} of {len(names)} annotated "
-            f"pictures, such as {missing[0]}."
+            f"images, such as {missing[0]}."
         )
     return {
         image_id: os.path.join(images_dir, name) for image_id, name in names.items()
@@ -96,7 +96,7 @@ def _file_name(image: dict) -> str:
 
 
 def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Reads a picture with the decoder of the input pipeline.
+    """Reads an image with the decoder of the input pipeline.
 
     Args:
       path: of the file.
@@ -116,7 +116,7 @@ def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
         raise errors.UserError(
             f"{path} is {found[0]} px high and {found[1]} wide"
             f"{', turned upright,' if stored.is_turned else ''} but annotated as "
-            f"{size[0]} and {size[1]}; score on the pictures that were annotated."
+            f"{size[0]} and {size[1]}; score on the images that were annotated."
         )
     pixels = tf.io.decode_image(stored.encoded, channels=3, expand_animations=False)
     return pixels.numpy()
@@ -130,18 +130,18 @@ def detections(
     batch_size: int,
     meter: batching.Meter,
 ) -> Iterator[tuple[structures.Detections, np.ndarray]]:
-    """Yields what is found in all annotated pictures.
+    """Yields what is found in all annotated images.
 
     Args:
       artifact: finds it.
       truth: the annotations.
-      images_dir: what the pictures' file names are relative to.
-      batch_size: pictures of one size that go through the model at once.
-      meter: counts the pictures.
+      images_dir: what the images' file names are relative to.
+      batch_size: images of one size that go through the model at once.
+      meter: counts the images.
     Returns:
       Pairs of Detections and image ids, as `coco_metric.evaluate` takes them.
     Raises:
-      UserError: a picture is missing, broken or of another size than annotated.
+      UserError: an image is missing, broken or of another size than annotated.
     """
     paths = find_pictures(truth, images_dir)
     load_fn = functools.partial(_load, truth=truth)
@@ -191,11 +191,11 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags; not on import, when another tool may run."""
     flags.DEFINE_string("model", None, "SavedModel, .onnx, .tflite, or their folder.")
-    flags.DEFINE_string("images", None, "Folder of the pictures.")
-    flags.DEFINE_string("annotations", None, "COCO JSON of the same pictures.")
+    flags.DEFINE_string("images", None, "Folder of the images.")
+    flags.DEFINE_string("annotations", None, "COCO JSON of the same images.")
     flags.DEFINE_string("output", None, "JSON file for what was found.")
     flags.DEFINE_integer(
-        "batch_size", 8, "Pictures of one size to take at once.", lower_bound=1
+        "batch_size", 8, "Images of one size to take at once.", lower_bound=1
     )
     flags.mark_flags_as_required(["model", "images", "annotations"])
 

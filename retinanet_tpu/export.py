@@ -6,7 +6,7 @@ r"""Writes what serves a training run: a SavedModel, and other formats if asked.
       [--check_images=photos]
 
 It goes to MODEL_DIR/export/latest/<10-digit time>, once every format has found what the
-checkpoint itself finds in pictures of --check_images or, without that, of the
+checkpoint itself finds in images of --check_images or, without that, of the
 evaluation split. They also calibrate tflite_int8, for which thirty are right.
 """
 
@@ -26,7 +26,7 @@ _CHECKPOINT = cli.checkpoint_flag()
 _FORMAT = flags.DEFINE_list("format", ["saved_model"], "Formats, see above.")
 _NMS = flags.DEFINE_string("nms", None, "Overrides NMS.variant of the run.")
 _CHECK_IMAGES = flags.DEFINE_string(
-    "check_images", None, "Folder or glob of pictures to check and calibrate with."
+    "check_images", None, "Folder or glob of images to check and calibrate with."
 )
 
 
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _pictures():
-    """Returns the pictures of --check_images, None without it.
+    """Returns the images of --check_images, None without it.
 
     Raises:
       ValueError: there are none, or one cannot be read.
@@ -64,7 +64,7 @@ def _pictures():
     paths = image_files.find([_CHECK_IMAGES.value])
     paths = paths[: formats.num_images(_FORMAT.value)]
     logging.info(
-        "export | checks on %s", f"{len(paths)} pictures of {_CHECK_IMAGES.value}"
+        "export | checks on %s", f"{len(paths)} images of {_CHECK_IMAGES.value}"
     )
     return [image_files.load(path) for path in paths]
 

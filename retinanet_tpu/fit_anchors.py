@@ -8,7 +8,7 @@ r"""Finds anchors that suit the boxes of a data set, and writes them as a gin fi
 Boxes are taken as training shows them: resized to IMAGE_SIZE, with the scale jitter of
 the run. Size, scales and aspect ratios of the run's Anchors are the start; levels stay.
 --num_scales and --num_aspect_ratios ask for other counts, which also changes how many
-outputs the heads have. What is printed for the split to score on, whole pictures that
+outputs the heads have. What is printed for the split to score on, whole images that
 the search never saw, says whether the find is more than luck.
 """
 
@@ -29,7 +29,7 @@ _NUM_SCALES = flags.DEFINE_integer("num_scales", None, "As in the run by default
 _NUM_ASPECT_RATIOS = flags.DEFINE_integer(
     "num_aspect_ratios", None, "As in the run by default."
 )
-_PASSES = 2  # How often each picture's jitter is drawn.
+_PASSES = 2  # How often each image's jitter is drawn.
 
 
 def rows(

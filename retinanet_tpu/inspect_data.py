@@ -46,7 +46,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file
 _OUTPUT = flags.DEFINE_string("output", None, "HTML or PNG file to write.")
 _DRAW_TARGETS = flags.DEFINE_integer("draw_targets", 0, "Training images to draw.")
 EXIT_UNFIT = 2
-_NUM_SAMPLES = 8  # Pictures of a split that are drawn.
+_NUM_SAMPLES = 8  # Images of a split that are drawn.
 _SAMPLED_RECORDS = 1000  # They are among the first, as records are read in order.
 
 
@@ -166,7 +166,7 @@ def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.I
 
 
 def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Section]:
-    """Returns the page, from the counts to the pictures."""
+    """Returns the page, from the counts to the images."""
     made = [
         report.Section("Splits", table=tables.splits_table(subject.splits)),
         report.Section(
@@ -174,7 +174,7 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
             table=tables.classes_table(subject.splits, subject.categories),
         ),
         report.Section(
-            "Pictures and boxes",
+            "Images and boxes",
             picture=charts.data_charts(subject.splits, subject.categories),
         ),
     ]
@@ -185,7 +185,7 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
             report.Section(
                 f"Anchors at {height} x {width}",
                 "Share of boxes with an anchor of IoU .5, and the mean IoU with the "
-                "best one, by COCO's sizes in the original picture.",
+                "best one, by COCO's sizes in the original image.",
                 tables.anchors_table([(r.name, r.by_size) for r in reaches]),
                 charts.anchor_charts(
                     [(reach.name, reach.shown.boxes_yxyx) for reach in reaches],

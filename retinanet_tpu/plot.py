@@ -85,7 +85,7 @@ def _curves(names, read_fn):
 
 
 def main() -> None:
-    """Writes the picture."""
+    """Writes the image."""
     plotting.check_installed()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
     draw(left, "training loss", _curves(_LOSSES, loss_curves))

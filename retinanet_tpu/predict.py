@@ -1,4 +1,4 @@
-"""Finds objects in photographs with an exported model.
+"""Finds objects in images with an exported model.
 
 Needs nothing but the model:
   python -m retinanet_tpu.predict --model=export/latest --images=photos \
@@ -8,8 +8,8 @@ plain arguments. --model takes a SavedModel, a .onnx or .tflite file, or a folde
 exports, whose newest version is used. Writes to --output_dir:
   detections.json  COCO results: image_id, category_id, bbox (xywh, pixels), score
   images.json      which file has which image_id, with width and height
-  NAME.jpg|.png    a drawing of each photograph
-Photographs are seen as viewers show them: turned as their EXIF orientation says. Files
+  NAME.jpg|.png    a drawing of each image
+Images are seen as viewers show them: turned as their EXIF orientation says. Files
 that cannot be read are named and skipped; the exit code is 0 if any could.
 """
 
@@ -47,19 +47,19 @@ def predict_files(
 
     Args:
       artifact: finds the objects.
-      paths: pictures; an image's id is its place in them, from 1.
+      paths: images; an image's id is its place in them, from 1.
       output_dir: made if it is not there; must not be a folder of `paths`.
       min_score: lowest score that is written and drawn.
-      batch_size: pictures of one size that go through the model at once.
+      batch_size: images of one size that go through the model at once.
     Returns:
       How many of the files could be read.
     Raises:
-      UserError: a drawing would overwrite a picture.
+      UserError: a drawing would overwrite an image.
     """
     folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
     if os.path.realpath(output_dir) in folders:
         raise errors.UserError(
-            f"--output_dir={output_dir} holds the pictures themselves, which the "
+            f"--output_dir={output_dir} holds the images themselves, which the "
             "drawings would overwrite; choose another folder."
         )
     tf.io.gfile.makedirs(output_dir)
@@ -103,7 +103,7 @@ def _log_skipped(reason: object) -> None:
 def _each(
     found: Iterable[tuple[batching.Batch, structures.Detections]], min_score: float
 ) -> Iterator[tuple[int, np.ndarray, structures.Detections]]:
-    """Yields id, picture and objects of each picture of each batch."""
+    """Yields id, image and objects of each image of each batch."""
     for batch, detections in found:
         for row, image_id in enumerate(batch.ids):
             objects = artifacts.objects(detections, row, min_score=min_score)
@@ -116,7 +116,7 @@ def _draw(
     drawings: Sequence[str],
     names: Mapping[int, str],
 ) -> tuple[int, tuple[int, int], structures.Detections]:
-    """Saves the drawing of a picture; returns its id, its size and its objects."""
+    """Saves the drawing of an image; returns its id, its size and its objects."""
     image_id, image, objects = item
     drawing = visualize.draw_detections(image, *objects[:3], names=names, min_score=0)
     visualize.save(drawing, drawings[image_id - 1])

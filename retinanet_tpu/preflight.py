@@ -5,7 +5,7 @@ r"""Compiles a run's steps for a TPU without one: do they compile, fit, and how 
 
 Needs no TPU and no data, but the extra [preflight]. The exit code is 0 only if all of
 the steps compile and fit: training and evaluation, exchanges between replicas included,
-and the exported signature on one picture. Times are lower bounds: the vendor's peak
+and the exported signature on one image. Times are lower bounds: the vendor's peak
 rates, no waiting for other devices, one pass of a loop of unknown length.
 """
 

@@ -18,7 +18,7 @@ class Features(NamedTuple):
 
     images: (
         tf.Tensor
-    )  # uint8 [B, H, W, 3], RGB, the picture top left, padded below and right
+    )  # uint8 [B, H, W, 3], RGB, the image top left, padded below and right
     image_ids: tf.Tensor  # int64 [B], ids of the annotation file, or PADDING_IMAGE
     image_sizes: tf.Tensor  # int32 [B, 2], height and width of the original, px
     scales: tf.Tensor  # float32 [B, 2], (y, x) resized size / original size

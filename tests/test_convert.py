@@ -121,7 +121,7 @@ def test_shards_of_another_number_are_not_mixed_with_the_new_ones(
 
 
 def yolo_set(folder, count):
-    """Writes a YOLO set of many pictures; returns the flags to convert it."""
+    """Writes a YOLO set of many images; returns the flags to convert it."""
     pictures = [
         annotation_files.Picture(
             f"{i:03d}.png", 32, 32, (annotation_files.Box("猫", 1 + i / 8, 2, 31, 30),)
@@ -206,7 +206,7 @@ def test_what_was_found_is_counted_and_listed_with_its_place(convert, tmp_path):
     output = tmp_path / "out"
     done = convert(output, *options, "--split=train")
     assert done.returncode == 0, done.stderr
-    assert (output / "train.findings.txt").read_text("utf-8") == (
+    assert (output / "train.issues.txt").read_text("utf-8") == (
         "001.txt, line 1: boxes without area, dropped "
         "(001.png, (0.5, 0.25, 0.5, 0.75))\n"
         "002.png: images of 0 bytes (0 bytes; annotated in 002.txt)\n"
@@ -224,10 +224,10 @@ def test_what_was_found_is_counted_and_listed_with_its_place(convert, tmp_path):
         (tmp_path / f"yolo/labels/{name}.txt").unlink()
     (tmp_path / "yolo/data.yaml").write_text("names: {1: 猫}", "utf-8")
     for path in output.iterdir():
-        if path.name != "train.findings.txt":
+        if path.name != "train.issues.txt":
             path.unlink()
     assert convert(output, *options, "--split=train").returncode == 0
-    assert not (output / "train.findings.txt").exists()
+    assert not (output / "train.issues.txt").exists()
 
 
 @pytest.mark.parametrize("kind", annotation_files.FORMATS)
@@ -325,7 +325,7 @@ def test_flags_that_do_not_go_together_are_refused(convert, tmp_path, options, m
     assert not (tmp_path / "out").exists()
 
 
-# In train, between the splits, in val, whose pictures are 13 and 7.
+# In train, between the splits, in val, whose images are 13 and 7.
 @pytest.mark.parametrize(
     ("killed_at", "left"),
     [(9, "train-00000-of-00003.tfrecord.tmp"), (19, "train-00000-of-00003.tfrecord")],
@@ -496,7 +496,7 @@ def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
         "train": ({"images/train/a.png", "images/train/b.png"}, {"cat"}),
         "val": ({"images/val/c.png", "images/val/d.png"}, {"cat"}),
     }
-    assert not list((tmp_path / "out").glob("*.findings.txt"))
+    assert not list((tmp_path / "out").glob("*.issues.txt"))
 
 
 def test_findings_are_in_the_split_of_their_image_and_rows_of_0_left_out(
@@ -519,7 +519,7 @@ def test_findings_are_in_the_split_of_their_image_and_rows_of_0_left_out(
         names = {
             name.removesuffix(".png") for name in names_in(output / f"{split}.json")
         }
-        lines = (output / f"{split}.findings.txt").read_text().splitlines()
+        lines = (output / f"{split}.issues.txt").read_text().splitlines()
         found = [line for line in lines if "classes without" not in line]
         assert {line[:3] for line in found} == names
         places += found

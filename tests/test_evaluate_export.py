@@ -56,7 +56,7 @@ def find_nothing(pictures):
 
 
 def ids_seen(tool, data_dir, **more):
-    """Returns the ids of the pictures that a model is shown, as the tool does it."""
+    """Returns the ids of the images that a model is shown, as the tool does it."""
     truth = coco_metric.ground_truth(str(data_dir / "val.json"))
     found = tool.detections(
         artifact_of(find_nothing),
@@ -136,12 +136,12 @@ def test_missing_picture_is_named_before_anything_is_run(tool, data_dir):
     with pytest.raises(ValueError, match=r"lacks 1 of 6 .*such as 503\.jpg"):
         ids_seen(tool, data_dir)
     shutil.rmtree(data_dir / "pictures")
-    with pytest.raises(ValueError, match=r"--images=.*pictures lacks 6 of 6"):
+    with pytest.raises(ValueError, match=r"--images=.*images lacks 6 of 6"):
         ids_seen(tool, data_dir)
 
 
 def test_broken_picture_is_named(tool, data_dir):
-    (data_dir / "pictures" / "503.jpg").write_bytes(b"no picture")
+    (data_dir / "pictures" / "503.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"503\.jpg cannot be read"):
         ids_seen(tool, data_dir)
 

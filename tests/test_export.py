@@ -108,7 +108,7 @@ def test_an_export_carries_all_that_a_server_needs(exported):
 
 
 def test_the_snippet_of_the_readme_runs(exported, data_dir):
-    readme = (repository.ROOT / "README.md").read_text()
+    readme = (repository.ROOT / "docs/guides/export.md").read_text()
     (snippet,) = re.findall(r"```python\n(import json\n.*?)```", readme, re.DOTALL)
     picture = next(pathlib.Path(data_dir, "pictures").glob("*.jpg"))
     for told, there in (
@@ -175,7 +175,7 @@ def test_formats_without_a_saved_model_have_none(model_dir):
             {"format": ["tensorrt"], "gin_param": ["NMS.score_threshold = 0.001"]},
             r"under 0\.007 TensorRT",
         ),
-        ({"check_images": "/nowhere"}, r"/nowhere matches no picture"),
+        ({"check_images": "/nowhere"}, r"/nowhere matches no image"),
         (
             {"gin_param": ["ResNet.width = 16"]},
             r"belongs to another configuration; .* is \(3, 3, 8, 8\), not",

@@ -19,7 +19,7 @@ IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 
 
 class HalfFinder(tf.Module):
-    """Finds the left half of any picture, less surely the right, then no category."""
+    """Finds the left half of any image, less surely the right, then no category."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ def test_pictures_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_pa
     sizes = [(20, 10), (30, 10), (20, 10), (40, 10), (30, 10), (20, 10), (20, 10)]
     for number, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_bytes(b"no picture")
+    (tmp_path / "3.png").write_bytes(b"no image")
     paths, found = image_files.find([str(tmp_path)]), tmp_path / "found"
     assert predict.predict_files(artifact, paths, str(found), batch_size=2) == 6
     images, records = (

@@ -13,7 +13,7 @@ import toy_data
 from retinanet_tpu import train
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
-# 12 pictures by 8: every other step begins in the middle of an epoch.
+# 12 images by 8: every other step begins in the middle of an epoch.
 BINDINGS = ("MAX_STEPS = 40", "RunConfig.save_checkpoints_steps = 10")
 
 

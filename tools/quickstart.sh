@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to detections on toy pictures: sets up .venv, draws a data set, converts,
+# From nothing to detections on toy images: sets up .venv, draws a data set, converts,
 # trains, evaluates, exports and predicts, all under quickstart/. Safe to run again.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"

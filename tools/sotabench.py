@@ -5,7 +5,7 @@
   python tools/sotabench.py --model=run1/export/latest --coco_root=coco
 
 The evaluator reads COCO_ROOT/annotations/instances_val2017.json, or unpacks it from
-COCO_ROOT/annotations_trainval2017.zip, and downloads nothing; the pictures are taken
+COCO_ROOT/annotations_trainval2017.zip, and downloads nothing; the images are taken
 from COCO_ROOT/val2017. --no-deps, because it asks for releases of 2019.
 
 What is known of it (November 2026): the package is of September 2020, the last; it
@@ -76,17 +76,17 @@ def feed(
     *,
     batch_size: int,
 ) -> dict[str, float]:
-    """Shows the annotated pictures to a model and its findings to the evaluator.
+    """Shows the annotated images to a model and its findings to the evaluator.
 
     Args:
       evaluator: a COCOEvaluator.
       artifact: an exported model.
-      images_dir: of the annotated pictures.
-      batch_size: pictures of one size that go through the model at once.
+      images_dir: of the annotated images.
+      batch_size: images of one size that go through the model at once.
     Returns:
       sotabench's six numbers: "box AP", "AP50", "AP75", "APS", "APM", "APL".
     Raises:
-      UserError: the model and the annotations do not fit, a picture cannot be read,
+      UserError: the model and the annotations do not fit, an image cannot be read,
         nothing was found, which the evaluator cannot take, or it fails.
     """
     truth = evaluator.coco
@@ -157,7 +157,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model_name", "RetinaNet", "As the leaderboard is to call it.")
     flags.DEFINE_string("arxiv_id", "1708.02002", "Of the model's paper.")
     flags.DEFINE_integer(
-        "batch_size", 8, "Pictures of one size to take at once.", lower_bound=1
+        "batch_size", 8, "Images of one size to take at once.", lower_bound=1
     )
     flags.mark_flags_as_required(["model", "coco_root"])
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from retinanet_tpu.data import annotations, image_decoding, transforms
 
-# COCO's own boxes exceed the picture by rounding; clipping those would change its AP.
+# COCO's own boxes exceed the image by rounding; clipping those would change its AP.
 EDGE_TOLERANCE = 0.5
 # Shares beyond this are pixels; a little beyond 1 is the rounding of a tool.
 _MAX_SHARE = 2.0
@@ -14,7 +14,7 @@ WRONG_ORDER = "boxes of negative size (xmin > xmax or ymin > ymax), dropped"
 NO_AREA = "boxes without area, dropped"
 NOT_PIXELS = "boxes in 0..1 where pixels were expected, dropped"
 NOT_SHARES = "boxes beyond 0..1 where shares were expected, dropped"
-OUTSIDE = "boxes outside the picture, dropped"
+OUTSIDE = "boxes outside the image, dropped"
 FAR_BEYOND = "boxes far beyond the edge, clipped"
 _CLIPPED = "boxes beyond the edge, clipped"
 # Shares of a side. Rounding reaches less far; corners that are read as sizes, farther.
@@ -25,11 +25,11 @@ _THIN = "boxes narrower than a pixel, which training passes over"
 def box_issue(
     box_xywh: tuple[float, float, float, float], *, is_norm: bool
 ) -> str | None:
-    """Returns what is wrong with a box, whatever its picture, or None.
+    """Returns what is wrong with a box, whatever its image, or None.
 
     Args:
       box_xywh: as annotated.
-      is_norm: the format gives shares of the picture's sides, not pixels.
+      is_norm: the format gives shares of the image's sides, not pixels.
     """
     left, top, width, height = box_xywh
     corners = (left, top, left + width, top + height)
@@ -57,7 +57,7 @@ def clip_and_filter_boxes(
     picture: image_decoding.StoredImage,
     findings: list[annotations.ConversionEvent],
 ) -> Iterator[annotations.AnnotatedObject]:
-    """Yields the objects in px of the picture, clipped to it, less those of no use."""
+    """Yields the objects in px of the image, clipped to it, less those of no use."""
     width, height = picture.width, picture.height
     for annotated in image.objects:
         item, fault = annotated, box_issue(annotated.box_xywh, is_norm=image.is_norm)
@@ -92,7 +92,7 @@ def rotate_boxes_for_exif(
     objects: tuple[annotations.AnnotatedObject, ...],
     picture: image_decoding.StoredImage,
 ) -> tuple[annotations.AnnotatedObject, ...]:
-    """Returns objects of sound boxes moved with the picture, others as they are."""
+    """Returns objects of sound boxes moved with the image, others as they are."""
     return tuple(
         item
         if box_issue(item.box_xywh, is_norm=False)

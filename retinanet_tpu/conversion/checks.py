@@ -18,13 +18,13 @@ _OF_BOXES = {
     box_cleaning.NOT_PIXELS: "Write pixels, or take a --format of shares.",
     box_cleaning.NOT_SHARES: "Write shares of the sides, or take a --format of pixels.",
     box_cleaning.FAR_BEYOND: "Is the order of the numbers that of --format? Were "
-    "the pictures resized after they were annotated?",
-    box_cleaning.OUTSIDE: "Were the pictures resized after they were annotated?",
+    "the images resized after they were annotated?",
+    box_cleaning.OUTSIDE: "Were the images resized after they were annotated?",
     annotations.NO_BOX: "Each object needs the four numbers of a box, or an outline; "
     "captions and keypoints do not do.",
 }
 _REMEDIES = _OF_BOXES | {
-    OTHER_SIZE: "Were the pictures resized after they were annotated? If it is only "
+    OTHER_SIZE: "Were the images resized after they were annotated? If it is only "
     "the annotated sizes that are wrong, take them out.",
     annotations.UNREADABLE: "Check --format and --annotations.",
 }
@@ -33,7 +33,7 @@ _NAMED = 3  # How many places an error names.
 
 
 def check_set(annotated: annotations.AnnotatedSet) -> None:
-    """Looks for what makes a conversion pointless, before a picture is read.
+    """Looks for what makes a conversion pointless, before an image is read.
 
     Raises:
       UserError: a class has no name, two classes or two images have one, or the boxes

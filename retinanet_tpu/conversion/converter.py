@@ -1,4 +1,4 @@
-"""Writes annotated pictures as record files, mending what can be mended."""
+"""Writes annotated images as record files, mending what can be mended."""
 
 import collections
 import concurrent.futures
@@ -14,7 +14,7 @@ import tensorflow as tf
 from retinanet_tpu.conversion import box_cleaning, checks, shard_progress
 from retinanet_tpu.data import annotations, image_decoding, record_files, tf_example
 
-# Pictures that are converted ahead of the one to be written: enough for no worker to
+# Images that are converted ahead of the one to be written: enough for no worker to
 # wait for a slow one, few enough to hold in memory.
 _AHEAD_OF_WORKER = 4
 _OUTSIDE_FOLDER = "images whose path leaves the folder, left out"
@@ -27,7 +27,7 @@ _TURNED_BOXES = "boxes turned with their image (EXIF)"
 class Conversion(NamedTuple):
     """What became of a set of images."""
 
-    images: list[annotations.AnnotatedImage]  # as stored, the pictures' true sizes
+    images: list[annotations.AnnotatedImage]  # as stored, the images' true sizes
     findings: list[annotations.ConversionEvent]  # where a person should look
 
     @property
@@ -155,7 +155,7 @@ def deal(
 def convert_image(
     image: annotations.AnnotatedImage, images_dir: str, names: dict[int, str]
 ) -> tuple[Conversion, bytes | None]:
-    """Reads and checks one picture and serializes it.
+    """Reads and checks one image and serializes it.
 
     Args:
       image: as annotated.
@@ -242,7 +242,7 @@ def _left_out(
 def _convert(
     image: annotations.AnnotatedImage, *, images_dir: str, names: dict[int, str]
 ) -> tuple[shard_progress.ImageResult, bytes | None]:
-    # Before the picture is read: a change in between must show.
+    # Before the image is read: a change in between must show.
     stamp = _stamp(image, images_dir)
     conversion, serialized = convert_image(image, images_dir, names)
     stored = conversion.images[0] if conversion.images else None

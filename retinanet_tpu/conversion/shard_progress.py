@@ -18,7 +18,7 @@ _VERSION = 1
 
 
 class FileFingerprint(NamedTuple):
-    """What tells a picture's file from a changed one."""
+    """What tells an image's file from a changed one."""
 
     length: int  # bytes
     mtime_nsec: int
@@ -70,7 +70,7 @@ def read(
 
     Args:
       shard: to look for.
-      stamps_fn: images -> the stamps of their pictures now.
+      stamps_fn: images -> the stamps of their images now.
     """
     try:
         with tf.io.gfile.GFile(shard.state_path) as file:

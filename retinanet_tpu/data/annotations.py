@@ -1,7 +1,7 @@
 """The one record that every format of annotations becomes, and COCO's file of it.
 
-Boxes are in the frame of the picture as it is shown, that is after its EXIF rotation:
-that is what people draw on. Only where an annotation gives the size of the picture as
+Boxes are in the frame of the image as it is shown, that is after its EXIF rotation:
+that is what people draw on. Only where an annotation gives the size of the image as
 it is stored, and that differs, its boxes are taken to be in that frame.
 """
 
@@ -19,7 +19,7 @@ _ROBOFLOW_VERSION = re.compile(
     re.IGNORECASE,
 )
 UNREADABLE = "annotation files unreadable, their images left out"
-UNANNOTATED = "pictures without annotation, left out"
+UNANNOTATED = "images without annotation, left out"
 BACKGROUND = "images without a label file, kept as background"
 NO_BOX = "objects without box or outline, dropped"
 
@@ -46,7 +46,7 @@ class AnnotatedImage(NamedTuple):
     objects: tuple[AnnotatedObject, ...]
     source: str = ""  # the annotation file
     unit: str = ""  # what `place` counts there: "line", "object"
-    is_norm: bool = False  # boxes are shares of the picture's sides
+    is_norm: bool = False  # boxes are shares of the image's sides
 
 
 class ConversionEvent(NamedTuple):
@@ -97,11 +97,11 @@ def sources_of_versions(file_names: Iterable[str]) -> set[str]:
 def images_without_annotation(
     image_names: Iterable[str], annotated: set[str]
 ) -> list[ConversionEvent]:
-    """Returns a finding for each picture that no annotation speaks of.
+    """Returns a finding for each image that no annotation speaks of.
 
     Args:
-      image_names: the folder's pictures.
-      annotated: names of pictures that have one, with or without their extension.
+      image_names: the folder's images.
+      annotated: names of images that have one, with or without their extension.
     """
     return [
         ConversionEvent(UNANNOTATED, name, image=name)

@@ -1,4 +1,4 @@
-"""One record -> one example: a uint8 picture and its padded boxes."""
+"""One record -> one example: a uint8 image and its padded boxes."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from retinanet_tpu.data import category_map, tf_example, transforms
 
 
 class Augmentation(NamedTuple):
-    """What training changes at random in a picture."""
+    """What training changes at random in an image."""
 
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of size, 1 fits the canvas
-    horizontal_flip: bool = True  # mirror every other picture, left to right
+    horizontal_flip: bool = True  # mirror every other image, left to right
     vertical_flip: bool = False  # and, independently, top to bottom
     color_jitter: float = (
         0.0  # brightness, contrast, saturation by factors within 1 +- this
@@ -43,11 +43,11 @@ def load_example(
       serialized: string [], a tf.train.Example.
       categories: of the data directory.
       canvas: the shape to give it.
-      augmentation: None shows the whole picture, as evaluation does.
+      augmentation: None shows the whole image, as evaluation does.
       draws: float32 [NUM_DRAWS] in [0, 1), the luck of the augmentation.
 
     Raises:
-      tf.errors.InvalidArgumentError: when run, the record lacks a key, its picture does
+      tf.errors.InvalidArgumentError: when run, the record lacks a key, its image does
         not decode, or a category is unknown.
     """
     example = tf_example.parse(serialized)
@@ -104,7 +104,7 @@ def _augmented(
     augmentation: Augmentation,
     draws: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the resized picture and its boxes, mirrored and recolored by chance."""
+    """Returns the resized image and its boxes, mirrored and recolored by chance."""
     if augmentation.horizontal_flip:
         picture, boxes_yxyx = _flipped_by_half(picture, boxes_yxyx, draws[3])
     if augmentation.vertical_flip:

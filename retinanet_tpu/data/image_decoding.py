@@ -1,4 +1,4 @@
-"""Pictures for record files: JPEG and PNG as they are, all else as PNG, upright."""
+"""Images for record files: JPEG and PNG as they are, all else as PNG, upright."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from retinanet_tpu import errors
 
 UNREADABLE = "images unreadable"
 EMPTY = "images of 0 bytes"
-TOO_LARGE = "images too large to be pictures"
+TOO_LARGE = "images too large to be images"
 _NOT_8_BIT = "images of 32-bit or float pixels"
 _TURNED = "images turned upright (EXIF)"
 # What the TensorFlow decoders of the input pipeline read. MPO is what phones call a
@@ -23,7 +23,7 @@ _TURNED = "images turned upright (EXIF)"
 _STORED_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 _JPEG_QUALITY = 95
 _UPRIGHT = 1
-# EXIF orientations that swap the sides: where a point (x, y) goes of a stored picture
+# EXIF orientations that swap the sides: where a point (x, y) goes of a stored image
 # of width w and height h.
 _TURNS = {
     5: lambda x, y, w, h: (y, x),
@@ -34,16 +34,16 @@ _TURNS = {
 
 
 class UnusableError(errors.UserError):
-    """A picture that cannot become a record; `what` is the kind of trouble."""
+    """An image that cannot become a record; `what` is the kind of trouble."""
 
     def __init__(self, what: str, detail: str):
-        """Takes the kind of trouble, for counting, and what it was in this picture."""
+        """Takes the kind of trouble, for counting, and what it was in this image."""
         super().__init__(detail)
         self.what = what
 
 
 class StoredImage(NamedTuple):
-    """A picture as records hold it."""
+    """An image as records hold it."""
 
     encoded: bytes
     image_format: str  # "jpeg" or "png"
@@ -59,7 +59,7 @@ class StoredImage(NamedTuple):
 
 
 def prepare(encoded: bytes) -> StoredImage:
-    """Makes a picture ready for records, and proves that the pipeline can read it.
+    """Makes an image ready for records, and proves that the pipeline can read it.
 
     A file whose header promises more pixels than Pillow thinks sane (179 million) is
     refused before anything of that size is made. Of 16-bit pixels the upper 8 bits
@@ -99,11 +99,11 @@ def decode(encoded: bytes) -> np.ndarray:
 def rotate_box(
     box_xywh: tuple[float, float, float, float], picture: StoredImage
 ) -> tuple[float, float, float, float]:
-    """Moves a box from a picture as stored to the picture upright.
+    """Moves a box from an image as stored to the image upright.
 
     Args:
-      box_xywh: px of the picture as it was stored.
-      picture: one that is turned.
+      box_xywh: px of the image as it was stored.
+      image: one that is turned.
     """
     left, top, width, height = box_xywh
     # The sides as stored are the upright ones swapped.
@@ -183,7 +183,7 @@ def _stored(picture: PIL.Image.Image, encoded: bytes) -> StoredImage:
 
 def _as_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode.startswith("I;16"):
-        # Pillow itself would clip at 255, which leaves a white picture.
+        # Pillow itself would clip at 255, which leaves a white image.
         pixels = (np.asarray(picture) >> 8).astype(np.uint8)
         return PIL.Image.fromarray(pixels).convert("RGB")
     if picture.mode in ("I", "F"):

@@ -1,4 +1,4 @@
-"""Pictures as files in folders, outside any data set."""
+"""Images as files in folders, outside any data set."""
 
 import fnmatch
 import os
@@ -17,7 +17,7 @@ def find(patterns: Sequence[str]) -> list[str]:
     """Returns the files that folders, globs and file names stand for, each once.
 
     Args:
-      patterns: a folder stands for the pictures right inside it, told by extension.
+      patterns: a folder stands for the images right inside it, told by extension.
     Raises:
       UserError: nothing was asked for, or one of the patterns matches no file.
     """
@@ -30,7 +30,7 @@ def find(patterns: Sequence[str]) -> list[str]:
         found = _matches(pattern)
         if not found:
             raise errors.UserError(
-                f"--images={pattern} matches no picture; give a folder with "
+                f"--images={pattern} matches no image; give a folder with "
                 f"{', '.join(EXTENSIONS)} files, a glob in quotes, or a file."
             )
         paths += sorted(found)

@@ -1,4 +1,4 @@
-"""The input pipeline: record files -> batches of uint8 pictures and padded boxes.
+"""The input pipeline: record files -> batches of uint8 images and padded boxes.
 
 Normalizing and target assignment are the device's work. Nothing here depends on time,
 on the number of threads or on TensorFlow's global seed: the same arguments give the
@@ -179,7 +179,7 @@ def _damage(path: str, load_fn: Callable[[tf.Tensor], object]) -> ValueError | N
             return errors.UserError(
                 f"Record {number} of {path} (image {_source_id(serialized)}) cannot be "
                 f"used: {_first_line(cause)}. Mend or leave out that image and convert "
-                "again with retinanet-tpu convert, which skips broken pictures."
+                "again with retinanet-tpu convert, which skips broken images."
             )
         number += 1
 

@@ -19,11 +19,11 @@ _CROWD_KEY = "image/object/is_crowd"
 class Example(NamedTuple):
     """What training reads of one record."""
 
-    encoded: tf.Tensor  # string [], the picture's file
+    encoded: tf.Tensor  # string [], the image's file
     image_id: tf.Tensor  # int64 []
     boxes_yxyx_norm: (
         tf.Tensor
-    )  # float32 [N, 4], in 0..1 of the picture's height and width
+    )  # float32 [N, 4], in 0..1 of the image's height and width
     category_ids: tf.Tensor  # int64 [N], ids of the annotation file
     is_crowd: tf.Tensor  # bool [N]
 
@@ -47,8 +47,8 @@ def encode(
     """Serializes an image and its boxes, the same bytes for the same input.
 
     Args:
-      image: height and width must be those of the picture.
-      encoded: the picture's file.
+      image: height and width must be those of the image.
+      encoded: the image's file.
       image_format: "jpeg" or "png".
       names: category id -> name.
     """

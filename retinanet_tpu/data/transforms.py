@@ -1,4 +1,4 @@
-"""From an encoded picture to the network's input: crop, resize, flip, pad.
+"""From an encoded image to the network's input: crop, resize, flip, pad.
 
 The geometry is settled first, in whole pixels of the original, so that the host decodes
 only what it keeps and the boxes follow the pixels exactly.
@@ -22,7 +22,7 @@ _RATIOS = (1, 2, 4, 8)
 
 
 class CropWindow(NamedTuple):
-    """The part of a picture to take and the size to give it."""
+    """The part of an image to take and the size to give it."""
 
     start: tf.Tensor  # int32 [2], (y, x), px of the original, multiples of ratio
     size: tf.Tensor  # int32 [2], px of the original, multiples of ratio
@@ -42,16 +42,16 @@ def crop_window(
     scale: tf.Tensor | float = 1.0,
     position: tf.Tensor | tuple[float, float] = (0.0, 0.0),
 ) -> CropWindow:
-    """Returns the window that a scale jitter shows; by default the whole picture.
+    """Returns the window that a scale jitter shows; by default the whole image.
 
-    The picture is thought of as resized, aspect kept, to fit `scale` times the canvas;
+    The image is thought of as resized, aspect kept, to fit `scale` times the canvas;
     what exceeds the canvas is cropped. Start and size are multiples of the window's
     ratio, so less than a pixel of the canvas may be missing at the right and below.
 
     Args:
       image_size: int32 [2], height and width of the original.
       canvas_size: height and width of the network's input.
-      scale: float32 [], 1 fits the picture into the canvas.
+      scale: float32 [], 1 fits the image into the canvas.
       position: float32 [2] in [0, 1), where the crop lies between (top, left) and
         (bottom, right).
 
@@ -78,17 +78,17 @@ def crop_window(
 def decode_and_resize(
     encoded: tf.Tensor, window_fn: Callable[[tf.Tensor], CropWindow]
 ) -> tuple[tf.Tensor, tf.Tensor, CropWindow]:
-    """Decodes a window of a picture and resizes it.
+    """Decodes a window of an image and resizes it.
 
     Of a JPEG only the window is decoded, and of a large one at a reduced size. Gray,
-    CMYK, palette and transparent pictures come out as RGB.
+    CMYK, palette and transparent images come out as RGB.
 
     Args:
       encoded: string [], a JPEG, PNG, BMP or GIF file.
-      window_fn: int32 [2] size of the picture -> its Window.
+      window_fn: int32 [2] size of the image -> its Window.
 
     Returns:
-      uint8 [h, w, 3] of the window's resized size, int32 [2] size of the picture, and
+      uint8 [h, w, 3] of the window's resized size, int32 [2] size of the image, and
       the window.
     """
 
@@ -110,7 +110,7 @@ def decode_and_resize(
 def letterbox(
     images: tf.Tensor, canvas_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Shows decoded pictures as evaluation shows encoded ones.
+    """Shows decoded images as evaluation shows encoded ones.
 
     Args:
       images: uint8 or float32 [..., H, W, 3], RGB in 0..255, of one size.
@@ -152,11 +152,11 @@ def transform_boxes(boxes_yxyx: tf.Tensor, window: CropWindow) -> tf.Tensor:
 def flip(
     picture: tf.Tensor, boxes_yxyx: tf.Tensor, *, is_vertical: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mirrors a picture and its boxes.
+    """Mirrors an image and its boxes.
 
     Args:
-      picture: uint8 [h, w, 3].
-      boxes_yxyx: float32 [N, 4], px of the picture.
+      image: uint8 [h, w, 3].
+      boxes_yxyx: float32 [N, 4], px of the image.
       is_vertical: top to bottom, not left to right.
     """
     axis = 0 if is_vertical else 1
@@ -172,13 +172,13 @@ def color_jitter(
     contrast: tf.Tensor,
     saturation: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns the picture in another light, uint8 [h, w, 3].
+    """Returns the image in another light, uint8 [h, w, 3].
 
-    All three in one matrix for each picture: saturation moves a pixel from its gray,
+    All three in one matrix for each image: saturation moves a pixel from its gray,
     contrast from MEAN_COLOR, brightness from black.
 
     Args:
-      picture: uint8 [h, w, 3], RGB.
+      image: uint8 [h, w, 3], RGB.
       brightness: float32 [], a factor; 1 changes nothing.
       contrast: the same.
       saturation: the same; 0 leaves gray.
@@ -216,7 +216,7 @@ def largest_box_indices(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
 
 
 def pad_to_size(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
-    """Returns uint8 [H, W, 3]: the picture top left on a canvas of the mean color."""
+    """Returns uint8 [H, W, 3]: the image top left on a canvas of the mean color."""
     height, width = canvas_size
     shape = tf.shape(picture)
     # Repeating rows takes a tenth of the time of repeating pixels.

@@ -30,7 +30,7 @@ class TPUEstimatorSpec(NamedTuple):
       eval_metrics: EVAL: (metric_fn, tensors). `tensors` is a nest of tensors [B, ...];
         metric_fn(batches) runs on the host, iterates over that nest as NumPy arrays of
         the global batch, and returns a dict: floats become scalars, uint8 [n, H, W, 3]
-        pictures, a nested dict goes to eval.jsonl only.
+        images, a nested dict goes to eval.jsonl only.
     """
 
     mode: str

@@ -15,13 +15,13 @@ EVALUATIONS = "eval.jsonl"
 
 
 class Writer:
-    """Writes scalars and pictures to the TensorBoard events of one directory."""
+    """Writes scalars and images to the TensorBoard events of one directory."""
 
     def __init__(self, directory: str):
         self._writer = tf.summary.create_file_writer(directory)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes floats as scalars and uint8 [n, H, W, 3] arrays as pictures."""
+        """Writes floats as scalars and uint8 [n, H, W, 3] arrays as images."""
         with self._writer.as_default():
             for name, value in values.items():
                 if is_picture(value):
@@ -75,7 +75,7 @@ class LoopWriter:
 def write_evaluation(
     directory: str, checkpoint: str, results: Mapping[str, Any], *, secs: float
 ) -> None:
-    """Writes an evaluation's numbers and pictures, and last its line of eval.jsonl.
+    """Writes an evaluation's numbers and images, and last its line of eval.jsonl.
 
     The line is what counts as done. A step has one: a new one takes an old one's
     place. Several processes may write to one directory.
@@ -113,7 +113,7 @@ def read_evaluations(directory: str) -> list[dict[str, Any]]:
 
 
 def is_picture(value: Any) -> bool:
-    """Tells whether a metric is a batch of pictures, uint8 [n, H, W, 3]."""
+    """Tells whether a metric is a batch of images, uint8 [n, H, W, 3]."""
     return getattr(value, "dtype", None) == np.uint8 and np.ndim(value) == 4
 
 

@@ -180,7 +180,7 @@ class TPUEstimator:
     ) -> dict[str, Any]:
         """Scores one checkpoint on all that input_fn gives.
 
-        Writes scalars and pictures under the checkpoint's step to `eval[_name]/`, and
+        Writes scalars and images under the checkpoint's step to `eval[_name]/`, and
         one line to `eval.jsonl` there.
 
         Args:

@@ -1,4 +1,4 @@
-"""Draws boxes on pictures, to be read by people: at 100 pixels and at 4000."""
+"""Draws boxes on images, to be read by people: at 100 pixels and at 4000."""
 
 import colorsys
 import io
@@ -19,7 +19,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 _TONES = ((0.85, 1.0), (0.62, 1.0), (0.95, 0.78))
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _PLATE_ALPHA = 215  # Of 255: what is under a label stays guessable.
-# Labels of all boxes together; a picture of 100 px would be nothing but letters.
+# Labels of all boxes together; an image of 100 px would be nothing but letters.
 _LABELED_SHARE = 1 / 3
 _BACKGROUND = (24, 26, 30)
 
@@ -31,7 +31,7 @@ class _Label(NamedTuple):
 
 
 def class_color(class_id: int) -> tuple[int, int, int]:
-    """Returns the RGB color of a class, the same in every picture and every run."""
+    """Returns the RGB color of a class, the same in every image and every run."""
     hue = (class_id * _GOLDEN + 0.02) % 1.0
     saturation, value = _TONES[class_id % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -50,8 +50,8 @@ def draw_detections(
 ) -> np.ndarray:
     """Draws a labeled box around each object found.
 
-    Lines and letters grow with the picture, and better detections lie on top. A label
-    goes where its box leaves room; where there is none, or a third of the picture is
+    Lines and letters grow with the image, and better detections lie on top. A label
+    goes where its box leaves room; where there is none, or a third of the image is
     written on, it shrinks to the score, then gives way, so that what is written can be
     read, and the rest be seen.
 
@@ -95,13 +95,13 @@ def draw_detections(
 def grid(
     images: Sequence[np.ndarray], columns: int, *, height: int = 480, gap: int = 8
 ) -> np.ndarray:
-    """Lays pictures out in rows, all with the same height.
+    """Lays images out in rows, all with the same height.
 
     Args:
       images: uint8 [H, W, 3] each, of any size; at least one.
       columns: how many share a row.
-      height: of every picture in the layout, px.
-      gap: between pictures and around them, px.
+      height: of every image in the layout, px.
+      gap: between images and around them, px.
     Returns:
       uint8 [rows * (height + gap) + gap, widest row, 3].
     Raises:
@@ -154,7 +154,7 @@ def _check(image, boxes, scores, classes) -> None:
 
 
 def _pixels(box_yxyx, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns the first and last pixel (x0, y0, x1, y1) of a box, in the picture."""
+    """Returns the first and last pixel (x0, y0, x1, y1) of a box, in the image."""
     wide, high = size
     ymin, xmin, ymax, xmax = np.clip(box_yxyx, 0, [high, wide, high, wide])
     x0, y0 = min(round(xmin), wide - 1), min(round(ymin), high - 1)

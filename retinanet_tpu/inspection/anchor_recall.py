@@ -45,7 +45,7 @@ def augment_boxes(
     Args:
       split: measured.
       canvas: of the network.
-      augmentation: None shows whole pictures, as evaluation does.
+      augmentation: None shows whole images, as evaluation does.
       passes: how often to draw the luck of each image.
       seed: of the draws.
     """
@@ -100,7 +100,7 @@ def by_size(
     Args:
       ious: float32 [M], of each shown box with its best anchor.
       shown: the boxes.
-      split: where they are from; sizes are those of the picture as annotated.
+      split: where they are from; sizes are those of the image as annotated.
     """
     sizes = split.size_indexes[shown.places]
     found = {

@@ -1,4 +1,4 @@
-"""The drawings of retinanet-tpu inspect_data: histograms, sample pictures, targets."""
+"""The drawings of retinanet-tpu inspect_data: histograms, sample images, targets."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _WIDTH = 1000  # Of a drawing of targets, px: small boxes want to be seen.
 def data_charts(
     splits: Sequence[dataset_stats.Split], categories: category_map.Categories
 ) -> np.ndarray:
-    """Draws what holds without a network: pictures, boxes and classes.
+    """Draws what holds without a network: images, boxes and classes.
 
     Returns:
       uint8 [H, W, 3].
@@ -97,7 +97,7 @@ def annotated(
 
     Args:
       pixels: uint8 [H, W, 3]; not changed.
-      boxes_yxyx: float32 [N, 4], px of the picture.
+      boxes_yxyx: float32 [N, 4], px of the image.
       category_ids: int64 [N].
     """
     canvas = Image.fromarray(pixels)

@@ -1,4 +1,4 @@
-"""What is wrong with the pictures and boxes of a data directory, and what to do."""
+"""What is wrong with the images and boxes of a data directory, and what to do."""
 
 import enum
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def split_issues(
         found.append(no_boxes_issue(split.name))
     if groups := dataset_stats.duplicates(split):
         text = (
-            f"{split.name} has {len(groups)} pictures more than once, such as "
+            f"{split.name} has {len(groups)} images more than once, such as "
             f"{_names(split, groups[0])}; leave out the copies."
         )
         found.append(Issue(Severity.WARNING, text))
@@ -82,8 +82,8 @@ def box_issues(
         where = _names(split, np.unique(split.images[~split.is_usable]))
         text = (
             f"{num_lost:,} of {num_boxes:,} boxes of {split.name} leave no pixel in "
-            f"their picture and are dropped, in {where}; corners must be shares of the "
-            "picture's sides, ymin below ymax. Convert again."
+            f"their image and are dropped, in {where}; corners must be shares of the "
+            "image's sides, ymin below ymax. Convert again."
         )
         is_all = num_lost == num_boxes
         found.append(Issue(Severity.ERROR if is_all else Severity.WARNING, text))
@@ -92,7 +92,7 @@ def box_issues(
         where = _names(split, np.unique(split.images[is_over]))
         text = (
             f"{is_over.sum():,} of {num_boxes:,} boxes of {split.name} reach over the "
-            f"edge of their picture and are cut there, in {where}."
+            f"edge of their image and are cut there, in {where}."
         )
         found.append(Issue(Severity.WARNING, text))
     return found
@@ -186,24 +186,24 @@ def annotation_file_issues(
 def overlap_issues(
     train_name: str, val_name: str, *, num_shared: int, num_val: int, names: str
 ) -> Issue:
-    """Returns what to say of pictures that are in both splits.
+    """Returns what to say of images that are in both splits.
 
     Args:
       train_name: the split to train on.
       val_name: the split to score on.
-      num_shared: its pictures that are in the other too.
-      num_val: its pictures.
+      num_shared: its images that are in the other too.
+      num_val: its images.
       names: of some of them.
     """
     if train_name == val_name:  # One way to test whether a network can learn at all.
         text = (
             f"{val_name} is trained on and scored on: the score will say nothing of "
-            "other pictures. Set Data.eval_split to another split."
+            "other images. Set Data.eval_split to another split."
         )
         return Issue(Severity.WARNING, text)
     text = (
         f"{num_shared:,} of {num_val:,} images of {val_name} are in {train_name} too "
-        f"({names}): scores on what was learnt by heart say nothing of other pictures. "
+        f"({names}): scores on what was learnt by heart say nothing of other images. "
         "Take them out of one of the splits."
     )
     is_error = num_shared == num_val

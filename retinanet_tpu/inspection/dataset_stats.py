@@ -1,4 +1,4 @@
-"""What the records of a split hold, counted and measured: pictures, boxes, classes."""
+"""What the records of a split hold, counted and measured: images, boxes, classes."""
 
 import collections
 import json
@@ -28,17 +28,17 @@ _OUTSIDE_PX = 0.5
 
 
 class Split(NamedTuple):
-    """The pictures of a split and, picture by picture, their boxes."""
+    """The images of a split and, image by image, their boxes."""
 
     name: str
     image_ids: np.ndarray  # int64 [I]
-    image_sizes: np.ndarray  # int32 [I, 2], height and width of the picture itself
+    image_sizes: np.ndarray  # int32 [I, 2], height and width of the image itself
     fingerprints: np.ndarray  # uint64 [I], equal for equal files
     file_names: tuple[str, ...]  # I of them, empty where the record has none
-    boxes_yxyx: np.ndarray  # float32 [N, 4], px of the picture
+    boxes_yxyx: np.ndarray  # float32 [N, 4], px of the image
     category_ids: np.ndarray  # int64 [N]
     is_crowd: np.ndarray  # bool [N]
-    images: np.ndarray  # int64 [N], which picture a box is of
+    images: np.ndarray  # int64 [N], which image a box is of
 
     @property
     def boxes_per_image(self) -> np.ndarray:
@@ -57,14 +57,14 @@ class Split(NamedTuple):
 
     @property
     def is_outside(self) -> np.ndarray:
-        """Returns bool [N], whether a box reaches over the edge of its picture."""
+        """Returns bool [N], whether a box reaches over the edge of its image."""
         limits = self.image_sizes[self.images]
         over = np.maximum(-self.boxes_yxyx[:, :2], self.boxes_yxyx[:, 2:] - limits)
         return (over > _OUTSIDE_PX).any(axis=-1)
 
     @property
     def is_usable(self) -> np.ndarray:
-        """Returns bool [N], whether a pixel of the box lies in its picture.
+        """Returns bool [N], whether a pixel of the box lies in its image.
 
         Turned corners (ymin above ymax) leave none, nor do numbers that are not finite.
         """
@@ -80,7 +80,7 @@ def read(
     *,
     num_images: int | None = None,
 ) -> Split:
-    """Measures a split; pictures other than JPEGs are decoded for their size.
+    """Measures a split; images other than JPEGs are decoded for their size.
 
     Args:
       data_dir: the folder of `<split>-?????-of-?????.tfrecord`.
@@ -166,10 +166,10 @@ def shared_versions(split: Split, other: Split) -> list[int]:
 
 
 def annotated_images(annotation_file: str) -> dict[tuple, int]:
-    """Returns the image id of each annotated picture, by what makes it recognizable.
+    """Returns the image id of each annotated image, by what makes it recognizable.
 
-    Of two splits, pictures of one name may differ, as folders do. So name, size and all
-    boxes together are the key; pictures without boxes are left out.
+    Of two splits, images of one name may differ, as folders do. So name, size and all
+    boxes together are the key; images without boxes are left out.
 
     Args:
       annotation_file: COCO JSON, as retinanet-tpu convert writes it.

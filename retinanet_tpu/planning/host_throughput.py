@@ -1,4 +1,4 @@
-"""How fast this machine's input pipeline is, on pictures made up for the purpose."""
+"""How fast this machine's input pipeline is, on images made up for the purpose."""
 
 import io
 import tempfile
@@ -89,7 +89,7 @@ def _write_records(data_dir):
 
 
 def _objects(rng, count=8):
-    """Returns boxes that lie anywhere in the picture; COCO has 7 an image."""
+    """Returns boxes that lie anywhere in the image; COCO has 7 an image."""
     found = []
     for number in range(count):
         width, height = rng.uniform(16, 200, 2)
@@ -105,7 +105,7 @@ def _objects(rng, count=8):
 
 
 def _jpeg(rng):
-    """Returns the file of a picture as rich in detail as a photograph."""
+    """Returns the file of an image as rich in detail as an image."""
     pixels = np.full([_HEIGHT, _WIDTH, 3], 128.0)
     for cell, contrast in ((80, 40.0), (20, 20.0), (4, 14.0), (1, 12.0)):
         shape = (_WIDTH // cell, _HEIGHT // cell)

@@ -30,7 +30,7 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
     """Returns the steps of a run: "train", "eval", and the exported "predict".
 
     They are what `strategy.run` and SavedModels get. "predict" is the exported
-    signature, on one device and on one picture of PICTURE_SIZE, resizing included.
+    signature, on one device and on one image of PICTURE_SIZE, resizing included.
 
     Args:
       run: made without data; its strategy says how many replicas there are.

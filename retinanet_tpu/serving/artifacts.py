@@ -1,10 +1,10 @@
-"""Exported models, whatever their format: uint8 pictures in, Detections out.
+"""Exported models, whatever their format: uint8 images in, Detections out.
 
   artifact = artifacts.load(artifacts.find("run1/export/latest"))
-  found = artifact.detect(pictures)
+  found = artifact.detect(images)
   first = artifacts.objects(found, 0, min_score=0.3)
 
-Boxes are in pixels of the pictures, classes are the data set's ids.
+Boxes are in pixels of the images, classes are the data set's ids.
 """
 
 import dataclasses
@@ -48,21 +48,21 @@ class Artifact:
         return {entry.id: entry.name for entry in entries}
 
     def detect(self, pictures: np.ndarray) -> structures.Detections:
-        """Returns the objects of pictures of one size.
+        """Returns the objects of images of one size.
 
         Args:
-          pictures: uint8 [B, H, W, 3], RGB; B may be 0.
+          images: uint8 [B, H, W, 3], RGB; B may be 0.
         Returns:
-          Detections of NumPy arrays: boxes in px of the pictures, ids of the data set.
+          Detections of NumPy arrays: boxes in px of the images, ids of the data set.
         Raises:
-          UserError: the pictures are anything else.
+          UserError: the images are anything else.
         """
         pictures = np.asarray(pictures)
         shape = list(pictures.shape)
         is_rgb = pictures.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
         if not is_rgb or 0 in shape[1:]:
             raise errors.UserError(
-                f"The pictures are {pictures.dtype} {shape}; give uint8 [B, H, W, 3] "
+                f"The images are {pictures.dtype} {shape}; give uint8 [B, H, W, 3] "
                 "with something to see."
             )
         if not shape[0]:
@@ -78,11 +78,11 @@ class Artifact:
 def objects(
     detections: structures.Detections, row: int, *, min_score: float = 0.0
 ) -> structures.Detections:
-    """Returns the objects of one picture of a batch, without padding.
+    """Returns the objects of one image of a batch, without padding.
 
     Args:
       detections: what `Artifact.detect` returned.
-      row: which picture.
+      row: which image.
       min_score: what is below it is dropped, and all of NO_CATEGORY.
     Returns:
       Detections without the batch dimension.

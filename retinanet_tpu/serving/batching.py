@@ -1,11 +1,11 @@
-"""Many pictures through an exported model: read ahead, put together by size, timed.
+"""Many images through an exported model: read ahead, put together by size, timed.
 
   meter = stream.Meter("predict", len(paths))
-  pictures = enumerate(stream.ahead(read, paths))
-  for batch, found in stream.detect(artifact, pictures, batch_size=8, meter=meter):
+  images = enumerate(stream.ahead(read, paths))
+  for batch, found in stream.detect(artifact, images, batch_size=8, meter=meter):
       ...
 
-Batches come in another order than the pictures; their ids say which are which.
+Batches come in another order than the images; their ids say which are which.
 """
 
 import collections
@@ -21,24 +21,24 @@ from absl import logging
 from retinanet_tpu import errors, structures
 from retinanet_tpu.serving import artifacts
 
-# Decoders let go of Python's lock, so that as many pictures are decoded at once.
+# Decoders let go of Python's lock, so that as many images are decoded at once.
 _NUM_WORKERS = 4
 # Of a batch, which models hold as float32: 200 MB then.
 _MAX_PIXELS = 1 << 24
-# Batches' worth of pictures that may wait for more of their size.
+# Batches' worth of images that may wait for more of their size.
 _MAX_WAITING = 4
 _LOG_LINES = 10
 
 
 class Batch(NamedTuple):
-    """Pictures of one size."""
+    """Images of one size."""
 
     ids: tuple[int, ...]
     pictures: np.ndarray  # uint8 [B, H, W, 3]
 
 
 class Meter:
-    """Counts and times pictures, and tells how far it is.
+    """Counts and times images, and tells how far it is.
 
     On a terminal a bar does, elsewhere about ten lines of the log.
     """
@@ -48,26 +48,26 @@ class Meter:
 
         Args:
           name: of the command, for bar and log.
-          total: pictures to come at most.
+          total: images to come at most.
         """
         self._name, self._total = name, total
-        self._batches = []  # (pictures, seconds of the model) of each
+        self._batches = []  # (images, seconds of the model) of each
         self._bar = tqdm.tqdm(desc=name, total=total, unit=" images", disable=None)
         self._start_secs = time.perf_counter()
 
     @property
     def num_pictures(self) -> int:
-        """Returns how many pictures came."""
+        """Returns how many images came."""
         return sum(count for count, _ in self._batches)
 
     @property
     def rate(self) -> float:
-        """Returns pictures a second, reading and all."""
+        """Returns images a second, reading and all."""
         return self.num_pictures / (time.perf_counter() - self._start_secs)
 
     @property
     def model_rate(self) -> float:
-        """Returns pictures a second of the model, 0 before there were any.
+        """Returns images a second of the model, 0 before there were any.
 
         Where there are more, the first batch is left out, for it prepares the model.
         """
@@ -116,11 +116,11 @@ def ahead(fn: Callable[[Any], Any], items: Iterable) -> Iterator:
 def by_size(
     pictures: Iterable[tuple[int, np.ndarray]], batch_size: int
 ) -> Iterator[Batch]:
-    """Puts pictures of equal size together, holding back only a few batches.
+    """Puts images of equal size together, holding back only a few batches.
 
     Args:
-      pictures: id and uint8 [H, W, 3] of each.
-      batch_size: pictures of a batch at most; of very large ones fewer fit.
+      images: id and uint8 [H, W, 3] of each.
+      batch_size: images of a batch at most; of very large ones fewer fit.
     """
     waiting = collections.defaultdict(list)
     for image_id, picture in pictures:
@@ -142,13 +142,13 @@ def detect(
     meter: Meter,
     skip_fn: Callable[[Batch, errors.UserError], None] | None = None,
 ) -> Iterator[tuple[Batch, structures.Detections]]:
-    """Yields batches of pictures, not in their order, and what was found in them.
+    """Yields batches of images, not in their order, and what was found in them.
 
     Args:
       artifact: finds it.
-      pictures: id and uint8 [H, W, 3] of each.
-      batch_size: pictures of a batch at most.
-      meter: counts the pictures and times the artifact.
+      images: id and uint8 [H, W, 3] of each.
+      batch_size: images of a batch at most.
+      meter: counts the images and times the artifact.
       skip_fn: Called for a batch that the artifact refuses; None raises the error.
     Raises:
       UserError: The artifact refuses a batch.
@@ -168,7 +168,7 @@ def detect(
 
 
 def _fullness(group: list[tuple[int, np.ndarray]], batch_size: int) -> float:
-    """Returns how much of a batch the pictures are, 1 for a full one."""
+    """Returns how much of a batch the images are, 1 for a full one."""
     height, width = group[0][1].shape[:2]
     return len(group) / max(1, min(batch_size, _MAX_PIXELS // (height * width)))
 

@@ -13,7 +13,7 @@ from retinanet_tpu.detections import nms
 from retinanet_tpu.estimator import log_levels
 from retinanet_tpu.serving import onnx_format, parity, server, tflite_format
 
-_NUM_CHECKED = 4  # Pictures that each format is checked on.
+_NUM_CHECKED = 4  # Images that each format is checked on.
 # Each takes seconds, and from 32 to 128 the AP of blood cells rose by less than noise.
 _NUM_CALIBRATED = 32
 
@@ -33,11 +33,11 @@ class Format(NamedTuple):
 
 
 _EXACT = parity.Tolerance(iou=0.99, score=1e-3)
-# Others resize a picture to the same values but for a pixel in ten thousand.
+# Others resize an image to the same values but for a pixel in ten thousand.
 _CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, num_without=2)
 FORMATS = {
     "saved_model": Format("", "SavedModel, four signatures", _EXACT),
-    "onnx": Format("model.onnx", "ONNX, whole, any batch and picture size", _CLOSE),
+    "onnx": Format("model.onnx", "ONNX, whole, any batch and image size", _CLOSE),
     "tensorrt": Format("model_tensorrt.onnx", "ONNX for TensorRT's parser", _CLOSE),
     "tflite": Format("model.tflite", "TFLite, float32", _CLOSE),
     "tflite_float16": Format(
@@ -77,7 +77,7 @@ def check(formats: Sequence[str], suppress: nms.NMS) -> None:
 
 
 def num_images(formats: Sequence[str]) -> int:
-    """Returns how many pictures `write` looks at."""
+    """Returns how many images `write` looks at."""
     return _NUM_CALIBRATED if "tflite_int8" in formats else _NUM_CHECKED
 
 
@@ -109,20 +109,20 @@ def write(
       module: The serving module of the checkpoint.
       directory: of the export; the SavedModel and categories.json are there.
       formats: names of FORMATS.
-      pictures: uint8 [H, W, 3] each; all calibrate int8, the first few are checked on.
+      images: uint8 [H, W, 3] each; all calibrate int8, the first few are checked on.
     Returns:
       How well each format agrees.
     Raises:
-      UserError: a format does not agree with the checkpoint, or there is no picture to
+      UserError: a format does not agree with the checkpoint, or there is no image to
         calibrate int8 with.
     """
     if not pictures:
         if "tflite_int8" in formats:
             raise errors.UserError(
-                "tflite_int8 is calibrated on pictures, and the evaluation split is "
+                "tflite_int8 is calibrated on images, and the evaluation split is "
                 "not at hand; name a folder of thirty: --check_images=DIR."
             )
-        logging.warning("export | no pictures at hand: the check is on made-up ones")
+        logging.warning("export | no images at hand: the check is on made-up ones")
         pictures = _synthetic_images()
     shown = pictures[:_NUM_CHECKED]
     expected = parity.predict(module.network, module.recipe, shown)
@@ -166,7 +166,7 @@ def _converted(module, name, pictures) -> bytes:
 
 
 def _write_for_tensorrt(module, path, pictures):
-    """Writes the raw form; yields what its suppression would find in the pictures.
+    """Writes the raw form; yields what its suppression would find in the images.
 
     TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
     compared, after NMS of ours.
@@ -194,7 +194,7 @@ def _metadata(recipe):
 
 
 def _synthetic_images() -> list[np.ndarray]:
-    """Returns pictures of colored rectangles on noise."""
+    """Returns images of colored rectangles on noise."""
     rng = np.random.default_rng(0)
     pictures = []
     for _ in range(_NUM_CHECKED):

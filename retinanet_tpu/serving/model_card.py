@@ -22,16 +22,16 @@ files, `tf_example` string [B] of examples with `image/encoded`. Over TensorFlow
 Serving's REST API:
 
 ```
-picture=$(base64 -w0 a.jpg)
+image=$(base64 -w0 a.jpg)
 curl http://localhost:8501/v1/models/retinanet:predict -d \\
-  '{{"signature_name": "image_bytes", "instances": [{{"b64": "'$picture'"}}]}}'
+  '{{"signature_name": "image_bytes", "instances": [{{"b64": "'$image'"}}]}}'
 ```
 """
 _ONNX = """\
 ```python
 session = onnxruntime.InferenceSession("{directory}/model.onnx")
 outputs = ["boxes_xyxy", "scores", "class_ids", "valid_detections"]
-session.run(outputs, {{"images": pictures}})  # uint8 [B, H, W, 3], any B, H and W
+session.run(outputs, {{"images": images}})  # uint8 [B, H, W, 3], any B, H and W
 ```
 """
 _TFLITE = """\
@@ -86,11 +86,11 @@ def text(
     height, width = image_size
     parts = [
         "# RetinaNet",
-        f"Checkpoint `{checkpoint}`; pictures are shown at {height} x {width} px.\n"
+        f"Checkpoint `{checkpoint}`; images are shown at {height} x {width} px.\n"
         f"Suppression inside: {nms}.",
         f"## {len(class_names)} classes\n\n{', '.join(class_names)}\n\n"
         "Ids and names: `assets.extra/categories.json`. Boxes are (xmin, ymin, xmax, "
-        "ymax) in pixels of the picture given.",
+        "ymax) in pixels of the image given.",
         "## Scores\n\n" + _scores_table(scores),
         "## Files\n\nEach was held against the checkpoint's own predictions.\n\n"
         + _forms_table(forms),

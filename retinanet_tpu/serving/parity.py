@@ -1,4 +1,4 @@
-"""Compares two sets of detections of the same pictures, box by box."""
+"""Compares two sets of detections of the same images, box by box."""
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,11 +82,11 @@ def compare(
     """Looks for a mate of each detection, from either side.
 
     Which of the weakest detections come out is a matter of rounding: those that score
-    within tolerance.score of the lowest score of their picture need no mate.
+    within tolerance.score of the lowest score of their image need no mate.
 
     Args:
-      found: of each picture, as NumPy arrays with a batch of one.
-      expected: of the same pictures.
+      found: of each image, as NumPy arrays with a batch of one.
+      expected: of the same images.
       tolerance: what makes two detections mates: the same class, and near enough.
     """
     mates, num_compared, num_matched = [], 0, 0
@@ -145,12 +145,12 @@ def predict(
     recipe: Detector,
     pictures: Sequence[np.ndarray],
 ) -> list[structures.Detections]:
-    """Returns what the checkpoint finds in each picture, on evaluation's way.
+    """Returns what the checkpoint finds in each image, on evaluation's way.
 
     Args:
       network: has the checkpoint's weights.
       recipe: The recipe of the network.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each.
     """
     image_size = recipe.image_size
     window_fn = functools.partial(transforms.crop_window, canvas_size=image_size)
@@ -174,11 +174,11 @@ def predict(
 def found_by(
     path: str, pictures: Sequence[np.ndarray], *, batch_size: int
 ) -> Iterator[list[structures.Detections]]:
-    """Yields what an artifact finds in each picture, by each way to call it.
+    """Yields what an artifact finds in each image, by each way to call it.
 
     Args:
       path: see `artifacts.load`.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each.
       batch_size: Images that one request may have.
     Raises:
       UserError: An image is larger than the artifact accepts.
@@ -209,7 +209,7 @@ def found_by(
 def suppressed(
     session: Any, recipe: Detector, pictures: Sequence[np.ndarray]
 ) -> list[structures.Detections]:
-    """Returns what NMS makes of a raw form's boxes and scores, for each picture.
+    """Returns what NMS makes of a raw form's boxes and scores, for each image.
 
     TensorRT's own suppression runs on NVIDIA's devices only. So what goes into it is
     compared, after ours.
@@ -217,7 +217,7 @@ def suppressed(
     Args:
       session: of onnxruntime, with the model before its last node.
       recipe: The recipe of the network.
-      pictures: uint8 [H, W, 3] each.
+      images: uint8 [H, W, 3] each.
     """
     found = []
     for picture in pictures:
@@ -240,7 +240,7 @@ def judge(
 
     Args:
       name: of the format.
-      ways: what each of them found in the pictures.
+      ways: what each of them found in the images.
       expected: what the checkpoint finds.
       tolerance: how far they may differ.
     Raises:
@@ -257,7 +257,7 @@ def judge(
     logging.info("export | %s | %s", name, worst)
     if not worst.num_compared:
         logging.warning(
-            "export | %s was checked on pictures in which the checkpoint finds too "
+            "export | %s was checked on images in which the checkpoint finds too "
             "little to compare; give it others: --check_images.",
             name,
         )
@@ -287,7 +287,7 @@ def _suppressed(recipe, boxes_yxyx, scores, scales, sizes):
 
 
 def example(encoded: bytes) -> bytes:
-    """Returns a serialized tf.Example of a picture file."""
+    """Returns a serialized tf.Example of an image file."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
     features = tf.train.Features(feature={"image/encoded": feature})
     return tf.train.Example(features=features).SerializeToString()

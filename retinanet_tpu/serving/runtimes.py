@@ -1,7 +1,7 @@
 """What runs exported models: TensorFlow, onnxruntime and TensorFlow Lite.
 
-Each `load_…` returns a function: uint8 [B, H, W, 3] RGB pictures, with B > 0, ->
-Detections of NumPy arrays, in px of the pictures and with the data set's ids.
+Each `load_…` returns a function: uint8 [B, H, W, 3] RGB images, with B > 0, ->
+Detections of NumPy arrays, in px of the images and with the data set's ids.
 """
 
 import contextlib
@@ -132,7 +132,7 @@ def load_onnx(path: str, *, num_threads: int | None = None) -> Callable:
 
 
 def load_tflite(path: str, *, num_threads: int | None = None) -> Callable:
-    """Loads a TFLite file; pictures are resized for it, and go through one by one.
+    """Loads a TFLite file; images are resized for it, and go through one by one.
 
     Args:
       path: of the file, local or remote.

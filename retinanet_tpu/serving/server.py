@@ -54,10 +54,10 @@ class Detector(Protocol):
 
 
 class ServingModule(tf.Module):
-    """A network with its preparation of pictures and its reading of predictions.
+    """A network with its preparation of images and its reading of predictions.
 
-    What all `detect_…` but `detect_one` return, for B pictures:
-      boxes_xyxy: float32 [B, D, 4], (xmin, ymin, xmax, ymax) in pixels of the picture.
+    What all `detect_…` but `detect_one` return, for B images:
+      boxes_xyxy: float32 [B, D, 4], (xmin, ymin, xmax, ymax) in pixels of the image.
       scores: float32 [B, D], falling, 0 past valid_detections.
       class_ids: int32 [B, D], the data set's ids, 0 past valid_detections.
       valid_detections: int32 [B].
@@ -82,7 +82,7 @@ class ServingModule(tf.Module):
         ]
     )
     def detect_one(self, image: tf.Tensor, image_id: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the objects of one picture.
+        """Returns the objects of one image.
 
         Args:
           image: float32 [H, W, 3], RGB in 0..255, of any size.
@@ -98,7 +98,7 @@ class ServingModule(tf.Module):
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")]
     )
     def detect_images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns the objects of uint8 [B, H, W, 3] RGB pictures of one size."""
+        """Returns the objects of uint8 [B, H, W, 3] RGB images of one size."""
         return self._detect(self.limits.batch(images))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
@@ -147,7 +147,7 @@ class ServingModule(tf.Module):
         return self.network(inputs, is_training=False)
 
     def read_inputs(self, predictions: structures.Predictions) -> dict[str, tf.Tensor]:
-        """Returns the objects of pictures that the caller has resized and padded.
+        """Returns the objects of images that the caller has resized and padded.
 
         Args:
           predictions: of `predict_inputs`.

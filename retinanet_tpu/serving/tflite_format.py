@@ -51,7 +51,7 @@ def convert(
         )
     if kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
         raise errors.UserError(
-            "TFLite int8 is calibrated on pictures and got none; give some like those "
+            "TFLite int8 is calibrated on images and got none; give some like those "
             "that the network will see."
         )
     network = tf.function(network_fn).get_concrete_function(input_spec)

@@ -88,7 +88,7 @@ class Data:
         return category_map.read(f"{self.dir}/{category_map.FILE_NAME}")
 
     def read_images(self, num: int) -> list[np.ndarray]:
-        """Returns the first pictures of the evaluation split, as they are stored.
+        """Returns the first images of the evaluation split, as they are stored.
 
         Args:
           num: how many at most.

@@ -1,4 +1,4 @@
-"""Turns the detections of an evaluation into COCO's numbers and a few pictures."""
+"""Turns the detections of an evaluation into COCO's numbers and a few images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -24,7 +24,7 @@ def make_metric_fn(
     Args:
       annotation_file: COCO JSON of the same images.
       categories: names of the ids.
-      examples_fn: gives the pictures to draw detections on, as a batch of Features.
+      examples_fn: gives the images to draw detections on, as a batch of Features.
     """
 
     def metric_fn(batches):

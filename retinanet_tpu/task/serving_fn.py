@@ -1,4 +1,4 @@
-"""The network as servers call it: pictures in, objects out."""
+"""The network as servers call it: images in, objects out."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def serving_fn(
       params: "recipe", a `recipe.Recipe` with categories, and "images_fn", which
         returns a number of images.
       formats: names of formats.FORMATS.
-      pictures: uint8 [H, W, 3] each, to check on and to calibrate with; None for the
+      images: uint8 [H, W, 3] each, to check on and to calibrate with; None for the
         first of the evaluation split.
       config_text: of the run, for the model card.
     Raises:
@@ -98,7 +98,7 @@ def _form(name, result) -> model_card.FormatEntry:
 
 
 def _warm_up_requests(limits: request_limits.Limits) -> list[bytes]:
-    """Returns a request for each signature that servers call, with a gray picture."""
+    """Returns a request for each signature that servers call, with a gray image."""
     # A server does not start if it refuses them.
     is_allowed = math.prod(_WARM_UP_SIZE) <= limits.max_image_pixels
     shape = [1, *(_WARM_UP_SIZE if is_allowed else (1, 1)), 3]

@@ -83,7 +83,7 @@ def test_missing_image_is_named_with_its_annotation(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [(b"", "images of 0 bytes"), (b"no picture", "images unreadable"),
+    [(b"", "images of 0 bytes"), (b"no image", "images unreadable"),
      ("half", "images unreadable")],
 )  # fmt: skip
 def test_broken_image_is_named(tmp_path, content, what):

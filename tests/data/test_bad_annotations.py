@@ -84,7 +84,7 @@ def add_root(content):
 
 
 def rename(folder, name, path):
-    """Lets a picture be annotated, and lie, elsewhere."""
+    """Lets an image be annotated, and lie, elsewhere."""
     (folder / "images/b.png").rename(folder / "b.png")
     replace(folder, name, ("b.png", path))
 
@@ -106,19 +106,19 @@ COUNTED = [
     ("a YOLO line with a number too few", "yolo",
      lambda f: replace(f, "labels/b.txt", (" 0.484375 ", " ")),
      "annotation files unreadable, their images left out", "b.txt"),
-    ("an annotated picture that is not there", "coco",
+    ("an annotated image that is not there", "coco",
      lambda f: (f / "images/b.png").unlink(), "images missing on disk", "b.png"),
-    ("a picture under another path than annotated", "coco",
+    ("an image under another path than annotated", "coco",
      lambda f: replace(f, "instances.json", ("b.png", "C:\\\\data\\\\B.jpeg")),
      "images taken under another path than annotated", "b.png"),
-    ("a name that fits two pictures", "csv",
+    ("a name that fits two images", "csv",
      lambda f: [save_size(f, f"{x}/b.png", 9, 9) for x in "xy"]
      and (f / "images/b.png").unlink(),
      "images of which several files may be meant, left out", "b.png"),
-    ("a picture without annotation", "voc",
+    ("an image without annotation", "voc",
      lambda f: save_size(f, "new.png", 9, 9),
-     "pictures without annotation, left out", "new.png"),
-    ("a picture without a YOLO file", "yolo",
+     "images without annotation, left out", "new.png"),
+    ("an image without a YOLO file", "yolo",
      lambda f: save_size(f, "new.png", 9, 9),
      "images without a label file, kept as background", "new.png"),
     ("an annotation with an outline and no box", "coco",
@@ -167,30 +167,30 @@ COUNTED = [
     ("NaN in a text", "yolo",
      lambda f: replace(f, "labels/sub/c.txt", ("0.5 0.5", "nan 0.5")),
      "boxes that are not finite, dropped", "sub/c.txt, line 1"),
-    ("a box far beyond the picture", "voc",
+    ("a box far beyond the image", "voc",
      lambda f: replace(f, "b.xml", (">31<", ">99<")),
      "boxes far beyond the edge, clipped", "b.xml, object 1"),
-    ("a box beyond the picture", "voc",
+    ("a box beyond the image", "voc",
      lambda f: replace(f, "b.xml", (">31<", ">33<")),
      "boxes beyond the edge, clipped", "b.xml, object 1"),
-    ("a box beside the picture", "voc",
+    ("a box beside the image", "voc",
      lambda f: replace(f, "b.xml", (">1<", ">40<"), (">31<", ">90<")),
-     "boxes outside the picture, dropped", "b.xml, object 1"),
+     "boxes outside the image, dropped", "b.xml, object 1"),
     ("annotation ids that repeat", "coco", edit("annotations", 1, id=1),
      "files whose annotation ids are absent, repeated or below 1, renumbered",
      "instances.json"),
-    ("a picture of 0 bytes", "coco", lambda f: (f / "images/b.png").write_bytes(b""),
+    ("an image of 0 bytes", "coco", lambda f: (f / "images/b.png").write_bytes(b""),
      "images of 0 bytes", "b.png"),
-    ("a picture that is cut off", "coco",
+    ("an image that is cut off", "coco",
      lambda f: (f / "images/b.png").write_bytes(
          (f / "images/b.png").read_bytes()[:60]),
      "images unreadable", "b.png"),
-    ("a picture of another size than annotated", "voc",
+    ("an image of another size than annotated", "voc",
      lambda f: save_size(f, "b.png", 64, 128),
      "images of another size than annotated, left out", "b.png"),
     ("a header of 100,000 x 100,000 px", "csv", 
      lambda f: (f / "images/b.png").write_bytes(annotation_files.giant_png(100_000)),
-     "images too large to be pictures", "b.png"),
+     "images too large to be images", "b.png"),
     ("a path that leaves the folder", "coco",
      lambda f: rename(f, "instances.json", "../b.png"),
      "images whose path leaves the folder, left out", "../b.png"),
@@ -221,7 +221,7 @@ REFUSED = [
      r"instances\.json: image id 1 comes 2 times"),
     ("a category id that repeats", "coco", edit("categories", 1, id=1),
      r"instances\.json: category id 1 comes 2 times"),
-    ("one picture listed twice", "coco", edit("images", 1, file_name="b.png"),
+    ("one image listed twice", "coco", edit("images", 1, file_name="b.png"),
      r"b\.png is annotated twice, as image 1 .* and 2"),
     ("two classes of one name", "yolo",
      lambda f: replace(f, "data.yaml", ("ampel", "Stra\\u00dfe")),
@@ -258,25 +258,25 @@ REFUSED = [
      lambda f: change_coco(
          f, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
      r"pass over all 4 boxes: each is of a crowd"),
-    ("the wrong folder of pictures", "coco",
+    ("the wrong folder of images", "coco",
      lambda f: (f / "images").rename(f / "pictures") and (f / "images").mkdir(),
      r"3 of 3 images are missing on disk, such as b\.png.*has no image.*--images"),
-    ("most pictures missing", "voc",
+    ("most images missing", "voc",
      lambda f: [(f / "images" / p.name).unlink() for p in SOUND[:2]],
      r"2 of 3 images are missing on disk, such as b\.png, sub/c\.jpg"),
-    ("most pictures broken", "csv",
+    ("most images broken", "csv",
      lambda f: [(f / "images" / p.name).write_bytes(b"") for p in SOUND[:2]],
      r"2 of 3 images are unusable, 2 of them images of 0 bytes: b\.png"),
     ("most label files broken", "voc",
      lambda f: [cut_off(f, name) for name in ("b.xml", "sub/c.xml")],
      r"2 of 3 annotation files are unusable, 2 of them annotation files unreadable"),
-    ("pictures resized after they were annotated", "voc", resize_all,
+    ("images resized after they were annotated", "voc", resize_all,
      r"3 of 3 images are unusable.*another size than annotated: "
      r"b\.png \(32 x 64 annotated, is 64 x 128; annotated in b\.xml\)"),
     ("a table without a column", "csv",
      lambda f: replace(f, "boxes.csv", ("class,", "color,")),
      r"boxes\.csv, line 1 .*lacks class"),
-    ("two pictures of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
+    ("two images of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
      r"has b\.bmp and b\.png; annotations of b could be of either"),
 ]  # fmt: skip
 
@@ -289,7 +289,7 @@ LEAVE_OUT = {
     "images of 0 bytes",
     "images unreadable",
     "images of another size than annotated, left out",
-    "images too large to be pictures",
+    "images too large to be images",
     "images whose path leaves the folder, left out",
 }
 
@@ -310,7 +310,7 @@ DOCUMENTED = {
     name: said.removesuffix(" …")
     for name, said in re.findall(
         r"^\| (.*?) \| \w+ \| (.*) \|$",
-        (repository.ROOT / "docs/broken_data.md").read_text("utf-8"),
+        (repository.ROOT / "docs/reference/data_issues.md").read_text("utf-8"),
         re.MULTILINE,
     )
 }

@@ -48,7 +48,7 @@ def load(serialized, draws, *, jitter=(0.5, 2.0), flip=True, more=()):
 
 
 def bright_box(image, resized):
-    """Returns where the picture is brighter than half way, as a yxyx box."""
+    """Returns where the image is brighter than half way, as a yxyx box."""
     height, width = resized
     bright = image[:height, :width, 0] > 140
     rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]

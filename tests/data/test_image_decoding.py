@@ -15,7 +15,7 @@ HUGE = 100_000
 
 
 def ramp(height=24, width=30):
-    """A picture whose pixels all differ; upright and turned cannot be mistaken."""
+    """An image whose pixels all differ; upright and turned cannot be mistaken."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)
 
@@ -256,7 +256,7 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(image_decoding.UnusableError, match=str(side**2)) as caught:
         read(encoded)
-    assert caught.value.what == "images too large to be pictures"
+    assert caught.value.what == "images too large to be images"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
     assert grown < 50_000  # KiB; the pixels would take 12 GB and more.
 
@@ -266,7 +266,7 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read
     ("encoded", "what"),
     [
         (b"", "images of 0 bytes"),
-        (b"no picture", "images unreadable"),
+        (b"no image", "images unreadable"),
         (encode(ramp(), "JPEG")[:500], "images unreadable"),
         (encode(ramp(), "PNG")[:70], "images unreadable"),
         (encode(ramp(), "BMP")[:100], "images unreadable"),

@@ -36,7 +36,7 @@ def test_file_with_the_letters_of_a_glob_in_its_name_is_found(photos):
 @pytest.mark.parametrize("pattern", ["*.webp", "absent.jpg", "empty"])
 def test_pattern_without_pictures_is_refused(photos, pattern):
     (photos / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"--images=.* matches no picture"):
+    with pytest.raises(ValueError, match=r"--images=.* matches no image"):
         image_files.find([str(photos), str(photos / pattern)])
     with pytest.raises(ValueError, match="set --images"):
         image_files.find([])

@@ -71,7 +71,7 @@ def assert_refused(path, message):
         ),
         (
             with_annotation(image_id=9),
-            r"1 of 2 annotations, first annotations\[1\], have a image_id that images "
+            r"1 of 2 annotations, first annotations\[1\], have an image_id that images "
             "does not list: 9. Listed are 1, 2",
         ),
         (with_annotation(category_id=0), "category_id that categories does not list"),

@@ -17,7 +17,7 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 
 PREEMPTED = 42
 PATIENCE = 400  # s; a loaded machine is slow to start TensorFlow four times
-# A batch of all pictures, whose order and shards then do not matter.
+# A batch of all images, whose order and shards then do not matter.
 BATCH = (
     f"BATCH_SIZE = {toy_data.NUM_TRAIN}",
     "Augmentation.horizontal_flip = False",

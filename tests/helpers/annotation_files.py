@@ -35,7 +35,7 @@ class Box(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture and its boxes."""
+    """An image and its boxes."""
 
     name: str
     width: int
@@ -54,7 +54,7 @@ PICTURES = (
 
 
 def draw(folder, pictures=PICTURES, **options):
-    """Saves pictures of color ramps; returns the folder."""
+    """Saves images of color ramps; returns the folder."""
     for picture in pictures:
         path = pathlib.Path(folder) / picture.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def convert(kind, path, images_dir, output_dir, **options):
 
 
 def coco_content(pictures=PICTURES, names=NAMES):
-    """Returns what a COCO file of pictures holds, to damage it."""
+    """Returns what a COCO file of images holds, to damage it."""
     boxes = [(i, b) for i, p in enumerate(pictures, start=1) for b in p.boxes]
     return {
         "images": [

@@ -21,7 +21,7 @@ def edit(data_dir, split, edit_fn) -> None:
 
 
 def add_to_boxes(offset):
-    """Returns an edit_fn that moves all boxes, in shares of the picture's sides."""
+    """Returns an edit_fn that moves all boxes, in shares of the image's sides."""
 
     def edit_fn(_, features):
         for side in ("ymin", "xmin", "ymax", "xmax"):
@@ -32,7 +32,7 @@ def add_to_boxes(offset):
 
 
 def clear_boxes(_, features):
-    """Leaves pictures without boxes, as an edit_fn."""
+    """Leaves images without boxes, as an edit_fn."""
     for side in ("ymin", "xmin", "ymax", "xmax"):
         del features[BOX + side].float_list.value[:]
     for name in ("class/label", "is_crowd"):

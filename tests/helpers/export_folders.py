@@ -36,7 +36,7 @@ def _whole(write, images, annotations, *, pictures=IMAGES, files=()):
       write: Writes annotations: a folder, images and names -> what was written.
       images: The folder of images in the export.
       annotations: The file or folder of annotations in the export.
-      pictures: The images.
+      images: The images.
       files: Texts of further files, by name.
     """
     return _in_splits(write, images, annotations, {"": pictures}, files)

@@ -2,7 +2,7 @@
 
 A process of its own: torch as PyPI has it cannot live beside TensorFlow once
 torchvision imports its compiler, as both bring an LLVM. Arguments: library, depth, file
-of pictures (uint8 .npy), file of weights to write, file of features to write (.npz).
+of images (uint8 .npy), file of weights to write, file of features to write (.npz).
 """
 
 import sys

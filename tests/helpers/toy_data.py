@@ -1,4 +1,4 @@
-"""A data directory of a few drawn pictures, and the smallest RetinaNet to see them."""
+"""A data directory of a few drawn images, and the smallest RetinaNet to see them."""
 
 import functools
 import pathlib
@@ -63,7 +63,7 @@ def write(data_dir: pathlib.Path) -> str:
 
 
 def write_split(data_dir, split, count, *, first_id=1):
-    """Writes `split.json`, two record files, and the pictures in data_dir/pictures."""
+    """Writes `split.json`, two record files, and the images in data_dir/pictures."""
     pictures = pathlib.Path(data_dir) / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     images = [_draw(pictures, first_id + i) for i in range(count)]

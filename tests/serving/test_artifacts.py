@@ -12,7 +12,7 @@ from retinanet_tpu.serving import artifacts, request_limits
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
-# Of pictures of 30 x 40 px: y, x of the first and behind the last bright pixel.
+# Of images of 30 x 40 px: y, x of the first and behind the last bright pixel.
 BOXES_YXYX = np.float32([[3, 5, 20, 25], [0, 0, 30, 40], [10, 30, 28, 40]])
 ROWS = [{"index": 0, "id": 3, "name": "cat"}, {"index": 2, "id": 90, "name": "emu"}]
 
@@ -151,7 +151,7 @@ def test_no_pictures_give_no_detections(artifact):
     ids=lambda pictures: f"{pictures.dtype} {pictures.shape}",
 )
 def test_what_are_no_pictures_is_refused(artifact, pictures):
-    with pytest.raises(ValueError, match=r"The pictures are (float32|uint8) \[.*give"):
+    with pytest.raises(ValueError, match=r"The images are (float32|uint8) \[.*give"):
         artifact.detect(pictures)
 
 

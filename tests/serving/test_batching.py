@@ -9,7 +9,7 @@ from retinanet_tpu.serving import artifacts, batching
 
 
 def numbered(sizes):
-    """Returns pictures of these sizes; each pixel is the picture's id."""
+    """Returns images of these sizes; each pixel is the image's id."""
     return [(i, np.full([*size, 3], i, np.uint8)) for i, size in enumerate(sizes)]
 
 

@@ -12,7 +12,7 @@ FOURTH = [70, 70, 90, 90]
 
 
 def detections(boxes, scores, classes=None, *, padding=2):
-    """Returns one picture's Detections, padded with zeros."""
+    """Returns one image's Detections, padded with zeros."""
     count = len(scores)
     rows = [(0, padding)]
     return structures.Detections(
@@ -28,7 +28,7 @@ EXPECTED = detections(BOXES, [0.9, 0.8, 0.3])
 
 def test_the_same_agree_without_drift():
     result = parity.compare([EXPECTED] * 2, [EXPECTED] * 2, CLOSE)
-    # The lowest of each picture, and what is as low, need no mate.
+    # The lowest of each image, and what is as low, need no mate.
     assert result[:4] == (8, 8, 0.0, 0.0) and result.mean_iou == 1.0
     assert result.is_within(CLOSE)
 

@@ -213,7 +213,7 @@ def test_an_unknown_kind_names_those_there_are():
 
 @pytest.mark.parametrize("nothing", [None, []])
 def test_int8_wants_pictures(nothing):
-    with pytest.raises(ValueError, match="calibrated on pictures and got none"):
+    with pytest.raises(ValueError, match="calibrated on images and got none"):
         tflite_format.convert(
             shades, read_shades, INPUTS, kind="int8", calibration_inputs=nothing
         )

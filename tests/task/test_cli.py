@@ -25,7 +25,7 @@ def sound_dir(tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
     toy_data.write(base / "data")
     made = toy_data.experiment(base / "run", base / "data", *toy_data.TWO_LEVELS)
-    network = made.network_fn(made.params)
+    network = made.make_network()
     state = train_step.TrainState(network, made.update_fn(network))
     state.step = 2
     (base / "run").mkdir()

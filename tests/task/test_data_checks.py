@@ -84,19 +84,17 @@ def empty_train(data_dir):
 
 # What was wrong, done to a sound set or said in a setting.
 DAMAGES = {
-    "boxes that lie beside their pictures": edit_train(
-        edited_records.add_to_boxes(3.0)
-    ),
+    "boxes that lie beside their images": edit_train(edited_records.add_to_boxes(3.0)),
     "records without a box": edit_train(edited_records.clear_boxes),
     "a class that categories.json has not": edit_train(edited_records.set_category(99)),
     "splits without a common class": without_common_class,
     "records and annotations of two conversions": edit_json("val.json", renumber),
-    "scoring on pictures trained on": edit_json("train.json", add_val),
+    "scoring on images trained on": edit_json("train.json", add_val),
     "empty record files": empty_train,
     "anchors far too large": "Anchors.size = 60.0",
     "another number of classes": "NUM_CLASSES = 5",
 }
-PAGE = repository.ROOT / "docs/broken_data.md"
+PAGE = repository.ROOT / "docs/reference/data_issues.md"
 ROWS = re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
 
 

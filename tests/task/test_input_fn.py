@@ -8,7 +8,7 @@ import toy_data
 from retinanet_tpu.data import record_files
 from retinanet_tpu.estimator import spec
 
-BATCH_SIZE = 4  # Of 12 pictures.
+BATCH_SIZE = 4  # Of 12 images.
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def batches(run, first_step):
 
 
 def break_pictures(data_dir, image_ids):
-    """Leaves of some pictures only their names."""
+    """Leaves of some images only their names."""
     for path in record_files.find(data_dir, "train"):
         examples = [
             tf.train.Example.FromString(record.numpy())

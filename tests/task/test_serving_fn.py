@@ -118,7 +118,7 @@ def test_an_empty_batch_is_an_error_that_says_so(server):
 def test_text_instead_of_a_picture_fails_that_request_only(server, pictures):
     good = encoded(pictures[:1])
     with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file form"):
-        server.detect_bytes(tf.constant([*good, b"What is in this picture?"]))
+        server.detect_bytes(tf.constant([*good, b"What is in this image?"]))
     assert server.detect_bytes(tf.constant(good))["valid_detections"].numpy() > 0
 
 

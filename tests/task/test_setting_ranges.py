@@ -49,7 +49,7 @@ def test_every_number_that_can_be_set_has_a_range():
         ("NUM_CLASSES = 0", "NUM_CLASSES is 0"),
         ("SEED = -1", "SEED is -1"),
         ("Heads.prior = 1.0", r"Heads\.prior is 1\.0"),
-        ("NMS.iou_threshold = 50", r"nms\.iou_threshold is 50"),
+        ("NMS.iou_threshold = 50", r"NMS\.iou_threshold is 50"),
         ("AdamW.beta_1 = 1.0", r"AdamW\.beta_1 is 1\.0"),
         ("IMAGE_SIZE = (0, 128)", r"IMAGE_SIZE is \(0, 128\)"),
         ("MAX_STEPS = 2e5", r"MAX_STEPS is 200000\.0.* Write 200000\."),

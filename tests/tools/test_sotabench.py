@@ -96,7 +96,7 @@ def make_evaluator(tool, coco_root):
 
 
 def find_red(pictures):
-    """Finds the box around all that is red in each picture."""
+    """Finds the box around all that is red in each image."""
     boxes_yxyx, counts = np.zeros([len(pictures), 1, 4]), []
     for picture, box in zip(pictures.astype(int), boxes_yxyx, strict=True):
         ys, xs = np.nonzero(picture[..., 0] - picture[..., 1:].max(axis=-1) > 100)

@@ -8,10 +8,10 @@ the image size: ResNet-50, 91 classes of which it drops index 0, float32. The si
 `serving_default` takes uint8 [B, H, W, 3] of any B, H and W. `--nms=v2`, a loop for
 every class, is its default; with `batched` it leaves suppression to TensorFlow's
 operation, which on a CPU is much the faster. The limits are its defaults: scores above
-0.05, IoU up to 0.5, 100 objects a picture, and with v2 the best 5000 of a class.
+0.05, IoU up to 0.5, 100 objects an image, and with v2 the best 5000 of a class.
 
 Weights are random, but likely_scores.py has its hand in the class logits: on the
-benchmark's own pictures --num_likely pairs of anchor and class are above 0.05, on
+benchmark's own images --num_likely pairs of anchor and class are above 0.05, on
 average, so that there is something to suppress; 0 leaves the logits as drawn, and no
 score above. Needs an environment of its own with
 `pip install tf-models-official==2.20.*`.
@@ -77,7 +77,7 @@ def spread_scores(module: detection.DetectionModule, num_likely: int) -> None:
 
 
 def _logits(module, num_pictures, size):
-    """Returns [pictures, places, anchor shapes x classes]."""
+    """Returns [images, places, anchor shapes x classes]."""
     images = module.preprocess(timed_detector.pictures(num_pictures, size))[0]
     model = module.model
     levels = model.head(model.decoder(model.backbone(images)))[0]

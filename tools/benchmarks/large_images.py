@@ -35,7 +35,7 @@ Contender = Callable[[tf.Tensor], tf.Tensor]  # encoded or decoded -> [h, w, 3]
 
 
 def made_up_jpeg(seed: int, width: int = _WIDTH, height: int = _HEIGHT) -> bytes:
-    """Returns a JPEG of noise at all scales, as photographs have detail."""
+    """Returns a JPEG of noise at all scales, as images have detail."""
     rng = np.random.default_rng(seed)
     pixels = np.full([height, width, 3], 128.0, np.float32)
     for cell, deviation in _OCTAVES:

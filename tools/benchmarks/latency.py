@@ -1,4 +1,4 @@
-"""Times exported detectors on the same pictures, by turns, and says how they compare.
+"""Times exported detectors on the same images, by turns, and says how they compare.
 
   python tools/benchmarks/latency.py NAME=PATH [NAME=PATH@SIGNATURE ...] \
       [--batch 1 8] [--size 640x640 480x640] [--threads=2] [--markdown]
@@ -11,8 +11,8 @@ The first artifact is the reference. Each has a process and --threads threads of
 and waits while another has its turn, so that a machine with other work to do hurts all
 alike; of such a machine believe the CPU time. A turn is one batch to warm up, then
 batches for --seconds, at least one. From pixels in memory to objects in memory counts,
-all that an artifact does. What takes only so many pictures at once runs as often as the
-batch needs. An input of fixed size gets pictures that were padded to it beforehand.
+all that an artifact does. What takes only so many images at once runs as often as the
+batch needs. An input of fixed size gets images that were padded to it beforehand.
 """
 
 import retinanet_tpu.startup.cpu
@@ -49,7 +49,7 @@ class Artifact(NamedTuple):
 class Case(NamedTuple):
     """What all are shown."""
 
-    size: tuple[int, int]  # height and width of a picture, px
+    size: tuple[int, int]  # height and width of an image, px
     batch: int
 
 
@@ -90,7 +90,7 @@ class Worker:
         """Starts it and waits until the artifact is loaded.
 
         Raises:
-          UserError: the artifact does not load, or takes no pictures.
+          UserError: the artifact does not load, or takes no images.
         """
         self._artifact = artifact
         self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for `close`.
@@ -244,7 +244,7 @@ def _flags(arguments):
     parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 8])
     parser.add_argument(
         "--size", type=_size, nargs="+", default=[(640, 640), (480, 640)],
-        help="of pictures, HEIGHTxWIDTH, px",
+        help="of images, HEIGHTxWIDTH, px",
     )  # fmt: skip
     parser.add_argument("--threads", type=_positive, default=2)
     parser.add_argument("--rounds", type=_positive, default=5)

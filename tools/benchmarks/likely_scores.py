@@ -15,13 +15,13 @@ def spread(
     """Returns kernel and bias of the convolution that makes the class logits.
 
     The logits of every class and anchor shape get mean 0 and deviation 1 over the
-    pictures; then all are shifted alike.
+    images; then all are shifted alike.
 
     Args:
       kernel: float [..., anchor shapes x K], as drawn.
-      logits: float [pictures, places, anchor shapes x K], made by it without a bias.
+      logits: float [images, places, anchor shapes x K], made by it without a bias.
       is_class: bool [K], false where no score counts.
-      num_likely: pairs of anchor and class above THRESHOLD, a picture on average.
+      num_likely: pairs of anchor and class above THRESHOLD, an image on average.
     """
     scale = 1 / logits.std((0, 1))
     shift = -logits.mean((0, 1)) * scale

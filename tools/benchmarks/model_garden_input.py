@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 def batches(setting: dict[str, Any]) -> tf.data.Dataset:
-    """Returns its endless batches of float pictures and targets for all anchors."""
+    """Returns its endless batches of float images and targets for all anchors."""
     task = exp_factory.get_exp_config("retinanet_resnetfpn_coco").task
     task.model.input_size = [*setting["image_size"], 3]
     data = task.train_data

@@ -33,7 +33,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 15, "Of which the median is shown.")
 
 _THRESHOLDS = {"iou_threshold": 0.5, "score_threshold": 0.05}
 _MAX_DETECTIONS = 100
-_SIZE = 640  # Of the picture, px.
+_SIZE = 640  # Of the image, px.
 
 
 def scene(mean_logit: float, shape: tuple[int, int], num_classes: int):

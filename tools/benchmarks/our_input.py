@@ -24,7 +24,7 @@ from retinanet_tpu.data import (
     transforms,
 )
 
-# Parts work on pictures in memory; this many are enough to be unlike each other.
+# Parts work on images in memory; this many are enough to be unlike each other.
 _MAX_PICTURES = 1000
 
 

@@ -5,7 +5,7 @@
   python -m retinanet_tpu.export --model_dir=DIR --check_images=PHOTOGRAPHS
 
 Its checkpoint has random weights, but likely_scores.py has its hand in the class
-logits: on the benchmark's own pictures --num_likely pairs of anchor and class are
+logits: on the benchmark's own images --num_likely pairs of anchor and class are
 above 0.05, on average; 0 leaves the logits as drawn, and no score above. Index 0 is no
 class, as with COCO and with the Model Garden.
 """
@@ -25,7 +25,7 @@ from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import cli, configurables
 
 _NUM_LIKELY = flags.DEFINE_integer(
-    "num_likely", 1000, "Pairs above 0.05 in a picture.", lower_bound=0
+    "num_likely", 1000, "Pairs above 0.05 in an image.", lower_bound=0
 )
 # What the logits are spread over: all that the benchmark shows unless told otherwise.
 _BATCHES = ((8, (640, 640)), (8, (480, 640)))
@@ -43,7 +43,7 @@ def spread_scores(
       network: as drawn.
       image_size: of its input, px.
       is_class: bool [K], false for indexes without a class.
-      num_likely: pairs of anchor and class above the threshold, a picture.
+      num_likely: pairs of anchor and class above the threshold, an image.
     """
     conv = network.heads.class_tower.last_conv
     conv.bias.assign(tf.zeros_like(conv.bias))

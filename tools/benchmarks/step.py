@@ -71,7 +71,7 @@ def num_images(arguments: Sequence[Argument]) -> int | None:
 def made_up(argument: Argument, rng: np.random.Generator) -> np.ndarray:
     """Returns an input that no step chokes on.
 
-    Pictures are random. Other integers, which count, index and say true or false, are
+    Images are random. Other integers, which count, index and say true or false, are
     0. Floats, among which are weights and variances, are small and positive.
     """
     shape, dtype = argument
@@ -102,7 +102,7 @@ def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
     Args:
       path: a serialized HLO module.
       device: of jax.
-      images: of one step; None takes them from the shape of the pictures.
+      images: of one step; None takes them from the shape of the images.
 
     Raises:
       UserError: the program is for several replicas, or does not say how many images.

@@ -57,7 +57,7 @@ def load(path: str, signature: str, threads: int) -> Detector:
       signature: of the SavedModel, empty for the usual one.
       threads: to run it on.
     Raises:
-      UserError: it does not take pictures, or what runs it is not installed.
+      UserError: it does not take images, or what runs it is not installed.
     """
     loader = _LOADERS.get(pathlib.Path(path).suffix)
     try:
@@ -69,7 +69,7 @@ def load(path: str, signature: str, threads: int) -> Detector:
         raise errors.UserError(f"{path} needs {error.name}: pip install it.") from error
     if len(detector.shape) != 4 or detector.shape[3] not in (None, 3):
         raise errors.UserError(
-            f"{path} takes {list(detector.shape)}, which is no batch of pictures "
+            f"{path} takes {list(detector.shape)}, which is no batch of images "
             "[B, H, W, 3]; of a SavedModel, name a signature that does: PATH@SIGNATURE."
         )
     return detector
@@ -150,7 +150,7 @@ def _only(path, inputs):
     found = list(inputs)
     if len(found) != 1:
         raise errors.UserError(
-            f"{path} takes {len(found)} inputs; one, of pictures, is due."
+            f"{path} takes {len(found)} inputs; one, of images, is due."
         )
     return found[0]
 
@@ -162,7 +162,7 @@ def feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
       detector: says what it takes.
       images: uint8 [B, H, W, 3].
     Raises:
-      UserError: the batch or the pictures do not fit.
+      UserError: the batch or the images do not fit.
     """
     batch, *sides = images.shape[:3]
     at_once, *input_sides = detector.shape[:3]
@@ -172,7 +172,7 @@ def feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
     ]
     if batch % at_once or min(room) < 0:
         raise errors.UserError(
-            f"A batch of {batch} pictures of {sides} px does not go into an input of "
+            f"A batch of {batch} images of {sides} px does not go into an input of "
             f"{list(detector.shape)}; choose another --batch or --size."
         )
     padded = np.pad(images, [(0, 0), (0, room[0]), (0, room[1]), (0, 0)])
@@ -186,11 +186,11 @@ def measure(
 
     Args:
       detector: whose turn it is.
-      batch: pictures in it.
-      size: of a picture, height and width, px.
+      batch: images in it.
+      size: of an image, height and width, px.
       secs: to measure for, at least one batch.
     Returns:
-      What `stopwatch.measure` does, and "objects": found in a picture, on average; None
+      What `stopwatch.measure` does, and "objects": found in an image, on average; None
       where the artifact does not count them.
     """
     calls, last = feeds(detector, pictures(batch, size)), {}

@@ -22,22 +22,20 @@ from retinanet_tpu.startup import guard
 
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder to write to.")
 _NUM_TRAIN = flags.DEFINE_integer(
-    "num_train", 400, "Pictures to train on.", lower_bound=1
+    "num_train", 400, "Images to train on.", lower_bound=1
 )
-_NUM_VAL = flags.DEFINE_integer(
-    "num_val", 100, "Pictures to validate on.", lower_bound=1
-)
+_NUM_VAL = flags.DEFINE_integer("num_val", 100, "Images to validate on.", lower_bound=1)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Another seed draws another data set.", lower_bound=0
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 320, "Longer side of the pictures, px.", lower_bound=64
+    "image_size", 320, "Longer side of the images, px.", lower_bound=64
 )
 
 CLASSES = ("circle", "square", "triangle", "star")
 _SUPERSAMPLING = 3  # Drawn larger and reduced, for smooth edges.
 _MAX_OBJECTS = 6
-_SIDES = (0.12, 0.4)  # of the longer side of the picture
+_SIDES = (0.12, 0.4)  # of the longer side of the image
 _MAX_HIDDEN = 0.15  # of the smaller box: enough to overlap, too little to confuse
 _MAX_TRIES = 40
 _MARGIN = 8  # px around a shape, room for its shadow
@@ -58,7 +56,7 @@ def outline(name: str, angle: float) -> np.ndarray:
 
 
 def ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Returns a muted, cloudy picture with some grain, RGB."""
+    """Returns a muted, cloudy image with some grain, RGB."""
     clouds = np.zeros([height, width])
     for cells in (3, 7, 17):
         noise = rng.normal(size=[cells, cells]).astype(np.float32)
@@ -98,7 +96,7 @@ def place(rng: np.random.Generator, width: int, height: int) -> list[tuple]:
 
 
 def draw(rng: np.random.Generator, longer_side: int) -> tuple[Image.Image, list[tuple]]:
-    """Returns a picture and its objects as (class, box x, y, width, height in px)."""
+    """Returns an image and its objects as (class, box x, y, width, height in px)."""
     sides = [longer_side, int(longer_side * rng.uniform(0.6, 1.0))]
     width, height = sides if rng.random() < 0.6 else sides[::-1]
     picture = ground(rng, width, height)
@@ -113,12 +111,12 @@ def draw(rng: np.random.Generator, longer_side: int) -> tuple[Image.Image, list[
 
 
 def write_split(output_dir: str, split: str, count: int, seed: int, size: int) -> None:
-    """Draws a split's pictures into a folder of its name and writes its COCO file."""
+    """Draws a split's images into a folder of its name and writes its COCO file."""
     folder = os.path.join(output_dir, split)
     os.makedirs(folder, exist_ok=True)
     images, annotations = [], []
     for image_id in tqdm.trange(1, count + 1, desc=split, unit=" images"):
-        # A generator each, by name: more pictures leave the first ones as they were.
+        # A generator each, by name: more images leave the first ones as they were.
         rng = np.random.default_rng([seed, *split.encode(), image_id])
         picture, objects = draw(rng, size)
         name = f"{image_id:06d}.jpg"
@@ -175,7 +173,7 @@ def _contrasting_color(rng: np.random.Generator, ground_rgb: np.ndarray) -> tupl
 
 
 def _paint(picture: Image.Image, points: np.ndarray, color: tuple) -> None:
-    """Draws a shape, lit from above and with a soft shadow, onto the picture."""
+    """Draws a shape, lit from above and with a soft shadow, onto the image."""
     low = np.floor(points.min(axis=0)).astype(int) - _MARGIN
     width, height = (np.ceil(points.max(axis=0)).astype(int) + _MARGIN - low).tolist()
     mask = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))

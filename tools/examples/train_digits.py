@@ -34,9 +34,9 @@ from retinanet_tpu.startup import guard
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.")
 _MAX_STEPS = flags.DEFINE_integer("max_steps", 300, "Steps over all runs, from 100.")
 
-SIZE = 20  # Side of a picture, px.
+SIZE = 20  # Side of an image, px.
 NUM_TRAIN, NUM_TEST = 4000, 512
-TRAIN_BATCH, EVAL_BATCH = 64, 128  # 128 divides 512: no test picture is left over.
+TRAIN_BATCH, EVAL_BATCH = 64, 128  # 128 divides 512: no test image is left over.
 
 
 @functools.cache
@@ -148,7 +148,7 @@ def train_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
 
 
 def eval_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
-    """Gives each test picture once."""
+    """Gives each test image once."""
     context = params["context"]
     dataset = tf.data.Dataset.from_tensor_slices(draw(NUM_TEST, seed=1))
     dataset = dataset.shard(context.num_hosts, context.current_host)
@@ -156,7 +156,7 @@ def eval_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
 
 
 def serving_fn(network: Network, params: Mapping[str, Any]) -> spec.Serving:
-    """Returns what an export answers: pictures in, digits out."""
+    """Returns what an export answers: images in, digits out."""
 
     @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], name="images")])
     def read(images):
@@ -193,7 +193,7 @@ def main() -> None:
         spec.EvalSpec(eval_input_fn, every_steps=100, exporters=(best,)),
     )
     scores = runner.scores(checkpoints.latest(_MODEL_DIR.value))
-    print(f"Accuracy on {NUM_TEST} test pictures: {scores['accuracy']:.3f}")
+    print(f"Accuracy on {NUM_TEST} test images: {scores['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Content(NamedTuple):
 
 
 class ReadImage(NamedTuple):
-    """One picture as a file has it."""
+    """One image as a file has it."""
 
     file_name: str
     height: int  # 0 where the file does not say
@@ -97,12 +97,12 @@ def assemble(
     2, ...; annotation ids run on.
 
     Args:
-      pictures: each once.
+      images: each once.
       categories: COCO's dicts of id and name.
       unit: what the places count, for reports.
       findings: of the reading.
       ids: what the files call a class -> category id; None if it is the name.
-      is_norm: boxes are shares of the picture's sides.
+      is_norm: boxes are shares of the image's sides.
 
     Raises:
       UserError: an object is of none of the classes.
@@ -161,7 +161,7 @@ def assemble_files(
       contents: The files that were read, by name relative to the directory.
       categories: The classes; None for all that occur, sorted.
       directory: The folder of annotation files.
-      pictures: The folder of images.
+      images: The folder of images.
       unit: what the places count, for reports.
       findings: Findings about files that could not be read.
     """

@@ -51,7 +51,7 @@ def read(
 
     Args:
       path: JSON with `images`, `annotations` and `categories`.
-      pictures: The folder of images; None leaves the file names as they are written.
+      images: The folder of images; None leaves the file names as they are written.
 
     Raises:
       UserError: a part or a key is missing or of another type, an id is negative or
@@ -334,7 +334,7 @@ def _check_ids(entries: list[dict[str, Any]], what: str) -> None:
 
 
 def _side(image: dict[str, Any], key: str, path: str) -> int:
-    """Returns a side of a picture in px, 0 where the file does not say."""
+    """Returns a side of an image in px, 0 where the file does not say."""
     value = image.get(key)
     try:
         return int(float(value or 0))

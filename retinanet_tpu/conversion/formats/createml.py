@@ -24,7 +24,7 @@ def read(
 
     Args:
       path: The JSON file.
-      pictures: The folder of images.
+      images: The folder of images.
       categories: The classes; None for all that occur in the file, sorted.
 
     Raises:

@@ -41,7 +41,7 @@ def read(
 
     Args:
       path: the CSV file.
-      pictures: the folder of images, which the file's paths are relative to; they may
+      images: the folder of images, which the file's paths are relative to; they may
         also be absolute or relative to the CSV file.
       categories: the classes; None for all that occur in the file, sorted. One class
         is that of all boxes if the table has no column of classes.

@@ -41,7 +41,7 @@ def read(
 
     Args:
       path: The XML file.
-      pictures: The folder of images; those of a video are named as CVAT exports them,
+      images: The folder of images; those of a video are named as CVAT exports them,
         frame_000000.png.
       categories: The classes; None for the labels of the task.
 

@@ -1,4 +1,4 @@
-"""What the readers of annotations share: their files, and the folder of pictures."""
+"""What the readers of annotations share: their files, and the folder of images."""
 
 import codecs
 import concurrent.futures
@@ -123,7 +123,7 @@ class ImageFolder:
 
 
 def list_images(folder: str) -> list[str]:
-    """Returns the files of a folder that are pictures by their extension.
+    """Returns the files of a folder that are images by their extension.
 
     Returns:
       Names relative to the folder, those in its subfolders included, sorted.
@@ -310,10 +310,10 @@ def csv_delimiter(line: str) -> str:
 
 
 def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
-    """Returns a picture's size as annotated, 0 if absent; ValueError if no number."""
+    """Returns an image's size as annotated, 0 if absent; ValueError if no number."""
     values = numbers((height or 0, width or 0), where)
     if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise errors.UserError(f"{where}: a picture of {width} x {height} px")
+        raise errors.UserError(f"{where}: an image of {width} x {height} px")
     return int(values[0]), int(values[1])
 
 

@@ -55,7 +55,7 @@ def read(
 
     Args:
       path: The JSON file.
-      pictures: The folder of images. They may have the names of the tasks' URLs, with
+      images: The folder of images. They may have the names of the tasks' URLs, with
         or without the prefix that Label Studio gives to uploads.
       categories: The classes; None for all that occur in the file, sorted.
 

@@ -26,7 +26,7 @@ def read(
 
     Args:
       directory: the JSON files.
-      pictures: the folder of images.
+      images: the folder of images.
       categories: the classes; None for all that occur in the folder, sorted.
 
     Raises:
@@ -45,7 +45,7 @@ def read(
 
 
 def _parse(content: bytes, name: str) -> assembly.Content:
-    # The picture itself may be inside; it is read from its file.
+    # The image itself may be inside; it is read from its file.
     found = files.parse_json(content, name, without="imageData")
     for key, kind in (("imagePath", str), ("shapes", list)):
         if not isinstance(found.get(key), kind):

@@ -28,7 +28,7 @@ def assemble(
     Args:
       contents: The images and what was found in each, with names as the file has them.
       path: The file.
-      pictures: The folder of images.
+      images: The folder of images.
       categories: The classes; None for those that the file declares or, if it declares
         none, for all that occur, sorted.
       unit: What the objects' places count.

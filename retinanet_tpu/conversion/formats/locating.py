@@ -36,7 +36,7 @@ def locate(
     Args:
       images: Images as annotated: records with `file_name` and `source`.
       names: For each image its names, as `Pictures.match` takes them.
-      pictures: The folder of images.
+      images: The folder of images.
       counts_renamed: Whether an image found elsewhere or with another ending is a
         finding; False where annotations need not name the file.
     """

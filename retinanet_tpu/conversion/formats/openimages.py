@@ -1,4 +1,4 @@
-"""Reads Open Images: a CSV line for each box, as shares of the picture's sides.
+"""Reads Open Images: a CSV line for each box, as shares of the image's sides.
 
 Classes are machine ids (/m/01yrx), whose names stand in a file of their own.
 """
@@ -33,13 +33,13 @@ def read(
 
     Args:
       path: the CSV file with a header, as `train-annotations-bbox.csv`.
-      pictures: the folder of images, their names without extension the ImageIDs. Boxes
+      images: the folder of images, their names without extension the ImageIDs. Boxes
         of others are passed over, as few people fetch all of Open Images.
       classes: of `read_classes`.
 
     Raises:
       UserError: a column is missing, a line has too few fields or no numbers, no
-        picture is there, or a class that is not known. The line is named.
+        image is there, or a class that is not known. The line is named.
     """
     source, first_lines, found = os.path.basename(path), {}, {}
     for line, fields in _records(path):
@@ -54,7 +54,7 @@ def read(
             found.setdefault(image_id, empty).objects.append(item)
     if not found:
         raise errors.UserError(
-            f"No picture of the {len(first_lines)} images in {path}, such as "
+            f"No image of the {len(first_lines)} images in {path}, such as "
             f"{next(iter(first_lines), None)}, is there; check --images."
         )
     findings = []

@@ -49,7 +49,7 @@ def read(
     Args:
       kind: One of FORMATS.
       path: The file or folder of annotations.
-      pictures: The folder of images.
+      images: The folder of images.
       names: The classes in order, for TAKE_NAMES; None for those that the file
         declares or that occur.
       classes: The file of class names, for TAKE_CLASSES; None to look for YOLO's

@@ -48,7 +48,7 @@ def read(
 
     Args:
       path: The CSV or JSON file.
-      pictures: The folder of images.
+      images: The folder of images.
       categories: The classes; None for the options of the project, or for all that
         occur in the file, sorted. One class is that of all boxes if regions have no
         attributes.

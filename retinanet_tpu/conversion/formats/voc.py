@@ -32,7 +32,7 @@ def read(
 
     Args:
       directory: the XML files.
-      pictures: the folder of images.
+      images: the folder of images.
       categories: the classes; None for all that occur in the folder, sorted.
 
     Raises:

@@ -43,20 +43,20 @@ def read(
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
 
-    A picture without a label file is one without objects, as in YOLO's own trainers,
-    unless no picture of its folder has a label file. Lines of more numbers are
+    An image without a label file is one without objects, as in YOLO's own trainers,
+    unless no image of its folder has a label file. Lines of more numbers are
     polygons, and become the boxes around them, or boxes with keypoints, which are left
     out.
 
     Args:
-      directory: the label files, in the same subfolders as the pictures, or in labels/
-        where the pictures are in images/. Texts without an image, such as lists and
+      directory: the label files, in the same subfolders as the images, or in labels/
+        where the images are in images/. Texts without an image, such as lists and
         READMEs, may lie among them.
-      pictures: the folder of images.
+      images: the folder of images.
       classes: of `read_classes`.
 
     Raises:
-      UserError: no label file that can be read or has a picture, a class that is not
+      UserError: no label file that can be read or has an image, a class that is not
         known, or lines that may be polygons or keypoints.
     """
     names = [
@@ -74,7 +74,7 @@ def read(
     if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            f"has a picture of its name; {pictures.folder} has {pictures.some}. Check "
+            f"has an image of its name; {pictures.folder} has {pictures.some}. Check "
             "--images and --annotations."
         )
     odd = _check_keypoints(parsed, classes)

@@ -99,7 +99,7 @@ def test_pictures_without_annotation_are_named(tmp_path, kind):
     what = (
         "images without a label file, kept as background"
         if kind == "yolo"
-        else "pictures without annotation, left out"
+        else "images without annotation, left out"
     )
     name = "sub/extra.png"
     assert done.findings == [annotations.ConversionEvent(what, name, image=name)]

@@ -102,7 +102,7 @@ def test_canceled_annotations_and_predictions_are_not_read(tmp_path):
     assert annotated.images == []
     assert whats(annotated) == [
         "tasks without annotation, left out",
-        "pictures without annotation, left out",
+        "images without annotation, left out",
     ]
 
 

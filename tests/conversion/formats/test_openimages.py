@@ -55,7 +55,7 @@ def test_images_that_were_not_fetched_are_named_once(tmp_path):
         (HEADER + line(group=7), "line 2 has IsGroupOf '7'; expected 0 or 1"),
         (HEADER + line(box="a,0,0,0"), "line 2: expected a number, got 'a'"),
         (HEADER + line(label="/m/77"), "line 2 has class '/m/77'; known are /m/01"),
-        (HEADER + line("ff"), "No picture of the 1 images.*ff.*--images"),
+        (HEADER + line("ff"), "No image of the 1 images.*ff.*--images"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_names_the_line(tmp_path, text, message):

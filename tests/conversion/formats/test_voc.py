@@ -93,7 +93,7 @@ def test_unknown_class_is_named_with_its_file(tmp_path):
         ("<annotation><object/></annotation>", "object 1 has no <name>"),
         (
             "<annotation><size><width>1e999</width></size></annotation>",
-            "<size>: a picture of 1e999 x None px",
+            "<size>: an image of 1e999 x None px",
         ),
     ],
 )

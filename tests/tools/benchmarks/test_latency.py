@@ -96,7 +96,7 @@ def test_artifacts_of_all_kinds_are_timed_by_turns(artifacts):
 def test_what_fits_no_input_is_said(artifacts):
     found = run(f"two={artifacts / 'adder'}@pairs", *QUICK)
     assert found.returncode == 1
-    assert "error: two: A batch of 1 pictures of [24, 32] px does not" in found.stderr
+    assert "error: two: A batch of 1 images of [24, 32] px does not" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_what_fits_no_input_is_said(artifacts):
         ("a={}/absent", "There is no "),
         ("a={}", "neither a SavedModel (a directory with a saved_model.pb)"),
         ("a={}/adder@boxes", "has no signature 'boxes'; name one of ['images', 'num"),
-        ("a={}/adder@numbers", "takes [None], which is no batch of pictures"),
+        ("a={}/adder@numbers", "takes [None], which is no batch of images"),
     ],
 )
 def test_a_wrong_artifact_is_a_sentence(artifacts, artifact, message):

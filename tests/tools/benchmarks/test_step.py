@@ -18,7 +18,7 @@ def tool(monkeypatch):
 
 
 def write_step(path, *, batch=4):
-    """Writes what a step does in small: pictures, weights, a counter and a flag."""
+    """Writes what a step does in small: images, weights, a counter and a flag."""
     jax = pytest.importorskip("jax")
 
     def step(pictures, weights, counter, flag):

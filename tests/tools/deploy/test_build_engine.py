@@ -232,7 +232,7 @@ def photos(tmp_path):
     for number, size in enumerate([(60, 90), (97, 41), (64, 48), (30, 30), (50, 20)]):
         pixels = servers.pictures(1, size, seed=number)[0]
         PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -342,13 +342,13 @@ def test_a_folder_without_pictures_is_named(build, tmp_path, folder):
     path = str(tmp_path / folder)
     tensorrt = FakeTensorRT()
     said = build(tensorrt, precision="int8", calibration_images=path)
-    assert f"{path} has 0 pictures" in said and not tensorrt.calls
+    assert f"{path} has 0 images" in said and not tensorrt.calls
 
 
 def test_too_few_pictures_for_a_batch_are_an_error(build, photos):
     options = {"calibration_images": str(photos), "batch_size": ["8"]}
     said = build(FakeTensorRT(), precision="int8", **options)
-    assert "has 5 pictures, and a batch takes 8" in said
+    assert "has 5 images, and a batch takes 8" in said
 
 
 def test_a_broken_picture_is_named_before_anything_is_built(build, photos, tmp_path):

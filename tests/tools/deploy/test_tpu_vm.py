@@ -289,7 +289,7 @@ def test_the_run_on_several_hosts_is_one_and_names_the_slice(monkeypatch):
 def test_the_page_on_scaling_has_the_slices_as_they_are():
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in (repository.ROOT / "SCALING.md").read_text().splitlines()
+        for line in (repository.ROOT / "docs/guides/tpu.md").read_text().splitlines()
         if line.startswith("| v")
     ]
     slices = 0

@@ -71,5 +71,5 @@ def test_boxes_lie_inside_and_frame_something_that_differs_from_the_ground(toy):
         with PIL.Image.open(toy / "train" / image["file_name"]) as picture:
             pixels = np.asarray(picture).astype(float)
         middle = pixels[int(y + height / 2), int(x + width / 2)]
-        # The ground covers most of every picture.
+        # The ground covers most of every image.
         assert np.abs(middle - np.median(pixels, axis=(0, 1))).max() > 40

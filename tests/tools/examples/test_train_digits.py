@@ -79,7 +79,7 @@ def test_the_command_learns_to_read_and_exports_the_best(command, digits):
     records = [json.loads(line) for line in lines]
     assert [record["global_step"] for record in records] == [100, 200, 300]
     assert records[-1]["accuracy"] > 0.95
-    assert f"test pictures: {records[-1]['accuracy']:.3f}" in done.stdout
+    assert f"test images: {records[-1]['accuracy']:.3f}" in done.stdout
     (exported,) = (model_dir / "export" / "best").glob("[0-9]*")
     served = tf.saved_model.load(exported).signatures["serving_default"]
     pictures, numbers = digits.draw(digits.NUM_TEST, seed=1)

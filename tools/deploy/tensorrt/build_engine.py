@@ -13,7 +13,7 @@ one, and timed with it.
 fp32 takes the file as it is (with TF32, as TensorRT does by default). fp16 and int8 let
 TensorRT 10 choose faster kernels for the convolutions; boxes and scores stay float32,
 for float16 has steps of half a pixel from 512 px on. int8 learns the ranges of
-activations from some hundred pictures, or from the --cache of a run before; delete that
+activations from some hundred images, or from the --cache of a run before; delete that
 when the weights change. TensorRT 11 has dropped both and takes precisions from the file
 alone: there, export with --gin_param="COMPUTE_DTYPE = 'float16'" and build with fp32.
 
@@ -112,7 +112,7 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
     """
     if not folder:
         raise errors.UserError(
-            "int8 is calibrated; name some hundred pictures with --calibration_images, "
+            "int8 is calibrated; name some hundred images with --calibration_images, "
             "or the --cache of a run before."
         )
     names = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
@@ -123,7 +123,7 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
     )
     if len(paths) < batch_size:
         raise errors.UserError(
-            f"--calibration_images={folder} has {len(paths)} pictures, and a batch "
+            f"--calibration_images={folder} has {len(paths)} images, and a batch "
             f"takes {batch_size}; name a folder with some hundred."
         )
     return paths[: len(paths) // batch_size * batch_size]
@@ -132,7 +132,7 @@ def find_pictures(folder: str | None, batch_size: int) -> list[str]:
 def load_batches(
     paths: Sequence[str], image_size: tuple[int, int], batch_size: int
 ) -> np.ndarray:
-    """Returns uint8 [N, B, H, W, 3]: pictures as the server shows them the network.
+    """Returns uint8 [N, B, H, W, 3]: images as the server shows them the network.
 
     Raises:
       UserError: one cannot be read.
@@ -207,7 +207,7 @@ def define_flags() -> None:
     flags.DEFINE_string("output", None, "File for the engine.")
     flags.DEFINE_enum("precision", "fp32", ["fp32", "fp16", "int8"], "See above.")
     flags.DEFINE_list("batch_size", ["1"], "Least, usual, greatest; or one for all.")
-    flags.DEFINE_string("calibration_images", None, "int8: folder of pictures.")
+    flags.DEFINE_string("calibration_images", None, "int8: folder of images.")
     flags.DEFINE_string("cache", None, "int8: file for what calibration found.")
     flags.DEFINE_integer(
         "workspace_gib", 4, "GPU memory that kernels may take.", lower_bound=1

@@ -11,7 +11,7 @@ import tensorflow as tf
 import repository
 from retinanet_tpu.estimator.model_dir import checkpoints
 
-PAGE = (repository.ROOT / "MIGRATING.md").read_text()
+PAGE = (repository.ROOT / "docs/migrating_from_tpuestimator.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("| ").split(" | ")]
     for line in PAGE.splitlines()
@@ -101,7 +101,7 @@ def test_every_row_says_where_and_why():
     for row in ROWS:
         assert len(row) == 3 and all(row), row
         names = re.sub("`[^`]+`", "name", row[1])
-        assert re.fullmatch("gone|yours|name(, name)*", names), row
+        assert re.fullmatch("removed|user code|name(, name)*", names), row
 
 
 @pytest.mark.parametrize("name", OLD_NAMES)

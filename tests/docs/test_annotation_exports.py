@@ -1,4 +1,4 @@
-"""docs/annotation_exports.md: each of its commands, on an export of that tool."""
+"""The page of annotation exports: each of its commands, on an export of that tool."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import repository
 import tool_processes
 from retinanet_tpu.data import category_map
 
-PAGE = (repository.ROOT / "docs/annotation_exports.md").read_text("utf-8")
+PAGE = (repository.ROOT / "docs/reference/annotation_exports.md").read_text("utf-8")
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| `(--.+?)` \|$", PAGE, re.MULTILINE)
 COMMANDS = {f"{tool}, {export}": flags for tool, export, flags in ROWS}
 

@@ -1,4 +1,4 @@
-"""FINE_TUNING.md: its flags and settings exist; slow: its commands, word for word."""
+"""The tutorial on custom data: its flags and settings exist; slow: its commands, word for word."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import repository
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
-GUIDE = (repository.ROOT / "FINE_TUNING.md").read_text("utf-8")
+GUIDE = (repository.ROOT / "docs/tutorials/custom_data.md").read_text("utf-8")
 COMMANDS = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
 CALLS = re.findall(r"python (?:-m )?(\S+.*)", "".join(COMMANDS).replace("\\\n", " "))
 # What a run file of the guide says here, after all it says itself.
@@ -35,7 +35,7 @@ SPLITS = {"train": range(5), "val": range(5, 8), "trainval": range(8), "test": [
 
 @pytest.fixture
 def work_dir(tmp_path):
-    """A folder like a clone's, with photographs where the guide wants them."""
+    """A folder like a clone's, with images where the guide wants them."""
     pytest.importorskip("matplotlib")
     (tmp_path / "tools").symlink_to(repository.ROOT / "tools")
     (tmp_path / "gin_configs").mkdir()
@@ -125,5 +125,5 @@ def test_the_guide_leads_from_photographs_to_drawn_detections(work_dir):
     assert re.search(r"Frozen by 'batch_norm': \d+ weights", frozen)
     for name in ("report.html", "anchors.gin", "curves.png"):
         assert (work_dir / name).stat().st_size > 100
-    assert (work_dir / "found/detections.json").exists()
-    assert len(list((work_dir / "found").glob("*.jpg"))) == 10
+    assert (work_dir / "detections/detections.json").exists()
+    assert len(list((work_dir / "detections").glob("*.jpg"))) == 10
