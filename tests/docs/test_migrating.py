@@ -92,7 +92,7 @@ def test_what_the_page_names_is_here(name):
 
 def test_a_name_that_is_not_here_is_found_out():
     with pytest.raises(AttributeError):
-        find("estimator.TPUEstimator.trian")
+        find("tpu_estimator.TPUEstimator.trian")
     with pytest.raises(AssertionError):
         find("estimater.TPUEstimator")
 
