@@ -1,4 +1,4 @@
-"""The words of docstrings, comments, messages and pages: banned ones and first lines."""
+"""Words of docstrings, comments, messages and pages: banned ones, first lines."""
 
 import ast
 import io
@@ -37,7 +37,17 @@ BRITISH = re.compile(
     re.IGNORECASE,
 )
 # First words of a docstring that do not say what a function does.
-RIDDLES = ("What", "Who", "Whether", "Where", "Tells", "Says", "Gives", "Takes", "Looks")
+RIDDLES = (
+    "What",
+    "Who",
+    "Whether",
+    "Where",
+    "Tells",
+    "Says",
+    "Gives",
+    "Takes",
+    "Looks",
+)
 
 
 def name_of(path):
@@ -64,7 +74,9 @@ def banned_in(texts, pattern):
 
 def without_code(page):
     """Returns a page without its code, which may quote others."""
-    text = re.sub(r"```.*?```", lambda m: "\n" * m[0].count("\n"), page, flags=re.DOTALL)
+    text = re.sub(
+        r"```.*?```", lambda m: "\n" * m[0].count("\n"), page, flags=re.DOTALL
+    )
     return re.sub(r"`[^`\n]+`", "", text)
 
 
@@ -111,7 +123,9 @@ def test_first_lines_of_docstrings_are_short_sentences(path):
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_arguments_are_named_not_described_by_halves(path):
     for node, text in docstrings(path):
-        for entry in re.findall(r"^ +(\w+: (?:of|for|to|that|as) .*)$", text, re.MULTILINE):
+        for entry in re.findall(
+            r"^ +(\w+: (?:of|for|to|that|as) .*)$", text, re.MULTILINE
+        ):
             raise AssertionError(f"{getattr(node, 'name', 'module')}: {entry}")
 
 
