@@ -38,7 +38,7 @@ class _Origin(NamedTuple):
 TORCH = _Origin(
     "torchvision or timm",
     "model/pretrained_torchvision.gin",
-    {"is_v1": False, "has_symmetric_pool": True},
+    {"stride_in_1x1": False, "symmetric_pool_padding": True},
     (255 * 0.485, 255 * 0.456, 255 * 0.406),
     (255 * 0.229, 255 * 0.224, 255 * 0.225),
     key_mapping.from_torch,
@@ -47,7 +47,7 @@ TORCH = _Origin(
 KERAS = _Origin(
     "Keras",
     "model/pretrained_keras.gin",
-    {"is_v1": True, "has_symmetric_pool": True},
+    {"stride_in_1x1": True, "symmetric_pool_padding": True},
     (123.68, 116.779, 103.939),
     (1.0, 1.0, 1.0),
     key_mapping.from_keras,
@@ -175,7 +175,7 @@ def _check_shapes(variables, tensors, unknown, checkpoint):
         depth = _depth(found)
         hint += f": set ResNet.depth = {depth}." if depth else "."
     elif all("shortcut/" in name for name in names) and not unknown:
-        hint = f"Include {TORCH.gin_file}, which sets ResNet.has_identity_start."
+        hint = f"Include {TORCH.gin_file}, which sets ResNet.identity_first_shortcut."
     raise errors.UserError(
         f"{len(wrong)} tensors of BACKBONE_CHECKPOINT {checkpoint} differ, first: "
         f"{'; '.join(wrong[:4])}. {hint}"

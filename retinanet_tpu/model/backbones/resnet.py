@@ -40,9 +40,9 @@ class ResNet(tf.Module):
         *,
         depth: int = 50,
         width: int = 64,
-        is_v1: bool = False,
-        has_symmetric_pool: bool = False,
-        has_identity_start: bool = False,
+        stride_in_1x1: bool = False,
+        symmetric_pool_padding: bool = False,
+        identity_first_shortcut: bool = False,
         norm_fn: Callable = layers.BatchNorm,
         seed: int = 0,
     ):
@@ -51,10 +51,10 @@ class ResNet(tf.Module):
         Args:
           depth: 10, 18, 34 (basic blocks), 14, 26, 50, 101, 152 or 200 (bottlenecks).
           width: channels of the stem; stage s is 2 ** (s - 2) times as wide.
-          is_v1: whether a bottleneck strides in its first 1x1 convolution.
-          has_symmetric_pool: whether the stem's pool pads all sides, not below and
+          stride_in_1x1: whether a bottleneck strides in its first 1x1 convolution.
+          symmetric_pool_padding: whether the stem's pool pads all sides, not below and
             right only where an image is even: Keras and PyTorch do.
-          has_identity_start: whether stage 2 of basic blocks has no projection.
+          identity_first_shortcut: whether stage 2 of basic blocks has no projection.
           norm_fn: makes a normalization from (num_channels, name=, initial_gamma=).
           seed: of the kernels.
         Raises:
@@ -67,9 +67,9 @@ class ResNet(tf.Module):
             )
         stage_blocks, is_bottleneck = DEPTHS[depth]
         make = {"norm_fn": norm_fn, "seed": seed}
-        self.is_v1 = is_v1
-        self.has_symmetric_pool = has_symmetric_pool
-        self.has_identity_start = has_identity_start
+        self.stride_in_1x1 = stride_in_1x1
+        self.symmetric_pool_padding = symmetric_pool_padding
+        self.identity_first_shortcut = identity_first_shortcut
         self.stages = []
         with self.name_scope:
             with tf.name_scope("stem"):
@@ -81,11 +81,11 @@ class ResNet(tf.Module):
             for stage, num_blocks in enumerate(stage_blocks, start=2):
                 channels = width * 2 ** (stage - 2)
                 stride = 1 if stage == 2 else 2
-                first = _kernels(channels, stride, is_bottleneck, is_v1)
-                others = _kernels(channels, 1, is_bottleneck, is_v1)
+                first = _kernels(channels, stride, is_bottleneck, stride_in_1x1)
+                others = _kernels(channels, 1, is_bottleneck, stride_in_1x1)
                 out_channels = first[-1][0]
                 is_same = stride == 1 and in_channels == out_channels
-                projects = not (has_identity_start and is_same)
+                projects = not (identity_first_shortcut and is_same)
                 with tf.name_scope(f"stage{stage}"):
                     blocks = [
                         _Block(in_channels, first, projects, name="block1", **make)
@@ -116,10 +116,12 @@ class ResNet(tf.Module):
             self.stem_conv, self.stem_norm, x, is_training=is_training
         )
         x = tf.nn.relu(x)
-        if self.has_symmetric_pool:
+        if self.symmetric_pool_padding:
             # After a ReLU a zero never wins. XLA has no pool with paddings of its own.
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        x = tf.nn.max_pool2d(x, 3, 2, "VALID" if self.has_symmetric_pool else "SAME")
+        x = tf.nn.max_pool2d(
+            x, 3, 2, "VALID" if self.symmetric_pool_padding else "SAME"
+        )
         features = {}
         for level, blocks in enumerate(self.stages, start=2):
             for block in blocks:
@@ -150,10 +152,10 @@ class _StemConv(layers.Conv):
         return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, padding)
 
 
-def _kernels(channels, stride, is_bottleneck, is_v1):
+def _kernels(channels, stride, is_bottleneck, stride_in_1x1):
     """Returns (out_channels, kernel_size, stride) of a block's convolutions."""
     if is_bottleneck:
-        first, second = (stride, 1) if is_v1 else (1, stride)
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         return [(channels, 1, first), (channels, 3, second), (4 * channels, 1, 1)]
     return [(channels, 3, stride), (channels, 3, 1)]
 

@@ -168,13 +168,13 @@ def test_parts_that_a_resnet_lacks_are_shown(tmp_path):
 def test_a_projection_too_many_is_answered_with_the_gin_file(tmp_path):
     state = foreign_resnets.torch_state(*foreign_resnets.BASIC_BLOCKS)
     file = foreign_resnets.write_safetensors(tmp_path / "a.safetensors", state)
-    backbone = resnet.ResNet(depth=10, width=4, has_symmetric_pool=True)
+    backbone = resnet.ResNet(depth=10, width=4, symmetric_pool_padding=True)
     message = r"shortcut/gamma is absent.*Include model/pretrained_torchvision"
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(backbone, file, foreign_resnets.TORCHVISION)
 
 
-@pytest.mark.parametrize("name", ["is_v1", "has_symmetric_pool"])
+@pytest.mark.parametrize("name", ["stride_in_1x1", "symmetric_pool_padding"])
 def test_other_layers_than_the_weights_expect_are_an_error(weights, name):
     expected = foreign_resnets.settings(foreign_resnets.TORCHVISION, "ResNet")[name]
     backbone = foreign_resnets.make_backbone(

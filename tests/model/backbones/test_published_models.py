@@ -78,7 +78,9 @@ def test_a_depth_that_keras_lacks_is_an_error():
 @pytest.mark.usefixtures("fetched")
 def test_keras_weights_with_settings_of_torch_are_an_error():
     backbone = foreign_resnets.make_backbone(TORCHVISION, depth=50)
-    message = r"is_v1 is False, not True; `normalize` .*model/pretrained_keras.gin"
+    message = (
+        r"stride_in_1x1 is False, not True; `normalize` .*model/pretrained_keras.gin"
+    )
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(backbone, pretrained.IMAGENET, TORCHVISION)
 

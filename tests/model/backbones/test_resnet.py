@@ -43,14 +43,14 @@ def test_bottleneck_strides_in_its_3x3_convolution():
 
 
 def test_v1_strides_in_its_first_convolution():
-    block = resnet.ResNet(depth=14, width=4, is_v1=True).stages[1][0]
+    block = resnet.ResNet(depth=14, width=4, stride_in_1x1=True).stages[1][0]
     assert [conv.stride for conv in block.convs] == [2, 1, 1]
     assert block.shortcut.stride == 2
 
 
 @pytest.mark.parametrize(("depth", "projects"), [(10, False), (14, True)])
 def test_identity_start_drops_the_projection_that_changes_no_shape(depth, projects):
-    backbone = resnet.ResNet(depth=depth, width=4, has_identity_start=True)
+    backbone = resnet.ResNet(depth=depth, width=4, identity_first_shortcut=True)
     firsts = [blocks[0].shortcut is not None for blocks in backbone.stages]
     assert firsts == [projects, True, True, True]
     assert backbone.channels == resnet.ResNet(depth=depth, width=4).channels
@@ -58,7 +58,7 @@ def test_identity_start_drops_the_projection_that_changes_no_shape(depth, projec
 
 def test_symmetric_pool_changes_images_of_even_sides_only():
     # The pool sees half of the sides: 31 and 33 pad alike either way, 32 does not.
-    symmetric = resnet.ResNet(depth=10, width=4, has_symmetric_pool=True)
+    symmetric = resnet.ResNet(depth=10, width=4, symmetric_pool_padding=True)
     plain = resnet.ResNet(depth=10, width=4)
     for size, is_same in (((62, 66), True), ((64, 66), False)):
         x = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
@@ -67,10 +67,14 @@ def test_symmetric_pool_changes_images_of_even_sides_only():
         assert np.allclose(one, two, atol=1e-6) == is_same
 
 
-@pytest.mark.parametrize("is_v1", [False, True])
-def test_layers_of_published_weights_train_with_xla(is_v1):
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_layers_of_published_weights_train_with_xla(stride_in_1x1):
     backbone = resnet.ResNet(
-        depth=14, width=4, is_v1=is_v1, has_symmetric_pool=True, has_identity_start=True
+        depth=14,
+        width=4,
+        stride_in_1x1=stride_in_1x1,
+        symmetric_pool_padding=True,
+        identity_first_shortcut=True,
     )
 
     @tf.function(jit_compile=True)
