@@ -149,7 +149,7 @@ def test_low_precision_keeps_its_dtype_but_not_its_moments():
 
 
 def _two_replicas():
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+    # Collectives, the default, number exchanges per process: two strategies clash.
     reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
 

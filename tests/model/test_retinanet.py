@@ -223,7 +223,7 @@ def test_frozen_stages_have_no_backward_pass():
 def test_two_replicas_predict_as_one_with_the_whole_batch():
     images = _images()
     expected = _tiny()(images, is_training=True)
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+    # Collectives, the default, number exchanges per process: two strategies clash.
     reduction = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
     with strategy.scope():
