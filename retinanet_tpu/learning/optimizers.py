@@ -53,7 +53,7 @@ class Optimizer(Protocol):
         ...
 
 
-class SGD:
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum: v = m v - lr g; w = w + v."""
 
     def __init__(
@@ -98,7 +98,7 @@ class SGD:
             variable.assign_add(velocity)
 
 
-class AdamW:
+class AdamW(Optimizer):
     """Adam with weight decay that is separate from the gradient.
 
     Source: arXiv:1412.6980, algorithm 1, with epsilon as in its section 2;

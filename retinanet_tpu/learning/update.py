@@ -26,7 +26,8 @@ class WeightUpdate:
         self,
         network: tf.Module,
         *,
-        optimizer: optimizers.Optimizer,
+        # Not the protocol: gin checks the setting against these classes.
+        optimizer: optimizers.SGD | optimizers.AdamW,
         max_gradient_norm: float | None = None,
         averaging_decay: float | None = None,
         loss_scale: DynamicLossScale | None = None,
