@@ -179,10 +179,10 @@ class NMS:
         """Returns the selected candidates, [B, D], best first, then scores of 0.
 
         A progressive window search. The table of all pairs grows with the square of the
-        number of candidates, so the selection first runs on a window of the best ones.
-        The invariant is that scores only fall. If the last score selected from a window
-        is at least the best score outside of it, no step could have selected a
-        candidate outside, and the result is that of all candidates. Otherwise the
+        number of candidates. So the selection first runs on a window of the best ones.
+        The invariant is that scores only fall. So if the last score selected from a
+        window is at least the best score outside of it, no step could have selected a
+        candidate outside. The result is then that of all candidates. Otherwise the
         selection runs again on the next window; the last window has all candidates.
         The conditions follow one another, one for each pair of windows: tf2onnx loses
         the shapes of nested conditions.

@@ -1,4 +1,4 @@
-"""Computes the focal loss of classes, the Huber loss of boxes and the L2 of kernels.
+"""Computes the losses: focal loss of classes, Huber loss of boxes, L2 of kernels.
 
 The losses are elementwise in the layout of the convolutions, with anchors and classes
 together in the channel axis. Splitting that axis would move every logit on a TPU.
@@ -73,7 +73,7 @@ def focal_loss(
 def huber_loss(
     deltas: tf.Tensor, target_deltas: tf.Tensor, *, delta: float = 0.1
 ) -> tf.Tensor:
-    """Returns e^2 / 2 up to |e| = delta, delta (|e| - delta / 2) beyond; float32 [...].
+    """Returns e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2), float32 [...].
 
     Args:
       deltas: float [...], the predicted deltas.

@@ -66,9 +66,8 @@ def piecewise(
       warmup_steps: The number of steps of a linear rise to values[0].
       warmup_from: The rate at step 0 if there is a warm-up.
     Raises:
-      UserError: The numbers of values and boundaries do not match, the boundaries do
-        not ascend, one is at or beyond the end of the run, or one is before the end of
-        the warm-up.
+      UserError: The numbers of values and boundaries do not match. Or the boundaries
+        do not ascend, or are not between the end of the warm-up and that of the run.
     """
     if len(values) != len(boundaries) + 1:
         raise errors.UserError(

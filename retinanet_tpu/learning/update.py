@@ -41,7 +41,7 @@ class WeightUpdate:
             clip.
           averaging_decay: The decay of the moving average of all variables, including
             those of batch normalization. The averages are evaluated and exported
-            instead of the weights. None makes no averages.
+            instead of the weights. None means no averages.
           loss_scale: The loss scale that float16 needs.
         """
         self._optimizer = optimizer

@@ -119,8 +119,8 @@ class _Tower(tf.Module):
                     ]
                 )
             # Almost 0, so that the first class probabilities are the prior for any
-            # image. The input is normalized: the paper's 0.01 would give the logits a
-            # standard deviation of 0.3.
+            # image. The input is normalized: with the paper's 0.01 the logits would
+            # have a standard deviation of 0.3.
             self.last_conv = layers.Conv(
                 channels[-1],
                 out_channels,

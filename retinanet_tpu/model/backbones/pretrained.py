@@ -139,6 +139,7 @@ def is_run(checkpoint: str) -> bool:
 
 
 def _suffix(path: str) -> str:
+    """Returns the part of a path from the last dot on."""
     return path[path.rfind(".") :]
 
 

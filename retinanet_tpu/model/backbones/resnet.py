@@ -24,8 +24,8 @@ DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
 class ResNet(tf.Module):
     """A residual network: a stem, then stages 2 to 5 with strides of 4 to 32 px.
 
-    By default the first block of every stage projects its shortcut, even if shapes
-    would allow the identity, and a bottleneck strides in its 3x3 convolution. Published
+    By default a bottleneck strides in its 3x3 convolution. The first block of every
+    stage projects its shortcut, even if shapes would allow the identity. Published
     weights require the layers that they were trained with, see `pretrained`.
 
     Source: arXiv:1512.03385; the stride as in v1.5 of public implementations.

@@ -180,6 +180,7 @@ def keras_tensors(model: tf.keras.Model) -> dict[str, np.ndarray]:
 
 
 def _keras_model(depth: int, **kwargs: str | bool | int | None) -> tf.keras.Model:
+    """Returns Keras's ResNet of this depth."""
     make = getattr(tf.keras.applications, f"ResNet{depth}")
     return make(**kwargs)
 
