@@ -180,7 +180,7 @@ class NMS:
 
         A progressive window search. The table of all pairs grows with the square of the
         number of candidates. So the selection first runs on a window of the best ones.
-        The invariant is that scores only fall. So if the last score selected from a
+        The invariant: scores only fall. Therefore, if the last score selected from a
         window is at least the best score outside of it, no step could have selected a
         candidate outside. The result is then that of all candidates. Otherwise the
         selection runs again on the next window; the last window has all candidates.
