@@ -218,7 +218,6 @@ def _targets_section(subject):
         return report.Section(title, f"Cannot be loaded: {error.message}")
     drawn, num_forced = [], 0
     assigned = anchor_recall.assigned_anchors(
-        labels,
         recipe.assign(labels),
         anchors=recipe.anchors,
         image_size=recipe.image_size,

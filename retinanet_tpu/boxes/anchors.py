@@ -1,4 +1,4 @@
-"""The boxes that the network's offsets start from."""
+"""The reference boxes that the network predicts offsets from."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,11 @@ from retinanet_tpu import errors
 
 
 class Anchors:
-    """The fixed boxes that predictions are offsets from, level by level, row by row.
+    """The fixed boxes that predictions are offsets from.
 
-    Level l has a grid of cells 2^l pixels wide; every cell holds `num_per_cell` anchors
-    around its center, aspect ratio outer, scale inner.
+    Level l has a grid of cells that are 2^l pixels wide. Every cell has `num_per_cell`
+    anchors around its center. The order is: level, row, column, aspect ratio, scale.
+
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
 
@@ -24,16 +25,17 @@ class Anchors:
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         size: float = 4.0,
     ):
-        """Makes the shapes; they become boxes once an image size is known.
+        """Initializes the anchors; their boxes depend on the image size.
 
         Args:
-          min_level: finest pyramid level.
-          max_level: coarsest pyramid level.
-          scales: factors on the base side.
-          aspect_ratios: width / height; the area stays.
-          size: base side in strides; 4 gives 32 px on P3 to 512 px on P7.
+          min_level: The finest pyramid level.
+          max_level: The coarsest pyramid level.
+          scales: The factors of the base side.
+          aspect_ratios: The ratios width / height, at the same area.
+          size: The base side in strides. 4 means 32 px on P3 and 512 px on P7.
         Raises:
-          UserError: levels that do not rise, or a shape that is empty or not positive.
+          UserError: max_level is below min_level, a sequence is empty, or a number is
+            not positive.
         """
         if not 0 <= min_level <= max_level:
             raise errors.UserError(
@@ -54,21 +56,21 @@ class Anchors:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Pyramid levels, finest first."""
+        """Returns the pyramid levels, finest first."""
         return tuple(range(self.min_level, self.max_level + 1))
 
     @property
     def num_per_cell(self) -> int:
-        """Anchors of one cell."""
+        """Returns the number of anchors in one cell."""
         return len(self.scales) * len(self.aspect_ratios)
 
     def grid_sizes(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Returns (rows, columns) of each level's grid.
+        """Returns the number of rows and of columns of each level's grid.
 
         Args:
-          image_size: height and width of the network's input, px.
+          image_size: The height and width of the network's input, px.
         Raises:
-          UserError: a side that the coarsest level's stride does not divide.
+          UserError: A side is not a multiple of the coarsest level's stride.
         """
         stride = 2**self.max_level
         if any(side <= 0 or side % stride for side in image_size):
@@ -87,16 +89,17 @@ class Anchors:
         return tuple((height >> level, width >> level) for level in self.levels)
 
     def boxes_cyxhw(self, image_size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Returns the anchors of each level, float32 [rows * columns * per cell, 4].
+        """Returns the anchors of each level.
 
         Args:
-          image_size: height and width of the network's input, px.
+          image_size: The height and width of the network's input, px.
         Returns:
-          Centers and sizes in px, not cut at the border of the image.
+          float32 [rows * columns * num_per_cell, 4] for each level: centers and sizes,
+          px, not clipped to the image.
         Raises:
-          UserError: a side that the coarsest level's stride does not divide.
+          UserError: A side is not a multiple of the coarsest level's stride.
         """
-        sizes = np.array(
+        sizes_hw = np.array(
             [
                 (scale / ratio**0.5, scale * ratio**0.5)
                 for ratio in self.aspect_ratios
@@ -108,9 +111,9 @@ class Anchors:
             self.levels, self.grid_sizes(image_size), strict=True
         ):
             stride = 2**level
-            grid = np.empty((rows, columns, len(sizes), 4), np.float32)
+            grid = np.empty((rows, columns, len(sizes_hw), 4), np.float32)
             grid[..., 0] = ((np.arange(rows) + 0.5) * stride)[:, None, None]
             grid[..., 1] = ((np.arange(columns) + 0.5) * stride)[:, None]
-            grid[..., 2:] = sizes * self.size * stride
+            grid[..., 2:] = sizes_hw * self.size * stride
             boxes.append(grid.reshape(-1, 4))
         return tuple(boxes)

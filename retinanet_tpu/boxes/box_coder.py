@@ -1,4 +1,4 @@
-"""Boxes as offsets from anchors, and back."""
+"""Encodes boxes as offsets from anchors, and decodes them."""
 
 import math
 
@@ -6,19 +6,20 @@ import tensorflow as tf
 
 from retinanet_tpu.boxes import box_ops
 
-# An untrained network may say exp(100): the box would be inf wide, its IoU NaN. 1000/16
-# lets the smallest usual anchor (16 px) grow to a whole image (Detectron's bound).
+# An untrained network may predict a dw of 100: exp(100) px would overflow and make the
+# IoU NaN. 1000 / 16 is Detectron's bound: a 16 px anchor can still cover an image.
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 def encode(boxes_yxyx: tf.Tensor, anchors_cyxhw: tf.Tensor) -> tf.Tensor:
-    """Gives the offsets that move anchors onto boxes.
+    """Returns the offsets that move anchors onto boxes.
 
     Args:
-      boxes_yxyx: float32 [..., 4], px, of positive size.
-      anchors_cyxhw: float32 [..., 4], px, of positive size.
+      boxes_yxyx: float32 [..., 4], px. Boxes of positive size.
+      anchors_cyxhw: float32 [..., 4], px. Anchors of positive size.
     Returns:
-      float32 [..., 4]: (dy, dx) center offset / anchor size, (dh, dw) log size ratio.
+      float32 [..., 4]: (dy, dx) is the center offset / anchor size, (dh, dw) is the
+      logarithm of the size ratio.
     Source: R-CNN, arXiv:1311.2524, appendix C.
     """
     y, x, h, w = tf.unstack(box_ops.yxyx_to_cyxhw(boxes_yxyx), axis=-1)
@@ -35,13 +36,16 @@ def encode(boxes_yxyx: tf.Tensor, anchors_cyxhw: tf.Tensor) -> tf.Tensor:
 
 
 def decode(deltas: tf.Tensor, anchors_cyxhw: tf.Tensor) -> tf.Tensor:
-    """Moves anchors by deltas. decode(encode(b, a), a) == b for b of positive size.
+    """Returns the boxes that offsets from anchors describe.
+
+    The inverse of `encode`: decode(encode(b, a), a) == b for boxes of positive size.
 
     Args:
-      deltas: float32 [..., 4], (dy, dx, dh, dw); dh and dw count up to MAX_LOG_SCALE.
+      deltas: float32 [..., 4], (dy, dx, dh, dw). dh and dw are limited to
+        MAX_LOG_SCALE.
       anchors_cyxhw: float32 [..., 4], px.
     Returns:
-      float32 [..., 4], corners in px.
+      float32 [..., 4], yxyx, px.
     """
     dy, dx, dh, dw = tf.unstack(deltas, axis=-1)
     anchor_y, anchor_x, anchor_h, anchor_w = tf.unstack(anchors_cyxhw, axis=-1)

@@ -1,24 +1,26 @@
 """Areas, overlaps and coordinate frames of boxes.
 
-yxyx is (ymin, xmin, ymax, xmax), cyxhw is (center y, center x, height, width), xyxy is
-what drawing tools want, xywh (corner and size) what COCO files hold.
+yxyx   (ymin, xmin, ymax, xmax), the frame inside this package
+cyxhw  (center y, center x, height, width), the frame of anchors
+xyxy   (xmin, ymin, xmax, ymax), the frame of drawing tools
+xywh   (xmin, ymin, width, height), the frame of COCO files
 """
 
 import tensorflow as tf
 
 
 def area(boxes_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [...], the area of boxes [..., 4]; 0 if a side is negative."""
+    """Returns the areas of boxes [..., 4], float32 [...]; 0 if a side is negative."""
     ymin, xmin, ymax, xmax = tf.unstack(boxes_yxyx, axis=-1)
     return tf.maximum(ymax - ymin, 0.0) * tf.maximum(xmax - xmin, 0.0)
 
 
 def intersection(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [..., N, M], the area that boxes share.
+    """Returns the areas of the intersections, float32 [..., N, M].
 
     Args:
       a_yxyx: float32 [..., N, 4].
-      b_yxyx: float32 [..., M, 4], in the unit of `a_yxyx`; leading axes broadcast.
+      b_yxyx: float32 [..., M, 4], in the unit of `a_yxyx`. Leading axes broadcast.
     """
     a = [side[..., :, None] for side in tf.unstack(a_yxyx, axis=-1)]
     b = [side[..., None, :] for side in tf.unstack(b_yxyx, axis=-1)]
@@ -28,32 +30,38 @@ def intersection(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
 
 
 def iou(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [..., N, M] in [0, 1], intersection over union.
+    """Returns the intersections over unions, float32 [..., N, M] in [0, 1].
 
-    A box without area overlaps nothing, not even itself.
+    The IoU of a box without area is 0, also with itself.
 
     Args:
       a_yxyx: float32 [..., N, 4].
-      b_yxyx: float32 [..., M, 4], in the unit of `a_yxyx`; leading axes broadcast.
+      b_yxyx: float32 [..., M, 4], in the unit of `a_yxyx`. Leading axes broadcast.
     """
-    shared = intersection(a_yxyx, b_yxyx)
-    union = area(a_yxyx)[..., :, None] + area(b_yxyx)[..., None, :] - shared
-    return tf.math.divide_no_nan(shared, union)
+    intersections = intersection(a_yxyx, b_yxyx)
+    unions = area(a_yxyx)[..., :, None] + area(b_yxyx)[..., None, :] - intersections
+    return tf.math.divide_no_nan(intersections, unions)
 
 
 def paired_iou(a_yxyx: tf.Tensor, b_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns float32 [...], the IoU of each box of `a_yxyx` with its mate [..., 4]."""
+    """Returns the IoU of each pair of boxes, float32 [...].
+
+    Args:
+      a_yxyx: float32 [..., 4].
+      b_yxyx: float32 [..., 4]. The box at the same index as in `a_yxyx`.
+    """
     return iou(a_yxyx[..., None, :], b_yxyx[..., None, :])[..., 0, 0]
 
 
 def clip(boxes_yxyx: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
-    """Returns the boxes cut to an image that begins at (0, 0).
+    """Returns the boxes clipped to images.
 
     Args:
       boxes_yxyx: float32 [..., 4], px.
-      sizes: (height, width), px, [2] or [..., 2] that broadcasts with the boxes.
+      sizes: The heights and widths of the images, px. [2], or [..., 2] that broadcasts
+        with the boxes.
     Returns:
-      float32 [..., 4]; a box outside the image keeps no area.
+      float32 [..., 4]. A box outside its image has an area of 0.
     """
     limits = tf.cast(sizes, boxes_yxyx.dtype)
     limits = tf.concat([limits, limits], axis=-1)
@@ -61,20 +69,20 @@ def clip(boxes_yxyx: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
 
 
 def yxyx_to_cyxhw(boxes_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] centers and sizes of corner boxes."""
+    """Returns the centers and sizes of yxyx boxes, [..., 4]."""
     ymin, xmin, ymax, xmax = tf.unstack(boxes_yxyx, axis=-1)
     center = [(ymin + ymax) * 0.5, (xmin + xmax) * 0.5]
     return tf.stack([*center, ymax - ymin, xmax - xmin], axis=-1)
 
 
 def cyxhw_to_yxyx(boxes_cyxhw: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] corners of boxes given by center and size."""
+    """Returns the corners of cyxhw boxes, [..., 4]."""
     y, x, height, width = tf.unstack(boxes_cyxhw, axis=-1)
     h, w = height * 0.5, width * 0.5
     return tf.stack([y - h, x - w, y + h, x + w], axis=-1)
 
 
 def swap_xy(boxes: tf.Tensor) -> tf.Tensor:
-    """Returns [..., 4] with x and y exchanged: yxyx to xyxy, and back."""
+    """Returns boxes [..., 4] with x and y swapped: yxyx to xyxy, or xyxy to yxyx."""
     y1, x1, y2, x2 = tf.unstack(boxes, axis=-1)
     return tf.stack([x1, y1, x2, y2], axis=-1)

@@ -1,10 +1,10 @@
-"""Which box each anchor answers for.
+"""Matches anchors with annotated boxes.
 
-An IoU for every anchor and box of a batch is 245 MB at 640 px (8 images, 100 boxes).
-It should never be written to memory: XLA computes it inside a reduction, if that
-reduction is its only user. So each reduction below builds its own, in an axis order of
-its own; two of the same order would be merged into one matrix, written and read back.
-Compiled for a TPU v3 the whole match moves 0.06 GB.
+The IoU matrix of a batch has 245 MB at 640 px (8 images, 100 boxes). It should never
+be written to memory. XLA computes it inside a reduction if that reduction is its only
+user. Each reduction below therefore builds its own matrix, in its own axis order: XLA
+would merge two matrices of the same order into one, and write it and read it back.
+Compiled for a TPU v3, `match` moves 0.06 GB.
 """
 
 import tensorflow as tf
@@ -12,8 +12,8 @@ import tensorflow as tf
 from retinanet_tpu import errors, structures
 from retinanet_tpu.boxes import box_ops
 
-# An anchor more than half inside a crowd region would be judged by COCO against the
-# region, so it says nothing about background.
+# COCO compares a detection that is more than half inside a crowd region with that
+# region. Such an anchor is no background, nor a match.
 MAX_CROWD_OVERLAP = 0.5
 
 
@@ -24,33 +24,35 @@ def match(
     positive_iou_threshold: float = 0.5,
     negative_iou_threshold: float = 0.4,
 ) -> tf.Tensor:
-    """Gives each anchor the box it overlaps most.
+    """Matches each anchor with the box of the highest IoU.
 
-    The best anchor of a box answers for it whatever their IoU, unless that is 0; the
-    first box wins an anchor that is the best of several. Crowd regions and padding are
-    never matched, and background inside a crowd region is ignored.
+    The best anchor of a box is matched with it at any IoU above 0. An anchor that is
+    the best of several boxes is matched with the first of them. Crowd regions and
+    padding are never matched. Background inside a crowd region is ignored.
 
     Args:
-      labels: the padded boxes of B images, px.
+      labels: The padded boxes of B images, px.
       anchors_yxyx: float32 [A, 4], px.
-      positive_iou_threshold: lowest IoU of a positive anchor.
-      negative_iou_threshold: IoU under which an anchor is background; from here to positive_iou_threshold
-        it is ignored.
+      positive_iou_threshold: The lowest IoU of a positive anchor.
+      negative_iou_threshold: The IoU below which an anchor is background. Anchors
+        between the two thresholds are ignored.
     Returns:
-      int32 [B, A]: index into the boxes, or BACKGROUND, or IGNORE.
+      int32 [B, A]: the index of the box, or BACKGROUND, or IGNORE.
     Raises:
-      UserError: thresholds out of 0 < negative_iou_threshold <= positive_iou_threshold <= 1.
+      UserError: The thresholds are not
+        0 < negative_iou_threshold <= positive_iou_threshold <= 1.
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors"; the best anchor of a box
       as in Faster R-CNN, arXiv:1506.01497, section 3.1.2; crowds as in COCO's scoring.
     """
     if not 0 < negative_iou_threshold <= positive_iou_threshold <= 1:
         raise errors.UserError(
-            "match needs 0 < negative_iou_threshold <= positive_iou_threshold <= 1, got "
-            f"negative_iou_threshold={negative_iou_threshold}, positive_iou_threshold={positive_iou_threshold}."
+            "match needs 0 < negative_iou_threshold <= positive_iou_threshold <= 1, "
+            f"got negative_iou_threshold={negative_iou_threshold}, "
+            f"positive_iou_threshold={positive_iou_threshold}."
         )
     is_valid = tf.sequence_mask(labels.num_boxes, labels.boxes_yxyx.shape[1])
     is_object = is_valid & ~labels.is_crowd
-    # Without area a box overlaps nothing, so it can neither win nor tie above 0.
+    # The IoU of a box without area is 0, so it can neither win nor tie above 0.
     objects_yxyx = tf.where(is_object[..., None], labels.boxes_yxyx, 0.0)
     crowds_yxyx = tf.where(
         (is_valid & labels.is_crowd)[..., None], labels.boxes_yxyx, 0.0
@@ -59,7 +61,7 @@ def match(
     best_box = tf.argmax(
         box_ops.iou(anchors_yxyx, objects_yxyx), axis=-1, output_type=tf.int32
     )
-    # The best IoU is computed again from the box found: a maximum beside the argmax
+    # The best IoU is computed again from the best box: a maximum beside the argmax
     # would be a second user of the matrix.
     best_iou = box_ops.paired_iou(
         anchors_yxyx, gather_by_one_hot(objects_yxyx, best_box)
@@ -75,38 +77,38 @@ def match(
         structures.BACKGROUND,
     )
     matches = tf.where(best_iou >= positive_iou_threshold, best_box, matches)
-    forced = _forced(objects_yxyx, anchors_yxyx)
+    forced = _best_anchor_matches(objects_yxyx, anchors_yxyx)
     return tf.where(forced >= 0, forced, matches)
 
 
 def gather_by_one_hot(values: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
-    """Returns the rows at `indices`, [B, A, D], exact to the bit.
+    """Returns the rows at `indices`, [B, A, D], equal to the bit.
 
-    A gather of 76,725 rows is slow on a TPU, and a one-hot product would round float32
-    to bfloat16 there. A masked sum has one term that is not 0, so it is exact, and XLA
-    fuses it: the [B, A, N] mask never exists.
+    A gather of 76,725 rows is slow on a TPU, and a one-hot matrix product rounds
+    float32 to bfloat16 there. A masked sum has one term that is not 0, so it is exact.
+    XLA fuses it: the [B, A, N] mask is never written.
 
     Args:
-      values: [B, N, D], numbers.
-      indices: int32 [B, A]; a negative one takes zeros.
+      values: [B, N, D], of any number type.
+      indices: int32 [B, A]. A negative index selects zeros.
     """
-    is_taken = indices[..., None] == tf.range(values.shape[1])
+    is_selected = indices[..., None] == tf.range(values.shape[1])
     columns = [
-        tf.reduce_sum(tf.where(is_taken, column[:, None, :], 0), axis=-1)
+        tf.reduce_sum(tf.where(is_selected, column[:, None, :], 0), axis=-1)
         for column in tf.unstack(values, axis=-1)
     ]
     return tf.stack(columns, axis=-1)
 
 
-def _forced(objects_yxyx: tf.Tensor, anchors_yxyx: tf.Tensor) -> tf.Tensor:
-    """Returns int32 [B, A], the first box whose best anchor this is, or -1."""
+def _best_anchor_matches(objects_yxyx: tf.Tensor, anchors_yxyx: tf.Tensor) -> tf.Tensor:
+    """Returns int32 [B, A]: the first box whose best anchor this is, or -1."""
     num_boxes, num_anchors = objects_yxyx.shape[1], anchors_yxyx.shape[0]
     best_anchor = tf.argmax(
         box_ops.iou(objects_yxyx, anchors_yxyx), axis=-1, output_type=tf.int32
     )
     best_iou = box_ops.paired_iou(objects_yxyx, tf.gather(anchors_yxyx, best_anchor))
     best_anchor = tf.where(best_iou > 0, best_anchor, -1)
-    # A comparison and a minimum fuse; a scatter would walk the boxes one by one.
+    # XLA fuses a comparison and a minimum; it would run a scatter box by box.
     is_best = best_anchor[:, None, :] == tf.range(num_anchors)[:, None]
     first = tf.reduce_min(tf.where(is_best, tf.range(num_boxes), num_boxes), axis=-1)
     return tf.where(first < num_boxes, first, -1)

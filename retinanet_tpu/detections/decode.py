@@ -1,64 +1,74 @@
-"""From what the network says to boxes with scores."""
+"""Decodes predictions to boxes with scores."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors as anchors_lib, box_coder, box_ops
+from retinanet_tpu.boxes import box_coder, box_ops
+from retinanet_tpu.boxes.anchors import Anchors
 
 
 class Candidates(NamedTuple):
-    """The most probable pairs of anchor and class, best first."""
+    """The most probable pairs of an anchor and a class, highest score first.
 
-    boxes_yxyx: tf.Tensor  # float32 [B, C, 4], px of the network's input
-    scores: tf.Tensor  # float32 [B, C], falling
-    classes: tf.Tensor  # int32 [B, C] in 0..K-1
+    Attributes:
+      boxes_yxyx: float32 [B, C, 4], px of the network's input.
+      scores: float32 [B, C], in descending order.
+      classes: int32 [B, C] in 0..K-1.
+    """
+
+    boxes_yxyx: tf.Tensor
+    scores: tf.Tensor
+    classes: tf.Tensor
 
 
 def decode(
     predictions: structures.Predictions,
-    anchors: anchors_lib.Anchors,
+    anchors: Anchors,
     image_size: tuple[int, int],
     *,
     num_classes: int,
     num_candidates: int = 5000,
 ) -> Candidates:
-    """Picks the most probable pairs of anchor and class, and makes their boxes.
+    """Returns the most probable pairs of an anchor and a class, with their boxes.
 
-    Equal scores rank by anchor, then by class. Boxes end at the border of the input.
+    Equal scores are ordered by anchor, then by class. Boxes are clipped to the input of
+    the network.
 
     Args:
-      predictions: of all levels, any float dtype.
-      anchors: those that the network predicts from.
-      image_size: height and width of the network's input, px.
-      num_classes: K.
-      num_candidates: C, or fewer where there are fewer pairs.
+      predictions: The predictions of all levels, of any float dtype.
+      anchors: The anchors that the network predicts from.
+      image_size: The height and width of the network's input, px.
+      num_classes: The number of classes K.
+      num_candidates: The number of candidates C. There are fewer candidates if there
+        are fewer pairs.
     Returns:
       The candidates of each image.
     Raises:
-      ValueError: a size that the anchors do not fit.
+      UserError: A side is not a multiple of the coarsest level's stride.
     """
     anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
     logits = _flatten(predictions.class_logits, num_classes)
     deltas = _flatten(predictions.box_deltas, 4)
 
-    # The C best pairs lie on the C anchors with the best class of their own: an anchor
-    # that is not among these has C better pairs before it. So only those are sorted.
-    num_picked = min(num_candidates, len(anchors_cyxhw))
-    picked = tf.math.top_k(tf.reduce_max(logits, axis=-1), num_picked).indices
-    # top_k keeps the order of equals; in the order of anchors that is "by anchor".
-    picked = tf.sort(picked, axis=-1)
-    picked_logits = tf.gather(logits, picked, batch_dims=1)
-    pairs = tf.reshape(picked_logits, [-1, num_picked * num_classes])
+    # It is enough to sort the pairs of the C anchors with the highest maximal logits.
+    # Each of them has a pair that is at least as good as all pairs of other anchors.
+    num_anchors = min(num_candidates, len(anchors_cyxhw))
+    anchor_indices = tf.math.top_k(tf.reduce_max(logits, axis=-1), num_anchors).indices
+    # top_k keeps the order of equal values: after sorting, that of the anchors.
+    anchor_indices = tf.sort(anchor_indices, axis=-1)
+    anchor_logits = tf.gather(logits, anchor_indices, batch_dims=1)
+    pairs = tf.reshape(anchor_logits, [-1, num_anchors * num_classes])
     best_logits, best = tf.math.top_k(
         tf.cast(pairs, tf.float32), min(num_candidates, pairs.shape[1])
     )
-    picked = tf.gather(picked, best // num_classes, batch_dims=1)
+    anchor_indices = tf.gather(anchor_indices, best // num_classes, batch_dims=1)
     boxes_yxyx = box_coder.decode(
-        tf.cast(tf.gather(deltas, picked, batch_dims=1), tf.float32),
-        tf.gather(anchors_cyxhw, picked),
+        tf.cast(tf.gather(deltas, anchor_indices, batch_dims=1), tf.float32),
+        tf.gather(anchors_cyxhw, anchor_indices),
     )
     return Candidates(
         box_ops.clip(boxes_yxyx, image_size),
@@ -69,23 +79,23 @@ def decode(
 
 def every_box(
     predictions: structures.Predictions,
-    anchors: anchors_lib.Anchors,
+    anchors: Anchors,
     image_size: tuple[int, int],
     *,
     num_classes: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Makes the boxes of all anchors, for what picks the probable ones itself.
+    """Returns boxes and logits of all anchors, for runtimes that select themselves.
 
     Args:
-      predictions: of all levels, any float dtype.
-      anchors: those that the network predicts from.
-      image_size: height and width of the network's input, px.
-      num_classes: K.
+      predictions: The predictions of all levels, of any float dtype.
+      anchors: The anchors that the network predicts from.
+      image_size: The height and width of the network's input, px.
+      num_classes: The number of classes K.
     Returns:
-      float32 [B, A, 4] boxes yxyx, px of the network's input, which they end at, and
-      float32 [B, A, K] logits; A over all levels.
+      The boxes, float32 [B, A, 4], yxyx, px, clipped to the network's input; and the
+      class logits, float32 [B, A, K]. A counts the anchors of all levels.
     Raises:
-      ValueError: a size that the anchors do not fit.
+      UserError: A side is not a multiple of the coarsest level's stride.
     """
     anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
     deltas = tf.cast(_flatten(predictions.box_deltas, 4), tf.float32)
@@ -97,23 +107,23 @@ def every_box(
 def to_original(
     boxes_yxyx: tf.Tensor, scales: tf.Tensor, image_sizes: tf.Tensor
 ) -> tf.Tensor:
-    """Moves boxes from the network's input to the original images, and cuts them there.
+    """Returns boxes in pixels of the original images, clipped to these.
 
     Args:
       boxes_yxyx: float32 [B, D, 4], px of the network's input.
-      scales: float32 [B, 2], (y, x) resized size / original size.
-      image_sizes: int32 [B, 2], height and width of the originals, px.
+      scales: float32 [B, 2], (y, x), resized size / original size.
+      image_sizes: int32 [B, 2], height and width of the original images, px.
     Returns:
-      float32 [B, D, 4], px of the originals.
+      float32 [B, D, 4], px of the original images.
     """
-    # An image that only fills up the batch may have a scale of 0.
+    # A padding image may have a scale of 0.
     scales = tf.concat([scales, scales], axis=-1)[:, None, :]
     boxes_yxyx = tf.math.divide_no_nan(boxes_yxyx, scales)
     return box_ops.clip(boxes_yxyx, image_sizes[:, None, :])
 
 
-def _flatten(levels: tuple, depth: int) -> tf.Tensor:
-    """Returns [B, A, depth], the anchors of all levels in one row."""
+def _flatten(levels: Sequence[tf.Tensor], depth: int) -> tf.Tensor:
+    """Returns [B, A, depth]: the anchors of all levels along one axis."""
     rows = []
     for level in levels:
         _, height, width, channels = level.shape

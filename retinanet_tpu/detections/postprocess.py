@@ -1,4 +1,4 @@
-"""Turns the candidates of a network into detections in the original images."""
+"""Selects detections from candidates, in pixels of the original images."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import tensorflow as tf
 from retinanet_tpu import structures
 from retinanet_tpu.detections import decode
 
+# Non-maximum suppression, such as `nms.NMS`.
 SuppressFn = Callable[[decode.Candidates], structures.Detections]
 
 
@@ -19,13 +20,13 @@ def postprocess(
     scales: tf.Tensor,
     image_sizes: tf.Tensor,
 ) -> structures.Detections:
-    """Returns detections in pixels of the original images, with the dataset's ids.
+    """Returns the detections, in pixels of the original images and category ids.
 
     Args:
       candidates: The candidates of B images, in pixels of the network's input.
-      suppress_fn: Non-maximum suppression.
-      category_ids: int [K], the dataset's id of each class index; negative where no
-        category has the index. COCO's ids have such gaps.
+      suppress_fn: The non-maximum suppression.
+      category_ids: int [K], the dataset's category id of each class index. It is
+        negative for an index without a category; COCO's ids have such gaps.
       scales: float32 [B, 2], (y, x) size in the network's input / original size.
       image_sizes: int32 [B, 2], height and width of the original images, px.
     """

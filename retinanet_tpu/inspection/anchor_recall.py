@@ -6,7 +6,6 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import box_coder
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import examples, transforms
 from retinanet_tpu.inspection import anchor_search, dataset_stats
@@ -111,53 +110,44 @@ def by_size(
 
 
 def assigned_anchors(
-    labels: structures.Labels,
-    assigned: targets.Targets,
-    *,
-    anchors: Anchors,
-    image_size: tuple[int, int],
+    assigned: targets.Targets, *, anchors: Anchors, image_size: tuple[int, int]
 ) -> list[AssignedBox]:
-    """Returns which anchors are assigned to which boxes.
+    """Returns the anchors that are assigned to boxes.
 
     Args:
-      labels: The boxes of a batch, as the input pipeline returns them.
-      assigned: The targets that the run assigns to them.
+      assigned: The targets that the run assigns to a batch.
       anchors: The anchors of the run.
       image_size: The height and width of the network's input, px.
     Returns:
-      For each image of the batch; empty where it has no boxes.
+      The positive anchors of each image of the batch.
     """
-    batch_size = labels.boxes_yxyx.shape[0]
-    classes, decoded, all_anchors = [], [], []
-    for plane, deltas, level_cyxhw, grid in zip(
-        assigned.classes,
-        assigned.deltas,
-        anchors.boxes_cyxhw(image_size),
-        anchors.grid_sizes(image_size),
-        strict=True,
-    ):
-        shape = (batch_size, grid[0] * grid[1] * anchors.num_per_cell)
-        classes.append(tf.reshape(tf.transpose(plane, [0, 2, 3, 1]), shape).numpy())
-        offsets = tf.reshape(deltas, [*shape, 4])
-        decoded.append(box_coder.decode(offsets, level_cyxhw).numpy())
-        all_anchors.append(level_cyxhw)
-    flat, matched = np.concatenate(classes, 1), np.concatenate(decoded, 1)
-    centers, sides = np.split(np.concatenate(all_anchors), 2, axis=-1)
+    matches = _matches_by_cell(assigned, anchors, image_size)
+    centers, sides = np.split(np.concatenate(anchors.boxes_cyxhw(image_size)), 2, -1)
     anchors_yxyx = np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1)
-    found = []
-    for image in range(batch_size):
-        is_positive = flat[image] >= 0
-        boxes = labels.boxes_yxyx[image, : labels.num_boxes[image]].numpy()
-        # The offsets lead back to the box that the anchor was matched with.
-        gaps = np.abs(matched[image][is_positive][:, None] - boxes).sum(axis=-1)
-        found.append(
-            AssignedBox(
-                anchors_yxyx[is_positive],
-                gaps.argmin(axis=-1) if len(boxes) else np.zeros([0], np.int64),
-                int((flat[image] == structures.IGNORE).sum()),
-            )
+    return [
+        AssignedBox(
+            anchors_yxyx[boxes >= 0],
+            boxes[boxes >= 0],
+            int((boxes == structures.IGNORE).sum()),
         )
-    return found
+        for boxes in matches
+    ]
+
+
+def _matches_by_cell(
+    assigned: targets.Targets, anchors: Anchors, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Returns int64 [B, A]: the matches in the order of `Anchors.boxes_cyxhw`."""
+    matches = assigned.matches.numpy().astype(np.int64)
+    per_cell = anchors.num_per_cell
+    lengths = [
+        rows * columns * per_cell for rows, columns in anchors.grid_sizes(image_size)
+    ]
+    levels = np.split(matches, np.cumsum(lengths)[:-1], axis=1)
+    by_cell = [
+        level.reshape(len(matches), per_cell, -1).swapaxes(1, 2) for level in levels
+    ]
+    return np.concatenate([x.reshape(len(matches), -1) for x in by_cell], axis=1)
 
 
 def _rows(split: dataset_stats.Split) -> list[np.ndarray]:

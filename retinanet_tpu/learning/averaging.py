@@ -1,8 +1,8 @@
-"""The exponential moving average of all that a network has learnt.
+"""Keeps exponential moving averages of a network's variables.
 
-The averages are a second set of variables, batch-norm statistics included. Evaluation
-and export restore them in the place of the weights, so nothing is ever swapped during
-training.
+The averages are a second set of variables, including batch normalization's statistics.
+Evaluation and export restore them instead of the weights, so training never swaps
+variables.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from retinanet_tpu import replicas
 
 
 def create_averages(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-    """Makes a copy of each variable, by its path; once, in the strategy's scope."""
+    """Returns copies of variables, by path. Call it once, in the strategy's scope."""
     paths = [replicas.variable_path(variable) for variable in variables]
     return {
         path: replicas.make_variable(tf.convert_to_tensor(v), name=f"{path}/average")
@@ -22,10 +22,13 @@ def create_averages(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
 
 
 def decay_at(step: tf.Tensor, decay: float) -> tf.Tensor:
-    """Returns how much of the average stays, float32 [].
+    """Returns the decay at a step, float32 []: min(decay, (1 + step) / (10 + step)).
 
-    (1 + step) / (10 + step) while that is less than `decay`: the first weights, which
-    are random, are soon forgotten.
+    The first weights are random; a small decay at first removes them soon.
+
+    Args:
+      step: int [], the number of updates before this one.
+      decay: The decay that is reached in the end, in [0, 1).
     Source: tf.train.ExponentialMovingAverage.
     """
     step = tf.cast(step, tf.float32)
@@ -39,13 +42,13 @@ def update(
     *,
     decay: float = 0.9998,
 ) -> None:
-    """Moves each average a little towards its variable, after the step's update.
+    """Moves each average towards its variable. Call it after the optimizer.
 
     Args:
-      averages: assigned, in the order of `variables`.
-      variables: weights and statistics as the step left them.
-      step: int [], updates done before this one.
-      decay: in [0, 1), how much stays once the training is long under way.
+      averages: The averages to assign, in the order of `variables`.
+      variables: The weights and statistics after the step.
+      step: int [], the number of updates before this one.
+      decay: The decay that is reached in the end, in [0, 1).
     """
     rest = 1.0 - decay_at(step, decay)
     for average, variable in zip(averages, variables, strict=True):

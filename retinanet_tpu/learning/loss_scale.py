@@ -1,4 +1,4 @@
-"""Keeps float16 gradients between underflow and overflow."""
+"""Scales the loss so that float16 gradients neither underflow nor overflow."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from retinanet_tpu import errors, replicas
 
 
 class DynamicLossScale:
-    """A factor on the loss that grows until gradients overflow, then steps back.
+    """A factor of the loss that grows until gradients overflow, then shrinks.
 
     Source: Mixed Precision Training, arXiv:1710.03740, section 3.2; the schedule of
     tf.keras's LossScaleOptimizer.
@@ -21,14 +21,15 @@ class DynamicLossScale:
         growth_interval: int = 2000,
         factor: float = 2.0,
     ):
-        """Makes the variables; once, in the strategy's scope.
+        """Initializes the variables. Call it once, in the strategy's scope.
 
         Args:
-          initial: the first scale.
-          growth_interval: finite steps in a row after which the scale grows.
-          factor: by how much it grows and shrinks.
+          initial: The first scale, >= 1.
+          growth_interval: The number of consecutive finite steps after which the scale
+            grows.
+          factor: The factor by which the scale grows and shrinks, above 1.
         Raises:
-          UserError: settings with which the scale could not move.
+          UserError: A setting is out of its range.
         """
         if initial < 1 or growth_interval < 1 or factor <= 1:
             raise errors.UserError(
@@ -46,21 +47,21 @@ class DynamicLossScale:
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """The state, by path, for a checkpoint."""
+        """Returns the state for a checkpoint, by path."""
         return {replicas.variable_path(v): v for v in (self._scale, self._num_finite)}
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns the loss that is to be differentiated, float32 []."""
+        """Returns the scaled loss, float32 []."""
         return tf.cast(loss, tf.float32) * self._scale
 
     def unscale(
         self, gradients: Sequence[tf.Tensor]
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the true gradients, float32, and whether all are finite, bool [].
+        """Returns the unscaled gradients, float32, and whether all are finite, bool [].
 
         Args:
-          gradients: of the scaled loss, after their reduction: then every replica
-            comes to the same verdict.
+          gradients: The gradients of the scaled loss, already reduced over replicas, so
+            that all replicas get the same result.
         """
         inverse = 1.0 / self._scale
         gradients = [tf.cast(gradient, tf.float32) * inverse for gradient in gradients]
@@ -70,10 +71,10 @@ class DynamicLossScale:
         return gradients, tf.reduce_all(tf.stack(is_finite))
 
     def update(self, is_finite: tf.Tensor) -> None:
-        """Moves the scale after a step; a step that was not finite must be skipped.
+        """Updates the scale after a step. The caller skips a step that is not finite.
 
         Args:
-          is_finite: bool [], what `unscale` said.
+          is_finite: bool [], whether all gradients were finite, as `unscale` returns.
         """
         is_due = is_finite & (self._num_finite + 1 >= self._growth_interval)
         larger = self._scale * self._factor

@@ -1,69 +1,105 @@
-"""How gradients move weights.
+"""Optimizers: update rules of the weights.
 
-Every replica holds its own copy of each variable and applies the same reduced gradient
-to it, so the copies stay equal and an update needs no word between replicas. Variables
-therefore come from `replicas.make_variable`; gradients are reduced before `apply`.
+Every replica has its own copy of each variable and applies the same reduced gradient to
+it. So the copies stay equal, and an update needs no communication between replicas.
+Variables must be made by `replicas.make_variable`, and gradients must be reduced before
+`apply`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
+from retinanet_tpu.learning import schedules
 
-Schedule = Callable[[tf.Tensor], tf.Tensor]
+
+class Optimizer(Protocol):
+    """An update rule that keeps its state in slots, variables beside the weights.
+
+    Attributes:
+      learning_rate: The learning rate as a function of the step.
+    """
+
+    learning_rate: schedules.ScheduleFn
+
+    def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
+        """Returns the slots by path. Call it once, in the strategy's scope.
+
+        Args:
+          variables: The variables that are to be updated.
+        Raises:
+          UserError: Two variables have the same path.
+        """
+        ...
+
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor],
+        variables: Sequence[tf.Variable],
+        slots: Mapping[str, tf.Variable],
+        step: tf.Tensor,
+    ) -> None:
+        """Updates the variables and slots once.
+
+        Args:
+          gradients: The gradient of each variable, equal on all replicas.
+          variables: The variables to update, some or all of those with slots.
+          slots: The slots that `create_slots` returned.
+          step: int [], the number of updates before this one.
+        """
+        ...
 
 
-class SGD:
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum: v = m v - lr g; w = w + v."""
 
     def __init__(
-        self, learning_rate: Schedule, *, momentum: float = 0.9, nesterov: bool = False
+        self,
+        learning_rate: schedules.ScheduleFn,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = False,
     ):
-        """Keeps the settings; the state lives in slots.
+        """Initializes the optimizer; its state is in the slots.
 
         Args:
-          learning_rate: function of the step.
-          momentum: how much of the last movement goes on, in [0, 1).
-          nesterov: look ahead, w = w + m v - lr g with the new v.
+          learning_rate: The learning rate as a function of the step.
+          momentum: The factor of the last velocity, in [0, 1).
+          nesterov: Whether to use Nesterov's momentum: w = w + m v - lr g with the new
+            v.
         """
         self.learning_rate = learning_rate
         self._momentum = momentum
         self._nesterov = nesterov
 
     def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-        """Makes the velocities, "<path>/momentum"; once, in the strategy's scope."""
+        """Returns the velocities as "<path>/momentum", see `Optimizer`."""
         return _make_slots(variables, ["momentum"])
 
     def apply(
         self,
         gradients: Sequence[tf.Tensor],
         variables: Sequence[tf.Variable],
-        slots: dict[str, tf.Variable],
+        slots: Mapping[str, tf.Variable],
         step: tf.Tensor,
     ) -> None:
-        """Moves the variables once.
-
-        Args:
-          gradients: one for each variable, the same on every replica.
-          variables: those that `create_slots` saw, or some of them.
-          slots: what `create_slots` returned; assigned too.
-          step: int [], updates done so far.
-        """
+        """Updates the variables once, see `Optimizer.apply`."""
         rate = self.learning_rate(step)
         for gradient, variable in zip(gradients, variables, strict=True):
             slot = slots[f"{replicas.variable_path(variable)}/momentum"]
-            push = rate * tf.cast(gradient, tf.float32)
-            velocity = self._momentum * slot - push
+            step_size = rate * tf.cast(gradient, tf.float32)
+            velocity = self._momentum * slot - step_size
             slot.assign(velocity)
             if self._nesterov:
-                velocity = self._momentum * velocity - push
+                velocity = self._momentum * velocity - step_size
             variable.assign_add(velocity)
 
 
-class AdamW:
-    """Adam with weight decay apart from the gradient.
+class AdamW(Optimizer):
+    """Adam with weight decay that is separate from the gradient.
 
     Source: arXiv:1412.6980, algorithm 1, with epsilon as in its section 2;
     arXiv:1711.05101, algorithm 2.
@@ -71,7 +107,7 @@ class AdamW:
 
     def __init__(
         self,
-        learning_rate: Schedule,
+        learning_rate: schedules.ScheduleFn,
         *,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
@@ -79,43 +115,38 @@ class AdamW:
         weight_decay: float = 0.004,
         decayed: str = "kernel$",
     ):
-        """Keeps the settings; the state lives in slots.
+        """Initializes the optimizer; its state is in the slots.
 
         Args:
-          learning_rate: function of the step.
-          beta_1: how much of the mean gradient stays, in [0, 1).
-          beta_2: how much of the mean squared gradient stays, in [0, 1).
-          epsilon: added to the root of the squared mean; Keras's default.
-          weight_decay: w shrinks by learning rate * weight_decay a step; Keras's
-            default.
-          decayed: regular expression found in the paths that shrink. Biases and batch
-            norm have nothing to gain from being small.
+          learning_rate: The learning rate as a function of the step.
+          beta_1: The decay of the mean gradient, in [0, 1).
+          beta_2: The decay of the mean squared gradient, in [0, 1).
+          epsilon: The number added to the root of the mean square. The default is
+            Keras's.
+          weight_decay: The part of a weight, times the learning rate, that is
+            subtracted at each step. The default is Keras's.
+          decayed: The regular expression that is searched for in the paths of variables
+            to find those that decay. Decay does not help biases and batch
+            normalization.
         """
         self.learning_rate = learning_rate
-        self._betas = beta_1, beta_2
+        self._betas = (beta_1, beta_2)
         self._epsilon = epsilon
         self._weight_decay = weight_decay
         self._decayed = re.compile(decayed)
 
     def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
-        """Makes "<path>/momentum" and ".../velocity"; once, in the strategy's scope."""
+        """Returns the moments as "<path>/momentum" and "<path>/velocity"."""
         return _make_slots(variables, ["momentum", "velocity"])
 
     def apply(
         self,
         gradients: Sequence[tf.Tensor],
         variables: Sequence[tf.Variable],
-        slots: dict[str, tf.Variable],
+        slots: Mapping[str, tf.Variable],
         step: tf.Tensor,
     ) -> None:
-        """Moves the variables once.
-
-        Args:
-          gradients: one for each variable, the same on every replica.
-          variables: those that `create_slots` saw, or some of them.
-          slots: what `create_slots` returned; assigned too.
-          step: int [], updates done so far.
-        """
+        """Updates the variables once, see `Optimizer.apply`."""
         rate = self.learning_rate(step)
         count = tf.cast(step, tf.float32) + 1.0
         beta_1, beta_2 = self._betas
@@ -123,29 +154,30 @@ class AdamW:
         for gradient, variable in zip(gradients, variables, strict=True):
             name = replicas.variable_path(variable)
             gradient = tf.cast(gradient, tf.float32)
-            momentum, velocity = slots[f"{name}/momentum"], slots[f"{name}/velocity"]
+            momentum = slots[f"{name}/momentum"]
+            velocity = slots[f"{name}/velocity"]
             mean = momentum + (gradient - momentum) * (1.0 - beta_1)
             square = velocity + (gradient**2 - velocity) * (1.0 - beta_2)
             momentum.assign(mean)
             velocity.assign(square)
-            shrunk = tf.convert_to_tensor(variable)
+            value = tf.convert_to_tensor(variable)
             if self._decayed.search(name):
-                shrunk -= rate * self._weight_decay * shrunk
+                value -= rate * self._weight_decay * value
             variable.assign(
-                shrunk - adam_rate * mean / (tf.sqrt(square) + self._epsilon)
+                value - adam_rate * mean / (tf.sqrt(square) + self._epsilon)
             )
 
 
 def clip_by_global_norm(
     gradients: Sequence[tf.Tensor], max_norm: float | None
 ) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Shrinks all gradients by one factor if together they are longer than `max_norm`.
+    """Scales all gradients by one factor so that their global norm is <= `max_norm`.
 
     Args:
-      gradients: of any float dtype, reduced over replicas.
-      max_norm: above 0, or None to only measure.
+      gradients: The gradients, of any float dtype, reduced over replicas.
+      max_norm: The largest norm, above 0. None only measures.
     Returns:
-      The gradients, and their norm before shrinking, float32 [].
+      The gradients, and their norm before scaling, float32 [].
     Raises:
       UserError: max_norm is 0 or less.
     """
@@ -159,13 +191,15 @@ def clip_by_global_norm(
     return [gradient * tf.cast(factor, gradient.dtype) for gradient in gradients], norm
 
 
-def _make_slots(variables, names) -> dict[str, tf.Variable]:
-    """Makes zeros for each variable and name."""
+def _make_slots(
+    variables: Sequence[tf.Variable], names: Sequence[str]
+) -> dict[str, tf.Variable]:
+    """Returns variables of zeros as "<path>/<name>"."""
     paths = [replicas.variable_path(variable) for variable in variables]
-    twice = sorted({p for p in paths if paths.count(p) > 1})
-    if twice:
+    duplicates = sorted({p for p in paths if paths.count(p) > 1})
+    if duplicates:
         raise errors.UserError(
-            f"Variables need names of their own, used twice: {twice}."
+            f"The names of variables must be unique; used twice: {duplicates}."
         )
     return {
         f"{p}/{name}": replicas.make_variable(

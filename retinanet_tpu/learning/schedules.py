@@ -1,7 +1,8 @@
-"""Learning rates as functions of the step.
+"""Computes learning rates as functions of the step.
 
-The step is a Python int or an integer tensor, 0 at the first update; the rate is a
-float32 scalar. Bind all but the step (functools.partial, gin) for an optimizer.
+The step is a Python int or an integer tensor, 0 at the first update. The rate is a
+float32 scalar. An optimizer needs a function of the step alone: bind the other
+arguments with functools.partial or gin.
 """
 
 import math
@@ -11,25 +12,35 @@ import tensorflow as tf
 
 from retinanet_tpu import errors
 
+# step, int [] -> learning rate, float32 [].
+ScheduleFn = Callable[[tf.Tensor], tf.Tensor]
+
 
 def constant(
     step: tf.Tensor, *, base: float, warmup_steps: int = 0, warmup_from: float = 0.0
 ) -> tf.Tensor:
-    """Returns `base`, after a linear rise from `warmup_from`."""
+    """Returns a constant rate, after a linear warm-up.
+
+    Args:
+      step: int [].
+      base: The rate after the warm-up.
+      warmup_steps: The number of steps of a linear rise to base.
+      warmup_from: The rate at step 0 if there is a warm-up.
+    """
     rate = tf.constant(base, tf.float32)
     return _warm_up(rate, step, base, warmup_steps, warmup_from)
 
 
 def scaled(
-    step: tf.Tensor, *, schedule_fn: Callable, batch_size: int, reference_batch: int
+    step: tf.Tensor, *, schedule_fn: ScheduleFn, batch_size: int, reference_batch: int
 ) -> tf.Tensor:
-    """Returns the rate that a schedule made for another batch size means for this one.
+    """Returns a schedule's rate, scaled to another batch size.
 
     Args:
       step: int [].
-      schedule_fn: step -> rate for reference_batch.
-      batch_size: images of a step, over all replicas.
-      reference_batch: images of a step that schedule_fn was made for.
+      schedule_fn: The schedule for the reference batch size.
+      batch_size: The number of images in a step, over all replicas.
+      reference_batch: The batch size that schedule_fn was designed for.
     Source: the linear scaling rule, arXiv:1706.02677, section 2.1.
     """
     return schedule_fn(step) * (batch_size / reference_batch)
@@ -44,18 +55,19 @@ def piecewise(
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
 ) -> tf.Tensor:
-    """Returns a rate that jumps at given steps.
+    """Returns a rate that changes at given steps.
 
     Args:
       step: int [].
-      values: the rates, one more than boundaries.
-      boundaries: rising steps; the step at a boundary is the first with the new rate.
-      total_steps: of the run, to check that it reaches every rate; None checks nothing.
-      warmup_steps: steps of a linear rise to values[0].
-      warmup_from: the rate at step 0, if there is a rise.
+      values: The rates, one more than boundaries.
+      boundaries: The first steps of the second and later rates, in ascending order.
+      total_steps: The number of steps of the run, to check that it reaches every rate.
+        None does not check.
+      warmup_steps: The number of steps of a linear rise to values[0].
+      warmup_from: The rate at step 0 if there is a warm-up.
     Raises:
-      UserError: lengths that do not fit, boundaries that do not rise or lie beyond
-        the run, or a warm-up beyond the first of them.
+      UserError: The numbers of values and boundaries do not match. Or the boundaries
+        do not ascend, or are not between the end of the warm-up and that of the run.
     """
     if len(values) != len(boundaries) + 1:
         raise errors.UserError(
@@ -67,8 +79,8 @@ def piecewise(
             f"piecewise never reaches its last rate: boundary {boundaries[-1]}, "
             f"end of the run {total_steps}. Set piecewise.boundaries beside MAX_STEPS."
         )
-    marks = [warmup_steps, *boundaries]
-    if list(boundaries) != sorted(set(boundaries)) or min(marks) != warmup_steps:
+    is_ascending = list(boundaries) == sorted(set(boundaries))
+    if not is_ascending or min([warmup_steps, *boundaries]) != warmup_steps:
         raise errors.UserError(
             "piecewise needs rising boundaries, none before the end of the warm-up; "
             f"got boundaries {list(boundaries)} and warmup_steps {warmup_steps}."
@@ -88,17 +100,17 @@ def cosine(
     warmup_steps: int = 0,
     warmup_from: float = 0.0,
 ) -> tf.Tensor:
-    """Returns a rate that falls along half a cosine once the warm-up is over.
+    """Returns a rate that falls along half a cosine after the warm-up.
 
     Args:
       step: int [].
-      base: the highest rate, at step `warmup_steps`.
-      total_steps: the step at which alpha * base is reached, which then stays.
-      alpha: lowest rate / base.
-      warmup_steps: steps of a linear rise to base.
-      warmup_from: the rate at step 0, if there is a rise.
+      base: The highest rate, at step `warmup_steps`.
+      total_steps: The step from which on the rate is alpha * base.
+      alpha: The lowest rate / base.
+      warmup_steps: The number of steps of a linear rise to base.
+      warmup_from: The rate at step 0 if there is a warm-up.
     Raises:
-      UserError: a warm-up that leaves no step to fall.
+      UserError: The warm-up is not shorter than the run.
     Source: SGDR, arXiv:1608.03983, equation 5, without restarts.
     """
     if not warmup_steps < total_steps:
@@ -112,12 +124,18 @@ def cosine(
 
 
 def _fraction(step: tf.Tensor, total: int) -> tf.Tensor:
-    """Returns step / total within [0, 1]."""
+    """Returns step / total, limited to [0, 1]."""
     return tf.clip_by_value(tf.cast(step, tf.float32) / total, 0.0, 1.0)
 
 
-def _warm_up(rate, step, base, warmup_steps, warmup_from) -> tf.Tensor:
-    """Returns a line from `warmup_from` to `base` at first, then `rate`."""
+def _warm_up(
+    rate: tf.Tensor,
+    step: tf.Tensor,
+    base: float,
+    warmup_steps: int,
+    warmup_from: float,
+) -> tf.Tensor:
+    """Returns a linear rise from `warmup_from` to `base`, then `rate`."""
     if not warmup_steps:
         return rate
     line = warmup_from + _fraction(step, warmup_steps) * (base - warmup_from)

@@ -1,52 +1,66 @@
-"""What each anchor is to say, made on the device from the padded boxes."""
+"""Assigns training targets to the anchors, on the device."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors as anchors_lib, box_coder, box_ops, matcher
+from retinanet_tpu.boxes import box_coder, box_ops, matcher
+from retinanet_tpu.boxes.anchors import Anchors
 
 
 class Targets(NamedTuple):
-    """The right answers, a tensor a pyramid level.
+    """The training targets of a batch.
 
-    A TPU keeps the last axes in tiles of 128: with 9 anchors last, what is read of
-    classes is 14 times as much. So they come in planes; the deltas, which meet the
-    predictions number by number, in the predictions' layout.
+    A TPU stores the last axis in tiles of 128: with the 9 anchors of a cell last, it
+    would read 14 times as many bytes of classes. So classes are one map per anchor of a
+    cell. The deltas are subtracted from the predictions and have their layout.
+
+    Attributes:
+      classes: int32 [B, A, H_l, W_l] for each level: the class index, BACKGROUND or
+        IGNORE.
+      deltas: float32 [B, H_l, W_l, A * 4] for each level; 0 where not positive.
+      num_positives: float32 [], the number of matched anchors in the batch.
+      matches: int32 [B, sum of A * H_l * W_l]: the index of the matched box, BACKGROUND
+        or IGNORE; in the order level, anchor of a cell, row, column. For inspection;
+        the losses do not read it.
     """
 
-    classes: tuple  # int32 [B, A, H_l, W_l], class index, BACKGROUND or IGNORE
-    deltas: tuple  # float32 [B, H_l, W_l, A * 4], 0 where not positive
-    num_positives: tf.Tensor  # float32 [], matched anchors of the batch
+    classes: tuple[tf.Tensor, ...]
+    deltas: tuple[tf.Tensor, ...]
+    num_positives: tf.Tensor
+    matches: tf.Tensor
 
 
 def assign_targets(
     labels: structures.Labels,
-    anchors: anchors_lib.Anchors,
+    anchors: Anchors,
     image_size: tuple[int, int],
     *,
     positive_iou_threshold: float = 0.5,
     negative_iou_threshold: float = 0.4,
     is_valid: tf.Tensor | None = None,
 ) -> Targets:
-    """Matches every anchor of every image and says what it should predict.
+    """Matches the anchors with boxes and returns what each should predict.
 
     Args:
-      labels: the padded boxes of B images, px of the network's input.
-      anchors: the anchors that the network predicts from.
-      image_size: height and width of the network's input, px.
-      positive_iou_threshold: lowest IoU of a positive anchor.
-      negative_iou_threshold: IoU under which an anchor is background.
-      is_valid: bool [B], or None for all. An image that only fills up the batch carries
-        no loss.
+      labels: The padded boxes of B images, px of the network's input.
+      anchors: The anchors that the network predicts from.
+      image_size: The height and width of the network's input, px.
+      positive_iou_threshold: The lowest IoU of a positive anchor.
+      negative_iou_threshold: The IoU below which an anchor is background.
+      is_valid: bool [B], False for padding images, which carry no loss. None means that
+        all images are valid.
     Returns:
       The targets of all levels.
     Raises:
-      ValueError: thresholds out of order, or a size that the anchors do not fit.
+      UserError: The thresholds are out of order, or a side of image_size is not a
+        multiple of the coarsest level's stride.
     """
-    grids, per_cell = anchors.grid_sizes(image_size), anchors.num_per_cell
+    grids = anchors.grid_sizes(image_size)
+    per_cell = anchors.num_per_cell
     anchors_cyxhw = np.concatenate(
         [
             boxes.reshape(-1, per_cell, 4).swapaxes(0, 1).reshape(-1, 4)
@@ -68,25 +82,29 @@ def assign_targets(
     matched_yxyx = matcher.gather_by_one_hot(labels.boxes_yxyx, matches)
     deltas = tf.unstack(box_coder.encode(matched_yxyx, anchors_cyxhw), axis=-1)
 
-    def planes(values):
-        """Returns [B, A, H_l, W_l] of each level from [B, anchors]."""
+    def per_anchor_maps(values: tf.Tensor) -> list[tf.Tensor]:
+        """Returns [B, A, H_l, W_l] for each level, from [B, all anchors]."""
         lengths = [rows * columns * per_cell for rows, columns in grids]
         return [
             tf.reshape(level, [-1, per_cell, *grid])
             for level, grid in zip(tf.split(values, lengths, 1), grids, strict=True)
         ]
 
-    offsets = [planes(tf.where(is_positive, delta, 0.0)) for delta in deltas]
+    delta_maps = [per_anchor_maps(tf.where(is_positive, d, 0.0)) for d in deltas]
     return Targets(
-        tuple(planes(tf.where(is_positive, matched_classes, matches))),
-        tuple(_in_channels(level) for level in zip(*offsets, strict=True)),
+        tuple(per_anchor_maps(tf.where(is_positive, matched_classes, matches))),
+        tuple(
+            _interleave_anchor_channels(level)
+            for level in zip(*delta_maps, strict=True)
+        ),
         tf.reduce_sum(tf.cast(is_positive, tf.float32)),
+        matches,
     )
 
 
-def _in_channels(planes):
-    """Returns [B, H, W, A * n] from n tensors [B, A, H, W]."""
-    stacked = tf.stack(planes, axis=2)
+def _interleave_anchor_channels(maps: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns [B, H, W, A * n], anchor outer, from n tensors [B, A, H, W]."""
+    stacked = tf.stack(maps, axis=2)
     _, per_cell, count, height, width = stacked.shape
     flat = tf.reshape(stacked, [-1, per_cell * count, height, width])
     return tf.transpose(flat, [0, 2, 3, 1])

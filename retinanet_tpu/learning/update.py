@@ -1,48 +1,54 @@
-"""What happens to the weights once the gradients are known."""
+"""Updates the weights from the gradients."""
 
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu.learning import averaging, loss_scale as loss_scale_lib, optimizers
+from retinanet_tpu.learning import averaging, optimizers
+from retinanet_tpu.learning.loss_scale import DynamicLossScale
 
 
 class WeightUpdate:
-    """Scales the loss, clips gradients, applies the optimizer, averages the weights.
+    """The weight update: loss scale, gradient clipping, optimizer and weight average.
 
-    All of it happens alike on every replica, after the gradients were reduced, so that
-    the update does not depend on how many replicas there are.
+    Each replica makes the same update, from gradients that were reduced before, so that
+    the update does not depend on the number of replicas.
 
     Attributes:
-      variables: all that a checkpoint must hold beside the network, by name.
-      learning_rate: step -> rate.
+      variables: The variables that a checkpoint must contain besides the network's, by
+        name.
+      learning_rate: The learning rate as a function of the step.
       statistics: The network's variables that the forward pass may assign, such as
-        moving means. Empty without a loss scale, for then no step is skipped.
+        moving means. Empty without a loss scale, because then no step is skipped.
     """
 
     def __init__(
         self,
         network: tf.Module,
         *,
+        # Not the protocol: gin checks the setting against these classes.
         optimizer: optimizers.SGD | optimizers.AdamW,
         max_gradient_norm: float | None = None,
         averaging_decay: float | None = None,
-        loss_scale: loss_scale_lib.DynamicLossScale | None = None,
+        loss_scale: DynamicLossScale | None = None,
     ):
-        """Makes slots and averages; call it inside the strategy's scope.
+        """Initializes slots and averages. Call it in the strategy's scope.
 
         Args:
-          network: has `variables` and `trainable_variables`.
-          optimizer: see learning/optimizers.py.
-          max_gradient_norm: bound of the global norm; None does not clip.
-          averaging_decay: of the moving average of all variables, batch norm's
-            included, that is evaluated and exported instead of the weights; None for
-            no average.
-          loss_scale: for float16.
+          network: The network, with `variables` and `trainable_variables`.
+          optimizer: The optimizer.
+          max_gradient_norm: The largest global norm of the gradients. None does not
+            clip.
+          averaging_decay: The decay of the moving average of all variables, including
+            those of batch normalization. The averages are evaluated and exported
+            instead of the weights. None means no averages.
+          loss_scale: The loss scale that float16 needs.
         """
-        self._optimizer, self._loss_scale = optimizer, loss_scale
+        self._optimizer = optimizer
+        self._loss_scale = loss_scale
         self.learning_rate = optimizer.learning_rate
-        self._max_norm, self._decay = max_gradient_norm, averaging_decay
+        self._max_norm = max_gradient_norm
+        self._decay = averaging_decay
         self._weights = list(network.trainable_variables)
         trained = {variable.ref() for variable in self._weights}
         others = [v for v in network.variables if v.ref() not in trained]
@@ -57,11 +63,11 @@ class WeightUpdate:
 
     @property
     def has_loss_scale(self) -> bool:
-        """Whether the loss is scaled, as float16 needs it."""
+        """Returns True if the loss is scaled, which float16 needs."""
         return self._loss_scale is not None
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns the loss to differentiate, scaled up where float16 needs it."""
+        """Returns the loss to differentiate: scaled if there is a loss scale."""
         return self._loss_scale.scale(loss) if self._loss_scale else loss
 
     def apply(
@@ -71,17 +77,18 @@ class WeightUpdate:
         *,
         statistics_before: Sequence[tf.Tensor] = (),
     ) -> Mapping[str, tf.Tensor]:
-        """Updates all variables from the gradients' mean over replicas.
+        """Updates all variables from the mean of the gradients over replicas.
 
         Args:
-          gradients: of the scaled loss, parallel to the trainable variables.
-          step: int64, steps trained before this one.
+          gradients: The gradients of the scaled loss, in the order of the trainable
+            variables.
+          step: int64 [], the number of steps trained before this one.
           statistics_before: The values of `statistics` before the forward pass. A
             skipped step restores them.
         Returns:
-          Scalars to log: the global norm before clipping, and the learning rate.
+          The scalars to log: the global norm before clipping, and the learning rate.
         """
-        # The rate of the step to come, as the global step beside it in the log says.
+        # The rate of the next step: the log shows it beside the step after this update.
         rate = {"learning-rate": self.learning_rate(step + 1)}
         if self._loss_scale is None:
             return {"gradient-norm": self._apply(gradients, step)} | rate
@@ -89,22 +96,24 @@ class WeightUpdate:
         norm = tf.cond(
             is_finite,
             lambda: self._apply(gradients, step),
-            # An overflow skips the step; the scale goes down.
+            # An overflow skips the step, and the scale shrinks.
             lambda: self._skip(statistics_before),
         )
         self._loss_scale.update(is_finite)
         return {"gradient-norm": norm} | rate
 
-    def _apply(self, gradients, step):
+    def _apply(self, gradients: Sequence[tf.Tensor], step: tf.Tensor) -> tf.Tensor:
+        """Updates the weights and averages, and returns the norm of the gradients."""
         gradients, norm = optimizers.clip_by_global_norm(gradients, self._max_norm)
         self._optimizer.apply(gradients, self._weights, self._slots, step)
-        if self._averages:
+        if self._decay:
             averages = list(self._averages.values())
             averaging.update(averages, self._averaged, step, decay=self._decay)
         return norm
 
-    def _skip(self, statistics_before):
-        # The forward pass that overflowed has moved them, perhaps to infinity.
+    def _skip(self, statistics_before: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Restores the statistics, and returns a norm of 0."""
+        # The forward pass with the overflow assigned them, perhaps infinity.
         for variable, value in zip(self.statistics, statistics_before, strict=False):
             variable.assign(value)
         return tf.zeros([])

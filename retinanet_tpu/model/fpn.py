@@ -1,8 +1,7 @@
-"""The feature pyramid: strong features at every level."""
+"""The feature pyramid network."""
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -11,11 +10,11 @@ from retinanet_tpu.model import layers
 
 
 class FPN(tf.Module):
-    """A feature pyramid with two coarse levels made by striding.
+    """A feature pyramid with two coarse levels from strided convolutions.
 
-    P3 to P5 are laterals summed top down, then a 3x3 convolution; P6 is a 3x3
-    convolution of stride 2 on P5 and P7 one on relu(P6), both before normalization.
-    Every output is normalized last.
+    P3 to P5 are 3x3 convolutions of laterals that are summed top-down. P6 is a 3x3
+    convolution of stride 2 on P5, and P7 one on relu(P6), both before normalization.
+    Every output is normalized at the end.
 
     Source: arXiv:1612.03144; P6 and P7 as in RetinaNet, arXiv:1708.02002, section 4,
     but P6 from P5; normalization as in the shared TensorFlow recipe.
@@ -28,20 +27,20 @@ class FPN(tf.Module):
         num_channels: int = 256,
         min_level: int = 3,
         max_level: int = 7,
-        norm_fn: Callable = layers.BatchNorm,
+        norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
-        """Builds the layers.
+        """Initializes the layers.
 
         Args:
-          channels: of the backbone's features, by level.
-          num_channels: of every level of the pyramid.
-          min_level: finest level, of stride 2^min_level px.
-          max_level: coarsest level.
-          norm_fn: makes a normalization from (num_channels, name=).
-          seed: of the kernels.
+          channels: The numbers of channels of the backbone's features, by level.
+          num_channels: The number of channels of every level of the pyramid.
+          min_level: The finest level, with a stride of 2^min_level px.
+          max_level: The coarsest level.
+          norm_fn: Returns a normalization from (num_channels, name=).
+          seed: The seed of the kernels.
         Raises:
-          UserError: the backbone lacks min_level, or max_level is below it.
+          UserError: The backbone does not have min_level, or max_level is below it.
         """
         super().__init__("fpn")
         if min_level not in channels or max_level < min_level:
@@ -54,7 +53,9 @@ class FPN(tf.Module):
         conv = functools.partial(
             layers.Conv, initial_bias=0.0, init_fn=layers.glorot_uniform, seed=seed
         )
-        self.laterals, self.outputs, self.norms = [], [], []
+        self.laterals: list[layers.Conv] = []
+        self.outputs: list[layers.Conv] = []
+        self.norms: list[layers.BatchNorm] = []
         with self.name_scope:
             for level in self.levels:
                 stride = 2
@@ -75,10 +76,11 @@ class FPN(tf.Module):
         """Returns the pyramid, finest level first.
 
         Args:
-          features: of the backbone, by level: [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
-          is_training: whether to normalize by the batch's moments.
+          features: The features of the backbone by level l, float
+            [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
+          is_training: Whether to normalize by the batch's moments.
         Returns:
-          For each level l [B, ceil(H / 2^l), ceil(W / 2^l), num_channels].
+          float [B, ceil(H / 2^l), ceil(W / 2^l), num_channels] for each level l.
         """
         laterals = [
             lateral(features[level])
@@ -90,8 +92,8 @@ class FPN(tf.Module):
             output.without_bias(x)
             for output, x in zip(self.outputs, laterals, strict=False)
         ]
-        for before, output in itertools.pairwise(self.outputs[len(laterals) - 1 :]):
-            x = outputs[-1] + tf.cast(before.bias, outputs[-1].dtype)
+        for previous, output in itertools.pairwise(self.outputs[len(laterals) - 1 :]):
+            x = outputs[-1] + tf.cast(previous.bias, outputs[-1].dtype)
             is_first = len(outputs) == len(laterals)
             outputs.append(output.without_bias(x if is_first else tf.nn.relu(x)))
         return tuple(
@@ -101,17 +103,16 @@ class FPN(tf.Module):
 
 
 def upsample(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Doubles height and width by repeating pixels.
-
-    Not tf.image.resize: its gradient does not compile with XLA on CPU.
+    """Returns x with height and width doubled by repetition, then cropped.
 
     Args:
-      x: [B, H, W, C] of static H, W and C.
-      size: height and width of the result, at most 2 H and 2 W; the rest is cut off.
+      x: float [B, H, W, C], with static H, W and C.
+      size: The height and width of the result, at most 2 H and 2 W.
     """
+    # Not tf.image.resize, because XLA on CPU cannot compile its gradient.
     _, height, width, channels = x.shape
     batch = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    # Not by indexing with None: TFLite has no slice of six dimensions.
+    # Not x[:, :, None], because TFLite has no slice of six dimensions.
     x = tf.reshape(x, [batch, height, 1, width, 1, channels])
     x = tf.broadcast_to(x, [batch, height, 2, width, 2, channels])
     x = tf.reshape(x, [batch, 2 * height, 2 * width, channels])

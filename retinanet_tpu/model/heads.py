@@ -1,8 +1,8 @@
-"""The heads: what is at each anchor, and where exactly."""
+"""The heads: predict class logits and box deltas at each anchor."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -11,10 +11,10 @@ from retinanet_tpu.model import folding, layers
 
 
 class Heads(tf.Module):
-    """Two towers of convolutions that slide over every level of the pyramid.
+    """Two towers of convolutions that are applied to every level of the pyramid.
 
-    The levels share the convolutions; each has normalizations of its own, because
-    their statistics differ.
+    The levels share the convolutions. Each level has its own normalizations, because
+    the statistics of levels differ.
 
     Source: RetinaNet, arXiv:1708.02002, section 4; normalization by level as in
     NAS-FPN, arXiv:1904.07392.
@@ -30,21 +30,21 @@ class Heads(tf.Module):
         num_convs: int = 4,
         num_channels: int = 256,
         prior: float = 0.01,
-        norm_fn: Callable = layers.BatchNorm,
+        norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
-        """Builds both towers.
+        """Initializes both towers.
 
         Args:
-          in_channels: channels of the pyramid.
-          levels: of the pyramid, finest first.
-          num_classes: classes to tell apart, background not counted.
-          num_anchors: anchors of a cell.
-          num_convs: convolutions before the last one.
-          num_channels: channels between them.
-          prior: probability that the untrained network gives every class, in (0, 1).
-          norm_fn: makes a normalization from (num_channels, name=).
-          seed: of the kernels.
+          in_channels: The number of channels of the pyramid.
+          levels: The levels of the pyramid, finest first.
+          num_classes: The number of classes, without background.
+          num_anchors: The number of anchors in a cell.
+          num_convs: The number of convolutions before the last one.
+          num_channels: The number of output channels of these convolutions.
+          prior: The probability of every class in an untrained network, in (0, 1).
+          norm_fn: Returns a normalization from (num_channels, name=).
+          seed: The seed of the kernels.
         """
         super().__init__("heads")
         tower = functools.partial(
@@ -54,7 +54,8 @@ class Heads(tf.Module):
             norm_fn=norm_fn,
             seed=seed,
         )
-        # Every anchor starts at p = prior, else background swamps the first steps.
+        # Every anchor starts at p = prior. At 0.5, the loss of background anchors would
+        # dominate the first steps.
         logit = math.log(prior / (1 - prior))
         with self.name_scope:
             self.class_tower = tower(
@@ -65,13 +66,13 @@ class Heads(tf.Module):
     def __call__(
         self, features: Sequence[tf.Tensor], *, is_training: bool
     ) -> structures.Predictions:
-        """Returns class logits and box deltas of each level.
+        """Returns the class logits and box deltas of each level.
 
-        In training they have the features' dtype, else float32.
+        Their dtype is that of the features in training, else float32.
 
         Args:
-          features: for each level [B, H_l, W_l, in_channels].
-          is_training: whether to normalize by the batch's moments.
+          features: float [B, H_l, W_l, in_channels] for each level.
+          is_training: Whether to normalize by the batch's moments.
         """
         return structures.Predictions(
             class_logits=self.class_tower(features, is_training=is_training),
@@ -80,14 +81,24 @@ class Heads(tf.Module):
 
 
 class _Tower(tf.Module):
-    """Convolutions shared by the levels, normalized by level, then the last one."""
+    """Shared convolutions with normalizations by level, and a last convolution."""
 
     def __init__(
-        self, channels, out_channels, bias, *, name, last_name, levels, norm_fn, seed
+        self,
+        channels: Sequence[int],
+        out_channels: int,
+        bias: float,
+        *,
+        name: str,
+        last_name: str,
+        levels: Sequence[int],
+        norm_fn: layers.NormFn,
+        seed: int,
     ):
         super().__init__(name)
-        self.convs, self.norms = [], []
-        init_fn = functools.partial(layers.normal, stddev=0.01)  # The paper's.
+        self.convs: list[layers.Conv] = []
+        self.norms: list[list[layers.BatchNorm]] = []
+        init_fn = functools.partial(layers.normal, stddev=0.01)  # As in the paper.
         with self.name_scope:
             for i in range(1, len(channels)):
                 self.convs.append(
@@ -107,9 +118,9 @@ class _Tower(tf.Module):
                         for level in levels
                     ]
                 )
-            # Next to 0, so that the first class probabilities are the prior whatever
-            # the image: what comes in is normalized, and the paper's 0.01 would
-            # spread the logits by 0.3.
+            # Almost 0, so that the first class probabilities are the prior for any
+            # image. The input is normalized: with the paper's 0.01 the logits would
+            # have a standard deviation of 0.3.
             self.last_conv = layers.Conv(
                 channels[-1],
                 out_channels,
@@ -120,12 +131,15 @@ class _Tower(tf.Module):
                 seed=seed,
             )
 
-    def __call__(self, features, *, is_training):
+    def __call__(
+        self, features: Sequence[tf.Tensor], *, is_training: bool
+    ) -> tuple[tf.Tensor, ...]:
+        """Returns the output of the last convolution for each level."""
         outputs = []
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = folding.conv_norm(conv, norms[level], x, is_training=is_training)
                 x = tf.nn.relu(x)
-            # bfloat16 would round scores to steps of 0.4 % and make ties.
+            # bfloat16 would round scores to steps of 0.4 %, and many would be equal.
             outputs.append(self.last_conv(x if is_training else tf.cast(x, tf.float32)))
         return tuple(outputs)

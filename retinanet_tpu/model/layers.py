@@ -1,9 +1,9 @@
-"""The layers of the network, and how their variables are named, drawn and frozen.
+"""The layers of the network. Names, initializes and freezes their variables.
 
-Every variable has a path of readable parts (`backbone/stage3/block2/conv1/kernel`).
-Freezing, weight decay and warm start select by it, and it seeds the variable's draw.
-Networks are built eagerly: there a name scope is never numbered, so a path does not
-depend on what was built before.
+Every variable has a readable path, such as `backbone/stage3/block2/conv1/kernel`.
+Freezing, weight decay and warm start select variables by path, and a kernel's random
+numbers depend on it. Networks are built eagerly, because only graphs number their name
+scopes. So a path does not depend on networks that were built before.
 """
 
 import contextlib
@@ -17,35 +17,41 @@ import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
 
-# What is left of a unit normal's standard deviation after cutting it at +-2.
+# From (generator, shape) to the first values of a kernel, float32.
+InitFn = Callable[[np.random.Generator, Sequence[int]], np.ndarray]
+# From RGB pixels in 0..255 to the input of the backbone, float32.
+NormalizeFn = Callable[[tf.Tensor], tf.Tensor]
+# Returns E[x] and E[x^2] over the batch of this replica, float32 [C] each.
+MomentsFn = Callable[[], tuple[tf.Tensor, tf.Tensor]]
+# The standard deviation of a unit normal distribution that is truncated at +-2.
 _TRUNCATED_STDDEV = 0.87962566
 
 
 def num_parameters(variables: Iterable[tf.Variable]) -> int:
-    """Returns how many numbers the variables hold together."""
+    """Returns the total number of elements of variables."""
     return sum(math.prod(variable.shape) for variable in variables)
 
 
 @contextlib.contextmanager
 def frozen(patterns: Sequence[str]) -> Iterator[None]:
-    """Makes the variables built inside the context untrainable where a pattern matches.
+    """Makes variables untrainable that are built in the context and match a pattern.
 
-    A gradient tape does not watch them, so what lies before the first trainable
-    variable has no backward pass; a frozen `BatchNorm` keeps its moving statistics.
+    A gradient tape does not watch them, so the layers before the first trainable
+    variable have no backward pass. A frozen `BatchNorm` keeps its moving statistics.
 
     Args:
-      patterns: see `matching`.
+      patterns: The patterns of paths, see `matching`.
     Raises:
-      UserError: patterns is a string, or one of them matches no variable.
+      UserError: patterns is a string, or a pattern matches no variable.
     """
     if isinstance(patterns, str):
         raise errors.UserError(
             f"frozen is a list of patterns, got the string {patterns!r}."
         )
-    paths = []
+    paths: list[str] = []
 
     def creator(next_creator, **kwargs):
-        paths.append(_path_here(kwargs["name"]))
+        paths.append(_current_path(kwargs["name"]))
         if any(matching(paths[-1:], pattern) for pattern in patterns):
             kwargs["trainable"] = False
         return next_creator(**kwargs)
@@ -59,37 +65,47 @@ def frozen(patterns: Sequence[str]) -> Iterator[None]:
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:
-    """Returns the paths that a pattern selects.
+    """Returns the paths that match a pattern.
 
     Args:
-      paths: of variables.
-      pattern: a shell pattern (`*` crosses "/") of a whole path or of its leading
-        parts: "backbone/stage2", "heads/*norm*". "batch_norm" stands for every batch
-        norm at or below its place: "batch_norm", "backbone/batch_norm".
+      paths: The paths of variables.
+      pattern: A shell pattern of a whole path or of its first parts, such as
+        "backbone/stage2" or "heads/*norm*". `*` also matches "/". The part "batch_norm"
+        matches every batch normalization at or below its position: "batch_norm",
+        "backbone/batch_norm".
     """
     parts = ["*norm*" if part == "batch_norm" else part for part in pattern.split("/")]
     whole = "/".join(parts)
-    wanted = (whole, f"{whole}/*")
+    shell_patterns = (whole, f"{whole}/*")
     return [
-        path_ for path_ in paths if any(fnmatch.fnmatchcase(path_, w) for w in wanted)
+        path
+        for path in paths
+        if any(fnmatch.fnmatchcase(path, shell) for shell in shell_patterns)
     ]
 
 
-def _suggestion(pattern, paths):
-    parts = [path_.split("/") for path_ in paths]
+def _suggestion(pattern: str, paths: Sequence[str]) -> str:
+    """Returns paths that are similar to a pattern, in words."""
+    parts = [path.split("/") for path in paths]
     groups = {"/".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1)}
     close = difflib.get_close_matches(pattern, sorted(groups))
     roots = sorted({p[0] for p in parts})
     return f"close to it are {close}" if close else f"paths begin with {roots}"
 
 
-def _path_here(name):
+def _current_path(name: str) -> str:
+    """Returns the path of a variable that is built in the current name scope."""
     scope = tf.get_current_name_scope()
     return f"{scope}/{name}" if scope else name
 
 
 def lecun_normal(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """Draws float32 of variance 1 / fan_in from a normal cut at two deviations."""
+    """Returns float32 samples of a truncated normal with variance 1 / fan_in.
+
+    Args:
+      rng: The random number generator.
+      shape: The shape, [..., out_channels]; fan_in is the product of the others.
+    """
     x = rng.standard_normal(shape, dtype=np.float32)
     while (outside := np.abs(x) > 2).any():
         x[outside] = rng.standard_normal(np.count_nonzero(outside), dtype=np.float32)
@@ -97,7 +113,12 @@ def lecun_normal(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
 
 
 def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """Draws float32 of variance 2 / (fan_in + fan_out), uniformly."""
+    """Returns float32 samples of a uniform with variance 2 / (fan_in + fan_out).
+
+    Args:
+      rng: The random number generator.
+      shape: The shape, [..., in_channels, out_channels].
+    """
     *window, in_channels, out_channels = shape
     limit = math.sqrt(6 / (math.prod(window) * (in_channels + out_channels)))
     return (2 * rng.random(shape, dtype=np.float32) - 1) * np.float32(limit)
@@ -106,12 +127,18 @@ def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray
 def normal(
     rng: np.random.Generator, shape: Sequence[int], *, stddev: float
 ) -> np.ndarray:
-    """Draws float32 from a normal of mean 0."""
+    """Returns float32 samples of a normal distribution with mean 0.
+
+    Args:
+      rng: The random number generator.
+      shape: The shape.
+      stddev: The standard deviation.
+    """
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(stddev)
 
 
 class Conv(tf.Module):
-    """A convolution whose output is the input divided by the stride, rounded up."""
+    """A convolution with output sides of ceil(input side / stride)."""
 
     def __init__(
         self,
@@ -122,26 +149,26 @@ class Conv(tf.Module):
         name: str,
         stride: int = 1,
         initial_bias: float | None = None,
-        init_fn: Callable = lecun_normal,
+        init_fn: InitFn = lecun_normal,
         seed: int = 0,
     ):
-        """Draws the kernel from a stream of its own.
+        """Initializes the kernel with random numbers of its own stream, and the bias.
 
         Args:
-          in_channels: channels of the input.
-          out_channels: channels of the output.
-          kernel_size: side of the square window, odd.
-          name: last part of the layer's path.
-          stride: step of the window, px, 1 or 2.
-          initial_bias: first value of the bias; None makes a layer without one.
-          init_fn: from (generator, shape) to the kernel's first values.
-          seed: with the path, seeds the generator; 0 or above.
+          in_channels: The number of channels of the input.
+          out_channels: The number of channels of the output.
+          kernel_size: The side of the square window, odd.
+          name: The last part of the layer's path.
+          stride: The step of the window, px, 1 or 2.
+          initial_bias: The first value of the bias. None makes a layer without bias.
+          init_fn: Returns the first values of the kernel.
+          seed: The seed of the random numbers, together with the path; >= 0.
         """
         super().__init__(name)
         self.stride = stride
         shape = (kernel_size, kernel_size, in_channels, out_channels)
         with self.name_scope:
-            rng = np.random.default_rng([seed, *_path_here("kernel").encode()])
+            rng = np.random.default_rng([seed, *_current_path("kernel").encode()])
             self.kernel = replicas.make_variable(
                 init_fn(rng, shape), name="kernel", trainable=True
             )
@@ -152,7 +179,7 @@ class Conv(tf.Module):
 
     @tf.Module.with_name_scope
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the convolved x, in its dtype.
+        """Returns the convolution of x, in the dtype of x.
 
         Args:
           x: float [B, H, W, in_channels].
@@ -164,19 +191,19 @@ class Conv(tf.Module):
 
     @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the convolved x, the bias not yet added."""
-        # SAME would pad an even image below and right only when it strides.
+        """Returns the convolution of x without the bias, for `BatchNorm` to add."""
+        # With a stride, SAME would pad an image of even sides only below and right.
         pad = [self.kernel.shape[0] // 2] * 2
         padding = "SAME" if self.stride == 1 else [[0, 0], pad, pad, [0, 0]]
         return tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, padding)
 
 
 class BatchNorm(tf.Module):
-    """Batch normalization over the whole batch of all replicas.
+    """Batch normalization over the batch of all replicas.
 
-    The moving variance follows the biased variance, the one that normalizes, so that
-    it does not depend on how a batch is split. Frozen, that is with an untrainable
-    gamma, it always normalizes by its moving statistics and leaves them alone.
+    The moving variance averages the biased variance, which also normalizes, so that it
+    does not depend on how a batch is split. A frozen layer, which has an untrainable
+    gamma, always normalizes by its moving statistics and does not update them.
 
     Source: arXiv:1502.03167; moments of all replicas as in MegDet, arXiv:1711.07240.
     """
@@ -191,23 +218,24 @@ class BatchNorm(tf.Module):
         is_synchronized: bool = True,
         initial_gamma: float = 1.0,
     ):
-        """Makes gamma, beta and the moving statistics.
+        """Initializes gamma, beta and the moving statistics.
 
         Args:
-          num_channels: channels of the input.
-          name: last part of the layer's path.
-          momentum: what the moving statistics keep of themselves at a step.
-          epsilon: added to the variance.
-          is_synchronized: whether moments are those of all replicas, or each its own
-            (then the first replica's moving statistics are the ones saved).
-          initial_gamma: first value of gamma.
+          num_channels: The number of channels of the input.
+          name: The last part of the layer's path.
+          momentum: The decay of the moving statistics.
+          epsilon: The number added to the variance.
+          is_synchronized: Whether the moments are those of all replicas. If not, each
+            replica has its own, and a checkpoint contains the moving statistics of
+            the first one.
+          initial_gamma: The first value of gamma.
         """
         super().__init__(name)
         self.momentum = momentum
         self.epsilon = epsilon
         self.is_synchronized = is_synchronized
 
-        def make(value, name, trainable):
+        def make(value: float, name: str, trainable: bool) -> tf.Variable:
             values = np.full(num_channels, value, np.float32)
             return replicas.make_variable(values, name=name, trainable=trainable)
 
@@ -221,32 +249,32 @@ class BatchNorm(tf.Module):
     def __call__(
         self, x: tf.Tensor, *, is_training: bool, bias: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Returns x + bias normalized, in x's dtype; in training, moves the statistics.
+        """Returns x + bias normalized, in x's dtype. Training updates the statistics.
 
         Args:
           x: float [..., C].
-          is_training: whether to normalize by the batch's moments.
-          bias: float32 [C] of the layer before, or None for 0.
+          is_training: Whether to normalize by the batch's moments.
+          bias: float32 [C], the bias of the layer before. None means 0.
         """
-        # The cast lives inside XLA's fusions: in memory x keeps its dtype.
+        # XLA fuses the cast: in memory x keeps its dtype.
         x32 = tf.cast(x, tf.float32)
         scale, shift = self.affine(lambda: _moments(x32), is_training, bias)
         return tf.cast(x32 * scale + shift, x.dtype)
 
     def uses_batch(self, is_training: bool) -> bool:
-        """Returns whether the moments are the batch's, not the moving statistics."""
+        """Returns True for the batch's moments, False for the moving statistics."""
         return is_training and self.gamma.trainable
 
     def affine(
-        self, moments_fn: Callable, is_training: bool, bias: tf.Tensor | None = None
+        self, moments_fn: MomentsFn, is_training: bool, bias: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns scale and shift, float32 [C]; in training, moves the statistics.
+        """Returns scale and shift, float32 [C]. Training updates the statistics.
 
         Args:
-          moments_fn: returns E[x] and E[x^2] over this replica's batch, float32 [C].
-          is_training: whether to normalize by the batch's moments.
-          bias: see `__call__`. A batch's mean takes it out again: a bias that joins
-            the shift and not the map costs nothing there, and its gradient is 0.
+          moments_fn: Returns the moments of the layer's input without the bias.
+          is_training: Whether to normalize by the batch's moments.
+          bias: float32 [C], see `__call__`. The batch's mean contains it, so it cancels
+            and its gradient is 0. Added to the shift, not to x, it costs nothing.
         """
         bias = 0.0 if bias is None else bias
         if self.uses_batch(is_training):
@@ -263,14 +291,21 @@ class BatchNorm(tf.Module):
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
         return scale, self.beta + (bias - mean) * scale
 
-    def _move(self, statistic, value):
+    def _move(self, statistic: tf.Variable, value: tf.Tensor) -> None:
+        """Moves a moving statistic towards a value."""
         statistic.assign(self.momentum * statistic + (1 - self.momentum) * value)
 
 
-def _moments(x32):
+# The parts of a network get this function as norm_fn and call it with
+# (num_channels, name=) or (num_channels, name=, initial_gamma=).
+NormFn = Callable[..., BatchNorm]
+
+
+def _moments(x32: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns E[x] and E[x^2] over all axes but the last.
 
-    They take one pass over x and one exchange; the two-pass variance takes two of each.
+    They need one pass over x and one exchange between replicas. The two-pass variance
+    needs two of each.
     """
     axes = list(range(x32.shape.rank - 1))
     return tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)

@@ -1,6 +1,7 @@
-"""RetinaNet: from images to predictions."""
+"""The RetinaNet network: returns predictions from images."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import tensorflow as tf
 
@@ -9,6 +10,36 @@ from retinanet_tpu.model import fpn, heads, layers
 from retinanet_tpu.model.backbones import resnet
 
 _COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Backbone(Protocol):
+    """A tf.Module named "backbone" that returns features of images, such as a ResNet.
+
+    Attributes:
+      channels: The numbers of channels of the features, by level.
+    """
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """Returns the numbers of channels of the features, by level."""
+        ...
+
+    def __call__(self, x: tf.Tensor, *, is_training: bool) -> dict[int, tf.Tensor]:
+        """Returns the features by level l, [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
+
+        Args:
+          x: float [B, H, W, 3], normalized.
+          is_training: Whether to normalize by the batch's moments.
+        """
+        ...
+
+
+# Called with (norm_fn=, seed=).
+BackboneFn = Callable[..., Backbone]
+# Called with (the backbone's channels, norm_fn=, seed=).
+FPNFn = Callable[..., fpn.FPN]
+# Called with (in_channels, levels, num_classes=, num_anchors=, norm_fn=, seed=).
+HeadsFn = Callable[..., heads.Heads]
 
 
 def normalize(
@@ -21,9 +52,9 @@ def normalize(
 
     Args:
       images: uint8 or float [..., 3], RGB in 0..255.
-      mean_rgb: mean of the images that trained the backbone, in 0..1.
-      stddev_rgb: their standard deviation, in 0..1.
-    Source: the defaults are ImageNet's.
+      mean_rgb: The mean of the images that trained the backbone, in 0..1.
+      stddev_rgb: The standard deviation of these images, in 0..1.
+    Source: The defaults are ImageNet's.
     """
     scale = [1 / (255 * stddev) for stddev in stddev_rgb]
     shift = [-mean / stddev for mean, stddev in zip(mean_rgb, stddev_rgb, strict=True)]
@@ -31,7 +62,7 @@ def normalize(
 
 
 class RetinaNet(tf.Module):
-    """A one-stage detector: backbone, feature pyramid, heads.
+    """A one-stage detector: a backbone, a feature pyramid and heads.
 
     Source: arXiv:1708.02002.
     """
@@ -41,32 +72,33 @@ class RetinaNet(tf.Module):
         *,
         num_classes: int,
         num_anchors: int = 9,
-        backbone_fn: Callable = resnet.ResNet,
-        fpn_fn: Callable = fpn.FPN,
-        heads_fn: Callable = heads.Heads,
-        norm_fn: Callable = layers.BatchNorm,
-        normalize_fn: Callable = normalize,
+        backbone_fn: BackboneFn = resnet.ResNet,
+        fpn_fn: FPNFn = fpn.FPN,
+        heads_fn: HeadsFn = heads.Heads,
+        norm_fn: layers.NormFn = layers.BatchNorm,
+        normalize_fn: layers.NormalizeFn = normalize,
         compute_dtype: str = "float32",
         frozen: Sequence[str] = (),
         seed: int = 0,
     ):
-        """Builds the network; eagerly, inside the scope of the strategy.
+        """Initializes the network. Call it eagerly, in the strategy's scope.
 
         Args:
-          num_classes: classes to tell apart, background not counted.
-          num_anchors: anchors of a cell, as many as the anchors' scales x ratios.
-          backbone_fn: makes the backbone from (norm_fn=, seed=).
-          fpn_fn: makes the pyramid from (channels by level, norm_fn=, seed=).
-          heads_fn: makes the heads from (channels, levels, num_classes=,
-            num_anchors=, norm_fn=, seed=).
-          norm_fn: makes every normalization, from (num_channels, name=, ...).
-          normalize_fn: from pixels in 0..255 to what the backbone expects.
-          compute_dtype: of activations: float32, bfloat16 or float16. Variables and
-            moments are float32.
-          frozen: patterns of paths that stay as they are, see `layers.frozen`.
-          seed: of all kernels.
+          num_classes: The number of classes, without background.
+          num_anchors: The number of anchors in a cell, which is the number of scales
+            times that of aspect ratios.
+          backbone_fn: Returns the backbone.
+          fpn_fn: Returns the feature pyramid.
+          heads_fn: Returns the heads.
+          norm_fn: Returns a normalization.
+          normalize_fn: Returns the backbone's input from pixels in 0..255.
+          compute_dtype: The dtype of activations: float32, bfloat16 or float16.
+            Variables and moments are float32.
+          frozen: The patterns of paths that are not trained, see `layers.frozen`.
+          seed: The seed of all kernels.
         Raises:
-          UserError: compute_dtype is none of the three, or a pattern matches nothing.
+          UserError: compute_dtype is none of the three, or a pattern matches no
+            variable.
         """
         super().__init__("retinanet")
         if compute_dtype not in _COMPUTE_DTYPES:
@@ -76,21 +108,21 @@ class RetinaNet(tf.Module):
         self.compute_dtype = compute_dtype
         self.frozen = tuple(frozen)
         self.normalize_fn = normalize_fn
-        make = {"norm_fn": norm_fn, "seed": seed}
         with layers.frozen(frozen):
-            self.backbone = backbone_fn(**make)
-            self.fpn = fpn_fn(self.backbone.channels, **make)
+            self.backbone = backbone_fn(norm_fn=norm_fn, seed=seed)
+            self.fpn = fpn_fn(self.backbone.channels, norm_fn=norm_fn, seed=seed)
             self.heads = heads_fn(
                 self.fpn.num_channels,
                 self.fpn.levels,
                 num_classes=num_classes,
                 num_anchors=num_anchors,
-                **make,
+                norm_fn=norm_fn,
+                seed=seed,
             )
 
     @property
     def weights(self) -> tuple[tf.Variable, ...]:
-        """What training moves by gradients were nothing frozen."""
+        """Returns all weights that would be trainable if nothing were frozen."""
         return tuple(
             variable
             for variable in self.variables
@@ -98,7 +130,7 @@ class RetinaNet(tf.Module):
         )
 
     def kernels(self) -> list[tf.Variable]:
-        """Returns the kernels that are not frozen: those that decay."""
+        """Returns the kernels that are not frozen, which the L2 loss contains."""
         return [
             variable
             for variable in self.trainable_variables
@@ -110,11 +142,11 @@ class RetinaNet(tf.Module):
     ) -> structures.Predictions:
         """Returns the predictions at every anchor.
 
-        In training they have compute_dtype, else float32.
+        Their dtype is compute_dtype in training, else float32.
 
         Args:
-          images: uint8 or float32 [B, H, W, 3], RGB in 0..255; H and W static.
-          is_training: whether to normalize by the batch's moments.
+          images: uint8 or float32 [B, H, W, 3], RGB in 0..255. H and W are static.
+          is_training: Whether to normalize by the batch's moments.
         """
         x = tf.cast(self.normalize_fn(images), self.compute_dtype)
         features = self.backbone(x, is_training=is_training)

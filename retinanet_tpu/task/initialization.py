@@ -13,6 +13,7 @@ from retinanet_tpu.estimator import gin_files, train_step, warm_start
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
+from retinanet_tpu.task.renamed_settings import RENAMED
 
 
 def resolve_init(
@@ -89,11 +90,11 @@ def _check_settings(network, config_file):
     """Raises UserError if a run had other layers or pixels, as its config.gin says."""
     if not tf.io.gfile.exists(config_file):
         return
-    text = gin_files.read_saved(config_file).replace("\\\n", " ")
+    text = gin_files.read_saved(config_file, RENAMED).replace("\\\n", " ")
     bindings = dict(re.findall(r"^([\w.]+) *= *(.+?) *$", text, re.MULTILINE))
     wrong = [
         f"ResNet.{name} = {bindings.get(f'ResNet.{name}', 'False')}"
-        for name in ("is_v1", "has_symmetric_pool")
+        for name in ("stride_in_1x1", "symmetric_pool_padding")
         if bindings.get(f"ResNet.{name}", "False")
         != str(getattr(network.backbone, name))
     ]

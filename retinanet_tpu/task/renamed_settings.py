@@ -13,6 +13,9 @@ RENAMED = {
     "Augmentation.flip": "Augmentation.horizontal_flip",
     "assign_targets.positive_at": "assign_targets.positive_iou_threshold",
     "assign_targets.negative_below": "assign_targets.negative_iou_threshold",
+    "ResNet.is_v1": "ResNet.stride_in_1x1",
+    "ResNet.has_symmetric_pool": "ResNet.symmetric_pool_padding",
+    "ResNet.has_identity_start": "ResNet.identity_first_shortcut",
     "RunConfig.is_deterministic": "RunConfig.deterministic",
     "make_strategy.is_alone": "make_strategy.single_process",
 }

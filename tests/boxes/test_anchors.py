@@ -29,13 +29,13 @@ def test_anchors_agree_with_a_plain_loop(image_size):
 
 
 def test_other_shapes_agree_with_a_plain_loop():
-    given = dict(scales=(1, 1.5), aspect_ratios=(0.25, 3), size=3.0)
-    made = anchors.Anchors(min_level=2, max_level=4, **given)
+    arguments = dict(scales=(1, 1.5), aspect_ratios=(0.25, 3), size=3.0)
+    other = anchors.Anchors(min_level=2, max_level=4, **arguments)
     expected = list(plain_anchors((32, 48), (2, 3, 4), (1, 1.5), (0.25, 3), 3))
-    assert made.levels == (2, 3, 4)
-    assert made.num_per_cell == 4
+    assert other.levels == (2, 3, 4)
+    assert other.num_per_cell == 4
     np.testing.assert_allclose(
-        np.concatenate(made.boxes_cyxhw((32, 48))), expected, rtol=1e-6
+        np.concatenate(other.boxes_cyxhw((32, 48))), expected, rtol=1e-6
     )
 
 
@@ -47,7 +47,7 @@ def test_number_of_anchors_is_that_of_the_paper(side, count):
     assert sum(len(level) for level in boxes) == count
 
 
-def test_first_cell_of_p3_worked_out_by_hand():
+def test_first_cell_of_p3_equals_values_computed_by_hand():
     boxes = anchors.Anchors().boxes_cyxhw((128, 128))[0]
     assert boxes[:9, :2].tolist() == [[4, 4]] * 9
     np.testing.assert_allclose(boxes[0, 2:], [45.25, 22.63], atol=0.01)
@@ -73,14 +73,14 @@ def test_grids_are_rows_by_columns():
     )
 
 
-def test_wrong_image_size_is_told_the_nearest_right_ones():
+def test_the_error_of_an_invalid_image_size_contains_the_nearest_valid_ones():
     with pytest.raises(ValueError, match=r"\(600, 640\).*128.*P7.*IMAGE_SIZE") as error:
         anchors.Anchors().boxes_cyxhw((600, 640))
     assert "[512, 640]" in str(error.value)
 
 
 @pytest.mark.parametrize("image_size", [(0, 128), (-128, 128), (128, 100)])
-def test_sizes_without_a_whole_grid_are_refused(image_size):
+def test_sizes_that_are_no_multiples_of_the_stride_are_rejected(image_size):
     with pytest.raises(ValueError, match="128"):
         anchors.Anchors().grid_sizes(image_size)
 
@@ -94,6 +94,6 @@ def test_sizes_without_a_whole_grid_are_refused(image_size):
         dict(size=0),
     ],
 )
-def test_shapes_that_make_no_box_are_refused(arguments):
+def test_settings_without_any_box_are_rejected(arguments):
     with pytest.raises(ValueError, match="Anchors needs"):
         anchors.Anchors(**arguments)

@@ -29,14 +29,14 @@ def test_encoding_agrees_with_plain_numpy():
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_one_box_worked_out_by_hand():
+def test_one_box_equals_values_computed_by_hand():
     deltas = box_coder.encode(
         tf.constant([10, 20, 30, 100.0]), tf.constant([10, 50, 10, 20.0])
     )
     np.testing.assert_allclose(deltas, [1, 0.5, np.log(2), np.log(4)], rtol=1e-6)
 
 
-def test_decoding_undoes_encoding():
+def test_decoding_is_the_inverse_of_encoding():
     boxes, anchors = (x.astype(np.float32) for x in random_pair(1))
     boxes_yxyx = box_ops.cyxhw_to_yxyx(boxes)
     deltas = box_coder.encode(boxes_yxyx, anchors)
@@ -45,12 +45,12 @@ def test_decoding_undoes_encoding():
     )
 
 
-def test_no_offset_is_the_anchor():
+def test_zero_deltas_decode_to_the_anchor():
     decoded = box_coder.decode(tf.zeros([1, 4]), tf.constant([[8, 8, 4, 2.0]]))
     np.testing.assert_array_equal(decoded, [[6, 7, 10, 9]])
 
 
-def test_wild_offsets_give_finite_boxes():
+def test_extreme_deltas_decode_to_finite_boxes():
     decoded = box_coder.decode(
         tf.constant([[0, 0, 1e4, 1e4], [0, 0, -1e4, -1e4]]),
         tf.constant([[8, 8, 16, 16.0]] * 2),

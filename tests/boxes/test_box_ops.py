@@ -18,7 +18,7 @@ def plain_iou(a, b):
     return shared / (sum(areas) - shared)
 
 
-def test_iou_of_boxes_worked_out_by_hand():
+def test_iou_equals_values_computed_by_hand():
     a = tf.constant([[0, 0, 2, 2], [1, 1, 3, 3], [0, 0, 4, 4.0]])
     b = tf.constant([[0, 0, 2, 2], [0, 0, 2, 1], [5, 5, 6, 6], [1, 1, 3, 3.0]])
     expected = [
@@ -55,20 +55,20 @@ def test_paired_iou_is_the_diagonal():
     )
 
 
-def test_boxes_without_area_overlap_nothing():
+def test_boxes_without_area_have_an_iou_of_zero():
     boxes = tf.constant([[0, 0, 0, 0], [5, 5, 5, 9], [9, 9, 5, 5], [0, 0, 10, 10.0]])
     expected = np.diag([0, 0, 0, 1])
     np.testing.assert_array_equal(box_ops.iou(boxes, boxes), expected)
 
 
-def test_clip_cuts_each_axis_at_its_own_limit():
+def test_clip_limits_each_axis_by_its_own_size():
     boxes = tf.constant([[-1, -1, 90, 90], [60, 60, 70, 70.0]])
     np.testing.assert_array_equal(
         box_ops.clip(boxes, (40, 80)), [[0, 0, 40, 80], [40, 60, 40, 70]]
     )
 
 
-def test_clip_takes_a_size_for_each_image():
+def test_clip_accepts_a_size_for_each_image():
     boxes = tf.fill([2, 3, 4], 50.0)
     sizes = tf.constant([[[10, 20]], [[30, 40]]])
     clipped = box_ops.clip(boxes, sizes)
@@ -77,18 +77,18 @@ def test_clip_takes_a_size_for_each_image():
 
 
 @pytest.mark.parametrize(
-    ("there", "back"),
+    ("convert", "convert_back"),
     [
         (box_ops.yxyx_to_cyxhw, box_ops.cyxhw_to_yxyx),
         (box_ops.swap_xy, box_ops.swap_xy),
     ],
 )
-def test_frames_convert_there_and_back(there, back):
+def test_frame_conversions_are_inverse(convert, convert_back):
     boxes = random_boxes(np.random.default_rng(3), 2, 5).astype(np.float32)
-    np.testing.assert_allclose(back(there(boxes)), boxes, atol=2e-5)
+    np.testing.assert_allclose(convert_back(convert(boxes)), boxes, atol=2e-5)
 
 
-def test_frames_of_one_box_worked_out_by_hand():
+def test_frames_of_one_box_equal_values_computed_by_hand():
     box = tf.constant([1, 2, 5, 12.0])
     np.testing.assert_array_equal(box_ops.yxyx_to_cyxhw(box), [3, 7, 4, 10])
     np.testing.assert_array_equal(box_ops.swap_xy(box), [2, 1, 12, 5])

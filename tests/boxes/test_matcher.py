@@ -11,7 +11,8 @@ B, I = structures.BACKGROUND, structures.IGNORE  # noqa: E741
 
 
 def make_labels(images, num_padded=6):
-    """Pads lists of (ymin, xmin, ymax, xmax, is_crowd); padding holds a real box."""
+    """Returns padded lists of (ymin, xmin, ymax, xmax, is_crowd)."""
+    # The padding has a size: it must not match all the same.
     boxes = np.tile(np.float32([0, 0, 64, 64]), (len(images), num_padded, 1))
     is_crowd = np.zeros((len(images), num_padded), bool)
     for i, image in enumerate(images):
@@ -33,7 +34,7 @@ def plain_iou(a, b):
 
 
 def plain_match(image, anchors_yxyx, positive_iou_threshold, negative_iou_threshold):
-    """The rules of the docstring, one anchor and one box at a time, in float64."""
+    """Applies the docstring's rules to one anchor and box at a time, in float64."""
     objects = [i for i, box in enumerate(image) if not box[4]]
     boxes = [np.float64(box[:4]) for box in image]
     matches = []
@@ -67,8 +68,8 @@ def random_image(rng, num_boxes):
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.5, 0.5), (0.7, 0.3)])
 def test_matches_agree_with_a_plain_loop(thresholds):
     rng = np.random.default_rng(0)
-    made = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
-    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(made, 0))
+    levels_cyxhw = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
+    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(levels_cyxhw, 0))
     images = [random_image(rng, n) for n in (6, 0, 1, 4)]
     images[3][1:3] = [images[3][0]] * 2
     actual = tf.function(matcher.match, jit_compile=True)(
@@ -86,14 +87,14 @@ def test_matches_agree_with_a_plain_loop(thresholds):
 
 def test_compiled_and_eager_matches_agree():
     rng = np.random.default_rng(1)
-    made = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
-    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(made, 0))
+    levels_cyxhw = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
+    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(levels_cyxhw, 0))
     labels = make_labels([random_image(rng, 5), random_image(rng, 3)])
     compiled = tf.function(matcher.match, jit_compile=True)(labels, anchors_yxyx)
     np.testing.assert_array_equal(compiled, matcher.match(labels, anchors_yxyx))
 
 
-def test_thresholds_worked_out_by_hand():
+def test_thresholds_agree_with_matches_by_hand():
     anchors_yxyx = tf.constant([[0, 0, 10, w] for w in (10, 5, 4, 3.5, 9)], tf.float32)
     labels = make_labels([[(0, 0, 10, 10, False)]])
     assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[0, 0, I, B, 0]]
@@ -101,13 +102,13 @@ def test_thresholds_worked_out_by_hand():
     assert equal.numpy().tolist() == [[0, 0, B, B, 0]]
 
 
-def test_best_anchor_of_a_box_is_positive_whatever_its_overlap():
+def test_best_anchor_of_a_box_is_positive_at_any_overlap():
     anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60], [0, 30, 10, 40.0]])
     labels = make_labels([[(30, 30, 35, 35, False)]])
     assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, 0, B]]
 
 
-def test_box_that_no_anchor_touches_matches_nothing():
+def test_box_without_an_overlapping_anchor_has_no_match():
     anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60.0]])
     labels = make_labels([[(70, 70, 80, 80, False), (5, 5, 5, 5, False)]])
     assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, B]]
@@ -120,12 +121,12 @@ def test_first_of_boxes_that_share_a_best_anchor_wins():
     assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[1, 0]]
 
 
-def test_padding_matches_nothing():
+def test_padding_is_never_matched():
     anchors_yxyx = tf.constant([[0, 0, 64, 64.0]])
     assert matcher.match(make_labels([[]]), anchors_yxyx).numpy().tolist() == [[B]]
 
 
-def test_crowds_turn_background_into_ignored_but_match_nothing():
+def test_background_in_crowds_is_ignored_and_crowds_are_never_matched():
     anchors_yxyx = tf.constant(
         [[0, 0, 10, 10], [0, 5, 10, 15], [0, 4, 10, 14], [0, 40, 10, 50.0]]
     )
@@ -134,7 +135,7 @@ def test_crowds_turn_background_into_ignored_but_match_nothing():
 
 
 @pytest.mark.parametrize("thresholds", [(0.4, 0.5), (0.5, 0.0), (1.1, 0.5)])
-def test_thresholds_out_of_order_are_refused(thresholds):
+def test_thresholds_out_of_order_are_rejected(thresholds):
     with pytest.raises(
         ValueError, match="negative_iou_threshold <= positive_iou_threshold"
     ):
@@ -146,18 +147,18 @@ def test_thresholds_out_of_order_are_refused(thresholds):
         )
 
 
-def test_taken_rows_are_exact_and_nothing_is_zero():
+def test_gathered_rows_are_exact_and_negative_indices_give_zeros():
     values = np.float32(np.random.default_rng(2).uniform(0, 1e4, (2, 5, 3)))
-    taken = matcher.gather_by_one_hot(
+    rows = matcher.gather_by_one_hot(
         tf.constant(values), tf.constant([[4, 0, B], [I, 2, 2]])
     )
-    np.testing.assert_array_equal(taken[0], [values[0, 4], values[0, 0], [0, 0, 0]])
-    np.testing.assert_array_equal(taken[1], [[0, 0, 0], values[1, 2], values[1, 2]])
+    np.testing.assert_array_equal(rows[0], [values[0, 4], values[0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(rows[1], [[0, 0, 0], values[1, 2], values[1, 2]])
 
 
-def test_overlaps_of_all_anchors_with_all_boxes_are_never_written():
-    """A buffer is the result of an instruction that is not inside a fusion."""
-    num_boxes = 13  # XLA for CPU, unlike TPU, splits longer reductions and writes.
+def test_the_iou_matrix_is_never_written_to_memory():
+    # A buffer is the result of an instruction outside of all fusions.
+    num_boxes = 13  # XLA for CPU splits longer reductions and writes parts.
     boxes_cyxhw = anchors.Anchors(min_level=3, max_level=5).boxes_cyxhw((128, 128))
     anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(boxes_cyxhw, 0)).numpy()
     num_anchors = len(anchors_yxyx)

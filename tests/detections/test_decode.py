@@ -26,7 +26,7 @@ def random_predictions(seed, is_tied=False):
 
 
 def plain_decode(predictions, num_candidates):
-    """Sorts all pairs of all anchors and classes."""
+    """Returns candidates by sorting all pairs of all anchors and classes."""
     logits, deltas = (
         np.concatenate([np.reshape(level, (2, -1, d)) for level in levels], 1)
         for levels, d in zip(predictions, (NUM_CLASSES, 4), strict=True)
@@ -43,7 +43,7 @@ def plain_decode(predictions, num_candidates):
 
 @pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("num_candidates", [1, 7, 100, 10**4])
-def test_candidates_are_those_of_a_full_sort(num_candidates, is_tied):
+def test_candidates_equal_those_of_a_full_sort(num_candidates, is_tied):
     predictions = random_predictions(0, is_tied)
     actual = tf.function(decode.decode, jit_compile=True)(
         predictions,
@@ -59,25 +59,25 @@ def test_candidates_are_those_of_a_full_sort(num_candidates, is_tied):
     np.testing.assert_allclose(actual.boxes_yxyx, boxes, rtol=1e-5, atol=1e-4)
 
 
-def test_half_precision_predictions_give_single_precision_candidates():
+def test_candidates_of_half_precision_predictions_are_float32():
     half = structures.Predictions(
         *(
             tuple(tf.cast(level, tf.bfloat16) for level in levels)
             for levels in random_predictions(1)
         )
     )
-    whole = structures.Predictions(
+    single = structures.Predictions(
         *(tuple(tf.cast(level, tf.float32) for level in levels) for levels in half)
     )
-    given = dict(num_classes=NUM_CLASSES, num_candidates=50)
-    actual = decode.decode(half, ANCHORS, IMAGE_SIZE, **given)
-    expected = decode.decode(whole, ANCHORS, IMAGE_SIZE, **given)
+    arguments = dict(num_classes=NUM_CLASSES, num_candidates=50)
+    actual = decode.decode(half, ANCHORS, IMAGE_SIZE, **arguments)
+    expected = decode.decode(single, ANCHORS, IMAGE_SIZE, **arguments)
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
 
-def test_batch_of_unknown_size_can_be_traced():
+def test_a_batch_of_unknown_size_can_be_traced():
     specs = structures.Predictions(
         *(
             tuple(tf.TensorSpec([None, *level.shape[1:]]) for level in levels)
@@ -101,7 +101,7 @@ def test_batch_of_unknown_size_can_be_traced():
     )
 
 
-def test_boxes_go_back_to_the_original_and_end_at_its_border():
+def test_boxes_are_scaled_and_clipped_to_the_original_image():
     boxes = tf.constant([[[10, 20, 30, 90.0]], [[10, 20, 30, 40.0]]])
     scales = tf.constant([[0.5, 2], [0, 0.0]])
     sizes = tf.constant([[50, 40], [0, 0]])

@@ -43,68 +43,74 @@ def plain_iou(a, b):
 
 
 def plain_nms(boxes, scores, classes, variant, soft_fn, iou_threshold=0.5):
-    """One image, one box at a time, in float32 as the device has it."""
+    """Selects boxes of one image one at a time, in float32 as the device does."""
 
-    def remains(iou):
+    def factor(iou):
         if variant.endswith("soft"):
             return np.float32(SOFT[soft_fn](iou, iou_threshold))
         return np.float32(iou <= iou_threshold)
 
-    scores, taken = scores.copy(), []
-    while len(taken) < 20 and scores.max() > 0.05:
+    scores, selected = scores.copy(), []
+    while len(selected) < 20 and scores.max() > 0.05:
         best = int(scores.argmax())
-        taken.append((best, scores[best]))
+        selected.append((best, scores[best]))
         scores[best] = 0
         for i in range(len(scores)):
             if variant.startswith("global") or classes[i] == classes[best]:
-                scores[i] *= remains(plain_iou(boxes[best], boxes[i]))
-    return taken
+                scores[i] *= factor(plain_iou(boxes[best], boxes[i]))
+    return selected
 
 
 def check(candidates, variant, soft_fn):
     arguments = dict(variant=variant, soft_fn=soft_fn, max_detections=20)
-    found = tf.function(nms.NMS(**arguments).__call__, jit_compile=True)(candidates)
-    assert found.boxes_yxyx.shape == (len(candidates.scores), 20, 4)
+    detections = tf.function(nms.NMS(**arguments).__call__, jit_compile=True)(
+        candidates
+    )
+    assert detections.boxes_yxyx.shape == (len(candidates.scores), 20, 4)
     for image, candidate in enumerate(zip(*candidates, strict=True)):
         boxes, scores, classes = (x.numpy() for x in candidate)
-        taken = plain_nms(boxes, scores, classes, variant, soft_fn)
-        index, count = [i for i, _ in taken], len(taken)
-        assert found.num_detections[image] == count
-        np.testing.assert_array_equal(found.boxes_yxyx[image, :count], boxes[index])
-        np.testing.assert_array_equal(found.classes[image, :count], classes[index])
-        np.testing.assert_allclose(
-            found.scores[image, :count], [score for _, score in taken], rtol=1e-5
+        selected = plain_nms(boxes, scores, classes, variant, soft_fn)
+        index, count = [i for i, _ in selected], len(selected)
+        assert detections.num_detections[image] == count
+        np.testing.assert_array_equal(
+            detections.boxes_yxyx[image, :count], boxes[index]
         )
-        assert not np.any(found.boxes_yxyx[image, count:])
-        assert not np.any(found.scores[image, count:])
-        assert not np.any(found.classes[image, count:])
-    return found
+        np.testing.assert_array_equal(detections.classes[image, :count], classes[index])
+        np.testing.assert_allclose(
+            detections.scores[image, :count],
+            [score for _, score in selected],
+            rtol=1e-5,
+        )
+        assert not np.any(detections.boxes_yxyx[image, count:])
+        assert not np.any(detections.scores[image, count:])
+        assert not np.any(detections.classes[image, count:])
+    return detections
 
 
 @every_variant
 def test_random_boxes_agree_with_a_plain_loop(variant, soft_fn):
-    found = check(random_candidates(0), variant, soft_fn)
-    assert (np.diff(found.scores, axis=-1) <= 0).all()
+    detections = check(random_candidates(0), variant, soft_fn)
+    assert (np.diff(detections.scores, axis=-1) <= 0).all()
 
 
 @every_variant
-def test_crowds_of_several_tiles_agree_with_a_plain_loop(variant, soft_fn):
+def test_dense_boxes_of_several_tiles_agree_with_a_plain_loop(variant, soft_fn):
     boxes, scores, classes = random_candidates(1, 700)
-    # Nearly all in one place: the few that remain are spread over all tiles.
+    # Nearly all boxes overlap: the few selected ones are spread over all tiles.
     boxes -= tf.tile(boxes[..., :2], [1, 1, 2])
-    found = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
+    detections = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
     if variant == "global_hard":
-        # Below 0.8 begins the second tile: the loop went on after the first.
-        last = found.num_detections[0] - 1
-        assert last < 19 and found.scores[0, last] < 0.8
+        # Scores below 0.8 are in the second tile: the loop did not end at the first.
+        last = detections.num_detections[0] - 1
+        assert last < 19 and detections.scores[0, last] < 0.8
 
 
-def test_a_chain_of_boxes_that_overlap_their_neighbors_keeps_every_second():
+def test_every_second_box_of_an_overlapping_chain_is_kept():
     tops = np.arange(300.0)
     boxes = np.stack([tops, 0 * tops, tops + 2.5, 0 * tops + 1], axis=-1)
     scores = np.linspace(0.9, 0.1, 300)
-    found = nms.NMS(iou_threshold=0.4)(make_candidates([boxes], [scores]))
-    np.testing.assert_array_equal(found.boxes_yxyx[0, :, 0], tops[::2][:100])
+    detections = nms.NMS(iou_threshold=0.4)(make_candidates([boxes], [scores]))
+    np.testing.assert_array_equal(detections.boxes_yxyx[0, :, 0], tops[::2][:100])
 
 
 @every_variant
@@ -120,26 +126,26 @@ def test_tied_identical_and_degenerate_boxes_agree_with_a_plain_loop(variant, so
 def test_images_without_candidates_have_no_detections(variant, soft_fn):
     boxes, scores, classes = random_candidates(1)
     scores = tf.stack([tf.zeros_like(scores[0]), scores[1]])
-    found = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
-    assert found.num_detections[0] == 0 < found.num_detections[1]
+    detections = check(decode.Candidates(boxes, scores, classes), variant, soft_fn)
+    assert detections.num_detections[0] == 0 < detections.num_detections[1]
     nothing = decode.Candidates(boxes, tf.zeros_like(scores), classes)
     assert not np.any(check(nothing, variant, soft_fn).num_detections)
 
 
 @every_variant
-def test_candidates_that_were_struck_out_may_lie_anywhere(variant, soft_fn):
+def test_candidates_with_a_score_of_zero_may_be_anywhere(variant, soft_fn):
     boxes, scores, classes = random_candidates(6, 300)
-    is_struck_out = classes == 1
-    struck_out = tf.where(is_struck_out, 0.0, scores)
-    found = check(decode.Candidates(boxes, struck_out, classes), variant, soft_fn)
-    assert set(np.unique(found.classes)) == {0, 2}
+    is_removed = classes == 1
+    remaining = tf.where(is_removed, 0.0, scores)
+    detections = check(decode.Candidates(boxes, remaining, classes), variant, soft_fn)
+    assert set(np.unique(detections.classes)) == {0, 2}
 
 
 @pytest.mark.parametrize("variant", ["combined", "per_class_hard"])
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.5, 0.8])
-def test_hard_per_class_is_what_tensorflow_does(variant, iou_threshold):
+def test_hard_nms_per_class_agrees_with_tensorflow(variant, iou_threshold):
     boxes, scores, classes = random_candidates(2, 600)
-    found = nms.NMS(variant=variant, iou_threshold=iou_threshold)(
+    detections = nms.NMS(variant=variant, iou_threshold=iou_threshold)(
         decode.Candidates(boxes, scores, classes)
     )
     expected = tf.image.combined_non_max_suppression(
@@ -151,40 +157,42 @@ def test_hard_per_class_is_what_tensorflow_does(variant, iou_threshold):
         score_threshold=0.05,
         clip_boxes=False,
     )
-    np.testing.assert_array_equal(found.num_detections, expected.valid_detections)
-    np.testing.assert_array_equal(found.boxes_yxyx, expected.nmsed_boxes)
-    np.testing.assert_array_equal(found.scores, expected.nmsed_scores)
-    np.testing.assert_array_equal(found.classes, expected.nmsed_classes)
-    assert 10 < found.num_detections.numpy().min() < 600
+    np.testing.assert_array_equal(detections.num_detections, expected.valid_detections)
+    np.testing.assert_array_equal(detections.boxes_yxyx, expected.nmsed_boxes)
+    np.testing.assert_array_equal(detections.scores, expected.nmsed_scores)
+    np.testing.assert_array_equal(detections.classes, expected.nmsed_classes)
+    assert 10 < detections.num_detections.numpy().min() < 600
 
 
-def test_overlap_of_exactly_the_threshold_stays():
+def test_a_box_with_an_overlap_of_exactly_the_threshold_is_kept():
     candidates = make_candidates([[[0, 0, 2, 2], [0, 0, 2, 1]]], [[0.9, 0.8]])
     assert nms.NMS(iou_threshold=0.5)(candidates).num_detections.numpy() == 2
     assert nms.NMS(iou_threshold=0.49)(candidates).num_detections.numpy() == 1
 
 
-def test_score_of_exactly_the_threshold_goes():
+def test_a_box_with_a_score_of_exactly_the_threshold_is_dropped():
     candidates = make_candidates([[[0, 0, 1, 1], [5, 5, 6, 6]]], [[0.5, 0.25]])
-    found = nms.NMS(score_threshold=0.25)(candidates)
-    assert found.num_detections.numpy() == 1
+    detections = nms.NMS(score_threshold=0.25)(candidates)
+    assert detections.num_detections.numpy() == 1
 
 
-def test_soft_scores_worked_out_by_hand():
+def test_soft_scores_equal_values_computed_by_hand():
     boxes = [[[0, 0, 2, 2], [0, 0, 2, 1.5], [0, 0, 2, 0.5]]]
     candidates = make_candidates(boxes, [[0.8, 0.6, 0.5]])
-    found = nms.NMS(variant="per_class_soft", soft_fn=nms.linear)(candidates)
-    np.testing.assert_allclose(found.scores[0, :3], [0.8, 0.5, 0.15], rtol=1e-6)
-    np.testing.assert_array_equal(found.boxes_yxyx[0, 1], boxes[0][2])
-    found = nms.NMS(variant="per_class_soft", soft_fn=partial(nms.gaussian, sigma=1.0))(
-        candidates
-    )
+    detections = nms.NMS(variant="per_class_soft", soft_fn=nms.linear)(candidates)
+    np.testing.assert_allclose(detections.scores[0, :3], [0.8, 0.5, 0.15], rtol=1e-6)
+    np.testing.assert_array_equal(detections.boxes_yxyx[0, 1], boxes[0][2])
+    detections = nms.NMS(
+        variant="per_class_soft", soft_fn=partial(nms.gaussian, sigma=1.0)
+    )(candidates)
     second = 0.5 * np.exp(-(0.25**2))
     third = 0.6 * np.exp(-(0.75**2)) * np.exp(-((1 / 3) ** 2))
-    np.testing.assert_allclose(found.scores[0, :3], [0.8, second, third], rtol=1e-5)
+    np.testing.assert_allclose(
+        detections.scores[0, :3], [0.8, second, third], rtol=1e-5
+    )
 
 
-def test_no_more_than_the_most_detections_come_out():
+def test_max_detections_limits_the_detections():
     candidates = random_candidates(3)
     few = nms.NMS(max_detections=3)(candidates)
     many = nms.NMS(max_detections=50)(candidates)
@@ -192,7 +200,7 @@ def test_no_more_than_the_most_detections_come_out():
     np.testing.assert_array_equal(few.boxes_yxyx, many.boxes_yxyx[:, :3])
 
 
-def test_batch_of_unknown_size_can_be_traced():
+def test_a_batch_of_unknown_size_can_be_traced():
     specs = decode.Candidates(
         tf.TensorSpec([None, 60, 4]),
         tf.TensorSpec([None, 60]),
@@ -204,11 +212,11 @@ def test_batch_of_unknown_size_can_be_traced():
         np.testing.assert_array_equal(a, b)
 
 
-def test_threshold_below_zero_is_refused():
-    with pytest.raises(ValueError, match="0 or more"):
+def test_a_negative_score_threshold_is_rejected():
+    with pytest.raises(ValueError, match="must be >= 0"):
         nms.NMS(score_threshold=-0.1)
 
 
-def test_unknown_variant_is_refused_with_those_there_are():
+def test_the_error_of_an_unknown_variant_contains_all_variants():
     with pytest.raises(ValueError, match="'gentle'; choose one of combined, per_class"):
         nms.NMS(variant="gentle")

@@ -106,7 +106,6 @@ def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
         tf.constant([2, 0]),
     )
     first, empty = anchor_recall.assigned_anchors(
-        labels,
         recipe.assign(labels),
         anchors=recipe.anchors,
         image_size=recipe.image_size,

@@ -22,7 +22,7 @@ def make_variables():
     ]
 
 
-def test_averages_begin_as_copies_named_by_path():
+def test_averages_start_as_copies_named_by_path():
     averages = averaging.create_averages(make_variables())
     assert list(averages) == ["head/kernel", "bn/moving_mean"]
     np.testing.assert_array_equal(averages["head/kernel"], [1, 2])
@@ -49,7 +49,7 @@ def test_averages_follow_the_recurrence():
         np.testing.assert_allclose(average, value, rtol=1e-5, atol=1e-6)
 
 
-def test_replicas_average_alike():
+def test_replicas_keep_equal_averages():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         variables = make_variables()

@@ -9,7 +9,7 @@ def scale_of(scale):
     return scale.variables["loss_scale/scale"].numpy()
 
 
-def test_scaled_loss_gives_back_the_true_gradients():
+def test_unscaled_gradients_equal_those_of_the_plain_loss():
     scale = loss_scale.DynamicLossScale(initial=1024.0)
     w = tf.Variable(3.0)
     with tf.GradientTape() as tape:
@@ -20,16 +20,16 @@ def test_scaled_loss_gives_back_the_true_gradients():
     assert is_finite.numpy()
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-def test_one_bad_number_spoils_all_gradients(bad):
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_one_infinite_or_nan_value_makes_all_gradients_not_finite(value):
     scale = loss_scale.DynamicLossScale()
-    gradients = [tf.zeros([2, 2]), tf.constant([0, bad], tf.float16)]
+    gradients = [tf.zeros([2, 2]), tf.constant([0, value], tf.float16)]
     unscaled, is_finite = scale.unscale(gradients)
     assert not is_finite.numpy()
     assert all(gradient.dtype == tf.float32 for gradient in unscaled)
 
 
-def test_scale_grows_after_good_steps_and_falls_after_a_bad_one():
+def test_scale_grows_after_finite_steps_and_shrinks_after_an_overflow():
     scale = loss_scale.DynamicLossScale(initial=8.0, growth_interval=3, factor=2.0)
     update = tf.function(scale.update, jit_compile=True)
     scales = []
@@ -48,13 +48,13 @@ def test_scale_stays_between_one_and_infinity():
     assert scale_of(scale) == 2.0**100
 
 
-def test_state_is_listed_for_the_checkpoint():
+def test_variables_contain_the_state_for_the_checkpoint():
     scale = loss_scale.DynamicLossScale()
     assert list(scale.variables) == ["loss_scale/scale", "loss_scale/num_finite"]
     assert scale_of(scale) == 2**15
 
 
-def test_replicas_move_their_scales_alike():
+def test_replicas_update_their_scales_equally():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
         scale = loss_scale.DynamicLossScale(initial=8.0)
@@ -71,6 +71,6 @@ def test_replicas_move_their_scales_alike():
 @pytest.mark.parametrize(
     "arguments", [dict(initial=0.5), dict(growth_interval=0), dict(factor=1.0)]
 )
-def test_settings_that_cannot_move_the_scale_are_refused(arguments):
+def test_settings_out_of_range_are_rejected(arguments):
     with pytest.raises(ValueError, match="DynamicLossScale needs"):
         loss_scale.DynamicLossScale(**arguments)

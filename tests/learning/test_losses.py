@@ -16,20 +16,20 @@ def random_level(seed, num_anchors=3, num_classes=4):
     return np.float32(logits), np.int32(classes)
 
 
-def by_cell(planes):
+def by_cell(maps):
     """Returns [B, H, W, A] from [B, A, H, W]."""
-    return np.moveaxis(planes, 1, -1)
+    return np.moveaxis(maps, 1, -1)
 
 
 def plain_focal_loss(logits, classes, alpha, gamma):
-    """The paper's equation in float64, classes apart from anchors."""
+    """Returns the paper's equation in float64, with an axis of classes."""
     classes = by_cell(classes)
     num_classes = logits.shape[-1] // classes.shape[-1]
     x = tf.reshape(tf.cast(logits, tf.float64), [*classes.shape, num_classes])
-    is_right = tf.constant(classes)[..., None] == tf.range(num_classes)
+    is_target_class = tf.constant(classes)[..., None] == tf.range(num_classes)
     p = tf.sigmoid(x)
-    p_t = tf.where(is_right, p, 1 - p)
-    alpha_t = tf.where(is_right, tf.constant(alpha, p.dtype), 1 - alpha)
+    p_t = tf.where(is_target_class, p, 1 - p)
+    alpha_t = tf.where(is_target_class, tf.constant(alpha, p.dtype), 1 - alpha)
     loss = -alpha_t * (1 - p_t) ** gamma * tf.math.log(p_t)
     loss = tf.where(
         tf.constant(classes)[..., None] == IGNORE, tf.zeros([], x.dtype), loss
@@ -81,7 +81,7 @@ def test_gamma_zero_is_weighted_cross_entropy():
     )
 
 
-def test_losses_at_one_half_worked_out_by_hand():
+def test_losses_at_one_half_equal_values_computed_by_hand():
     loss = losses.focal_loss(tf.zeros([1, 1, 1, 2]), tf.constant([[[[1]]]]))
     expected = np.log(2) * 0.25 * np.array([0.75, 0.25])
     np.testing.assert_allclose(loss[0, 0, 0], expected, rtol=1e-6)
@@ -117,7 +117,7 @@ def test_ignored_anchors_carry_no_loss():
     assert loss[0, 0, 1].all() and gradient[0, 0, 1].all()
 
 
-def test_smoothing_changes_the_cross_entropy_only():
+def test_label_smoothing_changes_only_the_cross_entropy():
     logits, classes = random_level(4)
     classes = np.maximum(classes, BACKGROUND)
     s, x = 0.2, np.float64(logits)
@@ -135,7 +135,7 @@ def test_smoothing_changes_the_cross_entropy_only():
     )
 
 
-def test_half_precision_logits_are_computed_in_single():
+def test_losses_of_half_precision_logits_are_computed_in_float32():
     logits, classes = random_level(5)
     half = tf.cast(logits, tf.bfloat16)
     np.testing.assert_array_equal(
@@ -144,7 +144,7 @@ def test_half_precision_logits_are_computed_in_single():
     )
 
 
-def test_huber_loss_worked_out_by_hand():
+def test_huber_loss_equals_values_computed_by_hand():
     errors = tf.constant([0, 0.05, -0.1, 0.3, -2])
     loss, gradient = value_and_gradient(
         lambda x: losses.huber_loss(x, tf.zeros(5), delta=0.1), errors
@@ -180,25 +180,26 @@ def make_batch(seed):
         tuple(tf.constant(logits) for logits, _ in levels),
         tuple(tf.constant(level) for level in deltas),
     )
-    wanted = targets.Targets(
+    assigned = targets.Targets(
         tuple(tf.constant(classes) for _, classes in levels),
         tuple(tf.constant(level) for level in target_deltas),
-        tf.constant(0.0),
+        num_positives=tf.constant(0.0),
+        matches=tf.zeros([2, 0], tf.int32),
     )
-    return predictions, wanted
+    return predictions, assigned
 
 
 def test_detection_losses_agree_with_plain_numpy():
-    predictions, wanted = make_batch(7)
+    predictions, assigned = make_batch(7)
     actual = losses.detection_losses(
-        predictions, wanted, normalizer=tf.constant(7.0), gamma=1.5, class_weight=2.0
+        predictions, assigned, normalizer=tf.constant(7.0), gamma=1.5, class_weight=2.0
     )
     class_loss = box_loss = 0
     for level in range(2):
-        classes = wanted.classes[level].numpy()
+        classes = assigned.classes[level].numpy()
         logits = predictions.class_logits[level]
         class_loss += plain_focal_loss(logits, classes, 0.25, 1.5).numpy().sum()
-        error = predictions.box_deltas[level] - wanted.deltas[level]
+        error = predictions.box_deltas[level] - assigned.deltas[level]
         size = np.abs(np.reshape(error, [2, 3, 5, 3, 4]).astype(np.float64))
         huber = np.where(size <= 0.1, size**2 / 2, 0.1 * size - 0.005)
         box_loss += huber[by_cell(classes) >= 0].sum() / 4
@@ -210,24 +211,27 @@ def test_detection_losses_agree_with_plain_numpy():
 
 
 def test_image_without_objects_has_zero_box_loss():
-    predictions, wanted = make_batch(8)
-    empty = tuple(tf.minimum(level, BACKGROUND) for level in wanted.classes)
+    predictions, assigned = make_batch(8)
+    empty = tuple(tf.minimum(level, BACKGROUND) for level in assigned.classes)
     actual = losses.detection_losses(
-        predictions, wanted._replace(classes=empty), normalizer=tf.constant(1.0)
+        predictions, assigned._replace(classes=empty), normalizer=tf.constant(1.0)
     )
     assert actual.box_loss.numpy() == 0
     assert actual.class_loss.numpy() > 0
     assert actual.weighted_loss.numpy() == actual.class_loss.numpy()
 
 
-def test_target_of_exactly_zero_counts():
-    wanted = targets.Targets(
-        (tf.constant([[[[0]]]]),), (tf.zeros([1, 1, 1, 4]),), tf.constant(1.0)
+def test_a_target_of_exactly_zero_has_a_loss():
+    assigned = targets.Targets(
+        (tf.constant([[[[0]]]]),),
+        (tf.zeros([1, 1, 1, 4]),),
+        num_positives=tf.constant(1.0),
+        matches=tf.zeros([1, 1], tf.int32),
     )
     predictions = structures.Predictions(
         (tf.zeros([1, 1, 1, 2]),), (tf.fill([1, 1, 1, 4], 1.0),)
     )
-    actual = losses.detection_losses(predictions, wanted, normalizer=tf.constant(1.0))
+    actual = losses.detection_losses(predictions, assigned, normalizer=tf.constant(1.0))
     np.testing.assert_allclose(actual.box_loss, 0.1 - 0.005, rtol=1e-6)
 
 
@@ -239,8 +243,8 @@ def test_one_replica_is_normalized_by_its_own_positives():
 @pytest.mark.parametrize(
     ("counts", "expected"), [((3, 8), 5.5), ((0, 0), 0.5), ((0, 1), 0.5)]
 )
-def test_replicas_share_the_mean_and_count_one_positive_at_least(counts, expected):
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+def test_replicas_share_the_mean_of_at_least_one_positive(counts, expected):
+    # Collectives, the default, number exchanges per process: two strategies clash.
     exchange = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], exchange)
 

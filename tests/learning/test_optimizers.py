@@ -67,14 +67,14 @@ def our_result(optimizer):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_does_what_keras_does(nesterov):
+def test_sgd_agrees_with_keras(nesterov):
     ours = our_result(optimizers.SGD(RATE, nesterov=nesterov))
     theirs = keras_result(keras.optimizers.SGD(KerasRate(), 0.9, nesterov=nesterov))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_adamw_does_what_keras_does():
+def test_adamw_agrees_with_keras():
     ours = our_result(optimizers.AdamW(RATE, weight_decay=0.1))
     theirs = keras_result(keras.optimizers.AdamW(KerasRate(), weight_decay=0.1))
     for a, b in zip(ours, theirs, strict=True):
@@ -82,9 +82,9 @@ def test_adamw_does_what_keras_does():
 
 
 @pytest.mark.parametrize(
-    ("decayed", "moves"), [("kernel$", 1), ("bias|kernel", 2), ("^$", 0)]
+    ("decayed", "num_decayed"), [("kernel$", 1), ("bias|kernel", 2), ("^$", 0)]
 )
-def test_weights_decay_by_their_path(decayed, moves):
+def test_weight_decay_is_selected_by_path(decayed, num_decayed):
     optimizer = optimizers.AdamW(
         partial(schedules.constant, base=0.5), weight_decay=0.1, decayed=decayed
     )
@@ -93,7 +93,7 @@ def test_weights_decay_by_their_path(decayed, moves):
     slots = optimizer.create_slots(variables)
     optimizer.apply([tf.zeros(s) for s in SHAPES], variables, slots, tf.constant(0))
     for i, variable in enumerate(variables):
-        factor = 0.95 if i < moves else 1.0
+        factor = 0.95 if i < num_decayed else 1.0
         np.testing.assert_allclose(variable, before[i] * factor, rtol=1e-6)
 
 
@@ -105,12 +105,12 @@ def test_slots_are_named_by_the_path_of_their_variable():
     assert len(optimizers.AdamW(RATE).create_slots(make_variables())) == 4
 
 
-def test_two_variables_of_one_name_are_refused():
+def test_two_variables_of_the_same_name_are_rejected():
     with pytest.raises(ValueError, match=r"used twice: \['head/bias', 'head/kernel'\]"):
         optimizers.SGD(RATE).create_slots(make_variables() + make_variables())
 
 
-def test_half_precision_gradients_move_weights():
+def test_half_precision_gradients_update_weights():
     optimizer = optimizers.SGD(partial(schedules.constant, base=1.0))
     variables = make_variables()
     before = variables[1].numpy()
@@ -120,12 +120,12 @@ def test_half_precision_gradients_move_weights():
     np.testing.assert_allclose(variables[1], before - 0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [optimizers.SGD, optimizers.AdamW])
-def test_replicas_that_share_gradients_stay_equal_without_a_word(make):
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+@pytest.mark.parametrize("make_optimizer", [optimizers.SGD, optimizers.AdamW])
+def test_replicas_with_equal_gradients_stay_equal(make_optimizer):
+    # Collectives, the default, number exchanges per process: two strategies clash.
     exchange = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], exchange)
-    optimizer = make(RATE)
+    optimizer = make_optimizer(RATE)
     with strategy.scope():
         variables = make_variables()
         slots = optimizer.create_slots(variables)
@@ -150,13 +150,15 @@ def test_replicas_that_share_gradients_stay_equal_without_a_word(make):
         )
         update(halves, tf.constant(step, tf.int64))
 
-    for variable, expected in zip(variables, our_result(make(RATE)), strict=True):
+    for variable, expected in zip(
+        variables, our_result(make_optimizer(RATE)), strict=True
+    ):
         copies = [v.numpy() for v in strategy.experimental_local_results(variable)]
         np.testing.assert_array_equal(*copies)
         np.testing.assert_allclose(copies[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_long_gradients_are_cut_to_the_norm_and_short_ones_stay():
+def test_gradients_above_the_norm_are_scaled_and_others_are_kept():
     gradients = [tf.constant([3.0, 0]), tf.constant([[4.0]])]
     clipped, norm = optimizers.clip_by_global_norm(gradients, 1.0)
     assert norm.numpy() == 5
@@ -177,6 +179,6 @@ def test_norm_of_half_precision_gradients_does_not_overflow():
     np.testing.assert_allclose(clipped[0], [3] * 4, rtol=1e-3)
 
 
-def test_norm_of_zero_or_less_is_refused():
+def test_norm_of_zero_or_less_is_rejected():
     with pytest.raises(ValueError, match="above 0"):
         optimizers.clip_by_global_norm([tf.zeros(1)], 0.0)

@@ -22,21 +22,21 @@ def make_labels(seed=0, num_images=3, num_boxes=5):
     )
 
 
-def by_anchor(made):
+def by_anchor(assigned):
     """Returns classes [B, n] and deltas [B, n, 4], in the order of the anchors."""
-    classes = [np.moveaxis(level, 1, -1).reshape(3, -1) for level in made.classes]
-    deltas = [np.reshape(level, [3, -1, 4]) for level in made.deltas]
+    classes = [np.moveaxis(level, 1, -1).reshape(3, -1) for level in assigned.classes]
+    deltas = [np.reshape(level, [3, -1, 4]) for level in assigned.deltas]
     return np.concatenate(classes, 1), np.concatenate(deltas, 1)
 
 
-def test_targets_say_class_and_box_of_the_match():
+def test_targets_contain_class_and_box_of_the_match():
     labels = make_labels()
-    made = tf.function(targets.assign_targets, jit_compile=True)(
+    assigned = tf.function(targets.assign_targets, jit_compile=True)(
         labels, ANCHORS, IMAGE_SIZE
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
     matches = matcher.match(labels, box_ops.cyxhw_to_yxyx(anchors_cyxhw)).numpy()
-    classes, deltas = by_anchor(made)
+    classes, deltas = by_anchor(assigned)
     decoded = box_coder.decode(deltas, anchors_cyxhw).numpy()
     for image in range(3):
         for anchor, match in enumerate(matches[image]):
@@ -48,17 +48,29 @@ def test_targets_say_class_and_box_of_the_match():
                 np.testing.assert_allclose(
                     decoded[image, anchor], labels.boxes_yxyx[image, match], atol=1e-3
                 )
-    assert made.num_positives.numpy() == (matches >= 0).sum() > 5
+    assert assigned.num_positives.numpy() == (matches >= 0).sum() > 5
 
 
-def test_deltas_have_the_shape_of_the_predictions_and_classes_are_planes():
-    made = targets.assign_targets(make_labels(), ANCHORS, IMAGE_SIZE)
+def test_deltas_have_the_layout_of_predictions_and_classes_one_map_per_anchor():
+    assigned = targets.assign_targets(make_labels(), ANCHORS, IMAGE_SIZE)
     grids = [(4, 8), (2, 4), (1, 2)]
-    assert [level.shape for level in made.classes] == [(3, 9, *g) for g in grids]
-    assert [level.shape for level in made.deltas] == [(3, *g, 36) for g in grids]
+    assert [level.shape for level in assigned.classes] == [(3, 9, *g) for g in grids]
+    assert [level.shape for level in assigned.deltas] == [(3, *g, 36) for g in grids]
 
 
-def test_box_like_one_anchor_is_the_target_of_its_cell():
+def test_matches_are_those_of_the_maps():
+    labels = make_labels()
+    assigned = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
+    matches = assigned.matches.numpy()
+    classes = np.concatenate([np.reshape(x, [3, -1]) for x in assigned.classes], 1)
+    is_positive = matches >= 0
+    np.testing.assert_array_equal(matches[~is_positive], classes[~is_positive])
+    images, _ = np.nonzero(is_positive)
+    matched_classes = labels.classes.numpy()[images, matches[is_positive]]
+    np.testing.assert_array_equal(matched_classes, classes[is_positive])
+
+
+def test_a_box_equal_to_an_anchor_is_the_target_of_its_cell():
     small = anchors.Anchors(
         min_level=4, max_level=5, scales=(1,), aspect_ratios=(1, 2), size=1.0
     )
@@ -68,28 +80,28 @@ def test_box_like_one_anchor_is_the_target_of_its_cell():
         tf.constant([[False]]),
         tf.constant([1]),
     )
-    made = targets.assign_targets(labels, small, IMAGE_SIZE)
-    found = np.argwhere(made.classes[1].numpy() >= 0).tolist()
-    assert [0, 0, 1, 2] in found
-    assert made.classes[1][0, 0, 1, 2] == 7
-    np.testing.assert_array_equal(made.deltas[1][0, 1, 2, :4], [0, 0, 0, 0])
+    assigned = targets.assign_targets(labels, small, IMAGE_SIZE)
+    positives = np.argwhere(assigned.classes[1].numpy() >= 0).tolist()
+    assert [0, 0, 1, 2] in positives
+    assert assigned.classes[1][0, 0, 1, 2] == 7
+    np.testing.assert_array_equal(assigned.deltas[1][0, 1, 2, :4], [0, 0, 0, 0])
 
 
-def test_image_that_is_not_real_is_ignored_everywhere():
+def test_padding_images_are_ignored_everywhere():
     labels = make_labels()
     is_valid = tf.constant([False, True, True])
-    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_valid=is_valid)
-    whole = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
-    (classes, deltas), (all_classes, _) = by_anchor(made), by_anchor(whole)
+    assigned = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_valid=is_valid)
+    all_valid = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
+    (classes, deltas), (all_classes, _) = by_anchor(assigned), by_anchor(all_valid)
     assert (classes[0] == structures.IGNORE).all()
     np.testing.assert_array_equal(classes[1:], all_classes[1:])
     assert not deltas[0].any()
-    assert made.num_positives.numpy() == (all_classes[1:] >= 0).sum()
+    assert assigned.num_positives.numpy() == (all_classes[1:] >= 0).sum()
 
 
 @pytest.mark.parametrize("num_boxes", [0, 3])
 def test_targets_of_any_number_of_boxes_are_finite(num_boxes):
     labels = make_labels()._replace(num_boxes=tf.fill([3], num_boxes))
-    made = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
-    assert np.isfinite(by_anchor(made)[1]).all()
-    assert (made.num_positives.numpy() > 0) == (num_boxes > 0)
+    assigned = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
+    assert np.isfinite(by_anchor(assigned)[1]).all()
+    assert (assigned.num_positives.numpy() > 0) == (num_boxes > 0)

@@ -14,7 +14,7 @@ RATE = 0.5
 
 
 def make_network():
-    """Returns two weights and a statistic, as a network with batch norm has them."""
+    """Returns a network of two weights and a statistic."""
     with tf.name_scope("head"):
         kernel = replicas.make_variable([1.0, 2.0], name="kernel", trainable=True)
         bias = replicas.make_variable(3.0, name="bias", trainable=True)
@@ -33,11 +33,11 @@ def values(variables):
     return [np.array(variable.numpy()) for variable in variables]
 
 
-def test_the_checkpoint_names_say_what_a_variable_is():
+def test_checkpoint_names_contain_the_kind_and_path_of_a_variable():
     network = make_network()
     scale = loss_scale.DynamicLossScale()
-    made = make_update(network, averaging_decay=0.9, loss_scale=scale)
-    assert list(made.variables) == [
+    weight_update = make_update(network, averaging_decay=0.9, loss_scale=scale)
+    assert list(weight_update.variables) == [
         "slots/head/kernel/momentum",
         "slots/head/bias/momentum",
         "averages/head/kernel",
@@ -50,16 +50,18 @@ def test_the_checkpoint_names_say_what_a_variable_is():
 
 @pytest.mark.parametrize("averaging_decay", [None, 0])
 def test_without_a_decay_there_are_no_averages(averaging_decay):
-    made = make_update(make_network(), averaging_decay=averaging_decay)
-    assert not [name for name in made.variables if name.startswith("averages/")]
+    weight_update = make_update(make_network(), averaging_decay=averaging_decay)
+    assert not [
+        name for name in weight_update.variables if name.startswith("averages/")
+    ]
 
 
 @pytest.mark.parametrize(("max_norm", "factor"), [(None, 1), (20.0, 1), (6.5, 0.5)])
-def test_gradients_are_clipped_by_their_norm_which_is_told_unclipped(max_norm, factor):
+def test_gradients_are_clipped_and_the_unclipped_norm_is_returned(max_norm, factor):
     network = make_network()
-    made = make_update(network, max_gradient_norm=max_norm)
+    weight_update = make_update(network, max_gradient_norm=max_norm)
     gradients = [tf.constant([3.0, 4.0]), tf.constant(12.0)]
-    scalars = made.apply(gradients, tf.constant(0, tf.int64))
+    scalars = weight_update.apply(gradients, tf.constant(0, tf.int64))
     assert scalars["gradient-norm"] == 13
     assert scalars["learning-rate"] == RATE
     kernel, bias, _ = values(network.variables)
@@ -67,8 +69,8 @@ def test_gradients_are_clipped_by_their_norm_which_is_told_unclipped(max_norm, f
     np.testing.assert_allclose(bias, 3 - 6 * factor, rtol=1e-6)
 
 
-def test_clipping_comes_after_the_reduction_over_replicas():
-    # Clipped one by one, (6, 0) and (0, 8) would become (1, 0) and (0, 1).
+def test_gradients_are_clipped_after_the_reduction_over_replicas():
+    # Before the reduction, (6, 0) and (0, 8) would become (1, 0) and (0, 1).
     two = strategy.make_strategy("cpu", num_devices=2)
     with two.scope():
         kernel = replicas.make_variable([0.0, 0.0], name="kernel", trainable=True)
@@ -95,13 +97,17 @@ def test_clipping_comes_after_the_reduction_over_replicas():
 
 def test_averages_follow_all_variables_after_the_step():
     network = make_network()
-    made = make_update(network, averaging_decay=0.3)
-    averages = [made.variables[f"averages/head/{n}"] for n in ("kernel", "moving_mean")]
+    weight_update = make_update(network, averaging_decay=0.3)
+    averages = [
+        weight_update.variables[f"averages/head/{n}"] for n in ("kernel", "moving_mean")
+    ]
     kernel, _, mean = network.variables
     expected = [np.array([1.0, 2.0]), np.array([5.0])]
     for step in range(5):
-        mean.assign([5.0 - step])  # What the forward pass of this step left.
-        made.apply([tf.ones([2]), tf.constant(1.0)], tf.constant(step, tf.int64))
+        mean.assign([5.0 - step])  # As the forward pass would.
+        weight_update.apply(
+            [tf.ones([2]), tf.constant(1.0)], tf.constant(step, tf.int64)
+        )
         decay = min(0.3, (1 + step) / (10 + step))
         for i, variable in enumerate((kernel, mean)):
             expected[i] = decay * expected[i] + (1 - decay) * variable.numpy()
@@ -110,45 +116,47 @@ def test_averages_follow_all_variables_after_the_step():
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_an_overflow_moves_nothing_but_the_scale(bad):
+def test_an_overflow_changes_only_the_loss_scale(bad):
     network = make_network()
-    made = make_update(
+    weight_update = make_update(
         network,
         averaging_decay=0.5,
         max_gradient_norm=1.0,
         loss_scale=loss_scale.DynamicLossScale(initial=1024.0),
     )
-    steady = [v for name, v in made.variables.items() if "loss_scale" not in name]
-    # Moves slots and averages, so that they have something to lose.
-    made.apply([tf.ones([2]), tf.constant(1.0)], tf.constant(0, tf.int64))
+    steady = [
+        v for name, v in weight_update.variables.items() if "loss_scale" not in name
+    ]
+    # After one update slots and averages differ from their first values.
+    weight_update.apply([tf.ones([2]), tf.constant(1.0)], tf.constant(0, tf.int64))
     before = values([*network.variables, *steady])
 
-    step = tf.function(made.apply, jit_compile=True)
+    step = tf.function(weight_update.apply, jit_compile=True)
     gradients = [tf.constant([1.0, bad]), tf.constant(1.0)]
     scalars = step(gradients, tf.constant(1, tf.int64))
     assert scalars["gradient-norm"] == 0
     for old, new in zip(before, values([*network.variables, *steady]), strict=True):
         np.testing.assert_array_equal(new, old)
-    assert made.variables["loss_scale/scale"].numpy() == 512
+    assert weight_update.variables["loss_scale/scale"].numpy() == 512
 
 
-def test_the_loss_scale_leaves_no_trace_in_the_update():
+def test_the_loss_scale_does_not_change_the_update():
     moved = []
     for scale in (None, loss_scale.DynamicLossScale(initial=1024.0)):
         network = make_network()
-        made = make_update(network, max_gradient_norm=2.0, loss_scale=scale)
+        weight_update = make_update(network, max_gradient_norm=2.0, loss_scale=scale)
         kernel, bias = network.trainable_variables
         with tf.GradientTape() as tape:
-            loss = made.scale(tf.reduce_sum(kernel**2) + bias**2)
+            loss = weight_update.scale(tf.reduce_sum(kernel**2) + bias**2)
         gradients = tape.gradient(loss, [kernel, bias])
-        scalars = made.apply(gradients, tf.constant(0, tf.int64))
+        scalars = weight_update.apply(gradients, tf.constant(0, tf.int64))
         moved.append([*values([kernel, bias]), scalars["gradient-norm"].numpy()])
     for plain, scaled in zip(*moved, strict=True):
         np.testing.assert_allclose(scaled, plain, rtol=1e-6)
 
 
 class Normalized(tf.Module):
-    """A float16 matrix with batch norm behind it."""
+    """A float16 matrix followed by batch normalization."""
 
     def __init__(self):
         super().__init__("network")
@@ -165,8 +173,8 @@ class Normalized(tf.Module):
 
 def half_precision_step(num_replicas):
     """Returns the training step of each replica, and the state that it changes."""
-    where = strategy.make_strategy("cpu", num_devices=num_replicas)
-    with where.scope():
+    mirrored = strategy.make_strategy("cpu", num_devices=num_replicas)
+    with mirrored.scope():
         network = Normalized()
         scale = loss_scale.DynamicLossScale(initial=4.0)
         settings = {"averaging_decay": 0.5, "loss_scale": scale}
@@ -177,21 +185,21 @@ def half_precision_step(num_replicas):
         return spec.TPUEstimatorSpec(spec.ModeKeys.TRAIN, loss=loss)
 
     step_fn = train_step.make_step_fn(state, model_fn, dict)
-    # Compiled, as GPUs run it; several logical CPUs cannot be.
+    # Compiled, as on GPUs. Several logical CPUs do not support that.
     step_fn = tf.function(step_fn, jit_compile=num_replicas == 1 or None)
 
     @tf.function
     def run(rows):
-        batch = where.experimental_distribute_values_from_function(
+        batch = mirrored.experimental_distribute_values_from_function(
             lambda context: rows[context.replica_id_in_sync_group]
         )
-        where.run(step_fn, args=(batch, tf.constant(0, tf.int64)))
+        mirrored.run(step_fn, args=(batch, tf.constant(0, tf.int64)))
 
     return run, state
 
 
 def copies(state):
-    """Returns all values on all replicas, by name, but those of the loss scale."""
+    """Returns the values of all replicas by name, without the loss scale's."""
     return {
         name: [copy.numpy() for copy in getattr(variable, "values", [variable])]
         for name, variable in state.variables().items()
@@ -201,20 +209,18 @@ def copies(state):
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
 @pytest.mark.parametrize("bad", [60000.0, np.nan])
-def test_an_overflow_on_one_replica_leaves_no_trace_in_the_statistics(
-    num_replicas, bad
-):
+def test_an_overflow_on_one_replica_does_not_change_the_statistics(num_replicas, bad):
     run, state = half_precision_step(num_replicas)
     rows = np.arange(4 * num_replicas, dtype=np.float32).reshape(num_replicas, 2, 2)
     run(tf.constant(rows))
     before, mean = copies(state), "weights/layer/norm/moving_mean"
     assert before[mean][0].any()
-    rows[-1] = bad  # 60,000 is a float16; the sum of two of them is not.
+    rows[-1] = bad  # float16 can hold 60,000, but not the sum of two of them.
     run(tf.constant(rows))
     after = copies(state)
     for name, values_before in before.items():
         np.testing.assert_array_equal(after[name], values_before, err_msg=name)
     rows[-1] = 3
     run(tf.constant(rows))
-    moved = copies(state)[mean][0]
-    assert np.isfinite(moved).all() and (moved != before[mean][0]).any()
+    updated = copies(state)[mean][0]
+    assert np.isfinite(updated).all() and (updated != before[mean][0]).any()

@@ -34,8 +34,8 @@ def _plain_sum(branches, *, is_training):
     return tf.add_n(parts)
 
 
-def _trained(sum_fn, branches):
-    """Returns outputs, gradients and the statistics that training has moved."""
+def _train(sum_fn, branches):
+    """Returns outputs, gradients and new statistics, and the gradients of biases."""
     inputs = [x for _, _, x in branches]
     weights = [v for c, n, _ in branches for v in (c.kernel, n.gamma, n.beta)]
     with tf.GradientTape(persistent=True) as tape:
@@ -48,12 +48,13 @@ def _trained(sum_fn, branches):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_folded_convolution_learns_as_the_plain_one(count):
-    expected, _ = _trained(_plain_sum, _branches(count))
-    actual, biases = _trained(folding.conv_norm_sum, _branches(count))
-    for got, want in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
-    for bias in biases:  # The batch's mean takes it out again.
+def test_a_folded_convolution_trains_as_the_plain_one(count):
+    expected, _ = _train(_plain_sum, _branches(count))
+    actual, biases = _train(folding.conv_norm_sum, _branches(count))
+    for value, other in zip(actual, expected, strict=True):
+        atol = 1e-5 * np.abs(other).max()
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=atol)
+    for bias in biases:  # The batch's mean cancels it.
         np.testing.assert_array_equal(bias, 0)
 
 

@@ -19,44 +19,46 @@ def _features(size):
 @pytest.mark.parametrize(("min_level", "max_level"), [(3, 7), (2, 6), (3, 4), (5, 7)])
 def test_outputs_have_the_strides_of_their_levels(size, min_level, max_level):
     levels = range(min_level, max_level + 1)
-    neck = fpn.FPN(CHANNELS, num_channels=8, min_level=min_level, max_level=max_level)
-    outputs = neck(_features(size), is_training=False)
+    pyramid = fpn.FPN(
+        CHANNELS, num_channels=8, min_level=min_level, max_level=max_level
+    )
+    outputs = pyramid(_features(size), is_training=False)
     assert [x.shape[1:] for x in outputs] == [
         (*(-(-side // 2**level) for side in size), 8) for level in levels
     ]
-    assert neck.levels == tuple(levels)
+    assert pyramid.levels == tuple(levels)
 
 
 def test_p6_reads_p5_and_p7_reads_relu_of_p6_before_normalization():
-    neck, features = fpn.FPN(CHANNELS, num_channels=8), _features((128, 128))
-    *_, p6, p7 = neck(features, is_training=True)
-    raw5 = neck.outputs[2](neck.laterals[2](features[5]))
-    raw6 = neck.outputs[3](raw5)
-    raw7 = neck.outputs[4](tf.nn.relu(raw6))
-    for got, raw in ((p6, raw6), (p7, raw7)):
+    pyramid, features = fpn.FPN(CHANNELS, num_channels=8), _features((128, 128))
+    *_, p6, p7 = pyramid(features, is_training=True)
+    raw5 = pyramid.outputs[2](pyramid.laterals[2](features[5]))
+    raw6 = pyramid.outputs[3](raw5)
+    raw7 = pyramid.outputs[4](tf.nn.relu(raw6))
+    for output, raw in ((p6, raw6), (p7, raw7)):
         mean, variance = tf.nn.moments(raw, [0, 1, 2])
         expected = (raw - mean) / tf.sqrt(variance + 1e-4)
-        np.testing.assert_allclose(got, expected, atol=1e-3)
+        np.testing.assert_allclose(output, expected, atol=1e-3)
 
 
 def test_coarse_features_reach_every_finer_level():
-    neck = fpn.FPN(CHANNELS, num_channels=8)
+    pyramid = fpn.FPN(CHANNELS, num_channels=8)
     features = _features((128, 128))
-    before = neck(features, is_training=False)
-    after = neck({**features, 5: features[5] + 1}, is_training=False)
+    before = pyramid(features, is_training=False)
+    after = pyramid({**features, 5: features[5] + 1}, is_training=False)
     for x, y in zip(before, after, strict=True):
         assert not np.allclose(x, y)
 
 
-def test_upsampling_repeats_pixels_and_cuts_the_rest_off():
+def test_upsampling_repeats_pixels_and_crops():
     x = np.arange(24, dtype=np.float32).reshape(1, 3, 4, 2)
     expected = x.repeat(2, axis=1).repeat(2, axis=2)
     np.testing.assert_array_equal(fpn.upsample(tf.constant(x), (6, 8)), expected)
-    cut = fpn.upsample(tf.constant(x), (5, 7))
-    np.testing.assert_array_equal(cut, expected[:, :5, :7])
+    cropped = fpn.upsample(tf.constant(x), (5, 7))
+    np.testing.assert_array_equal(cropped, expected[:, :5, :7])
 
 
-def test_upsampling_takes_any_batch_and_has_a_gradient():
+def test_upsampling_accepts_any_batch_and_has_a_gradient():
     @tf.function(input_signature=[tf.TensorSpec([None, 3, 4, 2])])
     def gradient(x):
         with tf.GradientTape() as tape:

@@ -18,14 +18,14 @@ def _pyramid(seed=0):
     ]
 
 
-def test_predictions_keep_the_grid_of_each_level():
+def test_predictions_have_the_grid_of_each_level():
     predictions = _heads()(_pyramid(), is_training=False)
     assert [x.shape for x in predictions.class_logits] == [(2, 8, 4, 6), (2, 4, 2, 6)]
     assert [x.shape for x in predictions.box_deltas] == [(2, 8, 4, 8), (2, 4, 2, 8)]
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.2])
-def test_untrained_heads_give_every_class_the_prior(prior):
+def test_untrained_heads_predict_the_prior_of_every_class(prior):
     predictions = _heads(prior=prior)(_pyramid(), is_training=True)
     for logits in predictions.class_logits:
         np.testing.assert_allclose(tf.sigmoid(logits), prior, rtol=0.01)
@@ -36,12 +36,12 @@ def test_untrained_heads_give_every_class_the_prior(prior):
 def test_levels_share_convolutions_but_not_normalizations():
     paths = {replicas.variable_path(v) for v in _heads().trainable_variables}
     for tower, last in (("class", "logits"), ("box", "deltas")):
-        mine = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}
+        names = {p.split("/")[2] for p in paths if p.startswith(f"heads/{tower}/")}
         norms = {f"norm{i}_level{level}" for i in (1, 2) for level in (3, 4)}
-        assert mine == {"conv1", "conv2", last} | norms
+        assert names == {"conv1", "conv2", last} | norms
 
 
-def test_levels_move_their_own_statistics():
+def test_levels_have_their_own_statistics():
     one, two = _heads(), _heads()
     fine, coarse = _pyramid()
     one([fine, coarse], is_training=True)

@@ -7,7 +7,7 @@ from retinanet_tpu.model import layers
 
 
 def _conv_oracle(x, kernel, stride):
-    """Slides the window over the image padded alike on all four sides."""
+    """Returns the convolution of images that are padded equally on all sides."""
     size = kernel.shape[0]
     pad = size // 2
     x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
@@ -31,7 +31,7 @@ def _batch(shape=(4, 5, 6, 3)):
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 9)])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(1, 2), (3, 1), (3, 2), (7, 2)])
-def test_conv_pads_alike_on_all_sides(size, kernel_size, stride):
+def test_conv_pads_all_sides_equally(size, kernel_size, stride):
     conv = layers.Conv(2, 3, kernel_size, name="conv", stride=stride)
     x = _batch((2, *size, 2))
     y = conv(x)
@@ -63,12 +63,12 @@ def test_initial_kernels_have_their_variance(init_fn, variance):
     np.testing.assert_allclose(values.var(), variance, rtol=0.02)
 
 
-def test_lecun_normal_is_cut_at_two_deviations():
+def test_lecun_normal_is_truncated_at_two_deviations():
     values = layers.lecun_normal(np.random.default_rng(0), (1, 1, 100, 100))
     assert np.abs(values).max() <= 2 / (10 * 0.87962566) * (1 + 1e-6)
 
 
-def test_kernels_of_one_shape_differ_and_the_seed_reproduces_them():
+def test_kernels_depend_on_their_name_and_seed():
     def draw(name, seed):
         return layers.Conv(4, 4, 3, name=name, seed=seed).kernel.numpy()
 
@@ -97,7 +97,7 @@ def test_training_moves_the_statistics_towards_the_biased_moments():
     np.testing.assert_allclose(norm.moving_variance, expected, rtol=1e-5)
 
 
-def test_evaluation_normalizes_by_the_moving_statistics_and_keeps_them():
+def test_evaluation_normalizes_by_the_moving_statistics_without_updates():
     norm, x = _norm(), _batch()
     mean, variance = norm.moving_mean.numpy(), norm.moving_variance.numpy()
     y = norm(x, is_training=False)
@@ -108,7 +108,7 @@ def test_evaluation_normalizes_by_the_moving_statistics_and_keeps_them():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_gradient_is_that_of_two_passes(jit_compile):
+def test_gradient_equals_that_of_two_passes(jit_compile):
     norm, x = _norm(), tf.constant(_batch())
     weight = _batch()[::-1]
 
@@ -124,9 +124,9 @@ def test_gradient_is_that_of_two_passes(jit_compile):
         return tape.gradient(loss, [x, norm.gamma, norm.beta])
 
     expected = gradients(two_passes)
-    got = gradients(lambda x: norm(x, is_training=True))
-    for g, e in zip(got, expected, strict=True):
-        np.testing.assert_allclose(g, e, rtol=1e-3, atol=1e-3)
+    actual = gradients(lambda x: norm(x, is_training=True))
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-3, atol=1e-3)
 
 
 def test_constant_channel_stays_finite():
@@ -139,7 +139,7 @@ def test_constant_channel_stays_finite():
     assert np.isfinite(tape.gradient(y, x)).all()
 
 
-def test_low_precision_keeps_its_dtype_but_not_its_moments():
+def test_moments_of_low_precision_inputs_are_float32():
     norm, x = _norm(), tf.cast(_batch([8, 16, 16, 3]), tf.bfloat16)
     y = norm(x, is_training=True)
     assert y.dtype == tf.bfloat16
@@ -149,13 +149,13 @@ def test_low_precision_keeps_its_dtype_but_not_its_moments():
 
 
 def _two_replicas():
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+    # Collectives, the default, number exchanges per process: two strategies clash.
     reduction = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
 
 
 def _on_two_replicas(norm, x):
-    """Returns y, dy/dx of the replicas, joined, and the sum of dy/dgamma."""
+    """Returns y and dy/dx of all replicas concatenated, and the sum of dy/dgamma."""
     strategy = tf.distribute.get_strategy()
     halves = tf.split(x, strategy.num_replicas_in_sync)
     inputs = strategy.experimental_distribute_values_from_function(
@@ -181,15 +181,15 @@ def test_two_replicas_normalize_as_one_with_the_whole_batch():
     expected = _on_two_replicas(single, x)
     with strategy.scope():
         double = _norm()
-        got = _on_two_replicas(double, x)
-    for g, e in zip(got, expected, strict=True):
-        np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
+        actual = _on_two_replicas(double, x)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-4)
     for name in ("moving_mean", "moving_variance"):
         for replica in strategy.experimental_local_results(getattr(double, name)):
             np.testing.assert_allclose(replica, getattr(single, name), rtol=1e-5)
 
 
-def test_unsynchronised_replicas_normalize_their_own_half():
+def test_unsynchronized_replicas_normalize_their_own_half():
     x = _batch()
     strategy = _two_replicas()
     expected = [_norm()(half, is_training=True) for half in tf.split(x, 2)]
@@ -228,7 +228,7 @@ def _frozen_paths(patterns):
         ),
     ],
 )
-def test_pattern_freezes_what_lies_below_it(pattern, paths):
+def test_a_pattern_freezes_all_variables_below_it(pattern, paths):
     assert _frozen_paths([pattern]) == paths
 
 
@@ -238,7 +238,7 @@ def test_pattern_that_matches_nothing_is_an_error(pattern):
         _frozen_paths([pattern])
 
 
-def test_misspelt_pattern_is_answered_with_close_paths():
+def test_the_error_of_a_misspelled_pattern_contains_similar_paths():
     with pytest.raises(ValueError, match=r"stage2/conv"):
         _frozen_paths(["stage2/cnov"])
 
@@ -248,7 +248,7 @@ def test_patterns_must_be_a_list():
         _frozen_paths("stage2")
 
 
-def test_frozen_norm_keeps_its_statistics_in_training():
+def test_frozen_norm_does_not_update_its_statistics():
     with layers.frozen(["norm"]):
         norm = _norm()
     x = _batch()
@@ -257,7 +257,7 @@ def test_frozen_norm_keeps_its_statistics_in_training():
     np.testing.assert_array_equal(norm.moving_mean, before)
 
 
-def test_freezing_holds_under_a_strategy():
+def test_variables_can_be_frozen_under_a_strategy():
     strategy = _two_replicas()
     with strategy.scope(), layers.frozen(["norm/gamma"]):
         norm = _norm()

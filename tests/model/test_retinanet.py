@@ -27,7 +27,7 @@ BASIC_BLOCKS = {10: 1, 18: 2, 34: 3}
 
 
 def _full_size(monkeypatch, depth, **kwargs):
-    """Builds a network of full size without drawing its weights."""
+    """Returns a network of full size whose weights are zeros."""
     monkeypatch.setattr(replicas, "make_variable", _make_zeros)
     backbone_fn = functools.partial(resnet.ResNet, depth=depth)
     return retinanet.RetinaNet(backbone_fn=backbone_fn, **kwargs)
@@ -38,7 +38,7 @@ def _make_zeros(initial_value, *, name, trainable):
 
 
 def _tiny(**kwargs):
-    """Builds a network that takes 128 px, of 2 classes."""
+    """Returns a network of 2 classes for images of 128 px."""
     parts = {
         "num_classes": 2,
         "backbone_fn": functools.partial(resnet.ResNet, depth=10, width=8),
@@ -53,7 +53,7 @@ def _images(size=(128, 128)):
 
 
 def _frozen_by_arithmetic(depth):
-    """Returns (weights, parameters) of stem and C2, counted by hand."""
+    """Returns the numbers of weights and parameters of stem and C2, computed."""
     if depth in BOTTLENECKS:
         num_blocks, out = BOTTLENECKS[depth], 256
         kernels = num_blocks * (9 * 64 * 64 + 64 * 256)
@@ -70,7 +70,7 @@ def _frozen_by_arithmetic(depth):
 
 
 @pytest.mark.parametrize("depth", sorted(COUNTS))
-def test_counts_are_those_of_the_specification(monkeypatch, depth):
+def test_counts_equal_those_of_the_specification(monkeypatch, depth):
     network = _full_size(monkeypatch, depth, num_classes=91, frozen=STEM_AND_C2)
     num_weights, num_parameters = COUNTS[depth]
     assert len(network.weights) == num_weights
@@ -81,7 +81,7 @@ def test_counts_are_those_of_the_specification(monkeypatch, depth):
     assert layers.num_parameters(trainable) == num_parameters - frozen_parameters
 
 
-def test_resnet50_has_the_numbers_of_the_log(monkeypatch):
+def test_resnet50_has_the_counts_of_the_specifications_log(monkeypatch):
     network = _full_size(monkeypatch, 50, num_classes=91, frozen=STEM_AND_C2)
     assert len(network.trainable_variables) == 252
     assert layers.num_parameters(network.trainable_variables) == 33_865_815
@@ -89,7 +89,7 @@ def test_resnet50_has_the_numbers_of_the_log(monkeypatch):
     assert layers.num_parameters(network.trainable_variables) == 33_637_620
 
 
-def test_initial_l2_of_resnet50_is_that_of_its_initializers():
+def test_initial_l2_of_resnet50_equals_that_of_its_initializers():
     network = retinanet.RetinaNet(num_classes=91, frozen=STEM_AND_C2)
     assert len(network.kernels()) == 60
     l2 = 1e-4 * sum(tf.nn.l2_loss(kernel).numpy() for kernel in network.kernels())
@@ -104,12 +104,12 @@ def test_predictions_cover_the_grid_of_every_level(size):
     assert [x.shape for x in predictions.box_deltas] == [(2, *g, 36) for g in grids]
 
 
-def test_untrained_network_gives_every_class_one_percent():
+def test_untrained_network_predicts_one_percent_for_every_class():
     for logits in _tiny()(_images(), is_training=True).class_logits:
         np.testing.assert_allclose(tf.sigmoid(logits), 0.01, rtol=0.02)
 
 
-def test_bytes_and_floats_are_the_same_image():
+def test_uint8_and_float_images_have_the_same_predictions():
     network = _tiny()
     predictions = [
         network(images, is_training=False).class_logits[0]
@@ -128,7 +128,7 @@ def test_normalizing_subtracts_the_mean_of_imagenet():
     np.testing.assert_allclose(retinanet.normalize(pixel), expected, atol=1e-6)
 
 
-def test_paths_are_unique_and_say_where_a_variable_is():
+def test_paths_are_unique_and_contain_the_layers():
     paths = [replicas.variable_path(v) for v in _tiny().variables]
     assert len(set(paths)) == len(paths)
     assert {
@@ -151,10 +151,10 @@ def test_second_network_has_the_paths_and_weights_of_the_first():
         np.testing.assert_array_equal(a, b)
 
 
-def test_no_two_kernels_begin_alike():
+def test_all_kernels_have_different_first_values():
     kernels = [k.numpy().ravel() for k in _tiny().kernels()]
-    heads_ = [tuple(k[:4] / np.abs(k[:4]).max()) for k in kernels]
-    assert len(set(heads_)) == len(kernels)
+    first_values = [tuple(k[:4] / np.abs(k[:4]).max()) for k in kernels]
+    assert len(set(first_values)) == len(kernels)
 
 
 def _gradients(network, images, jit_compile):
@@ -223,7 +223,7 @@ def test_frozen_stages_have_no_backward_pass():
 def test_two_replicas_predict_as_one_with_the_whole_batch():
     images = _images()
     expected = _tiny()(images, is_training=True)
-    # The default, collectives, numbers its exchanges by process: strategies clash.
+    # Collectives, the default, number exchanges per process: two strategies clash.
     reduction = tf.distribute.ReductionToOneDevice()
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], reduction)
     with strategy.scope():
@@ -233,9 +233,9 @@ def test_two_replicas_predict_as_one_with_the_whole_batch():
     )
     step = tf.function(lambda x: network(x, is_training=True))
     predictions = strategy.run(step, [halves])
-    for got, want in zip(predictions.box_deltas, expected.box_deltas, strict=True):
-        got = tf.concat(strategy.experimental_local_results(got), 0)
-        np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+    for actual, other in zip(predictions.box_deltas, expected.box_deltas, strict=True):
+        actual = tf.concat(strategy.experimental_local_results(actual), 0)
+        np.testing.assert_allclose(actual, other, atol=1e-4 * np.abs(other).max())
 
 
 def test_everything_can_be_frozen_but_the_last_layers():
@@ -247,7 +247,7 @@ def test_everything_can_be_frozen_but_the_last_layers():
     }
 
 
-def test_checkpoint_brings_every_variable_back(tmp_path):
+def test_a_checkpoint_restores_every_variable(tmp_path):
     saved, restored = _tiny(seed=1), _tiny(seed=2)
     file = tf.train.Checkpoint(network=saved).write(str(tmp_path / "network"))
     tf.train.Checkpoint(network=restored).read(file).assert_consumed()

@@ -97,10 +97,15 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
     path = _start(run, tmp_path / "a", weights).save(str(tmp_path))
     (tmp_path / "config.gin").write_text(text)
     _start(run, tmp_path / "b", path)
-    wrong = text.replace("has_symmetric_pool = True", "has_symmetric_pool = False")
+    old_names = text.replace("symmetric_pool_padding", "has_symmetric_pool")
+    (tmp_path / "config.gin").write_text(old_names)
+    _start(run, tmp_path / "b", path)
+    wrong = text.replace(
+        "symmetric_pool_padding = True", "symmetric_pool_padding = False"
+    )
     (tmp_path / "config.gin").write_text(wrong)
     with pytest.raises(
-        ValueError, match=r"ResNet\.has_symmetric_pool = False .*config"
+        ValueError, match=r"ResNet\.symmetric_pool_padding = False .*config"
     ):
         _start(run, tmp_path / "b", path)
     (tmp_path / "config.gin").write_text(text.replace("0.485", "0.5"))

@@ -1,4 +1,4 @@
-"""What a ResNet's variables are called by Keras and by PyTorch, and lie in memory."""
+"""Maps the names and layouts of Keras's and PyTorch's ResNets to ours."""
 
 import re
 from collections.abc import Mapping
@@ -26,27 +26,30 @@ _KERAS_UNUSED = re.compile(r"predictions/")
 def from_torch(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns a state dict by our names, in our layout, and the names without a place.
+    """Returns tensors of torchvision or timm by our paths, and the unknown names.
 
-    Classifiers and counts of batches are left out, as is what lies beside a backbone in
-    a larger model ("module.", "backbone.body.").
+    Classifiers and counts of batches are dropped. If the backbone is a part of a larger
+    model ("module.", "backbone.body."), so are the other parts.
 
     Args:
-      tensors: kernels [out, in, H, W], by torchvision's and timm's names.
+      tensors: The tensors by torchvision's or timm's names; kernels [out, in, H, W].
     Returns:
-      Kernels [H, W, in, out], by path below "backbone/"; biases of convolutions, too.
+      The tensors by path below "backbone/", with kernels [H, W, in, out] and biases of
+      convolutions; and the names that no ResNet has.
     """
-    found = [n.removesuffix(_TORCH_FIRST) for n in tensors if n.endswith(_TORCH_FIRST)]
-    prefix = min(found, key=len, default="")
-    renamed, unknown = {}, []
-    for whole_name, tensor in tensors.items():
-        name = whole_name.removeprefix(prefix)
-        is_beside = not whole_name.startswith(prefix)
-        if is_beside or _TORCH_UNUSED.match(name):
+    prefixes = [
+        n.removesuffix(_TORCH_FIRST) for n in tensors if n.endswith(_TORCH_FIRST)
+    ]
+    prefix = min(prefixes, key=len, default="")
+    renamed: dict[str, np.ndarray] = {}
+    unknown = []
+    for full_name, tensor in tensors.items():
+        name = full_name.removeprefix(prefix)
+        if not full_name.startswith(prefix) or _TORCH_UNUSED.match(name):
             continue
         path = _torch_path(name)
         if path is None:
-            unknown.append(whole_name)
+            unknown.append(full_name)
         else:
             is_kernel = path.endswith("/kernel") and tensor.ndim == 4
             renamed[path] = tensor.transpose(2, 3, 1, 0) if is_kernel else tensor
@@ -56,8 +59,15 @@ def from_torch(
 def from_keras(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns what `weight_files.read_keras` gives by our names, for RGB; see above."""
-    renamed, unknown = {}, []
+    """Returns tensors of Keras by our paths, for RGB images, and the unknown names.
+
+    Args:
+      tensors: The tensors by Keras's names, see `weight_files.read_keras`.
+    Returns:
+      The tensors by path below "backbone/", and the names that no ResNet has.
+    """
+    renamed: dict[str, np.ndarray] = {}
+    unknown = []
     for name, tensor in tensors.items():
         if _KERAS_UNUSED.match(name):
             continue
@@ -65,42 +75,53 @@ def from_keras(
         if path is None:
             unknown.append(name)
         else:
-            # Its models were trained on BGR.
+            # Keras's models were trained on BGR images.
             is_stem = path == "stem/conv/kernel"
             renamed[path] = tensor[:, :, ::-1] if is_stem else tensor
     return renamed, unknown
 
 
-def _torch_path(name):
+def _torch_path(name: str) -> str | None:
+    """Returns our path of a tensor of torchvision or timm, or None."""
     if match := _TORCH_STEM.fullmatch(name):
         kind, leaf = match.groups()
         stage, block, index = 1, 0, 1
     elif match := _TORCH_BLOCK.fullmatch(name):
-        stage, block, kind, index, leaf = match.groups()
-        stage, block, index = int(stage) + 1, int(block) + 1, int(index)
+        stage = int(match[1]) + 1
+        block = int(match[2]) + 1
+        kind = match[3]
+        index = int(match[4])
+        leaf = match[5]
         if kind == "downsample.":
-            kind, index = "bn" if index else "conv", 0
+            # Of the shortcut, 0 is the convolution and 1 the normalization.
+            kind = "bn" if index else "conv"
+            index = 0
     else:
         return None
     kind = "norm" if kind == "bn" else kind
-    leaf = _TORCH_LEAVES[kind].get(leaf)
-    return leaf and _path(stage, block, index, kind, leaf)
+    our_leaf = _TORCH_LEAVES[kind].get(leaf)
+    return our_leaf and _path(stage, block, index, kind, our_leaf)
 
 
-def _keras_path(name):
+def _keras_path(name: str) -> str | None:
+    """Returns our path of a tensor of Keras, or None."""
     if match := _KERAS_STEM.fullmatch(name):
         kind, leaf = match.groups()
         stage, block, index = 1, 0, 1
     elif match := _KERAS_BLOCK.fullmatch(name):
-        stage, block, index, kind, leaf = match.groups()
+        stage = int(match[1])
+        block = int(match[2])
+        index = int(match[3])
+        kind = match[4]
+        leaf = match[5]
     else:
         return None
     kind = "norm" if kind == "bn" else kind
-    return _path(int(stage), int(block), int(index), kind, leaf)
+    return _path(stage, block, index, kind, leaf)
 
 
-def _path(stage, block, index, kind, leaf):
-    """Returns our name; stage 1 is the stem, index 0 the shortcut."""
+def _path(stage: int, block: int, index: int, kind: str, leaf: str) -> str:
+    """Returns our path. Stage 1 is the stem, index 0 is the shortcut."""
     if stage == 1:
         return f"stem/{kind}/{leaf}"
     if index:

@@ -1,18 +1,14 @@
-"""ResNet v1.5, a backbone.
+"""ResNet v1.5, a backbone."""
 
-A backbone is a tf.Module named "backbone" with `channels`, a dict from level to the
-channels of its features, and a call from images to a dict from level to features.
-"""
-
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.model import folding, layers
 
-# depth: (blocks of stages 2 to 5, whether they are bottlenecks)
-DEPTHS = {
+# depth: (numbers of blocks of stages 2 to 5, whether they are bottlenecks)
+DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
     10: ((1, 1, 1, 1), False),
     14: ((1, 1, 1, 1), True),
     18: ((2, 2, 2, 2), False),
@@ -26,11 +22,11 @@ DEPTHS = {
 
 
 class ResNet(tf.Module):
-    """A residual network: a stem, then stages 2 to 5 of strides 4 to 32.
+    """A residual network: a stem, then stages 2 to 5 with strides of 4 to 32 px.
 
-    By default the first block of every stage projects its shortcut, also where shapes
-    would allow the identity, and a bottleneck strides in its 3x3 convolution. Published
-    weights want the layers that they were trained in, see `pretrained`.
+    By default a bottleneck strides in its 3x3 convolution. The first block of every
+    stage projects its shortcut, even if shapes would allow the identity. Published
+    weights require the layers that they were trained with, see `pretrained`.
 
     Source: arXiv:1512.03385; the stride as in v1.5 of public implementations.
     """
@@ -40,25 +36,30 @@ class ResNet(tf.Module):
         *,
         depth: int = 50,
         width: int = 64,
-        is_v1: bool = False,
-        has_symmetric_pool: bool = False,
-        has_identity_start: bool = False,
-        norm_fn: Callable = layers.BatchNorm,
+        stride_in_1x1: bool = False,
+        symmetric_pool_padding: bool = False,
+        identity_first_shortcut: bool = False,
+        norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
-        """Builds the layers.
+        """Initializes the layers.
 
         Args:
-          depth: 10, 18, 34 (basic blocks), 14, 26, 50, 101, 152 or 200 (bottlenecks).
-          width: channels of the stem; stage s is 2 ** (s - 2) times as wide.
-          is_v1: whether a bottleneck strides in its first 1x1 convolution.
-          has_symmetric_pool: whether the stem's pool pads all sides, not below and
-            right only where an image is even: Keras and PyTorch do.
-          has_identity_start: whether stage 2 of basic blocks has no projection.
-          norm_fn: makes a normalization from (num_channels, name=, initial_gamma=).
-          seed: of the kernels.
+          depth: The depth: 10, 18 or 34 (basic blocks), or 14, 26, 50, 101, 152 or 200
+            (bottlenecks).
+          width: The number of channels of the stem. Stage s has 2^(s - 2) times as
+            many.
+          stride_in_1x1: Whether a bottleneck strides in its first 1x1 convolution, as
+            in v1, instead of its 3x3 convolution.
+          symmetric_pool_padding: Whether the stem's pool pads all four sides, as in
+            Keras and PyTorch. Otherwise it pads an even side only below or right.
+          identity_first_shortcut: Whether the first shortcut of a stage that changes
+            no shape is the identity instead of a projection. This is stage 2 of basic
+            blocks.
+          norm_fn: Returns a normalization from (num_channels, name=, initial_gamma=).
+          seed: The seed of the kernels.
         Raises:
-          UserError: the depth is none of these.
+          UserError: The depth is none of these.
         """
         super().__init__("backbone")
         if depth not in DEPTHS:
@@ -66,11 +67,10 @@ class ResNet(tf.Module):
                 f"ResNet depth {depth} is not one of {sorted(DEPTHS)}."
             )
         stage_blocks, is_bottleneck = DEPTHS[depth]
-        make = {"norm_fn": norm_fn, "seed": seed}
-        self.is_v1 = is_v1
-        self.has_symmetric_pool = has_symmetric_pool
-        self.has_identity_start = has_identity_start
-        self.stages = []
+        self.stride_in_1x1 = stride_in_1x1
+        self.symmetric_pool_padding = symmetric_pool_padding
+        self.identity_first_shortcut = identity_first_shortcut
+        self.stages: list[list[_Block]] = []
         with self.name_scope:
             with tf.name_scope("stem"):
                 self.stem_conv = _StemConv(
@@ -81,25 +81,29 @@ class ResNet(tf.Module):
             for stage, num_blocks in enumerate(stage_blocks, start=2):
                 channels = width * 2 ** (stage - 2)
                 stride = 1 if stage == 2 else 2
-                first = _kernels(channels, stride, is_bottleneck, is_v1)
-                others = _kernels(channels, 1, is_bottleneck, is_v1)
+                first = _kernels(channels, stride, is_bottleneck, stride_in_1x1)
+                others = _kernels(channels, 1, is_bottleneck, stride_in_1x1)
                 out_channels = first[-1][0]
                 is_same = stride == 1 and in_channels == out_channels
-                projects = not (has_identity_start and is_same)
+                has_projection = not (identity_first_shortcut and is_same)
                 with tf.name_scope(f"stage{stage}"):
                     blocks = [
-                        _Block(in_channels, first, projects, name="block1", **make)
-                    ]
-                    blocks += [
-                        _Block(out_channels, others, False, name=f"block{i}", **make)
-                        for i in range(2, num_blocks + 1)
+                        _Block(
+                            in_channels if i == 1 else out_channels,
+                            first if i == 1 else others,
+                            has_projection and i == 1,
+                            name=f"block{i}",
+                            norm_fn=norm_fn,
+                            seed=seed,
+                        )
+                        for i in range(1, num_blocks + 1)
                     ]
                 self.stages.append(blocks)
                 in_channels = out_channels
 
     @property
     def channels(self) -> dict[int, int]:
-        """Channels of the features, by level."""
+        """Returns the numbers of channels of the features, by level."""
         outputs = [blocks[-1].convs[-1].kernel.shape[-1] for blocks in self.stages]
         return dict(enumerate(outputs, start=2))
 
@@ -108,18 +112,20 @@ class ResNet(tf.Module):
 
         Args:
           x: float [B, H, W, 3], normalized.
-          is_training: whether to normalize by the batch's moments.
+          is_training: Whether to normalize by the batch's moments.
         Returns:
-          From level l to [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] in x's dtype.
+          [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] by level l, in x's dtype.
         """
         x = folding.conv_norm(
             self.stem_conv, self.stem_norm, x, is_training=is_training
         )
         x = tf.nn.relu(x)
-        if self.has_symmetric_pool:
-            # After a ReLU a zero never wins. XLA has no pool with paddings of its own.
+        if self.symmetric_pool_padding:
+            # Not a padded pool, which XLA does not have. After a ReLU zeros never
+            # exceed the maximum.
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        x = tf.nn.max_pool2d(x, 3, 2, "VALID" if self.has_symmetric_pool else "SAME")
+        padding = "VALID" if self.symmetric_pool_padding else "SAME"
+        x = tf.nn.max_pool2d(x, 3, 2, padding)
         features = {}
         for level, blocks in enumerate(self.stages, start=2):
             for block in blocks:
@@ -129,15 +135,16 @@ class ResNet(tf.Module):
 
 
 class _StemConv(layers.Conv):
-    """The 7x7 convolution of stride 2, as a 4x4 one over blocks of 2x2 pixels.
+    """The 7x7 convolution of stride 2, as a 4x4 convolution over blocks of 2x2 pixels.
 
-    The same products and sums, with some zeros. A TPU keeps channels in tiles of 128:
-    with 3 of them it moves 1.5 GB for 8 images of 640 px, with 12 it is 1.2 GB.
+    It has the same products and sums, and some zeros. A TPU stores channels in tiles of
+    128. With 3 channels it moves 1.5 GB for 8 images of 640 px, with 12 of them 1.2 GB.
     Source: as in the public MLPerf ResNet-50 for TPUs.
     """
 
     @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the convolution of x without the bias."""
         if any(side % 2 for side in x.shape[1:3]):
             return super().without_bias(x)
         *_, in_channels, out_channels = self.kernel.shape
@@ -150,20 +157,33 @@ class _StemConv(layers.Conv):
         return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, padding)
 
 
-def _kernels(channels, stride, is_bottleneck, is_v1):
+def _kernels(
+    channels: int, stride: int, is_bottleneck: bool, stride_in_1x1: bool
+) -> list[tuple[int, int, int]]:
     """Returns (out_channels, kernel_size, stride) of a block's convolutions."""
     if is_bottleneck:
-        first, second = (stride, 1) if is_v1 else (1, stride)
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         return [(channels, 1, first), (channels, 3, second), (4 * channels, 1, 1)]
     return [(channels, 3, stride), (channels, 3, 1)]
 
 
 class _Block(tf.Module):
-    """Convolutions beside a shortcut; `kernels` as `_kernels` gives them."""
+    """A residual block: convolutions and a shortcut."""
 
-    def __init__(self, in_channels, kernels, has_projection, *, name, norm_fn, seed):
+    def __init__(
+        self,
+        in_channels: int,
+        kernels: Sequence[tuple[int, int, int]],
+        has_projection: bool,
+        *,
+        name: str,
+        norm_fn: layers.NormFn,
+        seed: int,
+    ):
         super().__init__(name)
-        self.convs, self.norms, self.shortcut = [], [], None
+        self.convs: list[layers.Conv] = []
+        self.norms: list[layers.BatchNorm] = []
+        self.shortcut: layers.Conv | None = None
         with self.name_scope:
             if has_projection:
                 channels, _, _ = kernels[-1]
@@ -185,7 +205,8 @@ class _Block(tf.Module):
                     stride=stride,
                     seed=seed,
                 )
-                # Starting as the identity lets large batches warm up: arXiv:1706.02677.
+                # A block that starts as the identity helps the warm-up of large
+                # batches: arXiv:1706.02677.
                 gamma = 0.0 if i == len(kernels) else 1.0
                 self.convs.append(conv)
                 self.norms.append(
@@ -193,7 +214,8 @@ class _Block(tf.Module):
                 )
                 in_channels = channels
 
-    def __call__(self, x, *, is_training):
+    def __call__(self, x: tf.Tensor, *, is_training: bool) -> tf.Tensor:
+        """Returns relu(convolutions(x) + shortcut(x))."""
         inner = x
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
             inner = folding.conv_norm(conv, norm, inner, is_training=is_training)

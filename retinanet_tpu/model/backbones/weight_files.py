@@ -1,4 +1,4 @@
-"""Reads files of ImageNet weights: tensors by the names that they have there."""
+"""Reads files of pretrained weights as tensors by their names in the file."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +17,7 @@ from retinanet_tpu import errors
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 SAFETENSORS_SUFFIX = ".safetensors"
-# convolutions, shortcuts' ones too: depth
+# number of convolutions, including shortcuts: depth
 _KERAS_DEPTHS = {53: 50, 104: 101, 155: 152}
 _DTYPES = {
     "F64": np.float64,
@@ -34,11 +34,13 @@ _DTYPES = {
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a .safetensors file; needs no other package.
+    """Returns the tensors of a .safetensors file, without another package.
 
+    Args:
+      path: The file.
     Raises:
-      UserError: it is damaged or cut short, or has a dtype that NumPy lacks.
-    Source: the format's own description: 8 bytes of length, a JSON header, the data.
+      UserError: The file is corrupt or truncated, or has a dtype that NumPy lacks.
+    Source: the format's description: 8 bytes of length, a JSON header, the data.
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         data = file.read()
@@ -49,39 +51,52 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
         return {name: _tensor(data, start, **entry) for name, entry in header.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f"{path} is no whole .safetensors file ({error!r}); fetch it again."
+            f"{path} is no valid .safetensors file ({error!r}); download it again."
         ) from error
 
 
-def _tensor(data, start, *, dtype, shape, data_offsets):
+def _tensor(
+    data: bytes,
+    start: int,
+    *,
+    dtype: str,
+    shape: Sequence[int],
+    data_offsets: tuple[int, int],
+) -> np.ndarray:
+    """Returns the tensor that an entry of the header describes."""
     begin, end = data_offsets
-    dtype = np.dtype(_DTYPES[dtype])
-    if end - begin != math.prod(shape) * dtype.itemsize:
-        raise errors.UserError(f"{shape} {dtype} do not fill bytes {begin} to {end}")
-    flat = np.frombuffer(data, dtype, math.prod(shape), start + begin)
+    numpy_dtype = np.dtype(_DTYPES[dtype])
+    if end - begin != math.prod(shape) * numpy_dtype.itemsize:
+        raise errors.UserError(
+            f"{shape} {numpy_dtype} do not fill bytes {begin} to {end}"
+        )
+    flat = np.frombuffer(data, numpy_dtype, math.prod(shape), start + begin)
     return flat.reshape(shape)
 
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
-    """Returns the state dict of a file of torch.save; runs no code of it.
+    """Returns the state dict of a file of torch.save, without running code from it.
 
-    The state dict may lie under a key, as training scripts save it ("state_dict").
+    The state dict may be the value of a key, such as "state_dict", as training scripts
+    save it.
 
+    Args:
+      path: The file.
     Raises:
-      UserError: torch is missing; or the file has no state dict of a ResNet, or more
-        than tensors.
+      UserError: torch is not installed, the file contains no state dict of a ResNet,
+        or it contains other objects than tensors.
     """
     try:
         import torch
     except ImportError as error:
         raise errors.UserError(
-            f"{path} is read by torch, which is missing: pip install -e '.[torch]', or "
-            "take the same weights as .safetensors, which needs no torch."
+            f"{path} needs torch, which is missing: pip install -e '.[torch]', or use "
+            "the same weights as .safetensors, which do not need torch."
         ) from error
     with _local(path) as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # Of many kinds: pickle's, zipfile's, its own.
+        except Exception as error:  # Errors of pickle, of zipfile and of torch.
             raise errors.UserError(
                 f"{path} cannot be read as a file of tensors only: {error}"
             ) from error
@@ -95,21 +110,23 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
             }
     keys = [str(key) for key in saved][:4] if groups else type(saved).__name__
     raise errors.UserError(
-        f"{path} holds {keys}, no state dict of a ResNet, which has conv1.weight."
+        f"{path} contains {keys}, no state dict of a ResNet, which has conv1.weight."
     )
 
 
-def _is_first(name):
+def _is_first(name: object) -> bool:
+    """Returns whether a key is the name of a ResNet's first kernel."""
     return str(name).endswith("conv1.weight")
 
 
 def read_keras(path: str) -> dict[str, np.ndarray]:
-    """Returns "layer/variable" of a Keras ResNet-50, -101 or -152, with or without top.
+    """Returns the variables of a Keras ResNet-50, -101 or -152 as "layer/variable".
 
     Args:
-      path: .weights.h5 or .keras of Keras 3, .h5 of weights or of a model.
+      path: The file, with or without the top: .weights.h5 or .keras of Keras 3, or .h5
+        of weights or of a model.
     Raises:
-      UserError: it is of another model.
+      UserError: The file is of another model.
     """
     with _local(path) as file:
         depth, has_top, num_classes = _measure(file, path)
@@ -126,29 +143,35 @@ def read_keras(path: str) -> dict[str, np.ndarray]:
     return keras_tensors(model)
 
 
-def download_keras(depth: int) -> dict[str, np.ndarray]:
-    """Returns Keras's own ImageNet weights, which its loader fetches and caches.
+def download_keras(depth: int | None) -> dict[str, np.ndarray]:
+    """Returns Keras's ImageNet weights, which its loader downloads and caches.
 
+    Args:
+      depth: The depth of the ResNet, or None if it is unknown.
     Raises:
-      UserError: there are none of this depth, or they cannot be fetched.
+      UserError: Keras has no weights of this depth, or cannot download them.
     """
-    if depth not in _KERAS_DEPTHS.values():
+    if depth is None or depth not in _KERAS_DEPTHS.values():
         raise errors.UserError(
             f"Keras has ImageNet weights of ResNet-50, -101 and -152, not of ResNet-"
-            f"{depth}; set ResNet.depth, or give BACKBONE_CHECKPOINT a file of timm's."
+            f"{depth}; set ResNet.depth, or BACKBONE_CHECKPOINT to a file of timm."
         )
     try:
         model = _keras_model(depth, weights="imagenet", include_top=False)
-    except Exception as error:  # Its loader raises a bare Exception for a bad URL.
+    except Exception as error:  # The loader raises a bare Exception if a URL fails.
         raise errors.UserError(
-            f"Keras could not fetch its ResNet-{depth} ({error}); on a machine without "
-            "a network, set BACKBONE_CHECKPOINT to the .h5 file that it wanted."
+            f"Keras could not download its ResNet-{depth} ({error}); on a machine "
+            "without a network, set BACKBONE_CHECKPOINT to the .h5 file it asked for."
         ) from error
     return keras_tensors(model)
 
 
-def keras_tensors(model) -> dict[str, np.ndarray]:
-    """Returns the variables of a Keras model as "layer/variable"."""
+def keras_tensors(model: tf.keras.Model) -> dict[str, np.ndarray]:
+    """Returns the variables of a Keras model as "layer/variable".
+
+    Args:
+      model: The model, built.
+    """
     return {
         f"{layer.name}/{variable.name}": variable.numpy()
         for layer in model.layers
@@ -156,23 +179,25 @@ def keras_tensors(model) -> dict[str, np.ndarray]:
     }
 
 
-def _keras_model(depth, **kwargs):
+def _keras_model(depth: int, **kwargs: str | bool | int | None) -> tf.keras.Model:
+    """Returns Keras's ResNet of this depth."""
     make = getattr(tf.keras.applications, f"ResNet{depth}")
     return make(**kwargs)
 
 
-def _measure(file, path):
-    """Returns depth, whether there is a top, and its classes, of a Keras file."""
-    import h5py  # Comes with TensorFlow, for Keras.
+def _measure(file: str, path: str) -> tuple[int, bool, int]:
+    """Returns the depth, whether there is a top, and its number of classes."""
+    import h5py  # TensorFlow installs it for Keras.
 
-    shapes = []
+    shapes: list[tuple[int, ...]] = []
     try:
         with contextlib.ExitStack() as stack:
+            hdf5: str | io.BytesIO = file
             if zipfile.is_zipfile(file):
                 archive = stack.enter_context(zipfile.ZipFile(file))
-                file = io.BytesIO(archive.read("model.weights.h5"))
-            root = stack.enter_context(h5py.File(file, "r"))
-            for group in ("model_weights", "layers"):  # Not an optimizer's.
+                hdf5 = io.BytesIO(archive.read("model.weights.h5"))
+            root = stack.enter_context(h5py.File(hdf5, "r"))
+            for group in ("model_weights", "layers"):  # Not the optimizer's variables.
                 root = root.get(group, root)
             root.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
     except (OSError, KeyError) as error:
@@ -189,7 +214,7 @@ def _measure(file, path):
 
 @contextlib.contextmanager
 def _local(path: str) -> Iterator[str]:
-    """Gives the path of a copy on the disk, for libraries that know no gs://."""
+    """Yields the path of a local copy, for libraries that cannot read gs://."""
     if "://" not in path:
         yield path
         return

@@ -25,7 +25,7 @@ def weights(tmp_path):
         (10, foreign_resnets.BASIC_BLOCKS),
     ],
 )
-def test_safetensors_give_the_features_of_pytorch(tmp_path, depth, kind, size):
+def test_safetensors_reproduce_the_features_of_pytorch(tmp_path, depth, kind, size):
     state = foreign_resnets.torch_state(*kind)
     file = foreign_resnets.write_safetensors(tmp_path / "a.safetensors", state)
     backbone = foreign_resnets.make_backbone(
@@ -42,8 +42,8 @@ def test_safetensors_give_the_features_of_pytorch(tmp_path, depth, kind, size):
     )
 
 
-def test_a_batch_with_the_moments_of_the_origin_trains_as_there(tmp_path):
-    # The epsilon is folded into gamma, so it also holds for the batch's own moments.
+def test_a_batch_with_the_original_moments_is_normalized_as_in_the_original(tmp_path):
+    # The epsilon is folded into gamma, so it is also that of the batch's moments.
     state = foreign_resnets.torch_state(*foreign_resnets.BOTTLENECKS)
     file = foreign_resnets.write_safetensors(tmp_path / "a.safetensors", state)
     backbone = foreign_resnets.make_backbone(
@@ -75,10 +75,10 @@ def test_half_precision_files_are_read(tmp_path):
     )
 
 
-def test_a_backbone_inside_of_a_model_is_found(tmp_path):
+def test_a_backbone_is_loaded_from_a_larger_model(tmp_path):
     state = foreign_resnets.torch_state(*foreign_resnets.BOTTLENECKS)
-    inside = {f"backbone.body.{name}": tensor for name, tensor in state.items()}
-    inside["rpn.conv1.weight"] = np.zeros(3, np.float32)
+    nested = {f"backbone.body.{name}": tensor for name, tensor in state.items()}
+    nested["rpn.conv1.weight"] = np.zeros(3, np.float32)
     plain = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4
     )
@@ -92,14 +92,14 @@ def test_a_backbone_inside_of_a_model_is_found(tmp_path):
     )
     foreign_resnets.load(
         wrapped,
-        foreign_resnets.write_safetensors(tmp_path / "b.safetensors", inside),
+        foreign_resnets.write_safetensors(tmp_path / "b.safetensors", nested),
         foreign_resnets.TORCHVISION,
     )
     for one, two in zip(plain.variables, wrapped.variables, strict=True):
         np.testing.assert_array_equal(one, two)
 
 
-def test_weights_of_a_detector_are_taken_without_its_heads(tmp_path):
+def test_weights_of_a_detector_are_loaded_without_its_heads(tmp_path):
     trained = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4, seed=1
     )
@@ -117,7 +117,7 @@ def test_weights_of_a_detector_are_taken_without_its_heads(tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
-def test_frozen_variables_get_weights_too(weights):
+def test_frozen_variables_are_loaded_too(weights):
     with layers.frozen(["backbone/stem"]):
         backbone = foreign_resnets.make_backbone(
             foreign_resnets.TORCHVISION, depth=14, width=4
@@ -127,7 +127,7 @@ def test_frozen_variables_get_weights_too(weights):
     assert not np.allclose(backbone.stem_conv.kernel, before)
 
 
-def test_other_depth_is_named(weights):
+def test_the_error_of_another_depth_contains_both_depths(weights):
     message = r"This is a ResNet-14, the backbone a ResNet-26: set ResNet.depth = 14"
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(
@@ -139,7 +139,7 @@ def test_other_depth_is_named(weights):
         )
 
 
-def test_other_width_shows_both_shapes(weights):
+def test_the_error_of_another_width_contains_both_shapes(weights):
     message = r"conv1/kernel is \(1, 1, 4, 4\), not \(1, 1, 8, 8\).*ResNet.width"
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(
@@ -151,11 +151,11 @@ def test_other_width_shows_both_shapes(weights):
         )
 
 
-def test_parts_that_a_resnet_lacks_are_shown(tmp_path):
+def test_the_error_of_unknown_parts_contains_their_names(tmp_path):
     state = foreign_resnets.torch_state(*foreign_resnets.BOTTLENECKS)
     state["layer1.0.se.fc1.weight"] = np.zeros(3, np.float32)
     file = foreign_resnets.write_safetensors(tmp_path / "a.safetensors", state)
-    with pytest.raises(ValueError, match=r"1 tensors .*layer1.0.se.fc1.weight has no"):
+    with pytest.raises(ValueError, match=r"1 tensors .*layer1.0.se.fc1.weight is unk"):
         foreign_resnets.load(
             foreign_resnets.make_backbone(
                 foreign_resnets.TORCHVISION, depth=14, width=4
@@ -165,17 +165,17 @@ def test_parts_that_a_resnet_lacks_are_shown(tmp_path):
         )
 
 
-def test_a_projection_too_many_is_answered_with_the_gin_file(tmp_path):
+def test_the_error_of_a_missing_projection_contains_the_gin_file(tmp_path):
     state = foreign_resnets.torch_state(*foreign_resnets.BASIC_BLOCKS)
     file = foreign_resnets.write_safetensors(tmp_path / "a.safetensors", state)
-    backbone = resnet.ResNet(depth=10, width=4, has_symmetric_pool=True)
+    backbone = resnet.ResNet(depth=10, width=4, symmetric_pool_padding=True)
     message = r"shortcut/gamma is absent.*Include model/pretrained_torchvision"
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(backbone, file, foreign_resnets.TORCHVISION)
 
 
-@pytest.mark.parametrize("name", ["is_v1", "has_symmetric_pool"])
-def test_other_layers_than_the_weights_expect_are_an_error(weights, name):
+@pytest.mark.parametrize("name", ["stride_in_1x1", "symmetric_pool_padding"])
+def test_settings_of_layers_that_differ_from_the_weights_are_an_error(weights, name):
     expected = foreign_resnets.settings(foreign_resnets.TORCHVISION, "ResNet")[name]
     backbone = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4, **{name: not expected}
@@ -185,11 +185,11 @@ def test_other_layers_than_the_weights_expect_are_an_error(weights, name):
         foreign_resnets.load(backbone, weights, foreign_resnets.TORCHVISION)
 
 
-def test_other_pixels_than_the_weights_expect_are_an_error(weights):
+def test_a_normalization_of_pixels_that_differs_from_the_weights_is_an_error(weights):
     backbone = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4
     )
-    message = r"`normalize` makes black and white .*pretrained_torchvision.gin"
+    message = r"`normalize` returns for black and white .*pretrained_torchvision.gin"
     with pytest.raises(ValueError, match=message):
         pretrained.load(
             backbone,
@@ -199,9 +199,9 @@ def test_other_pixels_than_the_weights_expect_are_an_error(weights):
         )
 
 
-def test_a_file_cut_short_is_an_error(weights):
+def test_a_truncated_file_is_an_error(weights):
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"no whole .safetensors file"):
+    with pytest.raises(ValueError, match=r"no valid .safetensors file"):
         foreign_resnets.load(
             foreign_resnets.make_backbone(
                 foreign_resnets.TORCHVISION, depth=14, width=4
@@ -211,7 +211,7 @@ def test_a_file_cut_short_is_an_error(weights):
         )
 
 
-def test_what_is_not_there_is_an_error_that_says_what_may_be():
+def test_the_error_of_a_missing_file_contains_the_valid_choices():
     backbone = foreign_resnets.make_backbone(
         foreign_resnets.TORCHVISION, depth=14, width=4
     )

@@ -1,4 +1,4 @@
-"""Converted weights against the libraries that they come from."""
+"""Compares converted weights with the libraries that they are from."""
 
 import importlib.util
 import subprocess
@@ -40,19 +40,19 @@ def _keras_features(model, images):
 
 
 @pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "legacy.h5"])
-def test_files_of_keras_give_its_features(keras_model, tmp_path, name):
+def test_files_of_keras_reproduce_its_features(keras_model, tmp_path, name):
     file = tmp_path / name
     keras_model.save_weights(file) if ".weights" in name else keras_model.save(file)
     backbone = foreign_resnets.make_backbone(KERAS, depth=50)
     assert foreign_resnets.load(backbone, file, KERAS) == "a ResNet-50 of Keras"
     images = foreign_resnets.pictures()
-    made = foreign_resnets.features(backbone, KERAS, images)
-    foreign_resnets.assert_same(made, _keras_features(keras_model, images))
+    ours = foreign_resnets.features(backbone, KERAS, images)
+    foreign_resnets.assert_same(ours, _keras_features(keras_model, images))
 
 
 @pytest.fixture
-def fetched(keras_model, monkeypatch):
-    """Stands in for Keras's loader, and returns what it fetches."""
+def downloaded(keras_model, monkeypatch):
+    """Replaces Keras's loader, and returns the model that it returns."""
 
     def fetch(*, weights, include_top):
         assert (weights, include_top) == ("imagenet", False)
@@ -62,10 +62,10 @@ def fetched(keras_model, monkeypatch):
     return keras_model
 
 
-def test_kerass_own_loader_is_asked_for_the_depth_of_the_backbone(fetched):
+def test_imagenet_loads_keras_weights_of_the_backbones_depth(downloaded):
     backbone = foreign_resnets.make_backbone(KERAS, depth=50)
     foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
-    kernel = fetched.get_layer("conv1_conv").kernel.numpy()
+    kernel = downloaded.get_layer("conv1_conv").kernel.numpy()
     np.testing.assert_array_equal(backbone.stem_conv.kernel, kernel[:, :, ::-1])
 
 
@@ -75,15 +75,17 @@ def test_a_depth_that_keras_lacks_is_an_error():
         foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
 
 
-@pytest.mark.usefixtures("fetched")
+@pytest.mark.usefixtures("downloaded")
 def test_keras_weights_with_settings_of_torch_are_an_error():
     backbone = foreign_resnets.make_backbone(TORCHVISION, depth=50)
-    message = r"is_v1 is False, not True; `normalize` .*model/pretrained_keras.gin"
+    message = (
+        r"stride_in_1x1 is False, not True; `normalize` .*model/pretrained_keras.gin"
+    )
     with pytest.raises(ValueError, match=message):
         foreign_resnets.load(backbone, pretrained.IMAGENET, TORCHVISION)
 
 
-def test_what_keras_cannot_fetch_is_told(monkeypatch):
+def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
     def fetch(**kwargs):
         raise Exception("URL fetch failure")
 
@@ -114,22 +116,22 @@ def test_another_model_of_keras_is_an_error(tmp_path):
         ("timm", 34, "a.safetensors"),
     ],
 )
-def test_files_of_pytorch_give_its_features(tmp_path, library, depth, name):
-    # Not imported here: see torch_models.
+def test_files_of_pytorch_reproduce_its_features(tmp_path, library, depth, name):
+    # Not imported in this process, see torch_models.
     if not importlib.util.find_spec(library):
         pytest.skip(f"{library} is not installed")
     images = foreign_resnets.pictures()
-    np.save(tmp_path / "pictures.npy", images)
-    paths = [tmp_path / file for file in ("pictures.npy", name, "features.npz")]
+    np.save(tmp_path / "images.npy", images)
+    paths = [tmp_path / file for file in ("images.npy", name, "features.npz")]
     command = [sys.executable, torch_models.__file__, library, depth, *paths]
     subprocess.run(list(map(str, command)), check=True)
     backbone = foreign_resnets.make_backbone(TORCHVISION, depth=depth)
     foreign_resnets.load(backbone, paths[1], TORCHVISION)
-    made = foreign_resnets.features(backbone, TORCHVISION, images)
-    foreign_resnets.assert_same(made, list(np.load(paths[2]).values()))
+    ours = foreign_resnets.features(backbone, TORCHVISION, images)
+    foreign_resnets.assert_same(ours, list(np.load(paths[2]).values()))
 
 
-def test_torch_files_of_something_else_are_an_error(tmp_path):
+def test_torch_files_without_a_resnet_are_an_error(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "a.pth"
     torch.save({"backbone": {"patch_embed": torch.zeros(1)}}, file)
@@ -140,7 +142,7 @@ def test_torch_files_of_something_else_are_an_error(tmp_path):
         weight_files.read_torch(str(file))
 
 
-def test_without_torch_its_files_are_answered_with_the_extra(tmp_path, monkeypatch):
+def test_the_error_without_torch_contains_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r"missing: pip install.*\.safetensors"):
         weight_files.read_torch(str(tmp_path / "a.pth"))

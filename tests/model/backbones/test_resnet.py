@@ -19,7 +19,7 @@ def test_features_have_the_strides_of_their_levels(depth, expansion, size):
         assert backbone.channels[level] == channels
 
 
-def test_stage_begins_with_a_projection_and_goes_on_from_the_identity():
+def test_only_the_first_block_of_a_stage_has_a_projection():
     backbone = resnet.ResNet(depth=18, width=4)
     shortcuts = [
         replicas.variable_path(v) for v in backbone.variables if "/shortcut/" in v.name
@@ -42,23 +42,24 @@ def test_bottleneck_strides_in_its_3x3_convolution():
     assert block.shortcut.stride == 2
 
 
-def test_v1_strides_in_its_first_convolution():
-    block = resnet.ResNet(depth=14, width=4, is_v1=True).stages[1][0]
+def test_stride_in_1x1_strides_in_the_first_convolution():
+    block = resnet.ResNet(depth=14, width=4, stride_in_1x1=True).stages[1][0]
     assert [conv.stride for conv in block.convs] == [2, 1, 1]
     assert block.shortcut.stride == 2
 
 
-@pytest.mark.parametrize(("depth", "projects"), [(10, False), (14, True)])
-def test_identity_start_drops_the_projection_that_changes_no_shape(depth, projects):
-    backbone = resnet.ResNet(depth=depth, width=4, has_identity_start=True)
-    firsts = [blocks[0].shortcut is not None for blocks in backbone.stages]
-    assert firsts == [projects, True, True, True]
+@pytest.mark.parametrize(("depth", "has_projection"), [(10, False), (14, True)])
+def test_identity_first_shortcut_removes_a_needless_projection(depth, has_projection):
+    backbone = resnet.ResNet(depth=depth, width=4, identity_first_shortcut=True)
+    has_projections = [blocks[0].shortcut is not None for blocks in backbone.stages]
+    assert has_projections == [has_projection, True, True, True]
     assert backbone.channels == resnet.ResNet(depth=depth, width=4).channels
 
 
-def test_symmetric_pool_changes_images_of_even_sides_only():
-    # The pool sees half of the sides: 31 and 33 pad alike either way, 32 does not.
-    symmetric = resnet.ResNet(depth=10, width=4, has_symmetric_pool=True)
+def test_symmetric_pool_padding_changes_only_images_of_even_sides():
+    # The pool's input has half the sides. The padding of 31 and 33 is the same with
+    # both settings, that of 32 is not.
+    symmetric = resnet.ResNet(depth=10, width=4, symmetric_pool_padding=True)
     plain = resnet.ResNet(depth=10, width=4)
     for size, is_same in (((62, 66), True), ((64, 66), False)):
         x = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
@@ -67,10 +68,14 @@ def test_symmetric_pool_changes_images_of_even_sides_only():
         assert np.allclose(one, two, atol=1e-6) == is_same
 
 
-@pytest.mark.parametrize("is_v1", [False, True])
-def test_layers_of_published_weights_train_with_xla(is_v1):
+@pytest.mark.parametrize("stride_in_1x1", [False, True])
+def test_layers_of_published_weights_train_with_xla(stride_in_1x1):
     backbone = resnet.ResNet(
-        depth=14, width=4, is_v1=is_v1, has_symmetric_pool=True, has_identity_start=True
+        depth=14,
+        width=4,
+        stride_in_1x1=stride_in_1x1,
+        symmetric_pool_padding=True,
+        identity_first_shortcut=True,
     )
 
     @tf.function(jit_compile=True)
@@ -85,12 +90,12 @@ def test_layers_of_published_weights_train_with_xla(is_v1):
         assert np.isfinite(gradient).all()
 
 
-def test_unknown_depth_is_answered_with_the_known_ones():
+def test_the_error_of_an_unknown_depth_contains_the_known_ones():
     with pytest.raises(ValueError, match=r"depth 51 .*50, 101"):
         resnet.ResNet(depth=51)
 
 
-def test_the_stem_over_blocks_is_the_plain_convolution():
+def test_the_stem_over_blocks_equals_the_plain_convolution():
     stem = resnet.ResNet(depth=10, width=8).stem_conv
     x = np.random.default_rng(0).normal(size=(2, 10, 14, 3)).astype(np.float32)
     plain = tf.nn.conv2d(x, stem.kernel, 2, [[0, 0], [3, 3], [3, 3], [0, 0]])
