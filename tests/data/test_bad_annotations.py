@@ -277,7 +277,7 @@ REFUSED = [
      lambda f: replace(f, "boxes.csv", ("class,", "color,")),
      r"boxes\.csv, line 1 .*lacks class"),
     ("two images of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
-     r"has b\.bmp and b\.png; annotations of b could be of either"),
+     r"has b\.bmp and b\.png; annotations of b may refer to either"),
 ]  # fmt: skip
 
 

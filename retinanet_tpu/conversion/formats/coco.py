@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
-from retinanet_tpu.conversion.formats import assembly, files, locating, shapes
+from retinanet_tpu.conversion.formats import (
+    assembly,
+    documents,
+    files,
+    locating,
+    shapes,
+)
 from retinanet_tpu.data import annotations
 
 # What an entry of each list must have, and how it is read.
@@ -58,7 +64,7 @@ def read(
         comes twice, or an annotation names an image or a category that is not listed.
       MissingFileError: there is no such file.
     """
-    content = files.parse_json(
+    content = documents.parse_json(
         files.read_bytes(path), path, without="segmentation", visit_fn=_keep_box
     )
     source, findings = os.path.basename(path), []

@@ -31,7 +31,7 @@ def read(
       UserError: The file has another structure, or a class is not known.
       MissingFileError: There is no such file.
     """
-    content = files.load_json(files.read_bytes(path), path)
+    content = documents.load_json(files.read_bytes(path), path)
     entries = documents.is_a(content, list, path)
     return listing.assemble(
         [

@@ -63,7 +63,7 @@ def read(
       UserError: The file has another structure, or a class is not known.
       MissingFileError: There is no such file.
     """
-    content = files.load_json(files.read_bytes(path), path)
+    content = documents.load_json(files.read_bytes(path), path)
     entries, findings = documents.is_a(content, list, path), []
     tasks = list(_tasks(entries, os.path.basename(path), findings))
     return listing.assemble(

@@ -5,7 +5,13 @@ import reprlib
 from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
-from retinanet_tpu.conversion.formats import assembly, files, name_matching, shapes
+from retinanet_tpu.conversion.formats import (
+    assembly,
+    documents,
+    files,
+    name_matching,
+    shapes,
+)
 from retinanet_tpu.data import annotations
 
 # Rectangles need no word: theirs are the corners of the box, in any order.
@@ -46,7 +52,7 @@ def read(
 
 def _parse(content: bytes, name: str) -> assembly.Content:
     # The image itself may be inside; it is read from its file.
-    found = files.parse_json(content, name, without="imageData")
+    found = documents.parse_json(content, name, without="imageData")
     for key, kind in (("imagePath", str), ("shapes", list)):
         if not isinstance(found.get(key), kind):
             raise errors.UserError(f"{key} is {found.get(key)!r}, no {kind.__name__}")

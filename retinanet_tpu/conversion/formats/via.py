@@ -62,7 +62,7 @@ def read(
     text = files.read_text(path)
     project, unit = {}, "line"
     if text.lstrip()[:1] in ("{", "["):
-        project = documents.is_a(files.load_json(text, path), dict, path)
+        project = documents.is_a(documents.load_json(text, path), dict, path)
         unit, images = "region", list(_from_json(project, path))
     else:
         images = list(_from_csv(text, path))
@@ -165,7 +165,7 @@ def _columns(row: list[str], path: str) -> dict[str, int]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    content = files.load_json(text, where)
+    content = documents.load_json(text, where)
     return documents.is_a(content, dict, where)
 
 

@@ -3,7 +3,7 @@ import posixpath
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.conversion.formats import files
+from retinanet_tpu.conversion.formats import documents, files
 
 
 def touch(folder, *names):
@@ -32,7 +32,9 @@ def test_folders_of_remote_file_systems_are_walked():
 def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere"):
         files.list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"holds no \.xml file; check --annotations"):
+    with pytest.raises(
+        ValueError, match=r"contains no \.xml file; check --ann"
+    ):
         files.list_files(str(tmp_path), ".xml")
 
 
@@ -111,7 +113,7 @@ def test_paths_of_one_name_may_point_to_one_image():
 def test_images_that_differ_in_their_ending_only_are_an_error():
     pictures = files.ImageFolder("/d", ["a.jpg", "a.png"])
     assert match(pictures, x="a.png") == {"x": "a.png"}
-    with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a c"):
+    with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a m"):
         match(pictures, x="a")
 
 
@@ -124,7 +126,7 @@ def test_a_file_without_extension_is_there_if_it_exists(tmp_path):
 
 def test_json_is_read_without_what_is_not_needed():
     text = b'\xef\xbb\xbf{"a": {"big": [1], "b": "\\u00e4"}, "big": 2}'
-    assert files.parse_json(text, "x.json", without="big") == {"a": {"b": "ä"}}
+    assert documents.parse_json(text, "x.json", without="big") == {"a": {"b": "ä"}}
 
 
 @pytest.mark.parametrize("value", ["", "1,5", "six", None])
