@@ -32,9 +32,7 @@ def test_folders_of_remote_file_systems_are_walked():
 def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere"):
         files.list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(
-        ValueError, match=r"contains no \.xml file; check --ann"
-    ):
+    with pytest.raises(ValueError, match=r"contains no \.xml file; check --ann"):
         files.list_files(str(tmp_path), ".xml")
 
 

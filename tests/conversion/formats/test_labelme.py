@@ -75,8 +75,8 @@ def test_picture_is_found_where_it_was_moved(tmp_path, path):
     ("content", "message"),
     [
         ('{"imagePath": "b.jpg", "shapes": [', "cut off"),
-        ('{"imagePath": "b.jpg"}', "shapes is None, no list"),
-        ('{"shapes": []}', "imagePath is None, no str"),
+        ('{"imagePath": "b.jpg"}', "shapes is None; expected list"),
+        ('{"shapes": []}', "imagePath is None; expected str"),
         ('{"imagePath": "b.jpg", "shapes": [{}]}', "shape 1 has the label None"),
         (
             '{"imagePath": "b.jpg", "shapes": [{"label": "cat", "points": [1]}]}',

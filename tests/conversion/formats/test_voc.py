@@ -81,7 +81,9 @@ def test_two_pictures_of_one_stem_are_an_error(tmp_path):
 
 def test_unknown_class_is_named_with_its_file(tmp_path):
     voc_file(tmp_path, "a", [("Cat", 1, 2, 4, 6)])
-    message = r"a\.xml, object 1 has class 'Cat'.*'cat' differs in case or blanks only"
+    message = (
+        r"a\.xml, object 1 has class 'Cat'.*'cat' differs only in case or whitespace"
+    )
     with pytest.raises(ValueError, match=message):
         read(tmp_path, categories=assembly.number_classes(["cat"]))
 
@@ -108,7 +110,7 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
 
 
 def test_errors_name_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no \.xml"):
+    with pytest.raises(ValueError, match=r"contains no \.xml"):
         read(tmp_path)
     (tmp_path / "a.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"None of the 1 annotation files.*a\.xml"):
