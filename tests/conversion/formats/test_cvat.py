@@ -173,7 +173,7 @@ def test_an_export_of_a_video_is_read(tmp_path):
         (in_image('<polygon label="a" points="1,2;3,4"/>'), "polygon of 2 points"),
         (in_image('<polygon label="a"/>'), "points that are not x,y"),
         (in_image(BOX.replace('"cat"', '""')), "1 of 1 boxes have no class"),
-        (of_video(track((-1, False))), "track 0 has the frame '-1', no number"),
+        (of_video(track((-1, False))), "has the frame '-1'; expected a number"),
     ],
 )  # fmt: skip
 def test_another_structure_is_refused_with_its_place(tmp_path, text, message):

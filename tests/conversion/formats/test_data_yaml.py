@@ -63,13 +63,13 @@ download: |
         ("a: &x 1\nb: *x", "line 2 has an alias"),
         ("&a [*a]", "line 1 has an alias"),
         ("a: 1\na: 2", "below line 1 is the key 'a' twice"),
-        ("? [a]\n: b", "below line 1 is a key that is no text"),
+        ("? [a]\n: b", "below line 1 is a key that is not text"),
         ("a: 1\n---\na: 2", "second document"),
         ("".join(f"%TAG !{i}! a\n" for i in range(MANY // 4)), "line with %TAG"),
         ("a: \x01", "cannot be read: .*not allowed"),
-        ("- a", "holds no mapping"),
-        ("a", "holds no mapping"),
-        ("", "holds no mapping"),
+        ("- a", "is not a mapping"),
+        ("a", "is not a mapping"),
+        ("", "is not a mapping"),
     ],
 )
 def test_what_is_no_mapping_of_yaml_is_refused(tmp_path, text, message):

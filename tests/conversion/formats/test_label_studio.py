@@ -125,7 +125,7 @@ def test_of_several_annotations_the_truth_or_the_latest_is_read(
     annotated = read(tmp_path, [{"data": {"image": "a.jpg"}, "annotations": listed}])
     assert [name for name, _ in boxes(annotated)] == [taken]
     assert whats(annotated) == [
-        "tasks annotated several times, of which one annotation was taken"
+        "tasks annotated several times, of which one annotation was used"
     ]
 
 
@@ -160,7 +160,7 @@ def test_the_image_is_the_only_text_that_names_one(tmp_path):
     entry["data"] = {"photo": "a.jpg", "author": "b"}
     assert len(read(tmp_path, [entry]).images) == 1
     entry["data"] = {"photo": "a.jpg", "mask": "b.png"}
-    with pytest.raises(ValueError, match=r"task 1 has no `image`, and of photo, mask"):
+    with pytest.raises(ValueError, match=r"no `image`, and it is .* which of photo, mask"):
         read(tmp_path, [entry])
 
 
@@ -184,7 +184,7 @@ def test_images_turned_in_label_studio_are_left_out(tmp_path):
         ([{"data": {"image": "a.jpg"}}], "task 1 lacks annotations or completions"),
         ([{"data": 7, "annotations": []}], "data is 7; expected an object"),
         ([{"data": {"image": "a"}, "annotations": [7]}], "annotation is 7; expected"),
-        ([task(image="data:image/png;base64,AAAA")], "holds the image itself"),
+        ([task(image="data:image/png;base64,AAAA")], "contains the image itself"),
         ([task(7)], "task 1, result 1 is 7; expected an object"),
         ([task(result(original_width=None))], "result 1 lacks original_width"),
         ([task(result(original_width=0))], "an image of 0 x 32 px"),
