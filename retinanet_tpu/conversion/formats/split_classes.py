@@ -113,7 +113,7 @@ def with_classes(
         )
         for image in annotated.images
     ]
-    findings = [*annotated.findings]
+    findings = [*annotated.events]
     if counts_changes:
         sources = dict.fromkeys(image.source for image in images)
         findings += [

@@ -99,10 +99,10 @@ def by_list(
       is_first: Findings about no image in particular are of this split.
     """
     names = {image.file_name for image in annotated.images}
-    names |= {finding.image for finding in annotated.findings if finding.image}
+    names |= {finding.image for finding in annotated.events if finding.image}
     chosen = split_lists.read(split_file, word=word, names=names, images_dir=images_dir)
     found = part(annotated, chosen.names.__contains__, is_first=is_first)
-    return found._replace(findings=(*found.findings, *chosen.findings))
+    return found._replace(events=(*found.events, *chosen.findings))
 
 
 def part(
@@ -120,11 +120,11 @@ def part(
     """
     findings = tuple(
         finding
-        for finding in annotated.findings
+        for finding in annotated.events
         if (is_in(finding.image) if finding.image else is_first)
     )
     images = [image for image in annotated.images if is_in(image.file_name)]
-    return annotated._replace(images=images, findings=findings)
+    return annotated._replace(images=images, events=findings)
 
 
 def group_fn(pattern: str | None) -> Callable[[str], str]:
@@ -211,15 +211,15 @@ def apart(
         ]
         findings = [
             finding
-            for finding in annotated.findings
-            if finding.what not in _OF_NO_SPLIT or owner(finding.image) == split
+            for finding in annotated.events
+            if finding.kind not in _OF_NO_SPLIT or owner(finding.image) == split
         ]
         shared = [i.file_name for i in images if owner(i.file_name) != split]
         findings += [
             annotations.ConversionEvent(_SHARED, name, f"also in {owner(name)}", name)
             for name in shared
         ]
-        found[split] = annotated._replace(images=images, findings=tuple(findings))
+        found[split] = annotated._replace(images=images, events=tuple(findings))
     return found
 
 

@@ -81,7 +81,7 @@ def read(
     found, of_lines = _labeled(parsed, matches, classes)
     background, unlabeled = _unlabeled(pictures, matches)
     # Lists of images and READMEs are no labels, and have no image of their name.
-    unreadable = [f for f in broken if f.where in matches.names] + odd
+    unreadable = [f for f in broken if f.location in matches.names] + odd
     return assembly.assemble(
         [*found, *background],
         classes.categories,

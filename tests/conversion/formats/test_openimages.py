@@ -41,8 +41,8 @@ def test_images_that_were_not_fetched_are_named_once(tmp_path):
     text = HEADER + line("ff") + line() + line("ff", label="/m/99")
     found = read(tmp_path, text)
     assert [image.file_name for image in found.images] == ["0a.jpg"]
-    (finding,) = found.findings
-    assert finding.what == "annotated images not in the folder, left out"
+    (finding,) = found.events
+    assert finding.kind == "annotated images not in the folder, left out"
     assert finding[1:] == ("ff", "boxes.csv, line 2", "ff")
 
 

@@ -47,9 +47,9 @@ def test_objects_follow_their_class_to_its_new_id():
     other = split_classes.with_classes(some, classes, counts_changes=True)
     assert [o.category_id for o in other.images[0].objects] == [2, 1]
     assert other.categories == classes
-    (finding,) = other.findings
-    assert "category ids were changed" in finding.what and finding.where == "b.xml"
-    assert not split_classes.with_classes(some, classes, counts_changes=False).findings
+    (finding,) = other.events
+    assert "category ids were changed" in finding.kind and finding.location == "b.xml"
+    assert not split_classes.with_classes(some, classes, counts_changes=False).events
 
 
 def test_new_class_is_described_with_all_names_as_a_flag_takes_them():

@@ -96,12 +96,12 @@ def test_findings_are_of_the_split_of_their_image():
     ]
     general = annotations.ConversionEvent("renumbered", "x.json")
     parts = splits.by_fraction(
-        some._replace(findings=(*findings, general)), val_fraction=0.5, seed=0
+        some._replace(events=(*findings, general)), val_fraction=0.5, seed=0
     )
     for name, part in parts.items():
         names = {image.file_name for image in part.images}
-        assert {f.image for f in part.findings if f.image} == names
-        assert (general in part.findings) == (name == "train")
+        assert {f.image for f in part.events if f.image} == names
+        assert (general in part.events) == (name == "train")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_image_that_another_split_has_labels_for_is_no_background():
     found = splits.apart(sets, {"train": "images", "val": "images"})
     kept = {name: [i.file_name for i in s.images] for name, s in found.items()}
     assert kept == {"train": ["a", "c"], "val": ["b"]}
-    assert [[f.where for f in s.findings] for s in found.values()] == [["c"], []]
+    assert [[f.location for f in s.events] for s in found.values()] == [["c"], []]
     assert splits.apart(sets, {"train": "images", "val": "others"}) == sets
 
 
@@ -198,10 +198,10 @@ def test_image_of_two_splits_is_a_finding_of_the_later_one():
     sets = {"train": of_yolo(a="a.txt"), "val": of_yolo(a="a.txt", b="b.txt")}
     found = splits.apart(sets, {"train": "images", "val": "images"})
     assert [len(s.images) for s in found.values()] == [1, 2]
-    assert found["train"].findings == ()
-    (finding,) = found["val"].findings
-    assert finding.what == "images that another split has too"
-    assert (finding.where, finding.detail) == ("a", "also in train")
+    assert found["train"].events == ()
+    (finding,) = found["val"].events
+    assert finding.kind == "images that another split has too"
+    assert (finding.location, finding.detail) == ("a", "also in train")
 
 
 def test_image_of_another_split_is_not_without_annotation():
@@ -214,7 +214,7 @@ def test_image_of_another_split_is_not_without_annotation():
     )
     sets = {"train": some, "val": of_yolo(a="a.txt")}
     found = splits.apart(sets, {"train": "images", "val": "images"})["train"]
-    assert found.findings == (findings[1], annotations.ConversionEvent("x", "a"))
+    assert found.events == (findings[1], annotations.ConversionEvent("x", "a"))
 
 
 def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():

@@ -52,9 +52,9 @@ def boxes(annotated):
 def test_shapes_become_the_boxes_around_them(tmp_path, shape, box):
     annotated = read(tmp_path, [region(shape)])
     assert boxes(annotated) == [("cat", pytest.approx(box))]
-    (finding,) = annotated.findings
-    assert finding.what == "shapes stored as the boxes around them"
-    assert finding.where == "via.json, a.jpg, region 1" and finding.image == "a.jpg"
+    (finding,) = annotated.events
+    assert finding.kind == "shapes stored as the boxes around them"
+    assert finding.location == "via.json, a.jpg, region 1" and finding.image == "a.jpg"
 
 
 def test_points_and_lines_are_dropped_and_counted(tmp_path):
@@ -62,7 +62,7 @@ def test_points_and_lines_are_dropped_and_counted(tmp_path):
     point = {"name": "point", "cx": 1, "cy": 2}
     annotated = read(tmp_path, [region(line), region(RECT), region(point)])
     assert boxes(annotated) == [("cat", (1, 2, 30, 40))]
-    assert [(f.what, f.detail) for f in annotated.findings] == [
+    assert [(f.kind, f.detail) for f in annotated.events] == [
         ("shapes that enclose nothing, dropped", "polyline"),
         ("shapes that enclose nothing, dropped", "point"),
     ]
@@ -95,7 +95,7 @@ def test_the_attribute_that_names_the_class_is_chosen_by_flag(tmp_path):
 
 def test_a_box_without_class_is_counted_and_most_of_them_refused(tmp_path):
     annotated = read(tmp_path, [region(RECT), region(RECT, t="")])
-    assert [f.what for f in annotated.findings] == ["boxes without a class, dropped"]
+    assert [f.kind for f in annotated.events] == ["boxes without a class, dropped"]
     with pytest.raises(ValueError, match=r"2 of 3 boxes have no class, first .*gion 2"):
         read(tmp_path, [region(RECT), region(RECT, t=""), region(RECT, t="")])
     with pytest.raises(ValueError, match="no region attribute, so its boxes have no"):

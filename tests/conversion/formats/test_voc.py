@@ -102,7 +102,7 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
     (tmp_path / "b.xml").write_text(content)
     found = read(tmp_path, ["a.jpg", "b.jpg"])
     assert [i.file_name for i in found.images] == ["a.jpg"]
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == (files.UNREADABLE, "b.xml")
     assert message in finding.detail
 
@@ -149,7 +149,7 @@ def test_object_without_box_gets_that_of_its_outline(tmp_path, outline, height):
     found = read(tmp_path, ["a.jpg"])
     (image,) = found.images
     assert [o.box_xywh for o in image.objects] == [(1, 2, 3, 4), (30, 20, 60, height)]
-    assert [(f.what, f.where, f.image) for f in found.findings] == [
+    assert [(f.kind, f.location, f.image) for f in found.events] == [
         (assembly.FROM_OUTLINE, "a.xml, object 2", "a.jpg"),
         (annotations.NO_BOX, "a.xml, object 3", "a.jpg"),
     ]

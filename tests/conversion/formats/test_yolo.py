@@ -25,7 +25,7 @@ def test_boxes_are_shares_and_numbers_are_the_ids(tmp_path):
     dog, cat = image.objects
     assert image.is_norm
     assert dog[:3] == (1, 7, (0.25, 0.1875, 0.5, 0.125))
-    assert (cat.category_id, cat.place) == (0, 3)
+    assert (cat.category_id, cat.source_line) == (0, 3)
     assert annotations.source_line_of(image, cat) == "a.txt, line 3"
 
 
@@ -34,7 +34,7 @@ def test_polygon_becomes_the_box_around_it(tmp_path):
     text = "0 .5 .5 .5 .5\n0 0.5 0.25 0.75 0.5 0.25 0.5\n"
     found = read(tmp_path, classes=classes, a=text)
     assert found.images[0].objects[1].box_xywh == (0.25, 0.25, 0.5, 0.25)
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == ("polygons stored as the boxes around them", "a.txt, line 2")
 
 
@@ -53,7 +53,7 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, line, message):
     (tmp_path / "b.txt").write_bytes(f"0 .5 .5 .5 .5\n{line}\n".encode("latin-1"))
     found = read(tmp_path, ["a.jpg", "b.jpg"], a="0 .5 .5 .5 .5")
     assert [i.file_name for i in found.images] == ["a.jpg"]
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == (files.UNREADABLE, "b.txt")
     assert message in finding.detail
 
@@ -67,7 +67,7 @@ def test_unknown_number_is_an_error_with_its_line(tmp_path):
 def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     found = read(tmp_path, a="0 .5 .5 .5 .5")
-    assert found.findings == ()
+    assert found.events == ()
     (tmp_path / "a.txt").unlink()
     with pytest.raises(ValueError, match="holds no label file"):
         read(tmp_path)
@@ -75,8 +75,8 @@ def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
 
 def test_labels_that_fit_several_pictures_each_are_findings(tmp_path):
     found = read(tmp_path, ["full/a.jpg", "small/a.jpg"], a="0 .5 .5 1 1")
-    (finding,) = found.findings
-    assert finding.what == locating.SEVERAL
+    (finding,) = found.events
+    assert finding.kind == locating.SEVERAL
     assert finding.detail.startswith("full/a.jpg or small/a.jpg")
 
 
@@ -123,7 +123,7 @@ def test_boxes_with_keypoints_are_stored_without_them(tmp_path, keypoints, line)
     first, second = (o.box_xywh for o in found.images[0].objects)
     assert first == pytest.approx((0.2, 0.2, 0.2, 0.2))
     assert second == (0.25, 0.25, 0.5, 0.5)
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == ("keypoints left out, their boxes stored", "a.txt, line 1")
 
 
@@ -145,7 +145,7 @@ def test_odd_number_of_shares_among_polygons_leaves_its_image_out(tmp_path):
     odd = KEYPOINTS.replace(" 2 ", " 0.9 ").replace(" 1\n", " 1 0 0 1\n")
     found = read(tmp_path, ["a.jpg", "b.jpg"], a=odd, b="0 .5 .5 .5 .5")
     assert [i.file_name for i in found.images] == ["b.jpg"]
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == (files.UNREADABLE, "a.txt")
     assert finding.detail == "line 1 has 13 numbers after the class"
 
@@ -153,7 +153,7 @@ def test_odd_number_of_shares_among_polygons_leaves_its_image_out(tmp_path):
 def test_texts_without_an_image_are_no_labels(tmp_path):
     others = {"train": "images/a.jpg\n", "README": "hello there\n"}
     found = read(tmp_path, a="0 .5 .5 .5 .5", **others)
-    assert [i.file_name for i in found.images] == ["a.jpg"] and found.findings == ()
+    assert [i.file_name for i in found.images] == ["a.jpg"] and found.events == ()
 
 
 def test_labels_and_images_may_lie_in_one_tree(tmp_path):
@@ -189,5 +189,5 @@ def test_images_of_a_folder_without_any_label_are_no_background(tmp_path):
     (tmp_path / "train" / "a.txt").write_text("0 .5 .5 .5 .5")
     found = read(tmp_path, names)
     assert [i.file_name for i in found.images] == names[:3]
-    left_out = [f.image for f in found.findings if f.what == annotations.UNANNOTATED]
+    left_out = [f.image for f in found.events if f.kind == annotations.UNANNOTATED]
     assert left_out == ["d.jpg", "val/a.jpg"]
