@@ -328,8 +328,8 @@ def test_it_is_named_with_its_place_and_the_rest_converted(
 ):
     path = make(kind, damage, tmp_path)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
-    assert [(f.what, f.where) for f in done.findings] == [(what, where)]
-    said = "{0.where}: {0.what} ({0.detail})".format(*done.findings)
+    assert [(f.kind, f.location) for f in done.events] == [(what, where)]
+    said = "{0.location}: {0.kind} ({0.detail})".format(*done.events)
     assert said.startswith(DOCUMENTED[name])
     assert done.counts[what] == 1
     left_out = what in LEAVE_OUT

@@ -102,8 +102,8 @@ def convert(kind, path, images_dir, output_dir, **options):
         split="train",
         **{"num_shards": 2} | options,
     )
-    findings = [*annotated.findings, *conversion.findings]
-    return conversion._replace(findings=findings)
+    findings = [*annotated.events, *conversion.events]
+    return conversion._replace(events=findings)
 
 
 def coco_content(pictures=PICTURES, names=NAMES):

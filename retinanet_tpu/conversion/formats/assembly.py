@@ -64,7 +64,7 @@ def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.Annot
     dropped = {i for i, name in names.items() if name in NO_CLASSES}
     if not dropped or len(dropped) == len(names):
         return annotated
-    images, findings = [], list(annotated.findings)
+    images, findings = [], list(annotated.events)
     for image in annotated.images:
         kept = tuple(o for o in image.objects if o.category_id not in dropped)
         findings += [
@@ -124,7 +124,7 @@ def assemble(
                     box_xywh=item.box_xywh,
                     area=area,
                     is_crowd=item.is_crowd,
-                    place=item.place,
+                    source_line=item.place,
                 )
             )
         next_id += len(objects)
@@ -182,7 +182,7 @@ def assemble_files(
         for finding in content.findings
     ]
     used |= {annotations.stem(name) for name in contents}
-    used |= {annotations.stem(finding.where) for finding in findings}
+    used |= {annotations.stem(finding.location) for finding in findings}
     unannotated = annotations.images_without_annotation(pictures.names, used)
     return assemble(
         images,

@@ -202,7 +202,7 @@ def _object(
         box_xywh=box_xywh,
         area=box_area if area is None else area,
         is_crowd=is_crowd,
-        place=entry["id"],
+        source_line=entry["id"],
     ), findings
 
 

@@ -182,10 +182,10 @@ def parse_each(
     if len(broken) == len(names):
         raise errors.UserError(
             f"None of the {len(names)} annotation files in {folder} could be read; "
-            f"{broken[0].where}: {broken[0].detail}. Check --format and --annotations."
+            f"{broken[0].location}: {broken[0].detail}. Check --format and --annotations."
         )
     for finding in broken:
-        del results[finding.where]
+        del results[finding.location]
     return results, broken
 
 

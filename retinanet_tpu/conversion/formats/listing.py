@@ -55,7 +55,7 @@ def assemble(
     located, unclear, used = locating.locate(
         images, candidates, pictures, counts_renamed=names is None
     )
-    doubtful = {f.image for f in unclear if f.what == locating.SEVERAL}
+    doubtful = {f.image for f in unclear if f.kind == locating.SEVERAL}
     kept = [c for c in contents if c.picture.file_name not in doubtful]
     in_images = [
         finding._replace(image=image.file_name)
@@ -72,10 +72,10 @@ def assemble(
 
 
 def _check_classes(contents: list[assembly.Content]) -> None:
-    without = [f for c in contents for f in c.findings if f.what == NO_CLASS]
+    without = [f for c in contents for f in c.findings if f.kind == NO_CLASS]
     total = len(without) + sum(len(content.picture.objects) for content in contents)
     if len(without) > _MAX_WITHOUT_CLASS * total:
         raise errors.UserError(
             f"{len(without)} of {total} boxes have no class, first "
-            f"{without[0].where}; give them one in the annotation tool."
+            f"{without[0].location}; give them one in the annotation tool."
         )

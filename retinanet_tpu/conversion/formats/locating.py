@@ -72,14 +72,14 @@ def check_exist(
       UserError: More than half are not; contains names of both sides.
     """
     missing = [i for i in annotated.images if not pictures.has(i.file_name)]
-    several = [f for f in annotated.findings if f.what == SEVERAL]
+    several = [f for f in annotated.events if f.kind == SEVERAL]
     total, num_lost = len(annotated.images) + len(several), len(missing) + len(several)
     if num_lost <= _MAX_MISSING * total:
         return
     if len(several) > len(missing):
         first = several[0]
         raise errors.UserError(
-            f"{num_lost} of {total} images are not found: names such as {first.where} "
+            f"{num_lost} of {total} images are not found: names such as {first.location} "
             f"fit several files below {pictures.folder}: {first.detail}. Set --images "
             "to the one folder that is meant."
         )

@@ -120,7 +120,7 @@ def with_classes(
         )
         for image in annotated.images
     ]
-    events = [*annotated.findings]
+    events = [*annotated.events]
     if counts_changes:
         sources = dict.fromkeys(image.source for image in images)
         events += [

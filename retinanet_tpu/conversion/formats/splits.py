@@ -102,12 +102,12 @@ def by_list(
       is_first: True if this split receives the events that concern no single image.
     """
     names = {image.file_name for image in annotated.images}
-    names |= {event.image for event in annotated.findings if event.image}
+    names |= {event.image for event in annotated.events if event.image}
     selection = split_lists.read(
         split_file, word=word, names=names, images_dir=images_dir
     )
     split = part(annotated, selection.names.__contains__, is_first=is_first)
-    return split._replace(findings=(*split.findings, *selection.events))
+    return split._replace(events=(*split.events, *selection.events))
 
 
 def part(
@@ -125,11 +125,11 @@ def part(
     """
     events = tuple(
         event
-        for event in annotated.findings
+        for event in annotated.events
         if (is_in(event.image) if event.image else is_first)
     )
     images = [image for image in annotated.images if is_in(image.file_name)]
-    return annotated._replace(images=images, findings=events)
+    return annotated._replace(images=images, events=events)
 
 
 def group_fn(pattern: str | None) -> Callable[[str], str]:
@@ -227,15 +227,15 @@ def apart(
         ]
         events = [
             event
-            for event in annotated.findings
-            if event.what not in _MAYBE_OTHER_SPLIT or owner(event.image) == split
+            for event in annotated.events
+            if event.kind not in _MAYBE_OTHER_SPLIT or owner(event.image) == split
         ]
         shared = [i.file_name for i in images if owner(i.file_name) != split]
         events += [
             annotations.ConversionEvent(_SHARED, name, f"also in {owner(name)}", name)
             for name in shared
         ]
-        separated[split] = annotated._replace(images=images, findings=tuple(events))
+        separated[split] = annotated._replace(images=images, events=tuple(events))
     return separated
 
 

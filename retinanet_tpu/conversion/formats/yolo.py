@@ -91,7 +91,7 @@ def read(
     labeled, line_events = _labeled_images(parsed, matches, classes)
     background, image_events = _unlabeled_images(pictures, matches)
     # Unreadable texts without an image of their name are lists and READMEs.
-    unreadable = [e for e in parse_events if e.where in matches.names]
+    unreadable = [e for e in parse_events if e.location in matches.names]
     return assembly.assemble(
         [*labeled, *background],
         classes.categories,

@@ -40,7 +40,7 @@ def test_one_data_set_in_each_format_becomes_the_same_bytes(tmp_path):
     ]
     for kind, (written, done) in results.items():
         assert written == expected, kind
-        assert done.findings == [], kind
+        assert done.events == [], kind
     paths = [str(tmp_path / "coco_out" / name) for name in expected][:2]
     records = [tf_example.parse(r) for r in tf.data.TFRecordDataset(paths)]
     # Which file an image is in, and where, is the converter's matter.
@@ -65,7 +65,7 @@ def test_boxes_are_on_the_picture_as_shown(tmp_path, kind):
     shown = annotation_files.Picture("a.png", 32, 64, (box,))
     _, done = converted(kind, tmp_path, pictures=[shown], names=["cat"])
     assert [i.objects[0].box_xywh for i in done.images] == [(4, 8, 8, 32)]
-    assert [f.what for f in done.findings] == ["images turned upright (EXIF)"]
+    assert [f.kind for f in done.events] == ["images turned upright (EXIF)"]
     path = str(tmp_path / f"{kind}_out" / "train-00000-of-00002.tfrecord")
     record = tf_example.parse(next(iter(tf.data.TFRecordDataset([path]))))
     stored = PIL.Image.open(io.BytesIO(record.encoded.numpy()))
@@ -86,7 +86,7 @@ def test_annotated_pictures_without_objects_are_kept(tmp_path, kind):
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert "empty.png" in [image.file_name for image in done.images]
     assert done.counts["images without boxes"] == 1
-    assert done.findings == []
+    assert done.events == []
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -102,7 +102,7 @@ def test_pictures_without_annotation_are_named(tmp_path, kind):
         else "images without annotation, left out"
     )
     name = "sub/extra.png"
-    assert done.findings == [annotations.ConversionEvent(what, name, image=name)]
+    assert done.events == [annotations.ConversionEvent(what, name, image=name)]
     assert len(done.images) == 4 if kind == "yolo" else 3
 
 
@@ -112,13 +112,13 @@ def test_annotations_of_an_absent_picture_are_named(tmp_path, kind):
     (tmp_path / "images/b.png").unlink()
     path = annotation_files.write(kind, tmp_path / kind)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
-    (finding,) = done.findings
-    assert finding.what == (
+    (finding,) = done.events
+    assert finding.kind == (
         "annotated images not in the folder, left out"
         if kind == "openimages"
         else "images missing on disk"
     )
-    assert finding.where in ("b.png", "b.txt", "b", "0a1b2c3d-b.png")
+    assert finding.location in ("b.png", "b.txt", "b", "0a1b2c3d-b.png")
     assert len(done.images) == 2
 
 
@@ -147,9 +147,9 @@ def test_images_moved_to_other_folders_with_other_endings_are_found(tmp_path, ki
     assert [i.file_name for i in done.images] == sorted(moves.values())
     assert done.counts["boxes stored"] == 4
     # Formats with a file for each image need not name it, and tasks have other names.
-    names = [f.image for f in done.findings]
+    names = [f.image for f in done.events]
     assert names == (sorted(moves.values()) if kind in NAMES_IMAGES else [])
-    assert {f.what for f in done.findings} <= {locating.RENAMED}
+    assert {f.kind for f in done.events} <= {locating.RENAMED}
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -161,7 +161,7 @@ def test_image_that_may_be_any_of_several_files_is_left_out(tmp_path, kind):
     (images / "y" / "b.png").write_bytes((images / "x" / "b.png").read_bytes())
     path = annotation_files.write(kind, tmp_path / kind)
     done = annotation_files.convert(kind, path, images, tmp_path / "out")
-    finding = next(f for f in done.findings if f.what == locating.SEVERAL)
+    finding = next(f for f in done.events if f.kind == locating.SEVERAL)
     assert finding.detail.startswith("x/b.png or y/b.png; annotated in ")
     assert len(done.images) == 2
 
@@ -178,8 +178,8 @@ def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
         assert category["name"] == "cat"
         (image,) = annotated.images
         assert [o.category_id for o in image.objects] == [category["id"]]
-        assert sorted(f.detail for f in annotated.findings) == list(names[:2])
-        assert {f.image for f in annotated.findings} == {"a.png"}
+        assert sorted(f.detail for f in annotated.events) == list(names[:2])
+        assert {f.image for f in annotated.events} == {"a.png"}
         if kind in ("voc", "csv", "labelme"):
             assert category["id"] == 1
 
@@ -204,7 +204,7 @@ def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
     path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert done.counts["boxes stored"] == 7
-    assert sorted(f.what for f in done.findings) == sorted(
+    assert sorted(f.kind for f in done.events) == sorted(
         [
             box_cleaning.OUTSIDE,
             box_cleaning.FAR_BEYOND,

@@ -22,13 +22,15 @@ def test_boxes_come_as_written(tmp_path):
     crowd = {**BOX, "id": 10, "iscrowd": 1, "area": 5.5}
     read = coco.read(coco_file(tmp_path, annotations=[BOX, crowd]))
     plain = annotations.AnnotatedObject(9, 2, (1.0, 2.0, 3.0, 4.0), 12.0, False, 9)
-    same_as_crowd = plain._replace(annotation_id=10, area=5.5, is_crowd=True, place=10)
+    same_as_crowd = plain._replace(
+        annotation_id=10, area=5.5, is_crowd=True, source_line=10
+    )
     (image,) = read.images
     assert image[:4] == (5, "a.jpg", 40, 60)
     assert image.objects == (plain, same_as_crowd)
     assert annotations.source_line_of(image, plain) == "coco.json, annotation 9"
     assert read.categories == [{"id": 2, "name": "cat"}]
-    assert read.findings == ()
+    assert read.events == ()
 
 
 def test_ids_may_have_gaps_and_begin_at_zero(tmp_path):
@@ -49,9 +51,9 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
     boxes = [{**BOX, "id": number} for number in ids]
     read = coco.read(coco_file(tmp_path, annotations=boxes))
     assert [o.annotation_id for o in read.images[0].objects] == [1, 2]
-    (finding,) = read.findings
-    assert "annotation ids are absent, repeated or below 1" in finding.what
-    assert finding.where == "coco.json"
+    (finding,) = read.events
+    assert "annotation ids are absent, repeated or below 1" in finding.kind
+    assert finding.location == "coco.json"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def objects(tmp_path, *boxes, **changes):
     """Returns the objects of boxes that are BOX with changes, and the findings."""
     listed = [{**BOX, "id": i, **box} for i, box in enumerate(boxes, start=1)]
     read = coco.read(coco_file(tmp_path, annotations=listed, **changes))
-    return read.images[0].objects, read.findings
+    return read.images[0].objects, read.events
 
 
 @pytest.mark.parametrize(
@@ -149,9 +151,9 @@ def test_ids_that_are_texts_are_numbered(tmp_path):
     path = coco_file(tmp_path, images=images, annotations=listed, categories=categories)
     read = coco.read(path)
     assert [(i.image_id, i.file_name) for i in read.images] == [(1, "b.jpg"), (2, "a")]
-    found = [[(o.place, o.category_id) for o in i.objects] for i in read.images]
+    found = [[(o.source_line, o.category_id) for o in i.objects] for i in read.images]
     assert found == [[(2, 2)], [(1, 2), (3, 2)]]
-    kinds = [finding.what for finding in read.findings]
+    kinds = [finding.kind for finding in read.events]
     assert [kind.partition(",")[0] for kind in kinds] == [
         "files whose image or category ids are texts",
         "objects of images that are not listed",
@@ -161,7 +163,7 @@ def test_ids_that_are_texts_are_numbered(tmp_path):
 def test_an_image_that_is_listed_again_is_one(tmp_path):
     read = coco.read(coco_file(tmp_path, images=IMAGES * 3))
     assert [image.image_id for image in read.images] == [5]
-    assert [f.detail for f in read.findings] == [IMAGES[0]["file_name"]]
+    assert [f.detail for f in read.events] == [IMAGES[0]["file_name"]]
 
 
 def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path):
@@ -176,12 +178,12 @@ def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path)
         {"bbox": ["a", 2, 3, 4]},
         {"bbox": {"x": 1}},
     )
-    assert [(o.place, o.box_xywh) for o in found] == [
+    assert [(o.source_line, o.box_xywh) for o in found] == [
         (1, (1, 2, 4, 6)),
         (2, (1, 1, 2, 3)),
         (4, (1, 2, 3, 4)),
     ]
-    assert [(f.what.partition(",")[0], f.where, f.detail) for f in findings] == [
+    assert [(f.kind.partition(",")[0], f.location, f.detail) for f in findings] == [
         ("boxes taken from the outline of the object", "coco.json, annotation 1", ""),
         ("boxes taken from the outline of the object", "coco.json, annotation 2", ""),
         ("objects without box or outline", "coco.json, annotation 3", "bbox [1, 2]"),
@@ -197,8 +199,8 @@ def test_area_that_does_not_fit_its_box_is_that_of_the_box(tmp_path, area):
     found, findings = objects(tmp_path, {**large, "area": area}, {**large, "area": 900})
     assert [o.area for o in found] == [2000, 900]
     (finding,) = findings
-    assert "areas that do not fit their box" in finding.what
-    assert finding.where == "coco.json, annotation 1"
+    assert "areas that do not fit their box" in finding.kind
+    assert finding.location == "coco.json, annotation 1"
     assert finding.detail.endswith("box 2000") and finding.image == "a.jpg"
 
 
@@ -233,16 +235,16 @@ DOG = {"id": 3, "name": "dog", "supercategory": "zoo"}
 def test_root_of_roboflow_is_left_out(tmp_path, categories, kept):
     read = coco.read(coco_file(tmp_path, categories=categories))
     assert sorted(c["id"] for c in read.categories) == kept
-    assert len(read.findings) == len(categories) - len(kept)
-    for finding in read.findings:
-        assert "only the supercategory of all others, left out" in finding.what
+    assert len(read.events) == len(categories) - len(kept)
+    for finding in read.events:
+        assert "only the supercategory of all others, left out" in finding.kind
         assert finding.detail.startswith("id 0, ")
 
 
 def test_categories_that_are_listed_again_are_one(tmp_path):
     read = coco.read(coco_file(tmp_path, categories=CATEGORIES * 3))
     assert [c["id"] for c in read.categories] == [2]
-    (finding,) = read.findings
+    (finding,) = read.events
     assert finding[:3] == (
         "categories that are listed more than once",
         "coco.json",
@@ -254,7 +256,7 @@ def test_images_without_annotation_are_those_that_no_name_leads_to(tmp_path):
     pictures = files.ImageFolder("/d", ["x/A.png", "b.png"])
     read = coco.read(coco_file(tmp_path), pictures=pictures)
     assert [image.file_name for image in read.images] == ["x/A.png"]
-    assert [(f.image, f.detail) for f in read.findings] == [
+    assert [(f.image, f.detail) for f in read.events] == [
         ("x/A.png", "annotated as a.jpg in coco.json"),
         ("b.png", ""),
     ]

@@ -43,7 +43,7 @@ def test_numbers_as_labels_become_names(tmp_path):
 def test_a_box_without_label_is_counted(tmp_path):
     items = [annotation(), annotation(""), {"coordinates": PLACE}, annotation()]
     annotated = read(tmp_path, [entry(*items)])
-    assert [(f.what, f.where, f.image) for f in annotated.findings] == [
+    assert [(f.kind, f.location, f.image) for f in annotated.events] == [
         (
             "boxes without a class, dropped",
             f"createml.json, a.jpg, annotation {number}",

@@ -15,7 +15,9 @@ def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8", **opt
 
 def boxes(found):
     return {
-        image.file_name: [(o.category_id, o.box_xywh, o.place) for o in image.objects]
+        image.file_name: [
+            (o.category_id, o.box_xywh, o.source_line) for o in image.objects
+        ]
         for image in found.images
     }
 
@@ -124,8 +126,8 @@ def test_what_programs_write_for_nothing_is_an_image_without_objects(tmp_path):
     found = read(tmp_path, HEADER + lines)
     assert boxes(found) == {"a.jpg": [(1, (1, 2, 3, 4), 4)], "b/c.jpg": []}
     assert [c["name"] for c in found.categories] == ["nan"]
-    (finding,) = found.findings
-    assert finding.what.startswith("classes on lines without a box")
+    (finding,) = found.events
+    assert finding.kind.startswith("classes on lines without a box")
     assert finding.detail == "'No finding' on 1 lines"
 
 

@@ -69,9 +69,9 @@ def test_shapes_become_the_boxes_around_them(tmp_path, shape, box):
     annotated = read(tmp_path, in_image(f"<{shape}/>"))
     (item,) = annotated.images[0].objects
     assert item.box_xywh == pytest.approx(box)
-    (finding,) = annotated.findings
-    assert finding.what == "shapes stored as the boxes around them"
-    assert finding.where == "annotations.xml, a.jpg, shape 1"
+    (finding,) = annotated.events
+    assert finding.kind == "shapes stored as the boxes around them"
+    assert finding.location == "annotations.xml, a.jpg, shape 1"
     assert finding.image == "a.jpg"
 
 
@@ -82,8 +82,8 @@ def test_points_lines_and_skeletons_are_dropped_and_tags_are_no_shapes(tmp_path)
     skeleton = '<skeleton label="cat"><points label="x" points="1,2"/></skeleton>'
     annotated = read(tmp_path, in_image(points, skeleton, '<tag label="x"/>', BOX))
     assert len(annotated.images[0].objects) == 1
-    assert [f.detail for f in annotated.findings] == ["points", "polyline", "skeleton"]
-    assert {f.what for f in annotated.findings} == {
+    assert [f.detail for f in annotated.events] == ["points", "polyline", "skeleton"]
+    assert {f.kind for f in annotated.events} == {
         "shapes that enclose nothing, dropped"
     }
 
@@ -111,7 +111,7 @@ def test_a_box_is_in_the_frames_where_its_track_is_not_outside(tmp_path):
         [],
     ]
     assert [c["name"] for c in annotated.categories] == ["cat", "dog"]
-    assert annotated.findings == ()
+    assert annotated.events == ()
 
 
 def test_frames_without_image_are_counted_as_missing(tmp_path):

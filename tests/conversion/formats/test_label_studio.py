@@ -35,7 +35,7 @@ def boxes(annotated):
 
 
 def whats(annotated):
-    return [finding.what for finding in annotated.findings]
+    return [finding.kind for finding in annotated.events]
 
 
 def test_percents_of_the_sides_become_px(tmp_path):
@@ -167,7 +167,7 @@ def test_the_image_is_the_only_text_that_names_one(tmp_path):
 def test_a_result_without_label_is_counted(tmp_path):
     annotated = read(tmp_path, [task(result(), result(labels=[]))])
     assert whats(annotated) == ["boxes without a class, dropped"]
-    assert annotated.findings[0].where == "tasks.json, task 1, result 2"
+    assert annotated.events[0].location == "tasks.json, task 1, result 2"
 
 
 def test_images_turned_in_label_studio_are_left_out(tmp_path):

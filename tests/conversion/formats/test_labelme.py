@@ -27,7 +27,7 @@ def test_corners_of_a_rectangle_come_in_any_order(tmp_path):
     assert image[:4] == (1, "a.jpg", 40, 60)
     assert item.box_xywh == (1, 2, 3, 4)
     assert annotations.source_line_of(image, item) == "a.json, shape 1"
-    assert found.findings == ()
+    assert found.events == ()
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_other_shapes_become_the_boxes_around_them(tmp_path, kind, points, box):
     write(tmp_path, "a", RECTANGLE, shape)
     found = read(tmp_path, ["a.jpg"])
     assert found.images[0].objects[1].box_xywh == box
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == ("shapes stored as the boxes around them", "a.json, shape 2")
 
 
@@ -56,10 +56,10 @@ def test_shapes_that_enclose_nothing_are_dropped_and_named(tmp_path, kind, point
     shape = {"label": "x", "points": points, "shape_type": kind}
     write(tmp_path, "a", shape, RECTANGLE)
     found = read(tmp_path, ["a.jpg"])
-    assert [o.place for o in found.images[0].objects] == [2]
+    assert [o.source_line for o in found.images[0].objects] == [2]
     what = "shapes that enclose nothing, dropped"
     where = "a.json, shape 1"
-    assert found.findings == (annotations.ConversionEvent(what, where, kind, "a.jpg"),)
+    assert found.events == (annotations.ConversionEvent(what, where, kind, "a.jpg"),)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, messag
     (tmp_path / "b.json").write_text(content)
     found = read(tmp_path)
     assert [i.file_name for i in found.images] == ["a.jpg"]
-    (finding,) = found.findings
+    (finding,) = found.events
     assert finding[:2] == (files.UNREADABLE, "b.json")
     assert message in finding.detail
 

@@ -41,8 +41,8 @@ def test_images_that_were_not_downloaded_are_reported_once(tmp_path):
     text = HEADER + line("ff") + line() + line("ff", label="/m/99")
     annotated = read(tmp_path, text)
     assert [image.file_name for image in annotated.images] == ["0a.jpg"]
-    (event,) = annotated.findings
-    assert event.what == "annotated images not in the folder, left out"
+    (event,) = annotated.events
+    assert event.kind == "annotated images not in the folder, left out"
     assert event[1:] == ("ff", "boxes.csv, line 2", "ff")
 
 

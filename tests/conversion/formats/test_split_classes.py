@@ -47,9 +47,9 @@ def test_objects_get_the_new_id_of_their_class():
     other = split_classes.with_classes(some, classes, counts_changes=True)
     assert [o.category_id for o in other.images[0].objects] == [2, 1]
     assert other.categories == classes
-    (event,) = other.findings
-    assert "category ids were changed" in event.what and event.where == "b.xml"
-    assert not split_classes.with_classes(some, classes, counts_changes=False).findings
+    (event,) = other.events
+    assert "category ids were changed" in event.kind and event.location == "b.xml"
+    assert not split_classes.with_classes(some, classes, counts_changes=False).events
 
 
 def test_new_class_is_described_with_a_flag_value_of_all_names():

@@ -96,12 +96,12 @@ def test_events_go_to_the_split_of_their_image():
     ]
     general = annotations.ConversionEvent("renumbered", "x.json")
     parts = splits.by_fraction(
-        some._replace(findings=(*events, general)), val_fraction=0.5, seed=0
+        some._replace(events=(*events, general)), val_fraction=0.5, seed=0
     )
     for name, part in parts.items():
         names = {image.file_name for image in part.images}
-        assert {f.image for f in part.findings if f.image} == names
-        assert (general in part.findings) == (name == "train")
+        assert {f.image for f in part.events if f.image} == names
+        assert (general in part.events) == (name == "train")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_image_with_labels_in_another_split_is_no_background():
     separated = splits.apart(sets, {"train": "images", "val": "images"})
     kept = {name: [i.file_name for i in s.images] for name, s in separated.items()}
     assert kept == {"train": ["a", "c"], "val": ["b"]}
-    assert [[f.where for f in s.findings] for s in separated.values()] == [["c"], []]
+    assert [[f.location for f in s.events] for s in separated.values()] == [["c"], []]
     assert splits.apart(sets, {"train": "images", "val": "others"}) == sets
 
 
@@ -198,10 +198,10 @@ def test_image_of_two_splits_is_an_event_of_the_later_one():
     sets = {"train": of_yolo(a="a.txt"), "val": of_yolo(a="a.txt", b="b.txt")}
     separated = splits.apart(sets, {"train": "images", "val": "images"})
     assert [len(s.images) for s in separated.values()] == [1, 2]
-    assert separated["train"].findings == ()
-    (event,) = separated["val"].findings
-    assert event.what == "images that another split has too"
-    assert (event.where, event.detail) == ("a", "also in train")
+    assert separated["train"].events == ()
+    (event,) = separated["val"].events
+    assert event.kind == "images that another split has too"
+    assert (event.location, event.detail) == ("a", "also in train")
 
 
 def test_image_of_another_split_is_not_without_annotation():
@@ -214,7 +214,7 @@ def test_image_of_another_split_is_not_without_annotation():
     )
     sets = {"train": some, "val": of_yolo(a="a.txt")}
     separated = splits.apart(sets, {"train": "images", "val": "images"})["train"]
-    assert separated.findings == (events[1], annotations.ConversionEvent("x", "a"))
+    assert separated.events == (events[1], annotations.ConversionEvent("x", "a"))
 
 
 def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():

@@ -52,9 +52,9 @@ def boxes(annotated):
 def test_shapes_become_the_boxes_around_them(tmp_path, shape, box):
     annotated = read(tmp_path, [region(shape)])
     assert boxes(annotated) == [("cat", pytest.approx(box))]
-    (event,) = annotated.findings
-    assert event.what == "shapes stored as the boxes around them"
-    assert event.where == "via.json, a.jpg, region 1" and event.image == "a.jpg"
+    (event,) = annotated.events
+    assert event.kind == "shapes stored as the boxes around them"
+    assert event.location == "via.json, a.jpg, region 1" and event.image == "a.jpg"
 
 
 def test_points_and_lines_are_dropped_and_counted(tmp_path):
@@ -62,7 +62,7 @@ def test_points_and_lines_are_dropped_and_counted(tmp_path):
     point = {"name": "point", "cx": 1, "cy": 2}
     annotated = read(tmp_path, [region(line), region(RECT), region(point)])
     assert boxes(annotated) == [("cat", (1, 2, 30, 40))]
-    assert [(f.what, f.detail) for f in annotated.findings] == [
+    assert [(e.kind, e.detail) for e in annotated.events] == [
         ("shapes that enclose nothing, dropped", "polyline"),
         ("shapes that enclose nothing, dropped", "point"),
     ]
@@ -97,7 +97,7 @@ def test_the_attribute_that_names_the_class_is_chosen_by_flag(tmp_path):
 
 def test_boxes_without_class_are_counted_and_too_many_are_refused(tmp_path):
     annotated = read(tmp_path, [region(RECT), region(RECT, t="")])
-    assert [f.what for f in annotated.findings] == ["boxes without a class, dropped"]
+    assert [e.kind for e in annotated.events] == ["boxes without a class, dropped"]
     with pytest.raises(ValueError, match=r"2 of 3 boxes have no class, first .*gion 2"):
         read(tmp_path, [region(RECT), region(RECT, t=""), region(RECT, t="")])
     with pytest.raises(ValueError, match="no region attribute, so its boxes have no"):

@@ -102,7 +102,7 @@ def test_unreadable_file_drops_its_image(tmp_path, content, message):
     (tmp_path / "b.xml").write_text(content)
     annotated = read(tmp_path, ["a.jpg", "b.jpg"])
     assert [i.file_name for i in annotated.images] == ["a.jpg"]
-    (event,) = annotated.findings
+    (event,) = annotated.events
     assert event[:2] == (files.UNREADABLE, "b.xml")
     assert message in event.detail
 
@@ -149,7 +149,7 @@ def test_object_without_box_gets_that_of_its_outline(tmp_path, outline, height):
     annotated = read(tmp_path, ["a.jpg"])
     (image,) = annotated.images
     assert [o.box_xywh for o in image.objects] == [(1, 2, 3, 4), (30, 20, 60, height)]
-    assert [(f.what, f.where, f.image) for f in annotated.findings] == [
+    assert [(e.kind, e.location, e.image) for e in annotated.events] == [
         (assembly.FROM_OUTLINE, "a.xml, object 2", "a.jpg"),
         (annotations.NO_BOX, "a.xml, object 3", "a.jpg"),
     ]

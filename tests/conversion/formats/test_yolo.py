@@ -25,7 +25,7 @@ def test_boxes_are_fractions_and_class_numbers_are_the_ids(tmp_path):
     dog, cat = image.objects
     assert image.is_norm
     assert dog[:3] == (1, 7, (0.25, 0.1875, 0.5, 0.125))
-    assert (cat.category_id, cat.place) == (0, 3)
+    assert (cat.category_id, cat.source_line) == (0, 3)
     assert annotations.source_line_of(image, cat) == "a.txt, line 3"
 
 
@@ -34,7 +34,7 @@ def test_polygon_becomes_the_box_around_it(tmp_path):
     text = "0 .5 .5 .5 .5\n0 0.5 0.25 0.75 0.5 0.25 0.5\n"
     annotated = read(tmp_path, classes=classes, a=text)
     assert annotated.images[0].objects[1].box_xywh == (0.25, 0.25, 0.5, 0.25)
-    (event,) = annotated.findings
+    (event,) = annotated.events
     assert event[:2] == ("polygons stored as the boxes around them", "a.txt, line 2")
 
 
@@ -53,7 +53,7 @@ def test_unreadable_file_drops_its_image(tmp_path, line, message):
     (tmp_path / "b.txt").write_bytes(f"0 .5 .5 .5 .5\n{line}\n".encode("latin-1"))
     annotated = read(tmp_path, ["a.jpg", "b.jpg"], a="0 .5 .5 .5 .5")
     assert [i.file_name for i in annotated.images] == ["a.jpg"]
-    (event,) = annotated.findings
+    (event,) = annotated.events
     assert event[:2] == (files.UNREADABLE, "b.txt")
     assert message in event.detail
 
@@ -67,7 +67,7 @@ def test_unknown_number_is_an_error_with_its_line(tmp_path):
 def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     annotated = read(tmp_path, a="0 .5 .5 .5 .5")
-    assert annotated.findings == ()
+    assert annotated.events == ()
     (tmp_path / "a.txt").unlink()
     with pytest.raises(ValueError, match="contains no label file"):
         read(tmp_path)
@@ -75,8 +75,8 @@ def test_lists_of_classes_among_the_labels_are_no_labels(tmp_path):
 
 def test_labels_that_match_several_images_are_events(tmp_path):
     annotated = read(tmp_path, ["full/a.jpg", "small/a.jpg"], a="0 .5 .5 1 1")
-    (event,) = annotated.findings
-    assert event.what == locating.SEVERAL
+    (event,) = annotated.events
+    assert event.kind == locating.SEVERAL
     assert event.detail.startswith("full/a.jpg or small/a.jpg")
 
 
@@ -123,7 +123,7 @@ def test_boxes_with_keypoints_are_stored_without_them(tmp_path, keypoints, line)
     first, second = (o.box_xywh for o in annotated.images[0].objects)
     assert first == pytest.approx((0.2, 0.2, 0.2, 0.2))
     assert second == (0.25, 0.25, 0.5, 0.5)
-    (event,) = annotated.findings
+    (event,) = annotated.events
     assert event[:2] == ("keypoints left out, their boxes stored", "a.txt, line 1")
 
 
@@ -145,7 +145,7 @@ def test_polygon_with_an_odd_number_of_coordinates_drops_its_image(tmp_path):
     odd = KEYPOINTS.replace(" 2 ", " 0.9 ").replace(" 1\n", " 1 0 0 1\n")
     annotated = read(tmp_path, ["a.jpg", "b.jpg"], a=odd, b="0 .5 .5 .5 .5")
     assert [i.file_name for i in annotated.images] == ["b.jpg"]
-    (event,) = annotated.findings
+    (event,) = annotated.events
     assert event[:2] == (files.UNREADABLE, "a.txt")
     assert event.detail == "line 1 has 13 numbers after the class"
 
@@ -154,7 +154,7 @@ def test_texts_without_an_image_are_no_labels(tmp_path):
     others = {"train": "images/a.jpg\n", "README": "hello there\n"}
     annotated = read(tmp_path, a="0 .5 .5 .5 .5", **others)
     assert [i.file_name for i in annotated.images] == ["a.jpg"]
-    assert annotated.findings == ()
+    assert annotated.events == ()
 
 
 def test_labels_and_images_may_lie_in_one_tree(tmp_path):
@@ -190,5 +190,5 @@ def test_images_of_a_folder_without_any_label_are_no_background(tmp_path):
     (tmp_path / "train" / "a.txt").write_text("0 .5 .5 .5 .5")
     annotated = read(tmp_path, names)
     assert [i.file_name for i in annotated.images] == names[:3]
-    dropped = [e.image for e in annotated.findings if e.what == annotations.UNANNOTATED]
+    dropped = [e.image for e in annotated.events if e.kind == annotations.UNANNOTATED]
     assert dropped == ["d.jpg", "val/a.jpg"]
