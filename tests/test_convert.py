@@ -123,7 +123,7 @@ def test_shards_of_another_number_are_not_mixed_with_the_new_ones(
 def yolo_set(folder, count):
     """Writes a YOLO set of many images; returns the flags to convert it."""
     pictures = [
-        annotation_files.Picture(
+        annotation_files.SampleImage(
             f"{i:03d}.png", 32, 32, (annotation_files.Box("猫", 1 + i / 8, 2, 31, 30),)
         )
         for i in range(count)
@@ -368,7 +368,7 @@ def boxes_by_split(folder):
 def two_splits(tmp_path):
     """A function that writes train and val of a format, val with a class of its own."""
     box = annotation_files.Box("cat", 2, 3, 20, 30)
-    train = annotation_files.Picture("1.png", 32, 32, (box,))
+    train = annotation_files.SampleImage("1.png", 32, 32, (box,))
     val = train._replace(boxes=(box, box._replace(name="ant, red")))
 
     def write(kind):
@@ -475,7 +475,9 @@ def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
 def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
     box = annotation_files.Box("cat", 2, 3, 20, 30)
     for split, names in {"train": "ab", "val": "cd"}.items():
-        pictures = [annotation_files.Picture(f"{n}.png", 32, 32, (box,)) for n in names]
+        pictures = [
+            annotation_files.SampleImage(f"{n}.png", 32, 32, (box,)) for n in names
+        ]
         annotation_files.draw(tmp_path / "images" / split, pictures)
         written = annotation_files.write("yolo", tmp_path / split, pictures, ["cat"])
         (tmp_path / "labels").mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ import pytest
 import annotation_files
 import repository
 
-SOUND = annotation_files.PICTURES
+SOUND = annotation_files.IMAGES
 
 
 def replace(folder, name, *changes, count=1):

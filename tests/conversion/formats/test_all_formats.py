@@ -62,8 +62,8 @@ def test_boxes_are_on_the_picture_as_shown(tmp_path, kind):
     lying = upright.transpose(PIL.Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "images/a.png", exif=exif)
     box = annotation_files.Box("cat", 4, 8, 12, 40)
-    shown = annotation_files.Picture("a.png", 32, 64, (box,))
-    _, done = converted(kind, tmp_path, pictures=[shown], names=["cat"])
+    shown = annotation_files.SampleImage("a.png", 32, 64, (box,))
+    _, done = converted(kind, tmp_path, images=[shown], names=["cat"])
     assert [i.objects[0].box_xywh for i in done.images] == [(4, 8, 8, 32)]
     assert [f.kind for f in done.events] == ["images turned upright (EXIF)"]
     path = str(tmp_path / f"{kind}_out" / "train-00000-of-00002.tfrecord")
@@ -74,8 +74,8 @@ def test_boxes_are_on_the_picture_as_shown(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KEEPS_EMPTY)
 def test_annotated_pictures_without_objects_are_kept(tmp_path, kind):
-    empty = annotation_files.Picture("empty.png", 32, 32, ())
-    pictures = (*annotation_files.PICTURES, empty)
+    empty = annotation_files.SampleImage("empty.png", 32, 32, ())
+    pictures = (*annotation_files.IMAGES, empty)
     annotation_files.draw(tmp_path / "images", pictures)
     if kind == "csv":
         path = annotation_files.write(kind, tmp_path / kind)
@@ -92,7 +92,7 @@ def test_annotated_pictures_without_objects_are_kept(tmp_path, kind):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_pictures_without_annotation_are_named(tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
-    extra = annotation_files.Picture("sub/extra.png", 32, 32, ())
+    extra = annotation_files.SampleImage("sub/extra.png", 32, 32, ())
     annotation_files.draw(tmp_path / "images", [extra])
     path = annotation_files.write(kind, tmp_path / kind)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
@@ -169,7 +169,7 @@ def test_image_that_may_be_any_of_several_files_is_left_out(tmp_path, kind):
 def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
     names = ("__ignore__", "_background_", "cat")
     boxes = tuple(annotation_files.Box(name, 2, 3, 20, 30) for name in names)
-    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    pictures = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
     annotation_files.draw(tmp_path / "images", pictures)
     for kind in FORMATS:
         path = annotation_files.write(kind, tmp_path / kind, pictures, names)
@@ -199,7 +199,7 @@ def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
         faulty.append(("cat", 20, 2, 9, 20))
     good = [("cat", 1, 2 + i, 31, 30) for i in range(6)]
     boxes = tuple(annotation_files.Box(*box) for box in [*good, *faulty])
-    pictures = [annotation_files.Picture("a.png", 32, 32, boxes)]
+    pictures = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
     annotation_files.draw(tmp_path / "images", pictures)
     path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
@@ -221,7 +221,7 @@ def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
         pytest.skip("takes no --names")
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write(kind, tmp_path / kind)
-    pictures = annotation_files.pictures_in(tmp_path / "images")
+    pictures = annotation_files.image_folder(tmp_path / "images")
     with pytest.raises(ValueError, match=r"has class '(ampel|猫 \(cat\))'; known are"):
         readers.read(
             kind.partition("_")[0], str(path), pictures=pictures, names=["Straße"]
@@ -231,8 +231,8 @@ def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["via", "createml", "cvat", "labelstudio"])
 def test_an_image_that_a_file_lists_twice_is_refused(tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
-    picture = annotation_files.PICTURES[0]
-    twice = [picture, *annotation_files.PICTURES]
+    picture = annotation_files.IMAGES[0]
+    twice = [picture, *annotation_files.IMAGES]
     path = annotation_files.write(kind, tmp_path / kind, twice)
     if kind == "via":  # Its keys are the name and the size of the file.
         content = json.loads(path.read_text())

@@ -17,10 +17,10 @@ def annotation(label="cat", **changes):
 
 
 def read(tmp_path, content, **options):
-    annotation_files.draw(tmp_path, [annotation_files.Picture("a.jpg", 64, 64, ())])
+    annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 64, ())])
     path = tmp_path / "createml.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.pictures_in(tmp_path)
+    pictures = annotation_files.image_folder(tmp_path)
     return createml.read(str(path), pictures=pictures, **options)
 
 

@@ -9,10 +9,12 @@ BOX = '<box label="cat" xtl="10" ytl="5" xbr="50" ybr="35"/>'
 
 def read(tmp_path, text, names=("a.jpg",), **options):
     for name in names:
-        annotation_files.draw(tmp_path, [annotation_files.Picture(name, 64, 64, ())])
+        annotation_files.draw(
+            tmp_path, [annotation_files.SampleImage(name, 64, 64, ())]
+        )
     path = tmp_path / "annotations.xml"
     path.write_text(text)
-    pictures = annotation_files.pictures_in(tmp_path)
+    pictures = annotation_files.image_folder(tmp_path)
     return cvat.read(str(path), pictures=pictures, **options)
 
 
@@ -136,7 +138,7 @@ def test_a_task_of_every_third_frame_has_no_gaps(tmp_path):
 def test_a_video_needs_images_named_by_frames(tmp_path):
     with pytest.raises(ValueError, match=r"called frame_000000\.png.*CVAT for images"):
         read(tmp_path, of_video(track((0, False))))
-    annotation_files.draw(tmp_path / "other", annotation_files.PICTURES)
+    annotation_files.draw(tmp_path / "other", annotation_files.IMAGES)
     with pytest.raises(ValueError, match="are both frame 0"):
         read(
             tmp_path,
@@ -148,7 +150,7 @@ def test_a_video_needs_images_named_by_frames(tmp_path):
 def test_an_export_of_a_video_is_read(tmp_path):
     pictures = [
         p._replace(name=name)
-        for p, name in zip(annotation_files.PICTURES, frame_names(3), strict=True)
+        for p, name in zip(annotation_files.IMAGES, frame_names(3), strict=True)
     ]
     path = tool_exports.cvat_video(tmp_path, pictures, annotation_files.NAMES)
     text = path.read_text("utf-8")

@@ -56,9 +56,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_reader_ends_soon_with_a_short_sentence(tmp_path, name):
     annotation_files.draw(
-        tmp_path / "images", [annotation_files.Picture("a.png", 8, 8, ())]
+        tmp_path / "images", [annotation_files.SampleImage("a.png", 8, 8, ())]
     )
-    pictures = annotation_files.pictures_in(tmp_path / "images")
+    pictures = annotation_files.image_folder(tmp_path / "images")
     labels = tmp_path / "labels"
     labels.mkdir()
     for file in ("a.txt", "a.xml", "a.json"):

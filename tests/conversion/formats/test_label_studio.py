@@ -20,10 +20,10 @@ def task(*results, image="a.jpg", **changes):
 
 
 def read(tmp_path, content, name="a.jpg", **options):
-    annotation_files.draw(tmp_path, [annotation_files.Picture(name, 64, 32, ())])
+    annotation_files.draw(tmp_path, [annotation_files.SampleImage(name, 64, 32, ())])
     path = tmp_path / "tasks.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.pictures_in(tmp_path)
+    pictures = annotation_files.image_folder(tmp_path)
     return label_studio.read(str(path), pictures=pictures, **options)
 
 
@@ -149,7 +149,7 @@ def test_the_image_of_a_url_is_found(tmp_path, url):
 
 
 def test_the_upload_itself_comes_before_one_without_prefix(tmp_path):
-    annotation_files.draw(tmp_path, [annotation_files.Picture("a.jpg", 64, 32, ())])
+    annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 32, ())])
     content = [task(result(), image="/data/upload/7/0a1b2c3d-a.jpg")]
     annotated = read(tmp_path, content, "0a1b2c3d-a.jpg")
     assert [image.file_name for image in annotated.images] == ["0a1b2c3d-a.jpg"]

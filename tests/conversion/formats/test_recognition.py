@@ -42,7 +42,7 @@ def test_a_folder_in_place_of_a_file_has_a_hint_and_vice_versa(exports, kind):
 
 def test_the_coco_export_of_via_is_coco(tmp_path):
     path = tool_exports.via_coco(
-        tmp_path, annotation_files.PICTURES, annotation_files.NAMES
+        tmp_path, annotation_files.IMAGES, annotation_files.NAMES
     )
     assert "--format=coco" in recognition.hint(str(path), "via")
 
@@ -94,7 +94,7 @@ def test_files_of_other_tools_have_a_hint_with_a_remedy(tmp_path, text, hint):
 
 
 def test_the_beginning_of_a_large_file_is_enough(tmp_path):
-    content = annotation_files.coco_content(annotation_files.PICTURES * 2000)
+    content = annotation_files.coco_content(annotation_files.IMAGES * 2000)
     path = tmp_path / "large.json"
     path.write_text(json.dumps(content))
     assert path.stat().st_size > 500_000

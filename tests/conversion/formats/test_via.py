@@ -20,11 +20,11 @@ def read(tmp_path, regions, name="a.jpg", **options):
 
 
 def read_text(tmp_path, text, **options):
-    annotation_files.draw(tmp_path, [annotation_files.Picture("a.jpg", 64, 64, ())])
+    annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 64, ())])
     path = tmp_path / "via.json"
     path.write_text(text, "utf-8")
     return via.read(
-        str(path), pictures=annotation_files.pictures_in(tmp_path), **options
+        str(path), pictures=annotation_files.image_folder(tmp_path), **options
     )
 
 
@@ -174,9 +174,9 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 
 def test_error_contains_the_csv_line(tmp_path):
-    annotation_files.draw(tmp_path, annotation_files.PICTURES)
-    pictures = annotation_files.pictures_in(tmp_path)
-    path = tool_exports.via_csv(tmp_path, annotation_files.PICTURES, ())
+    annotation_files.draw(tmp_path, annotation_files.IMAGES)
+    pictures = annotation_files.image_folder(tmp_path)
+    path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     text = path.read_text("utf-8")
     for old, new, message in (
         ('{""name"": ""rect""', '{""name"": ', "line 2 is not JSON, or cut off"),
@@ -191,8 +191,8 @@ def test_error_contains_the_csv_line(tmp_path):
 
 
 def test_a_csv_of_version_1_is_read(tmp_path):
-    annotation_files.draw(tmp_path, annotation_files.PICTURES)
-    path = tool_exports.via_csv(tmp_path, annotation_files.PICTURES, ())
+    annotation_files.draw(tmp_path, annotation_files.IMAGES)
+    path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     path.write_text("#" + path.read_text("utf-8"), "utf-8")
-    annotated = via.read(str(path), pictures=annotation_files.pictures_in(tmp_path))
+    annotated = via.read(str(path), pictures=annotation_files.image_folder(tmp_path))
     assert len(annotated.images) == 3
