@@ -31,7 +31,7 @@ def suggestion(
       renamed: See `with_new_names`.
     """
     unknown = re.search(
-        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
+        r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", message
     )
     if unknown:
         name = unknown[1].split("/")[-1]

@@ -7,12 +7,15 @@ caller may give the call up. Nothing ends such a thread but the process.
 
 import logging as python_logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
+
+import tensorflow as tf
 
 T = TypeVar("T")
 
@@ -21,6 +24,36 @@ _POLL_SECS = 0.2
 STALL_SECS = 1.0
 
 
+class _Waiter:
+    """A thread that runs calls, one after another, for one caller.
+
+    It serves many calls because TensorFlow keeps objects of every thread for good.
+    """
+
+    def __init__(self):
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="waiter", daemon=True).start()
+
+    def start(self, fn):
+        """Returns the future of a call."""
+        future = futures.Future()
+        self._calls.put((fn, future))
+        return future
+
+    def _run(self):
+        while True:
+            fn, future = self._calls.get()
+            # Sets nothing. But a thread keeps the options of its first function call,
+            # whatever tf.config is set to later in another thread, until it sets some.
+            tf.config.optimizer.set_experimental_options({})
+            try:
+                future.set_result(fn())
+            except BaseException as error:
+                future.set_exception(error)
+            del fn, future
+
+
+_callers = threading.local()
 # Each returns True as long as a thread may be waiting in C++.
 _unfinished: list[Callable[[], bool]] = []
 
@@ -69,25 +102,19 @@ def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
     Raises:
       GivenUpError: There was a reason while the function still ran.
     """
-    future = futures.Future()
-    # A new thread each time: TensorFlow's threads keep the options of their first call,
-    # whatever tf.config is set to later.
-    threading.Thread(target=_set, args=(future, fn), name="wait", daemon=True).start()
+    waiter = getattr(_callers, "waiter", None) or _Waiter()
+    _callers.waiter = None  # It is busy, for good if the call is given up.
+    future = waiter.start(fn)
     try:
         while not futures.wait([future], _POLL_SECS).done:
             if reason := give_up_reason():
                 raise GivenUpError(reason)
     finally:
-        if not future.done():
+        if future.done():
+            _callers.waiter = waiter
+        else:
             _unfinished.append(lambda: not future.done())
     return future.result()
-
-
-def _set(future, fn):
-    try:
-        future.set_result(fn())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
