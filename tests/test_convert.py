@@ -73,9 +73,8 @@ def test_toy_set_becomes_a_data_directory_that_training_reads(convert, toy, tmp_
     ]
     read = category_map.read(str(tmp_path / "categories.json"))
     assert read.names == ["circle", "square", "triangle", "star"]
-    dataset = pipeline.make_train_dataset(
-        str(tmp_path), "train", categories=read, batch_size=5, image_size=(64, 64)
-    )
+    spec = pipeline.DatasetSpec(str(tmp_path), "train", read, image_size=(64, 64))
+    dataset = pipeline.make_train_dataset(spec, batch_size=5)
     features, labels = next(iter(dataset))
     assert sorted(features.image_ids.numpy()) == [1, 2, 3, 4, 5]
     truth = pycocotools.coco.COCO(str(tmp_path / "train.json"))

@@ -6,11 +6,12 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from retinanet_tpu import look_ahead
 from retinanet_tpu.conversion import box_cleaning, checks, shard_progress
 from retinanet_tpu.data import annotations, image_decoding, record_files, tf_example
 
@@ -98,7 +99,7 @@ def write_shards(
         for outcome in outcomes:
             for _ in outcome or ():
                 progress_fn()
-        results = _in_order(
+        results = look_ahead.map_ordered(
             workers,
             functools.partial(_convert, images_dir=images_dir, names=names),
             (image for index in todo for image in shards[index].images),
@@ -260,23 +261,6 @@ def _stamp(
     except (tf.errors.OpError, UnicodeError):
         return None
     return shard_progress.FileFingerprint(stat.length, stat.mtime_nsec)
-
-
-def _in_order(
-    workers: concurrent.futures.Executor,
-    convert_fn: Callable[[annotations.AnnotatedImage], Any],
-    images: Iterable[annotations.AnnotatedImage],
-    *,
-    ahead: int,
-) -> Iterator[Any]:
-    """Yields what becomes of each image, with few of them in memory at any time."""
-    pending = collections.deque()
-    for image in images:
-        pending.append(workers.submit(convert_fn, image))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _write_shard(

@@ -160,7 +160,9 @@ def test_the_image_is_the_only_text_that_names_one(tmp_path):
     entry["data"] = {"photo": "a.jpg", "author": "b"}
     assert len(read(tmp_path, [entry]).images) == 1
     entry["data"] = {"photo": "a.jpg", "mask": "b.png"}
-    with pytest.raises(ValueError, match=r"no `image`, and it is .* which of photo, mask"):
+    with pytest.raises(
+        ValueError, match=r"no `image`, and it is .* which of photo, mask"
+    ):
         read(tmp_path, [entry])
 
 
