@@ -77,12 +77,11 @@ def image_folder(folder):
 
 def read(kind, path, images_dir):
     """Reads annotations as retinanet-tpu convert does."""
-    names = files.list_images(str(images_dir))
-    images = files.ImageFolder(str(images_dir), names)
+    images = image_folder(images_dir)
     flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
         classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
-    annotated = readers.read(flag, str(path), pictures=images, classes=classes)
+    annotated = readers.read(flag, str(path), image_folder=images, classes=classes)
     locating.check_exist(annotated, images)
     return annotated
 

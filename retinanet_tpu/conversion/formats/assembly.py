@@ -167,7 +167,7 @@ def assemble_files(
     categories: list[dict[str, Any]] | None,
     *,
     directory: str,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     unit: str,
     findings: Sequence[annotations.ConversionEvent],
 ) -> annotations.AnnotatedSet:
@@ -180,7 +180,7 @@ def assemble_files(
       contents: The parsed files, by name relative to the directory.
       categories: The classes; None for all that occur, sorted.
       directory: The folder of annotation files.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       unit: The unit that `source_line` counts, such as "object"; for reports.
       findings: The events about files that cannot be read.
 
@@ -197,7 +197,7 @@ def assemble_files(
         missing = stem + (posixpath.splitext(written)[1] or ".jpg")
         images.append(image._replace(file_name=missing))
     images, of_names, matched = locating.locate(
-        images, candidates, pictures, counts_renamed=False
+        images, candidates, image_folder, counts_renamed=False
     )
     file_names = {image.source: image.file_name for image in images}
     of_images = [
@@ -208,7 +208,7 @@ def assemble_files(
     # A file that cannot be read annotates its image too.
     matched |= {annotations.stem(name) for name in contents}
     matched |= {annotations.stem(event.location) for event in findings}
-    unannotated = annotations.images_without_annotation(pictures.names, matched)
+    unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return assemble(
         images,
         classes_of(images) if categories is None else categories,

@@ -56,7 +56,7 @@ _REFERENCES = {"images": "image_id", "categories": "category_id"}
 
 
 def read(
-    path: str, *, pictures: files.ImageFolder | None = None
+    path: str, *, image_folder: files.ImageFolder | None = None
 ) -> annotations.AnnotatedSet:
     """Reads a COCO detection file.
 
@@ -67,7 +67,7 @@ def read(
 
     Args:
       path: The JSON file with `images`, `annotations` and `categories`.
-      pictures: The folder of images; None leaves the file names as written.
+      image_folder: The folder of images; None leaves the file names as written.
 
     Raises:
       UserError: A list or a key is missing or has another type, an id is negative or
@@ -121,8 +121,8 @@ def read(
     if root:
         detail = f"id {root['id']}, {root['name']!r}"
         events.append(annotations.ConversionEvent(_ROOT, source, detail))
-    if pictures is not None:
-        images, events = _locate(images, events, path, pictures)
+    if image_folder is not None:
+        images, events = _locate(images, events, path, image_folder)
     return annotations.AnnotatedSet(
         images,
         [{"id": c["id"], "name": c["name"]} for c in categories],
@@ -177,18 +177,18 @@ def _locate(
     images: list[annotations.AnnotatedImage],
     events: list[annotations.ConversionEvent],
     path: str,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
 ) -> tuple[list[annotations.AnnotatedImage], list[annotations.ConversionEvent]]:
     """Returns images and events with the file names of the folder."""
     beside = os.path.dirname(path)
     names = [[(i.file_name, posixpath.join(beside, i.file_name))] for i in images]
     located, of_names, matched = locating.locate(
-        images, names, pictures, counts_renamed=True
+        images, names, image_folder, counts_renamed=True
     )
     by_id = {image.image_id: image.file_name for image in located}
     new_names = {i.file_name: by_id.get(i.image_id, i.file_name) for i in images}
     renamed = [e._replace(image=new_names.get(e.image, e.image)) for e in events]
-    unannotated = annotations.images_without_annotation(pictures.names, matched)
+    unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return located, [*renamed, *of_names, *unannotated]
 
 

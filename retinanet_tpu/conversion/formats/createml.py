@@ -18,14 +18,14 @@ _ANNOTATIONS = ("annotations", "annotation")
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a Create ML file.
 
     Args:
       path: The JSON file.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes; None for all that occur in the file, sorted.
 
     Raises:
@@ -40,7 +40,7 @@ def read(
             for number, entry in enumerate(entries, start=1)
         ],
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit="annotation",
     )

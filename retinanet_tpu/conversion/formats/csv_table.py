@@ -35,15 +35,15 @@ _BLANK = ("", "nan", "null", "none", "na", "n/a", "<na>")
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a table of boxes.
 
     Args:
       path: The CSV file.
-      pictures: The folder of images. The paths in the table may be absolute, relative
-        to this folder or relative to the CSV file.
+      image_folder: The folder of images. The paths in the table may be absolute,
+        relative to this folder or relative to the CSV file.
       categories: The classes; None for all that occur in the file, sorted. A single
         class is the class of all boxes if the table has no column of classes.
 
@@ -86,7 +86,7 @@ def read(
     beside = os.path.dirname(path)
     names = [[(written, posixpath.join(beside, written))] for written in sizes]
     located, events, matched = locating.locate(
-        images, names, pictures, counts_renamed=True
+        images, names, image_folder, counts_renamed=True
     )
     merged = _merged(located)
     if categories is None:
@@ -95,7 +95,7 @@ def read(
         annotations.ConversionEvent(_ONLY_CLASS, source, f"{label!r} on {count} lines")
         for label, count in without_box.items()
     ]
-    events += annotations.images_without_annotation(pictures.names, matched)
+    events += annotations.images_without_annotation(image_folder.names, matched)
     return assembly.assemble(merged, categories, unit="line", findings=events)
 
 

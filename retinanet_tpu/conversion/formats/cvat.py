@@ -32,7 +32,7 @@ _FRAME = re.compile(r"frame_(\d{6,9})\.\w+")
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads "CVAT for images 1.1" or "CVAT for video 1.1".
@@ -43,7 +43,7 @@ def read(
 
     Args:
       path: The XML file.
-      pictures: The folder of images. The images of a video have the names of CVAT's
+      image_folder: The folder of images. The images of a video have the names of CVAT's
         export, such as frame_000000.png.
       categories: The classes; None for the labels of the task.
 
@@ -62,13 +62,13 @@ def read(
     tracks = root.findall("track")
     contents = list(_images(root, source))
     if tracks:
-        contents += _frames(tracks, source, pictures)
+        contents += _frames(tracks, source, image_folder)
     if not contents:
         raise errors.UserError(f"{path} has no <image> and no <track>.")
     return listing.assemble(
         contents,
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit="shape",
         declared=_declared_labels(root),
@@ -94,10 +94,10 @@ def _images(root: _Element, source: str) -> Iterator[assembly.Content]:
 
 
 def _frames(
-    tracks: list[_Element], source: str, pictures: files.ImageFolder
+    tracks: list[_Element], source: str, image_folder: files.ImageFolder
 ) -> list[assembly.Content]:
     """Returns the annotations of each frame of a video, including empty frames."""
-    names = _frame_names(pictures.names)
+    names = _frame_names(image_folder.names)
     numbers = sorted(names)
     if not names:
         raise errors.UserError(

@@ -65,7 +65,7 @@ class ImageFolder:
         self._index = name_matching.NameIndex(self.names)
 
     @property
-    def some(self) -> str:
+    def example_names(self) -> str:
         """Returns the names of a few images, for error messages."""
         examples = ", ".join(self.names[:_NUM_EXAMPLES])
         if not examples:

@@ -50,7 +50,7 @@ class _Task(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads the tasks of a project.
@@ -62,8 +62,8 @@ def read(
 
     Args:
       path: The JSON file.
-      pictures: The folder of images. Images have the names in the tasks' URLs, with or
-        without the prefix that Label Studio adds to uploads.
+      image_folder: The folder of images. Images have the names in the tasks' URLs, with
+        or without the prefix that Label Studio adds to uploads.
       categories: The classes; None for all that occur in the file, sorted.
 
     Raises:
@@ -82,7 +82,7 @@ def read(
     return listing.assemble(
         [_content(task) for task in tasks],
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit="result",
         findings=events,

@@ -22,7 +22,7 @@ _MIN_POINTS = {"polygon": 3}  # By shape; 2 for others.
 def read(
     directory: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Labelme JSON files.
@@ -33,7 +33,7 @@ def read(
 
     Args:
       directory: The folder of JSON files.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes; None for all that occur in the folder, sorted.
 
     Raises:
@@ -47,7 +47,7 @@ def read(
         parsed,
         categories,
         directory=directory,
-        pictures=pictures,
+        image_folder=image_folder,
         unit="shape",
         findings=findings,
     )

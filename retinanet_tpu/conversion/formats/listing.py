@@ -16,7 +16,7 @@ def assemble(
     contents: Iterable[assembly.Content],
     *,
     path: str,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None,
     unit: str,
     findings: Sequence[annotations.ConversionEvent] = (),
@@ -29,7 +29,7 @@ def assemble(
       contents: The annotations of each image, with file names as the file contains
         them.
       path: The annotation file.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes; None for the declared ones, then all others that occur,
         sorted.
       unit: The unit that `source_line` counts, such as "region"; for reports.
@@ -55,7 +55,7 @@ def assemble(
         for of_image in names or [[image.file_name] for image in images]
     ]
     located, of_names, matched = locating.locate(
-        images, candidates, pictures, counts_renamed=names is None
+        images, candidates, image_folder, counts_renamed=names is None
     )
     ambiguous = {e.image for e in of_names if e.kind == locating.SEVERAL}
     kept = [c for c in contents if c.image.file_name not in ambiguous]
@@ -64,7 +64,7 @@ def assemble(
         for content, image in zip(kept, located, strict=True)
         for event in content.events
     ]
-    unannotated = annotations.images_without_annotation(pictures.names, matched)
+    unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return assembly.assemble(
         located,
         categories,

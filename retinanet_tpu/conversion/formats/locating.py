@@ -33,7 +33,7 @@ _Image = TypeVar("_Image", bound=NamedImage)
 def locate(
     images: Sequence[_Image],
     names: Sequence[Sequence[Sequence[str]]],
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     *,
     counts_renamed: bool,
 ) -> tuple[list[_Image], list[annotations.ConversionEvent], set[str]]:
@@ -45,7 +45,7 @@ def locate(
     Args:
       images: The images as annotated.
       names: The names that each image may have, as `ImageFolder.match` takes them.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       counts_renamed: Whether a file in another folder or with another extension is an
         event; False for formats that do not contain the file name.
 
@@ -53,7 +53,7 @@ def locate(
       The images, without those that match several files; the events about images that
       are renamed or left out; and the files that match an annotated image.
     """
-    matches = pictures.match(dict(enumerate(names)))
+    matches = image_folder.match(dict(enumerate(names)))
     located: list[_Image] = []
     events: list[annotations.ConversionEvent] = []
     matched = {*matches.names.values()}.union(*matches.several.values())
@@ -84,19 +84,19 @@ def several_meant(
 
 
 def check_exist(
-    annotated: annotations.AnnotatedSet, pictures: files.ImageFolder
+    annotated: annotations.AnnotatedSet, image_folder: files.ImageFolder
 ) -> None:
     """Checks that most annotated images are in the folder, before any is read.
 
     Args:
       annotated: The annotations.
-      pictures: The folder of images.
+      image_folder: The folder of images.
 
     Raises:
       UserError: More than half are missing. The message contains annotated names and
         names in the folder.
     """
-    missing = [i for i in annotated.images if not pictures.has(i.file_name)]
+    missing = [i for i in annotated.images if not image_folder.has(i.file_name)]
     several = [event for event in annotated.events if event.kind == SEVERAL]
     total = len(annotated.images) + len(several)
     num_lost = len(missing) + len(several)
@@ -106,12 +106,12 @@ def check_exist(
         first = several[0]
         raise errors.UserError(
             f"{num_lost} of {total} images are not found: names such as "
-            f"{first.location} match several files below {pictures.folder}: "
+            f"{first.location} match several files below {image_folder.folder}: "
             f"{first.detail}. Set --images to the one folder that is meant."
         )
     examples = ", ".join(image.file_name for image in missing[:_NUM_EXAMPLES])
     raise errors.UserError(
         f"{num_lost} of {total} images are missing on disk, such as {examples} "
-        f"(annotated in {missing[0].source}); {pictures.folder} has {pictures.some}. "
-        "Check --images."
+        f"(annotated in {missing[0].source}); {image_folder.folder} has "
+        f"{image_folder.example_names}. Check --images."
     )

@@ -40,7 +40,7 @@ class _Image(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
     class_attribute: str | None = None,
 ) -> annotations.AnnotatedSet:
@@ -48,7 +48,7 @@ def read(
 
     Args:
       path: The CSV or JSON file.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes. None selects the options of the project, or else all
         classes that occur in the file, sorted. If regions have no attributes and
         there is a single class, all boxes get that class.
@@ -77,7 +77,7 @@ def read(
     return listing.assemble(
         [_content(image, attribute, options) for image in images],
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit=unit,
         declared=options.values(),

@@ -75,14 +75,14 @@ def test_boxes_are_on_the_picture_as_shown(tmp_path, kind):
 @pytest.mark.parametrize("kind", KEEPS_EMPTY)
 def test_annotated_pictures_without_objects_are_kept(tmp_path, kind):
     empty = annotation_files.SampleImage("empty.png", 32, 32, ())
-    pictures = (*annotation_files.IMAGES, empty)
-    annotation_files.draw(tmp_path / "images", pictures)
+    images = (*annotation_files.IMAGES, empty)
+    annotation_files.draw(tmp_path / "images", images)
     if kind == "csv":
         path = annotation_files.write(kind, tmp_path / kind)
         with path.open("a") as file:
             file.write(",empty.png,,,,\n")
     else:
-        path = annotation_files.write(kind, tmp_path / kind, pictures)
+        path = annotation_files.write(kind, tmp_path / kind, images)
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert "empty.png" in [image.file_name for image in done.images]
     assert done.counts["images without boxes"] == 1
@@ -169,10 +169,10 @@ def test_image_that_may_be_any_of_several_files_is_left_out(tmp_path, kind):
 def test_names_of_no_class_are_dropped_in_every_format(tmp_path):
     names = ("__ignore__", "_background_", "cat")
     boxes = tuple(annotation_files.Box(name, 2, 3, 20, 30) for name in names)
-    pictures = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
-    annotation_files.draw(tmp_path / "images", pictures)
+    images = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", images)
     for kind in FORMATS:
-        path = annotation_files.write(kind, tmp_path / kind, pictures, names)
+        path = annotation_files.write(kind, tmp_path / kind, images, names)
         annotated = annotation_files.read(kind, path, tmp_path / "images")
         (category,) = annotated.categories
         assert category["name"] == "cat"
@@ -199,9 +199,9 @@ def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
         faulty.append(("cat", 20, 2, 9, 20))
     good = [("cat", 1, 2 + i, 31, 30) for i in range(6)]
     boxes = tuple(annotation_files.Box(*box) for box in [*good, *faulty])
-    pictures = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
-    annotation_files.draw(tmp_path / "images", pictures)
-    path = annotation_files.write(kind, tmp_path / kind, pictures, ["cat"])
+    images = [annotation_files.SampleImage("a.png", 32, 32, boxes)]
+    annotation_files.draw(tmp_path / "images", images)
+    path = annotation_files.write(kind, tmp_path / kind, images, ["cat"])
     done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
     assert done.counts["boxes stored"] == 7
     assert sorted(f.kind for f in done.events) == sorted(
@@ -221,22 +221,25 @@ def test_a_class_that_is_not_listed_is_refused(tmp_path, kind):
         pytest.skip("takes no --names")
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write(kind, tmp_path / kind)
-    pictures = annotation_files.image_folder(tmp_path / "images")
+    image_folder = annotation_files.image_folder(tmp_path / "images")
     with pytest.raises(ValueError, match=r"has class '(ampel|猫 \(cat\))'; known are"):
         readers.read(
-            kind.partition("_")[0], str(path), pictures=pictures, names=["Straße"]
+            kind.partition("_")[0],
+            str(path),
+            image_folder=image_folder,
+            names=["Straße"],
         )
 
 
 @pytest.mark.parametrize("kind", ["via", "createml", "cvat", "labelstudio"])
 def test_an_image_that_a_file_lists_twice_is_refused(tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
-    picture = annotation_files.IMAGES[0]
-    twice = [picture, *annotation_files.IMAGES]
+    image = annotation_files.IMAGES[0]
+    twice = [image, *annotation_files.IMAGES]
     path = annotation_files.write(kind, tmp_path / kind, twice)
     if kind == "via":  # Its keys are the name and the size of the file.
         content = json.loads(path.read_text())
-        content["other"] = content[f"{picture.name}99"]
+        content["other"] = content[f"{image.name}99"]
         path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"b\.png is annotated twice"):
         annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")

@@ -253,8 +253,8 @@ def test_categories_that_are_listed_again_are_one(tmp_path):
 
 
 def test_images_without_annotation_are_those_that_no_name_leads_to(tmp_path):
-    pictures = files.ImageFolder("/d", ["x/A.png", "b.png"])
-    read = coco.read(coco_file(tmp_path), pictures=pictures)
+    image_folder = files.ImageFolder("/d", ["x/A.png", "b.png"])
+    read = coco.read(coco_file(tmp_path), image_folder=image_folder)
     assert [image.file_name for image in read.images] == ["x/A.png"]
     assert [(f.image, f.detail) for f in read.events] == [
         ("x/A.png", "annotated as a.jpg in coco.json"),

@@ -20,8 +20,8 @@ def read(tmp_path, content, **options):
     annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 64, ())])
     path = tmp_path / "createml.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.image_folder(tmp_path)
-    return createml.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return createml.read(str(path), image_folder=image_folder, **options)
 
 
 def test_x_and_y_are_the_center(tmp_path):

@@ -9,8 +9,8 @@ HEADER = "image,xmin,ymin,xmax,ymax,class\n"
 def read(folder, text, image_names=("a.jpg", "b/c.jpg"), encoding="utf-8", **options):
     path = folder / "boxes.csv"
     path.write_bytes(text.encode(encoding))
-    pictures = files.ImageFolder(str(folder / "images"), image_names)
-    return csv_table.read(str(path), pictures=pictures, **options)
+    image_folder = files.ImageFolder(str(folder / "images"), image_names)
+    return csv_table.read(str(path), image_folder=image_folder, **options)
 
 
 def boxes(found):

@@ -14,8 +14,8 @@ def read(tmp_path, text, names=("a.jpg",), **options):
         )
     path = tmp_path / "annotations.xml"
     path.write_text(text)
-    pictures = annotation_files.image_folder(tmp_path)
-    return cvat.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return cvat.read(str(path), image_folder=image_folder, **options)
 
 
 def in_image(*shapes):
@@ -148,11 +148,11 @@ def test_a_video_needs_images_named_by_frames(tmp_path):
 
 
 def test_an_export_of_a_video_is_read(tmp_path):
-    pictures = [
+    images = [
         p._replace(name=name)
         for p, name in zip(annotation_files.IMAGES, frame_names(3), strict=True)
     ]
-    path = tool_exports.cvat_video(tmp_path, pictures, annotation_files.NAMES)
+    path = tool_exports.cvat_video(tmp_path, images, annotation_files.NAMES)
     text = path.read_text("utf-8")
     annotated = read(tmp_path, text, frame_names(3))
     assert [len(image.objects) for image in annotated.images] == [1, 2, 1]

@@ -63,9 +63,9 @@ def test_text_is_read_by_its_byte_order_mark(encoding):
         files.decode("a\nÄpfel\n".encode("latin-1"), "a.csv")
 
 
-def match(pictures, **wanted):
+def match(image_folder, **wanted):
     """Returns the image of each annotation, a list where several fit equally well."""
-    matches = pictures.match({key: [[name]] for key, name in wanted.items()})
+    matches = image_folder.match({key: [[name]] for key, name in wanted.items()})
     return matches.names | matches.several
 
 
@@ -75,27 +75,29 @@ def match(pictures, **wanted):
      "../images/sub/a.jpg", "images/sub/a.jpg"],
 )  # fmt: skip
 def test_picture_is_found_from_the_folder_and_from_the_file_that_points(path):
-    pictures = files.ImageFolder("/data/images", ["other/a.jpg", "sub/a.jpg"])
+    image_folder = files.ImageFolder("/data/images", ["other/a.jpg", "sub/a.jpg"])
     beside = "/data" if path.startswith("images") else "/data/labels"
-    matches = pictures.match({"x": [[path, posixpath.join(beside, path)]]})
+    matches = image_folder.match({"x": [[path, posixpath.join(beside, path)]]})
     assert matches == files.Matches({"x": "sub/a.jpg"}, frozenset(), {})
 
 
 def test_remote_folder_keeps_its_scheme():
-    pictures = files.ImageFolder("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
-    assert match(pictures, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
-    assert match(pictures, x="gs://bucket/csv/../images/b/a.jpg") == {"x": "b/a.jpg"}
+    image_folder = files.ImageFolder("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
+    assert match(image_folder, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
+    assert match(image_folder, x="gs://bucket/csv/../images/b/a.jpg") == {
+        "x": "b/a.jpg"
+    }
 
 
 def test_image_that_one_annotation_names_exactly_is_not_given_to_another():
-    pictures = files.ImageFolder("", ["train/1.jpg", "val/2.jpg"])
-    assert match(pictures, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
-    assert match(pictures, b="val/1.jpg") == {"b": "train/1.jpg"}
+    image_folder = files.ImageFolder("", ["train/1.jpg", "val/2.jpg"])
+    assert match(image_folder, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
+    assert match(image_folder, b="val/1.jpg") == {"b": "train/1.jpg"}
 
 
 def test_name_that_fits_several_images_equally_well_is_none_of_them():
-    pictures = files.ImageFolder("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
-    assert match(pictures, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
+    image_folder = files.ImageFolder("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
+    assert match(image_folder, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
         "a": ["train/1.jpg", "val/1.jpg"],
         "b": "val/1.jpg",
         "c": "val/2.jpg",
@@ -103,22 +105,22 @@ def test_name_that_fits_several_images_equally_well_is_none_of_them():
 
 
 def test_paths_of_one_name_may_point_to_one_image():
-    pictures = files.ImageFolder("/d", ["a b.jpg"])
+    image_folder = files.ImageFolder("/d", ["a b.jpg"])
     wanted = dict(a="a b.jpg", b="/d/a b.jpg", c="a%20b.jpg")
-    assert match(pictures, **wanted) == dict.fromkeys("abc", "a b.jpg")
+    assert match(image_folder, **wanted) == dict.fromkeys("abc", "a b.jpg")
 
 
 def test_images_that_differ_in_their_ending_only_are_an_error():
-    pictures = files.ImageFolder("/d", ["a.jpg", "a.png"])
-    assert match(pictures, x="a.png") == {"x": "a.png"}
+    image_folder = files.ImageFolder("/d", ["a.jpg", "a.png"])
+    assert match(image_folder, x="a.png") == {"x": "a.png"}
     with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a m"):
-        match(pictures, x="a")
+        match(image_folder, x="a")
 
 
 def test_a_file_without_extension_is_there_if_it_exists(tmp_path):
     touch(tmp_path, "a", "b.jpg")
-    pictures = files.ImageFolder(str(tmp_path), ["b.jpg"])
-    found = {name: pictures.has(name) for name in ("a", "b.jpg", "b", "c.jpg", "")}
+    image_folder = files.ImageFolder(str(tmp_path), ["b.jpg"])
+    found = {name: image_folder.has(name) for name in ("a", "b.jpg", "b", "c.jpg", "")}
     assert [name for name, is_there in found.items() if is_there] == ["a", "b.jpg"]
 
 

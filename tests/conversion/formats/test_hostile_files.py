@@ -58,7 +58,7 @@ def test_every_reader_ends_soon_with_a_short_sentence(tmp_path, name):
     annotation_files.draw(
         tmp_path / "images", [annotation_files.SampleImage("a.png", 8, 8, ())]
     )
-    pictures = annotation_files.image_folder(tmp_path / "images")
+    image_folder = annotation_files.image_folder(tmp_path / "images")
     labels = tmp_path / "labels"
     labels.mkdir()
     for file in ("a.txt", "a.xml", "a.json"):
@@ -72,7 +72,7 @@ def test_every_reader_ends_soon_with_a_short_sentence(tmp_path, name):
         classes = str(tmp_path / "classes.csv") if kind == "openimages" else None
         start = time.process_time()
         try:
-            read = readers.read(kind, path, pictures=pictures, classes=classes)
+            read = readers.read(kind, path, image_folder=image_folder, classes=classes)
             checks.check_set(read)
         except errors.UserError as error:
             assert len(str(error)) < 1500, kind

@@ -23,8 +23,8 @@ def read(tmp_path, content, name="a.jpg", **options):
     annotation_files.draw(tmp_path, [annotation_files.SampleImage(name, 64, 32, ())])
     path = tmp_path / "tasks.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.image_folder(tmp_path)
-    return label_studio.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return label_studio.read(str(path), image_folder=image_folder, **options)
 
 
 def boxes(annotated):

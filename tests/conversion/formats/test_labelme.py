@@ -15,8 +15,8 @@ def write(folder, stem, *shapes, **changes):
 
 
 def read(folder, image_names=("a.jpg", "b.jpg"), **options):
-    pictures = files.ImageFolder(str(folder / "images"), image_names)
-    return labelme.read(str(folder), pictures=pictures, **options)
+    image_folder = files.ImageFolder(str(folder / "images"), image_names)
+    return labelme.read(str(folder), image_folder=image_folder, **options)
 
 
 def test_corners_of_a_rectangle_come_in_any_order(tmp_path):

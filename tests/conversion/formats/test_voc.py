@@ -17,7 +17,9 @@ def voc_file(folder, stem, objects=(("cat", 1, 2, 4, 6),), filename=None):
 
 
 def read(folder, image_names=(), **options):
-    return voc.read(str(folder), pictures=files.ImageFolder("", image_names), **options)
+    return voc.read(
+        str(folder), image_folder=files.ImageFolder("", image_names), **options
+    )
 
 
 def test_classes_are_those_of_the_folder_sorted(tmp_path):
