@@ -71,7 +71,7 @@ def classes_of(images: Iterable[ReadImage]) -> list[dict[str, Any]]:
     return number_classes(sorted(labels, key=lambda name: (name in NO_CLASSES, name)))
 
 
-def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.AnnotatedSet:
+def drop_no_classes(annotated: annotations.AnnotatedSet) -> annotations.AnnotatedSet:
     """Returns a set without NO_CLASSES and their objects; counts these objects.
 
     `__ignore__` marks a region to ignore for all classes. A crowd has one class, so it
@@ -105,7 +105,7 @@ def assemble(
     categories: list[dict[str, Any]],
     *,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent] = (),
+    events: Sequence[annotations.ConversionEvent] = (),
     ids: Mapping[str, int] | None = None,
     is_norm: bool = False,
 ) -> annotations.AnnotatedSet:
@@ -118,7 +118,7 @@ def assemble(
       images: The images, each once.
       categories: COCO's dicts of id and name.
       unit: The unit that `source_line` counts, such as "line"; for reports.
-      findings: The events of reading the files.
+      events: The events of reading the files.
       ids: The category id of each label; None if labels are the categories' names.
       is_norm: Whether boxes are fractions of the image's sides.
 
@@ -159,7 +159,7 @@ def assemble(
                 is_norm=is_norm,
             )
         )
-    return annotations.AnnotatedSet(annotated_images, categories, tuple(findings))
+    return annotations.AnnotatedSet(annotated_images, categories, tuple(events))
 
 
 def assemble_files(
@@ -169,7 +169,7 @@ def assemble_files(
     directory: str,
     image_folder: files.ImageFolder,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent],
+    events: Sequence[annotations.ConversionEvent],
 ) -> annotations.AnnotatedSet:
     """Makes an AnnotatedSet of a folder with one annotation file per image.
 
@@ -182,7 +182,7 @@ def assemble_files(
       directory: The folder of annotation files.
       image_folder: The folder of images.
       unit: The unit that `source_line` counts, such as "object"; for reports.
-      findings: The events about files that cannot be read.
+      events: The events about files that cannot be read.
 
     Raises:
       UserError: The class of an object is not in `categories`.
@@ -207,13 +207,13 @@ def assemble_files(
     ]
     # A file that cannot be read annotates its image too.
     matched |= {annotations.stem(name) for name in contents}
-    matched |= {annotations.stem(event.location) for event in findings}
+    matched |= {annotations.stem(event.location) for event in events}
     unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return assemble(
         images,
         classes_of(images) if categories is None else categories,
         unit=unit,
-        findings=[*findings, *of_images, *of_names, *unannotated],
+        events=[*events, *of_images, *of_names, *unannotated],
     )
 
 

@@ -33,7 +33,7 @@ def read(
       MissingFileError: The file does not exist.
     """
     content = documents.load_json(files.read_bytes(path), path)
-    entries = documents.is_a(content, list, path)
+    entries = documents.expect(content, list, path)
     return listing.assemble(
         [
             _content(entry, f"{path}, entry {number}", path)
@@ -48,7 +48,7 @@ def read(
 
 def _content(entry: Any, where: str, path: str) -> assembly.Content:
     """Returns the annotations of an entry of the list."""
-    documents.is_a(entry, dict, where)
+    documents.expect(entry, dict, where)
     name = documents.get(entry, _IMAGE, str, where)
     source = f"{os.path.basename(path)}, {name}"
     objects: list[assembly.LabeledBox] = []
@@ -56,7 +56,7 @@ def _content(entry: Any, where: str, path: str) -> assembly.Content:
     listed = documents.get(entry, _ANNOTATIONS, list, where)
     for number, item in enumerate(listed, start=1):
         here = f"{source}, annotation {number}"
-        documents.is_a(item, dict, here)
+        documents.expect(item, dict, here)
         coordinates = documents.get(item, ["coordinates"], dict, here)
         keys = ("x", "y", "width", "height")
         x, y, width, height = documents.numbers(coordinates, keys, here)

@@ -71,7 +71,7 @@ def read(
         written = name_matching.plain_path(fields["image"])
         if written not in sizes:
             height, width = fields.get("height"), fields.get("width")
-            sizes[written] = files.sides(height, width, where)
+            sizes[written] = files.image_size(height, width, where)
         boxes = _labeled_boxes(fields, header.sides, line, where)
         if not boxes and header.has_class and not _is_blank(fields["class"]):
             without_box[fields["class"]] += 1
@@ -96,7 +96,7 @@ def read(
         for label, count in without_box.items()
     ]
     events += annotations.images_without_annotation(image_folder.names, matched)
-    return assembly.assemble(merged, categories, unit="line", findings=events)
+    return assembly.assemble(merged, categories, unit="line", events=events)
 
 
 def _fields(row: list[str], header: csv_header.Header, where: str) -> dict[str, str]:

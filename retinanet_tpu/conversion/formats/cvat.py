@@ -82,7 +82,7 @@ def _images(root: _Element, source: str) -> Iterator[assembly.Content]:
         if not name:
             raise errors.UserError(f"{source}, image {number} has no name.")
         where = f"{source}, {name}"
-        size = files.sides(image.get("height"), image.get("width"), where)
+        size = files.image_size(image.get("height"), image.get("width"), where)
         objects: list[assembly.LabeledBox] = []
         events: list[annotations.ConversionEvent] = []
         for place, shape in enumerate(image, start=1):

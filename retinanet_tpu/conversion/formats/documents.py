@@ -119,7 +119,7 @@ def load_json(
         raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
 
 
-def is_a(value: Any, kind: type[_Value], where: str) -> _Value:
+def expect(value: Any, kind: type[_Value], where: str) -> _Value:
     """Checks the type of a JSON value, and returns the value.
 
     Args:
@@ -152,7 +152,7 @@ def get(
     """
     for key in keys:
         if key in entry:
-            return is_a(entry[key], kind, f"{where}: {key}")
+            return expect(entry[key], kind, f"{where}: {key}")
     has = ", ".join(list(entry)[:10]) or "nothing"
     raise errors.UserError(f"{where} lacks {' or '.join(keys)}; it has {has}.")
 
@@ -188,7 +188,7 @@ def number_list(values: Any, where: str) -> list[float]:
     Raises:
       UserError: `values` is not a list, or an item is not a number.
     """
-    for value in is_a(values, list, where):
+    for value in expect(values, list, where):
         if isinstance(value, bool):
             raise errors.UserError(f"{where}: expected a number, got {value!r}")
     return files.numbers(values, where)
@@ -205,4 +205,4 @@ def label(value: Any, where: str) -> str:
       UserError: The value is neither text nor a number.
     """
     name = annotation_fields.label("" if value is None else value)
-    return is_a(value, str, f"{where}: class") if name is None else name
+    return expect(value, str, f"{where}: class") if name is None else name

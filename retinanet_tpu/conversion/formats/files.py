@@ -329,7 +329,7 @@ def csv_delimiter(line: str) -> str:
     return next((sign for sign in ",;\t" if sign in line), ",")
 
 
-def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
+def image_size(height: Any, width: Any, where: str) -> tuple[int, int]:
     """Returns the height and width of an image as annotated, in px; 0 if absent.
 
     Args:

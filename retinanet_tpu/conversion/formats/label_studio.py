@@ -74,7 +74,7 @@ def read(
     source = os.path.basename(path)
     tasks: list[_Task] = []
     events: list[annotations.ConversionEvent] = []
-    for number, entry in enumerate(documents.is_a(content, list, path), start=1):
+    for number, entry in enumerate(documents.expect(content, list, path), start=1):
         task, of_task = _task(entry, f"{source}, task {number}")
         events += of_task
         if task is not None:
@@ -85,7 +85,7 @@ def read(
         image_folder=image_folder,
         categories=categories,
         unit="result",
-        findings=events,
+        events=events,
         names=[_names(task.url) for task in tasks],
     )
 
@@ -94,7 +94,7 @@ def _task(
     entry: Any, where: str
 ) -> tuple[_Task | None, list[annotations.ConversionEvent]]:
     """Returns a task, None if it has no usable annotation, and the events about it."""
-    documents.is_a(entry, dict, where)
+    documents.expect(entry, dict, where)
     events: list[annotations.ConversionEvent] = []
     if any(key in entry for key in _JSON_MIN_KEYS) and "data" not in entry:
         results = [
@@ -111,7 +111,7 @@ def _task(
         keys = ["annotations", "completions"]
         listed = documents.get(entry, keys, list, where)
         for annotation in listed:
-            documents.is_a(annotation, dict, f"{where}: annotation")
+            documents.expect(annotation, dict, f"{where}: annotation")
         valid = [a for a in listed if not a.get("was_canceled")]
         if not valid:
             return None, [annotations.ConversionEvent(_NO_ANNOTATION, where)]
@@ -203,7 +203,7 @@ def _content(task: _Task) -> assembly.Content:
 
 def _is_region(where: str, result: Any) -> bool:
     """Returns whether a result is a region of the image."""
-    documents.is_a(result, dict, where)
+    documents.expect(result, dict, where)
     kind = result.get("type", "labels")
     return isinstance(kind, str) and (
         kind.endswith("labels") or kind in _UNLABELED_TYPES
@@ -224,7 +224,7 @@ def _labels(result: dict[str, Any], where: str = "") -> list[str]:
     """Returns the classes of a result."""
     for key, labels in _value(result).items():
         if key.endswith("labels"):
-            listed = documents.is_a(labels, list, f"{where}: {key}")
+            listed = documents.expect(labels, list, f"{where}: {key}")
             return [x for x in (documents.label(x, where) for x in listed) if x]
     return []
 
@@ -245,7 +245,7 @@ def _box(
     value = _value(result)
     (degrees,) = documents.number_list([value.get("rotation") or 0], where)
     if "points" in value:
-        points = documents.is_a(value["points"], list, f"{where}: points")
+        points = documents.expect(value["points"], list, f"{where}: points")
         for point in points:
             if not isinstance(point, list) or len(point) != 2:
                 raise errors.UserError(

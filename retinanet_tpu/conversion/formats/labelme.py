@@ -42,14 +42,14 @@ def read(
       MissingFileError: The folder does not exist.
     """
     names = files.list_files(directory, ".json")
-    parsed, findings = files.parse_each(directory, names, _parse)
+    parsed, events = files.parse_each(directory, names, _parse)
     return assembly.assemble_files(
         parsed,
         categories,
         directory=directory,
         image_folder=image_folder,
         unit="shape",
-        findings=findings,
+        events=events,
     )
 
 
@@ -81,7 +81,9 @@ def _parse(content: bytes, name: str) -> assembly.Content:
             )
         if box_xywh is not None:
             objects.append(assembly.LabeledBox(label, box_xywh, number))
-    size = files.sides(entry.get("imageHeight"), entry.get("imageWidth"), "imageHeight")
+    size = files.image_size(
+        entry.get("imageHeight"), entry.get("imageWidth"), "imageHeight"
+    )
     file_name = name_matching.plain_path(entry["imagePath"])
     image = assembly.ReadImage(file_name, *size, objects, name)
     return assembly.Content(image, events)

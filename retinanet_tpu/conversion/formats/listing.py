@@ -19,7 +19,7 @@ def assemble(
     image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent] = (),
+    events: Sequence[annotations.ConversionEvent] = (),
     declared: Iterable[str] = (),
     names: Sequence[Sequence[str]] | None = None,
 ) -> annotations.AnnotatedSet:
@@ -33,7 +33,7 @@ def assemble(
       categories: The classes; None for the declared ones, then all others that occur,
         sorted.
       unit: The unit that `source_line` counts, such as "region"; for reports.
-      findings: The events that concern the file or an omitted entry.
+      events: The events that concern the file or an omitted entry.
       declared: The names of the classes that the file declares, in its order.
       names: The names that each image may have, best name first; None if each entry
         contains the file name.
@@ -69,7 +69,7 @@ def assemble(
         located,
         categories,
         unit=unit,
-        findings=[*findings, *of_images, *of_names, *unannotated],
+        events=[*events, *of_images, *of_names, *unannotated],
     )
 
 

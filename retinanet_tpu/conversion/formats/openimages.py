@@ -81,7 +81,7 @@ def read(
         ],
         classes.categories,
         unit="line",
-        findings=events,
+        events=events,
         ids=classes.ids,
         is_norm=True,
     )

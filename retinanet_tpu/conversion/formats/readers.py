@@ -97,4 +97,4 @@ def read(
         if class_attribute:
             read_fn = functools.partial(via.read, class_attribute=class_attribute)
         annotated = read_fn(path, image_folder=image_folder, categories=categories)
-    return assembly.without_no_classes(annotated)
+    return assembly.drop_no_classes(annotated)

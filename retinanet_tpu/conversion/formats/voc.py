@@ -46,7 +46,7 @@ def read(
         directory=directory,
         image_folder=image_folder,
         unit="object",
-        findings=events,
+        events=events,
     )
 
 
@@ -69,7 +69,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
             event = annotations.ConversionEvent(assembly.FROM_OUTLINE, source)
             events.append(event)
         objects.append(assembly.LabeledBox(label, box_xywh, number))
-    size = files.sides(
+    size = files.image_size(
         root.findtext("size/height"), root.findtext("size/width"), "<size>"
     )
     file_name = name_matching.plain_path(root.findtext("filename") or "")

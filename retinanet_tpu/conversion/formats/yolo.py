@@ -96,7 +96,7 @@ def read(
         [*labeled, *background],
         classes.categories,
         unit="line",
-        findings=[*unreadable, *keypoint_events, *line_events, *image_events],
+        events=[*unreadable, *keypoint_events, *line_events, *image_events],
         ids={str(c["id"]): c["id"] for c in classes.categories},
         is_norm=True,
     )

@@ -61,5 +61,5 @@ def test_anything_else_is_no_class(value):
 
 def test_an_error_does_not_show_a_long_value_in_full():
     with pytest.raises(ValueError) as error:
-        documents.is_a("x" * 100_000, list, "here")
+        documents.expect("x" * 100_000, list, "here")
     assert len(str(error.value)) < 200

@@ -137,6 +137,6 @@ def test_what_is_no_number_is_named(value):
 
 @pytest.mark.parametrize("size", [("a", 1), ("nan", 1), ("inf", 1), (-1, 1)])
 def test_size_that_is_none_is_an_error(size):
-    assert files.sides("40.0", None, "x") == (40, 0)
+    assert files.image_size("40.0", None, "x") == (40, 0)
     with pytest.raises(ValueError, match="here: "):
-        files.sides(*size, "here")
+        files.image_size(*size, "here")
