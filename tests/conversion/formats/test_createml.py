@@ -72,6 +72,6 @@ def test_a_box_without_label_is_counted(tmp_path):
         ("[" * 100_000, "is nested too deeply"),
     ],
 )
-def test_another_structure_is_refused_with_its_place(tmp_path, content, message):
+def test_another_structure_is_an_error_with_its_location(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content)
