@@ -205,7 +205,7 @@ def assemble_files(
         for name, content in contents.items()
         for event in content.events
     ]
-    # A file that cannot be read annotates its image too.
+    # The images of files that cannot be read are reported already.
     matched |= {annotations.stem(name) for name in contents}
     matched |= {annotations.stem(event.location) for event in events}
     unannotated = annotations.images_without_annotation(image_folder.names, matched)

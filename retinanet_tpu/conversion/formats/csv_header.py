@@ -41,7 +41,7 @@ _NAMES = {
 _MAY_REPEAT = ("image", "width", "height")
 _KERAS_RETINANET = ("image", *CORNERS, "class")
 _MAKESENSE = ("class", *SIZES, "image", "width", "height")
-_MAX_COLUMNS = 1000
+_MAX_COLUMNS = 1000  # Wider tables, hostile ones included, do not contain boxes.
 _MAX_SHOWN = 200  # Characters of the first line that an error shows.
 # Columns of four numbers, whose meaning differs between tables.
 _BOXES = (
@@ -63,12 +63,12 @@ class Header(NamedTuple):
       columns: The index of each column: image, class, CORNERS or SIZES, and the width
         and height of the image.
       num_fields: The number of fields of a line.
-      is_line: Whether the first line of the table is a header, not a box.
+      has_header_line: Whether the first line of the table is a header, not a box.
     """
 
     columns: dict[str, int]
     num_fields: int
-    is_line: bool
+    has_header_line: bool
 
     @property
     def has_class(self) -> bool:
@@ -185,8 +185,7 @@ def _check_points(header: Iterable[str], where: str) -> None:
         if present:
             raise errors.UserError(
                 f"{where}; {' and '.join(present[:2])} are {content}, which are not "
-                "supported. "
-                "Write the corners xmin,ymin,xmax,ymax."
+                "supported. Write the corners xmin,ymin,xmax,ymax."
             )
 
 

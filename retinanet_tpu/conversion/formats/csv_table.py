@@ -63,8 +63,8 @@ def read(
     objects: dict[str, list[assembly.LabeledBox]] = {}
     without_box: collections.Counter[str] = collections.Counter()
     has_image_sizes = False
-    for line, row in itertools.chain([] if header.is_line else [first], rows):
-        if header.is_line and row == first[1]:
+    for line, row in itertools.chain([] if header.has_header_line else [first], rows):
+        if header.has_header_line and row == first[1]:
             continue  # Concatenated tables repeat the header.
         where = f"{path}, line {line}"
         fields = {"class": only_class or ""} | _fields(row, header, where)

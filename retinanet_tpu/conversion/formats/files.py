@@ -19,7 +19,7 @@ from retinanet_tpu.conversion.formats import folder_walk, name_matching
 from retinanet_tpu.data import annotations
 
 UNREADABLE = annotations.UNREADABLE
-# Opening a remote file takes ~50 ms, whatever its size: many at once.
+# Opening a remote file takes ~50 ms, whatever its size, so many are opened at once.
 _NUM_READERS = 16
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel writes them.
 _NUM_EXAMPLES = 3  # Names that an error shows.
@@ -69,7 +69,7 @@ class ImageFolder:
         """Returns the names of a few images, for error messages."""
         examples = ", ".join(self.names[:_NUM_EXAMPLES])
         if not examples:
-            return "no image of a format that is read"
+            return "no image of a supported format"
         return examples + (", ..." if len(self.names) > _NUM_EXAMPLES else "")
 
     def has(self, name: str) -> bool:

@@ -44,7 +44,7 @@ def locate(
 
     Args:
       images: The images as annotated.
-      names: The names that each image may have, as `ImageFolder.match` takes them.
+      names: The names that each image may have, as in `ImageFolder.match`.
       image_folder: The folder of images.
       counts_renamed: Whether a file in another folder or with another extension is an
         event; False for formats that do not contain the file name.
@@ -59,7 +59,7 @@ def locate(
     matched = {*matches.names.values()}.union(*matches.several.values())
     for number, image in enumerate(images):
         if several := matches.several.get(number):
-            events.append(several_meant(image.file_name, several, image.source))
+            events.append(ambiguous_name(image.file_name, several, image.source))
             continue
         name = matches.names.get(number, image.file_name)
         if counts_renamed and number in matches.renamed:
@@ -69,7 +69,7 @@ def locate(
     return located, events, matched
 
 
-def several_meant(
+def ambiguous_name(
     written: str, several: Sequence[str], source: str
 ) -> annotations.ConversionEvent:
     """Returns the event for an image name that matches several files equally well.

@@ -67,7 +67,7 @@ def read(
     for image_id, line in first_lines.items():
         where = f"{source}, line {line}"
         if several := matches.several.get(image_id):
-            events.append(locating.several_meant(image_id, several, where))
+            events.append(locating.ambiguous_name(image_id, several, where))
         elif image_id not in objects:
             events.append(
                 annotations.ConversionEvent(_NOT_DOWNLOADED, image_id, where, image_id)

@@ -115,7 +115,7 @@ def _labeled_images(
     for name, lines in parsed.items():
         image_name = matches.names.get(name, _image_stems(name)[0])
         if several := matches.several.get(name):
-            events.append(locating.several_meant(image_name, several, name))
+            events.append(locating.ambiguous_name(image_name, several, name))
             continue
         objects = []
         for line in lines:

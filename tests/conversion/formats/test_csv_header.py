@@ -43,7 +43,7 @@ def picked(line):
 )  # fmt: skip
 def test_columns_are_identified_by_many_names(line, names):
     assert " ".join(picked(line).values()) == names
-    assert read(line).is_line
+    assert read(line).has_header_line
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_two_layouts_need_no_header(line, meanings):
     header = read(line)
     assert " ".join(header.columns) == meanings
     assert list(header.columns.values()) == [*range(len(header.columns))]
-    assert not header.is_line
+    assert not header.has_header_line
 
 
 @pytest.mark.parametrize(
