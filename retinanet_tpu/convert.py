@@ -154,7 +154,7 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFo
         annotated = readers.read(
             _FORMAT.value,
             path,
-            pictures=pictures,
+            image_folder=pictures,
             names=_NAMES.value,
             classes=_path("classes", word),
             class_attribute=_CLASS_ATTRIBUTE.value,
@@ -276,11 +276,11 @@ def write_split(part: Part, split: str, wanted: category_map.Categories) -> None
         )
     stored = annotated._replace(images=conversion.images)
     findings = [
-        *annotated.findings,
-        *conversion.findings,
+        *annotated.events,
+        *conversion.events,
         *checks.classes_without_boxes(stored.images, stored.categories),
     ]
-    print(converter.summary(conversion._replace(findings=findings)))
+    print(converter.summary(conversion._replace(events=findings)))
     write_findings(findings, split)
     category_map.write(wanted, _categories_path())
     # Last, so that it stands for a finished conversion.
@@ -300,7 +300,7 @@ def write_findings(findings: list[annotations.ConversionEvent], split: str) -> N
         tf.io.gfile.remove(path)
     if findings:
         lines = [
-            f"{f.where}: {f.what}" + (f" ({f.detail})" if f.detail else "") + "\n"
+            f"{f.location}: {f.kind}" + (f" ({f.detail})" if f.detail else "") + "\n"
             for f in findings
         ]
         with tf.io.gfile.GFile(path, "w") as file:

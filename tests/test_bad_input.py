@@ -153,13 +153,13 @@ def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, color, name):
     _, serialized = converter.convert_image(image, str(tmp_path), {})
     with tf.io.TFRecordWriter(str(tmp_path / record_files.file_name("a", 0, 1))) as out:
         out.write(serialized)
-    dataset = pipeline.make_eval_dataset(
+    spec = pipeline.DatasetSpec(
         str(tmp_path),
         "a",
         categories=category_map.from_coco(toy_data.CATEGORIES),
-        batch_size=1,
         image_size=(32, 64),
     )
+    dataset = pipeline.make_eval_dataset(spec, batch_size=1)
     features, _ = next(iter(dataset))
     pixels = features.images[0, 2:28, 2:36].numpy().astype(int)
     np.testing.assert_allclose(pixels, 200, atol=3)

@@ -73,9 +73,8 @@ def test_toy_set_becomes_a_data_directory_that_training_reads(convert, toy, tmp_
     ]
     read = category_map.read(str(tmp_path / "categories.json"))
     assert read.names == ["circle", "square", "triangle", "star"]
-    dataset = pipeline.make_train_dataset(
-        str(tmp_path), "train", categories=read, batch_size=5, image_size=(64, 64)
-    )
+    spec = pipeline.DatasetSpec(str(tmp_path), "train", read, image_size=(64, 64))
+    dataset = pipeline.make_train_dataset(spec, batch_size=5)
     features, labels = next(iter(dataset))
     assert sorted(features.image_ids.numpy()) == [1, 2, 3, 4, 5]
     truth = pycocotools.coco.COCO(str(tmp_path / "train.json"))
@@ -123,7 +122,7 @@ def test_shards_of_another_number_are_not_mixed_with_the_new_ones(
 def yolo_set(folder, count):
     """Writes a YOLO set of many images; returns the flags to convert it."""
     pictures = [
-        annotation_files.Picture(
+        annotation_files.SampleImage(
             f"{i:03d}.png", 32, 32, (annotation_files.Box("猫", 1 + i / 8, 2, 31, 30),)
         )
         for i in range(count)
@@ -368,7 +367,7 @@ def boxes_by_split(folder):
 def two_splits(tmp_path):
     """A function that writes train and val of a format, val with a class of its own."""
     box = annotation_files.Box("cat", 2, 3, 20, 30)
-    train = annotation_files.Picture("1.png", 32, 32, (box,))
+    train = annotation_files.SampleImage("1.png", 32, 32, (box,))
     val = train._replace(boxes=(box, box._replace(name="ant, red")))
 
     def write(kind):
@@ -475,7 +474,9 @@ def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
 def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
     box = annotation_files.Box("cat", 2, 3, 20, 30)
     for split, names in {"train": "ab", "val": "cd"}.items():
-        pictures = [annotation_files.Picture(f"{n}.png", 32, 32, (box,)) for n in names]
+        pictures = [
+            annotation_files.SampleImage(f"{n}.png", 32, 32, (box,)) for n in names
+        ]
         annotation_files.draw(tmp_path / "images" / split, pictures)
         written = annotation_files.write("yolo", tmp_path / split, pictures, ["cat"])
         (tmp_path / "labels").mkdir(exist_ok=True)

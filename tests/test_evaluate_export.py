@@ -116,13 +116,8 @@ def test_every_annotated_picture_is_shown_once_in_batches_of_one_size(tool, data
 
 
 def test_pictures_are_those_that_the_pipeline_reads(tool, data_dir):
-    dataset = pipeline.make_eval_dataset(
-        str(data_dir),
-        "val",
-        categories=CATEGORIES,
-        batch_size=toy_data.NUM_VAL,
-        image_size=(128, 128),
-    )
+    spec = pipeline.DatasetSpec(str(data_dir), "val", CATEGORIES, (128, 128))
+    dataset = pipeline.make_eval_dataset(spec, batch_size=toy_data.NUM_VAL)
     features, _ = next(dataset.as_numpy_iterator())
     for image, image_id in zip(features.images, features.image_ids, strict=True):
         picture = tool.load_picture(f"{data_dir}/pictures/{image_id}.jpg")

@@ -40,7 +40,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
         are such that a network trained on them would find nothing.
     """
     check_class_names(annotated)
-    unreadable = [f for f in annotated.findings if f.what == annotations.UNREADABLE]
+    unreadable = [f for f in annotated.events if f.kind == annotations.UNREADABLE]
     num_files = len(annotated.images) + len(unreadable)
     _check_share(unreadable, num_files, "annotation files")
     first = {}
@@ -52,7 +52,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
                 f"({other.source}) and {image.image_id} ({image.source}); put its "
                 "boxes together."
             )
-    faults = [f for f in annotated.findings if f.what == annotations.NO_BOX]
+    faults = [f for f in annotated.events if f.kind == annotations.NO_BOX]
     num_boxes = len(faults)
     for image in annotated.images:
         num_boxes += len(image.objects)
@@ -64,7 +64,7 @@ def check_set(annotated: annotations.AnnotatedSet) -> None:
     if not num_boxes:
         raise errors.UserError(
             f"The {len(annotated.images)} images have no box at all; a network cannot "
-            f"learn from that. Check --annotations.{_first(annotated.findings)}"
+            f"learn from that. Check --annotations.{_first(annotated.events)}"
         )
     if not any(
         not item.is_crowd and (image.is_norm or box_cleaning.is_learnable(item))
@@ -112,14 +112,14 @@ def check_conversion(
     """
     findings = list(findings)
     num_boxes = sum(len(image.objects) for image in annotated)
-    if not images and not any(f.what in _REMEDIES for f in findings):
+    if not images and not any(f.kind in _REMEDIES for f in findings):
         raise errors.UserError(
             f"None of the {len(annotated)} images could be stored; check --images."
             f"{_first(findings)}"
         )
-    of_boxes = [finding for finding in findings if finding.what in _OF_BOXES]
+    of_boxes = [finding for finding in findings if finding.kind in _OF_BOXES]
     lost = {image.file_name for image in annotated} - {i.file_name for i in images}
-    of_images = [f for f in findings if f.where in lost and f.what not in _OF_BOXES]
+    of_images = [f for f in findings if f.location in lost and f.kind not in _OF_BOXES]
     _check_share(of_images, len(annotated), "images")
     _check_share(of_boxes, num_boxes, "boxes")
     items = [item for image in images for item in image.objects]
@@ -179,9 +179,9 @@ def _check_share(
     faults: list[annotations.ConversionEvent], count: int, what: str
 ) -> None:
     if len(faults) > _MAX_FAULTY * count:
-        kinds = collections.Counter(fault.what for fault in faults)
+        kinds = collections.Counter(fault.kind for fault in faults)
         kind, frequency = kinds.most_common(1)[0]
-        places = [f for f in faults if f.what == kind][:_NAMED]
+        places = [f for f in faults if f.kind == kind][:_NAMED]
         raise errors.UserError(
             f"{len(faults)} of {count} {what} are unusable, {frequency} of them "
             f"{kind.rpartition(',')[0] or kind}: "
@@ -198,12 +198,14 @@ def _nothing_to_learn(num_boxes: int) -> str:
 
 
 def _sentence(finding: annotations.ConversionEvent) -> str:
-    return f"{finding.where} ({finding.detail})" if finding.detail else finding.where
+    return (
+        f"{finding.location} ({finding.detail})" if finding.detail else finding.location
+    )
 
 
 def _first(findings: Iterable[annotations.ConversionEvent]) -> str:
     first = next(iter(findings), None)
-    return f" First finding: {first.what}: {_sentence(first)}." if first else ""
+    return f" First finding: {first.kind}: {_sentence(first)}." if first else ""
 
 
 def _used_classes(annotated: annotations.AnnotatedSet) -> set[int]:

@@ -6,11 +6,12 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from retinanet_tpu import look_ahead
 from retinanet_tpu.conversion import box_cleaning, checks, shard_progress
 from retinanet_tpu.data import annotations, image_decoding, record_files, tf_example
 
@@ -28,13 +29,13 @@ class Conversion(NamedTuple):
     """What became of a set of images."""
 
     images: list[annotations.AnnotatedImage]  # as stored, the images' true sizes
-    findings: list[annotations.ConversionEvent]  # where a person should look
+    events: list[annotations.ConversionEvent]  # where a person should look
 
     @property
     def counts(self) -> collections.Counter:
         """Returns what happened -> how often."""
         objects = [item for image in self.images for item in image.objects]
-        counts = collections.Counter(finding.what for finding in self.findings)
+        counts = collections.Counter(finding.kind for finding in self.events)
         counts["images stored"] = len(self.images)
         counts["images without boxes"] = sum(not i.objects for i in self.images)
         counts[_CROWDED] += 0
@@ -98,7 +99,7 @@ def write_shards(
         for outcome in outcomes:
             for _ in outcome or ():
                 progress_fn()
-        results = _in_order(
+        results = look_ahead.map_ordered(
             workers,
             functools.partial(_convert, images_dir=images_dir, names=names),
             (image for index in todo for image in shards[index].images),
@@ -124,7 +125,7 @@ def summary(conversion: Conversion) -> str:
     # Rows of 0 would hide those that matter.
     counts = {what: count for what, count in conversion.counts.items() if count}
     for what, count in sorted(counts.items()):
-        places = [f.where for f in conversion.findings if f.what == what]
+        places = [f.location for f in conversion.events if f.kind == what]
         named = "; ".join(places[:_NAMED_PLACES])
         more = "; ..." if len(places) > _NAMED_PLACES else ""
         lines.append(f"{count:10,d}  {what:40s} {named}{more}".rstrip())
@@ -177,7 +178,7 @@ def convert_image(
     try:
         picture = image_decoding.prepare(encoded)
     except image_decoding.UnusableError as error:
-        return _left_out(image, error.what, str(error))
+        return _left_out(image, error.kind, str(error))
     size = (picture.height, picture.width)
     findings = [
         annotations.ConversionEvent(c, image.file_name) for c in picture.changes
@@ -246,7 +247,7 @@ def _convert(
     stamp = _stamp(image, images_dir)
     conversion, serialized = convert_image(image, images_dir, names)
     stored = conversion.images[0] if conversion.images else None
-    outcome = shard_progress.ImageResult(stored, tuple(conversion.findings), stamp)
+    outcome = shard_progress.ImageResult(stored, tuple(conversion.events), stamp)
     return outcome, serialized
 
 
@@ -260,23 +261,6 @@ def _stamp(
     except (tf.errors.OpError, UnicodeError):
         return None
     return shard_progress.FileFingerprint(stat.length, stat.mtime_nsec)
-
-
-def _in_order(
-    workers: concurrent.futures.Executor,
-    convert_fn: Callable[[annotations.AnnotatedImage], Any],
-    images: Iterable[annotations.AnnotatedImage],
-    *,
-    ahead: int,
-) -> Iterator[Any]:
-    """Yields what becomes of each image, with few of them in memory at any time."""
-    pending = collections.deque()
-    for image in images:
-        pending.append(workers.submit(convert_fn, image))
-        if len(pending) > ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _write_shard(
@@ -304,5 +288,5 @@ def _merged(
     ordered = [by_place[place] for place in sorted(by_place)]
     return Conversion(
         [outcome.image for outcome in ordered if outcome.image is not None],
-        [finding for outcome in ordered for finding in outcome.findings],
+        [finding for outcome in ordered for finding in outcome.events],
     )

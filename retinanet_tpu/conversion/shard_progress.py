@@ -28,7 +28,7 @@ class ImageResult(NamedTuple):
     """What became of one image."""
 
     image: annotations.AnnotatedImage | None  # as stored, None if left out
-    findings: tuple[annotations.ConversionEvent, ...]
+    events: tuple[annotations.ConversionEvent, ...]
     stamp: FileFingerprint | None  # None where there is no file
 
 

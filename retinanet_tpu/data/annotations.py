@@ -33,7 +33,7 @@ class AnnotatedObject(NamedTuple):
     box_xywh: tuple[float, float, float, float]
     area: float  # px^2 of the object's outline, or of its box
     is_crowd: bool
-    place: int = 0  # which record or line of the image's `source`
+    source_line: int = 0  # which record or line of the image's `source`
 
 
 class AnnotatedImage(NamedTuple):
@@ -45,15 +45,15 @@ class AnnotatedImage(NamedTuple):
     width: int
     objects: tuple[AnnotatedObject, ...]
     source: str = ""  # the annotation file
-    unit: str = ""  # what `place` counts there: "line", "object"
+    unit: str = ""  # what `source_line` counts there: "line", "object"
     is_norm: bool = False  # boxes are shares of the image's sides
 
 
 class ConversionEvent(NamedTuple):
     """Something in the data that a person should look at."""
 
-    what: str  # the kind; findings of a kind are counted together
-    where: str  # file and line, or record
+    kind: str  # events of a kind are counted together
+    location: str  # file and line, or record
     detail: str = ""
     image: str = ""  # file name of the image it is about, as in AnnotatedImage
 
@@ -63,14 +63,14 @@ class AnnotatedSet(NamedTuple):
 
     images: list[AnnotatedImage]
     categories: list[dict[str, Any]]
-    findings: Sequence[ConversionEvent] = ()
+    events: Sequence[ConversionEvent] = ()
 
 
 def source_line_of(image: AnnotatedImage, item: AnnotatedObject) -> str:
     """Returns where an object was annotated: file and line, or record."""
     if not image.source:
         return f"{image.file_name}, box {item.annotation_id}"
-    return f"{image.source}, {image.unit} {item.place}"
+    return f"{image.source}, {image.unit} {item.source_line}"
 
 
 def stem(path: str) -> str:

@@ -39,7 +39,7 @@ class UnusableError(errors.UserError):
     def __init__(self, what: str, detail: str):
         """Takes the kind of trouble, for counting, and what it was in this image."""
         super().__init__(detail)
-        self.what = what
+        self.kind = what
 
 
 class StoredImage(NamedTuple):

@@ -6,6 +6,7 @@ same batches, bit for bit. Only the tf.data service, where one is named, gives t
 its workers' batches come in the order in which they are ready.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
@@ -19,18 +20,39 @@ from retinanet_tpu.data import (
     record_order,
 )
 
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """The settings that training and evaluation datasets share.
+
+    Attributes:
+      data_dir: The directory of `<split>-?????-of-?????.tfrecord`.
+      split: The name of the split, such as "train".
+      categories: The classes of the directory's categories.json.
+      image_size: The height and width of the network's input, px.
+      max_boxes: N of the padded labels. Of more boxes the largest are kept.
+    """
+
+    data_dir: str
+    split: str
+    categories: category_map.Categories
+    image_size: tuple[int, int]
+    max_boxes: int = 100
+
+    @property
+    def output_spec(self) -> examples.OutputSpec:
+        """Returns the static shape of an example."""
+        return examples.OutputSpec(self.image_size, self.max_boxes)
+
+
 DEFAULT_AUGMENTATION = examples.Augmentation()
 DEFAULT_ORDER = record_order.ReadOptions()
 
 
 def make_train_dataset(
-    data_dir: str,
-    split: str,
+    spec: DatasetSpec,
     *,
-    categories: category_map.Categories,
     batch_size: int,
-    image_size: tuple[int, int],
-    max_boxes: int = 100,
     augmentation: examples.Augmentation = DEFAULT_AUGMENTATION,
     order: record_order.ReadOptions = DEFAULT_ORDER,
 ) -> tf.data.Dataset:
@@ -68,35 +90,31 @@ def make_train_dataset(
     address = order.service_address
     if address is not None:
         data_service.reach(address)
-    files = record_files.find(data_dir, split)
-    files = record_order.files_of_host(files, split, order.shard)
+    files = record_files.find(spec.data_dir, spec.split)
+    shares = record_order.files_of_host(files, spec.split, order.shard)
     read = (
         record_order.read_records_in_order
         if address is None
         else record_order.read_records_for_data_service
     )
-    canvas = examples.OutputSpec(image_size, max_boxes)
+    canvas = spec.output_spec
 
     def load(number: tf.Tensor, serialized: tf.Tensor):
         seed = tf.stack([order.seed, number])
         draws = tf.random.stateless_uniform([examples.NUM_UNIFORMS], seed)
         return examples.load_example(
-            serialized, categories, canvas, augmentation, draws
+            serialized, spec.categories, canvas, augmentation, draws
         )
 
-    loaded = read(files, order).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    loaded = read(shares, order).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     batches = _batched(loaded, batch_size)
     return batches if address is None else data_service.distribute(batches, address)
 
 
 def make_eval_dataset(
-    data_dir: str,
-    split: str,
+    spec: DatasetSpec,
     *,
-    categories: category_map.Categories,
     batch_size: int,
-    image_size: tuple[int, int],
-    max_boxes: int = 100,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns one pass over a split, in order, nothing dropped.
@@ -120,18 +138,18 @@ def make_eval_dataset(
       MissingFileError: the split has no files.
       UserError: a truncated file.
     """
-    files = record_files.find(data_dir, split)
+    files = record_files.find(spec.data_dir, spec.split)
     counts = record_files.count_records(files)
     num_hosts = shard[1]
     num_batches = max(
         -(-sum(counts[h::num_hosts]) // batch_size) for h in range(num_hosts)
     )
-    canvas = examples.OutputSpec(image_size, max_boxes)
+    canvas = spec.output_spec
     records = tf.data.TFRecordDataset(
         record_files.share(files, shard), buffer_size=record_order.READ_BUFFER_BYTES
     )
     loaded = records.map(
-        lambda serialized: examples.load_example(serialized, categories, canvas),
+        lambda serialized: examples.load_example(serialized, spec.categories, canvas),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     padding = tf.data.Dataset.from_tensors(examples.padding_example(canvas)).repeat()

@@ -37,7 +37,7 @@ class CropWindow(NamedTuple):
 
 def crop_window(
     image_size: tf.Tensor,
-    canvas_size: tuple[int, int],
+    output_size: tuple[int, int],
     *,
     scale: tf.Tensor | float = 1.0,
     position: tf.Tensor | tuple[float, float] = (0.0, 0.0),
@@ -50,7 +50,7 @@ def crop_window(
 
     Args:
       image_size: int32 [2], height and width of the original.
-      canvas_size: height and width of the network's input.
+      output_size: height and width of the network's input.
       scale: float32 [], 1 fits the image into the canvas.
       position: float32 [2] in [0, 1), where the crop lies between (top, left) and
         (bottom, right).
@@ -58,7 +58,7 @@ def crop_window(
     Source: Mask R-CNN's large scale jitter as in Simple Copy-Paste, arXiv:2012.07177,
       section 3; whole-pixel windows are ours.
     """
-    canvas = tf.constant(canvas_size, tf.float32)
+    canvas = tf.constant(output_size, tf.float32)
     original = tf.cast(image_size, tf.float32)
     zoom = tf.reduce_min(scale * canvas / original)
     size = tf.clip_by_value(tf.round(canvas / zoom), 1.0, original)
@@ -108,29 +108,29 @@ def decode_and_resize(
 
 
 def letterbox(
-    images: tf.Tensor, canvas_size: tuple[int, int]
+    images: tf.Tensor, output_size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Shows decoded images as evaluation shows encoded ones.
 
     Args:
       images: uint8 or float32 [..., H, W, 3], RGB in 0..255, of one size.
-      canvas_size: height and width of the network's input.
+      output_size: height and width of the network's input.
 
     Returns:
-      float32 [..., *canvas_size, 3], the very values of `load_window` and `paste`, and
+      float32 [..., *output_size, 3], the very values of `load_window` and `paste`, and
       float32 [2]: (y, x) resized size / original size.
     """
     images = tf.convert_to_tensor(images)
-    window = crop_window(tf.shape(images)[-3:-1], canvas_size)
+    window = crop_window(tf.shape(images)[-3:-1], output_size)
     reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
     resized = _resized(reduced, window)
-    below, right = tf.unstack(tf.constant(canvas_size) - window.resized)
+    below, right = tf.unstack(tf.constant(output_size) - window.resized)
     padding = [[0, 0]] * (images.shape.rank - 3) + [[0, below], [0, right], [0, 0]]
     mean = tf.constant(MEAN_COLOR, tf.float32)
     canvas = tf.pad(resized - mean, padding) + mean
     # Not ensure_shape: ONNX has none, and its runtimes would not know the sides.
     leading = [-1 if side is None else side for side in images.shape[:-3]]
-    return tf.reshape(canvas, [*leading, *canvas_size, 3]), window.scales
+    return tf.reshape(canvas, [*leading, *output_size, 3]), window.scales
 
 
 def transform_boxes(boxes_yxyx: tf.Tensor, window: CropWindow) -> tf.Tensor:
@@ -215,9 +215,9 @@ def largest_box_indices(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
     return tf.sort(tf.math.top_k(areas, k=count).indices)
 
 
-def pad_to_size(picture: tf.Tensor, canvas_size: tuple[int, int]) -> tf.Tensor:
+def pad_to_size(picture: tf.Tensor, output_size: tuple[int, int]) -> tf.Tensor:
     """Returns uint8 [H, W, 3]: the image top left on a canvas of the mean color."""
-    height, width = canvas_size
+    height, width = output_size
     shape = tf.shape(picture)
     # Repeating rows takes a tenth of the time of repeating pixels.
     row = tf.constant([[MEAN_COLOR] * width], tf.uint8)

@@ -57,20 +57,20 @@ def _rate(dataset, num_images):
 
 
 def _dataset(run, data_dir, *, is_training):
-    shapes = {
-        "categories": category_map.from_coco([_CATEGORY]),
-        "batch_size": _BATCH_SIZE,
-        "image_size": run.recipe.image_size,
-        "max_boxes": run.data.max_boxes,
-    }
-    if not is_training:
-        return pipeline.make_eval_dataset(data_dir, _SPLIT, **shapes).repeat()
-    return pipeline.make_train_dataset(
+    spec = pipeline.DatasetSpec(
         data_dir,
         _SPLIT,
+        categories=category_map.from_coco([_CATEGORY]),
+        image_size=run.recipe.image_size,
+        max_boxes=run.data.max_boxes,
+    )
+    if not is_training:
+        return pipeline.make_eval_dataset(spec, batch_size=_BATCH_SIZE).repeat()
+    return pipeline.make_train_dataset(
+        spec,
+        batch_size=_BATCH_SIZE,
         augmentation=run.data.augmentation,
         order=record_order.ReadOptions(shuffle_buffer=_NUM_PICTURES),
-        **shapes,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import errors, look_ahead, structures
 from retinanet_tpu.serving import artifacts
 
 # Decoders let go of Python's lock, so that as many images are decoded at once.
@@ -104,13 +104,7 @@ def ahead(fn: Callable[[Any], Any], items: Iterable) -> Iterator:
       items: taken one by one in the caller's thread, a few more than are used.
     """
     with concurrent.futures.ThreadPoolExecutor(_NUM_WORKERS) as workers:
-        pending = collections.deque()
-        for item in items:
-            pending.append(workers.submit(fn, item))
-            if len(pending) > 2 * _NUM_WORKERS:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        yield from look_ahead.map_ordered(workers, fn, items, ahead=2 * _NUM_WORKERS)
 
 
 def by_size(

@@ -153,7 +153,7 @@ def predict(
       images: uint8 [H, W, 3] each.
     """
     image_size = recipe.image_size
-    window_fn = functools.partial(transforms.crop_window, canvas_size=image_size)
+    window_fn = functools.partial(transforms.crop_window, output_size=image_size)
 
     @tf.function
     def predict_one(encoded):

@@ -108,7 +108,7 @@ class ServingModule(tf.Module):
         EXIF's orientation is not heeded: boxes are in the pixels as they are stored.
         """
         image_size = self.recipe.image_size
-        window_fn = functools.partial(transforms.crop_window, canvas_size=image_size)
+        window_fn = functools.partial(transforms.crop_window, output_size=image_size)
 
         def load(encoded):
             affordable = self.limits.file(encoded)

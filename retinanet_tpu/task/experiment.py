@@ -241,12 +241,9 @@ def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
 
 def _first_images(recipe, data, num_images):
     """Returns the first evaluation images, as Features of NumPy arrays."""
-    dataset = pipeline.make_eval_dataset(
-        data.dir,
-        data.eval_split,
-        batch_size=num_images,
-        image_size=recipe.image_size,
-        categories=recipe.categories,
+    spec = pipeline.DatasetSpec(
+        data.dir, data.eval_split, recipe.categories, recipe.image_size
     )
+    dataset = pipeline.make_eval_dataset(spec, batch_size=num_images)
     features, _ = next(dataset.take(1).as_numpy_iterator())
     return features

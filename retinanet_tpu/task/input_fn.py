@@ -132,15 +132,16 @@ def input_fn(
     shard = (context.current_host, context.num_hosts)
     # What one step takes from this host.
     step_size = batch_size * context.num_of_replicas_per_host
-    shapes = {
-        "image_size": recipe.image_size,
-        "categories": recipe.categories,
-        "max_boxes": data.max_boxes,
-    }
+    spec = pipeline.DatasetSpec(
+        data.dir,
+        data.train_split if is_training else data.eval_split,
+        categories=recipe.categories,
+        image_size=recipe.image_size,
+        max_boxes=data.max_boxes,
+    )
     if is_training:
         return pipeline.make_train_dataset(
-            data.dir,
-            data.train_split,
+            spec,
             batch_size=batch_size,
             augmentation=data.augmentation,
             order=record_order.ReadOptions(
@@ -150,12 +151,9 @@ def input_fn(
                 shuffle_bytes=data.shuffle_bytes,
                 service_address=data.service_address,
             ),
-            **shapes,
         )
     # A pass must end at the same step on every replica, so a host pads whole steps.
-    dataset = pipeline.make_eval_dataset(
-        data.dir, data.eval_split, batch_size=step_size, shard=shard, **shapes
-    )
+    dataset = pipeline.make_eval_dataset(spec, batch_size=step_size, shard=shard)
     is_whole = step_size == batch_size
     return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
 

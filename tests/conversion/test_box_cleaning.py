@@ -51,7 +51,7 @@ def test_finding_shows_the_corners_as_annotated():
 @pytest.mark.parametrize("box", [(320, 100, 64, 64), (0.5, 0.5, 3, 0.1)])
 def test_pixels_where_shares_were_expected_are_dropped(box):
     kept, (finding,), _ = mended(box, is_norm=True)
-    assert kept == [] and finding.what == box_cleaning.NOT_SHARES
+    assert kept == [] and finding.kind == box_cleaning.NOT_SHARES
 
 
 def test_shares_become_pixels_of_the_picture():
@@ -64,7 +64,7 @@ def test_box_beyond_the_edge_is_clipped_and_its_area_follows():
     kept, (finding,), (item,) = mended((-5.0, 10.0, 20.0, 50.0), area=1000.0)
     assert kept == [(0, 10, 15, 14)]
     assert item.area == 15 * 14
-    assert finding.what == box_cleaning.FAR_BEYOND
+    assert finding.kind == box_cleaning.FAR_BEYOND
 
 
 def test_box_beyond_the_edge_by_rounding_stays_as_annotated():
@@ -75,7 +75,7 @@ def test_box_beyond_the_edge_by_rounding_stays_as_annotated():
 def test_box_that_training_passes_over_stays_and_is_named():
     kept, (finding,), (item,) = mended((3, 4, 0.5, 9))
     assert kept == [(3, 4, 0.5, 9)]
-    assert finding.what == "boxes narrower than a pixel, which training passes over"
+    assert finding.kind == "boxes narrower than a pixel, which training passes over"
     assert not box_cleaning.is_learnable(item)
     assert box_cleaning.is_learnable(item._replace(box_xywh=(3, 4, 1, 1)))
     assert not box_cleaning.is_learnable(
@@ -87,7 +87,7 @@ def test_what_is_kept_lies_in_the_picture_whatever_came():
     rng = np.random.default_rng(0)
     boxes = [tuple(b) for b in rng.normal(10, 30, [500, 4]).tolist()]
     kept, findings, _ = mended(*boxes)
-    dropped = [f for f in findings if f.what.endswith("dropped")]
+    dropped = [f for f in findings if f.kind.endswith("dropped")]
     assert len(kept) + len(dropped) == 500 and len(kept) > 50
     for left, top, width, height in kept:
         assert width > 0 and height > 0 and left >= -0.5 and top >= -0.5

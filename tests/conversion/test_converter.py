@@ -31,8 +31,8 @@ def left_out(folder, image=IMAGE):
     """Returns the one finding about an image that is not stored."""
     conversion, parsed = convert(folder, image)
     assert parsed is None and conversion.images == []
-    (finding,) = conversion.findings
-    assert finding.where == image.file_name
+    (finding,) = conversion.events
+    assert finding.location == image.file_name
     return finding
 
 
@@ -77,7 +77,7 @@ def test_crowd_stays_a_crowd(tmp_path):
 
 def test_missing_image_is_named_with_its_annotation(tmp_path):
     finding = left_out(tmp_path, IMAGE._replace(source="a.xml"))
-    assert finding.what == "images missing on disk"
+    assert finding.kind == "images missing on disk"
     assert finding.detail == "annotated in a.xml"
 
 
@@ -91,12 +91,12 @@ def test_broken_image_is_named(tmp_path, content, what):
     broken = whole[: len(whole) * 3 // 4] if content == "half" else content
     (tmp_path / "a.jpg").write_bytes(broken)
     finding = left_out(tmp_path)
-    assert finding.what == what and finding.detail
+    assert finding.kind == what and finding.detail
 
 
 def test_folder_in_place_of_an_image_is_named(tmp_path):
     (tmp_path / "a.jpg").mkdir()
-    assert left_out(tmp_path).what == "images unreadable"
+    assert left_out(tmp_path).kind == "images unreadable"
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_path_that_leaves_the_folder_is_not_followed(tmp_path, path):
     (tmp_path / "images" / "sub").mkdir(parents=True)
     image = IMAGE._replace(file_name=path.format(tmp_path))
     finding = left_out(tmp_path / "images", image)
-    assert finding.what == "images whose path leaves the folder, left out"
+    assert finding.kind == "images whose path leaves the folder, left out"
 
 
 def test_image_of_another_size_than_annotated_is_left_out(tmp_path):
     save(tmp_path, size=(60, 48))
     finding = left_out(tmp_path)
-    assert finding.what == "images of another size than annotated, left out"
+    assert finding.kind == "images of another size than annotated, left out"
     assert finding.detail == "30 x 24 annotated, is 60 x 48"
 
 
@@ -132,7 +132,7 @@ def test_other_formats_are_stored_as_png(tmp_path, image_format):
     conversion, parsed = convert(tmp_path)
     assert parsed.encoded.numpy().startswith(b"\x89PNG")
     what = f"images stored as PNG, were {image_format}"
-    assert conversion.findings == [annotations.ConversionEvent(what, "a.jpg")]
+    assert conversion.events == [annotations.ConversionEvent(what, "a.jpg")]
 
 
 @pytest.mark.parametrize("size", [(24, 30), (0, 0), (30, 24)])
@@ -152,7 +152,7 @@ def test_rotation_is_applied_to_pixels_and_to_boxes_of_the_stored_frame(tmp_path
     pixels = tf.io.decode_image(parsed.encoded).numpy()
     assert pixels.shape == (24, 30, 3)
     assert pixels[:2].mean() < 20 and pixels[-2:].mean() > 235
-    found = {finding.what for finding in conversion.findings}
+    found = {finding.kind for finding in conversion.events}
     turned_boxes = (
         {"boxes turned with their image (EXIF)"} if size == (24, 30) else set()
     )
@@ -256,7 +256,7 @@ def test_image_of_more_boxes_than_training_takes_is_named(tmp_path):
     save(tmp_path)
     conversion, _ = convert(tmp_path, IMAGE._replace(objects=(BOX,) * 101))
     what = "images with more than 100 boxes"
-    assert conversion.findings == [annotations.ConversionEvent(what, "a.jpg", "101")]
+    assert conversion.events == [annotations.ConversionEvent(what, "a.jpg", "101")]
     assert conversion.counts[what] == 1
 
 

@@ -20,7 +20,7 @@ def test_written_coco_file_reads_back_and_has_info(tmp_path):
     annotations.write_coco(written, str(path), description="say so")
     read = coco.read(str(path))
     assert [image.objects[:1] for image in read.images] == [
-        (BOX._replace(place=9),),
+        (BOX._replace(source_line=9),),
         (),
     ]
     plain = [i._replace(source="", unit="", objects=()) for i in read.images]

@@ -90,12 +90,10 @@ def numbers(data_dir, **order):
 
 
 def train(data_dir, batch_size=4, **order):
+    categories = category_map.from_coco(toy_data.CATEGORIES)
     return pipeline.make_train_dataset(
-        data_dir,
-        "train",
-        categories=category_map.from_coco(toy_data.CATEGORIES),
+        pipeline.DatasetSpec(data_dir, "train", categories, image_size=(32, 32)),
         batch_size=batch_size,
-        image_size=(32, 32),
         augmentation=examples.Augmentation(scale_jitter=(0.5, 1.5), color_jitter=0.5),
         order=record_order.ReadOptions(**order),
     )

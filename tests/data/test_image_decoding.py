@@ -107,7 +107,7 @@ def as_records(encoded):
     try:
         return decode(image_decoding.prepare(encoded))
     except image_decoding.UnusableError as error:
-        return error.what, str(error)
+        return error.kind, str(error)
 
 
 def as_predicted(encoded):
@@ -115,7 +115,7 @@ def as_predicted(encoded):
     try:
         return image_decoding.decode(encoded).astype(int)
     except image_decoding.UnusableError as error:
-        return error.what, str(error)
+        return error.kind, str(error)
 
 
 DEEP = (np.arange(24 * 30) * 90).reshape(24, 30)
@@ -169,7 +169,7 @@ def test_pixels_whose_range_nobody_knows_are_refused(dtype, read):
         image_decoding.UnusableError, match="8 bits a channel"
     ) as caught:
         read(encoded)
-    assert caught.value.what == "images of 32-bit or float pixels"
+    assert caught.value.kind == "images of 32-bit or float pixels"
 
 
 def test_first_frame_of_an_animation_is_stored():
@@ -256,7 +256,7 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(image_decoding.UnusableError, match=str(side**2)) as caught:
         read(encoded)
-    assert caught.value.what == "images too large to be images"
+    assert caught.value.kind == "images too large to be images"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
     assert grown < 50_000  # KiB; the pixels would take 12 GB and more.
 
@@ -277,5 +277,5 @@ def test_header_of_a_giant_is_refused_before_memory_is_taken(encoded, side, read
 def test_broken_file_is_refused_with_a_reason(encoded, what, read):
     with pytest.raises(image_decoding.UnusableError, match=r"\w") as caught:
         read(encoded)
-    assert caught.value.what == what
+    assert caught.value.kind == what
     assert "\n" not in str(caught.value)

@@ -53,12 +53,8 @@ def data_dir(tmp_path_factory):
 
 def train(data_dir, *, batch_size=2, augmentation=JITTER, **order):
     return pipeline.make_train_dataset(
-        data_dir,
-        "train",
-        categories=CATEGORIES,
+        pipeline.DatasetSpec(data_dir, "train", CATEGORIES, (32, 40), max_boxes=3),
         batch_size=batch_size,
-        image_size=(32, 40),
-        max_boxes=3,
         augmentation=augmentation,
         order=record_order.ReadOptions(**order),
     )
@@ -66,12 +62,8 @@ def train(data_dir, *, batch_size=2, augmentation=JITTER, **order):
 
 def evaluate(data_dir, *, batch_size=2, shard=(0, 1)):
     return pipeline.make_eval_dataset(
-        data_dir,
-        "val",
-        categories=CATEGORIES,
+        pipeline.DatasetSpec(data_dir, "val", CATEGORIES, (32, 40), max_boxes=3),
         batch_size=batch_size,
-        image_size=(32, 40),
-        max_boxes=3,
         shard=shard,
     )
 

@@ -48,7 +48,7 @@ def work_dir(tmp_path):
 
 def write_photographs(folder):
     pictures = [
-        annotation_files.Picture(
+        annotation_files.SampleImage(
             f"{number}.jpg",
             160 + number,
             128,

@@ -1,4 +1,4 @@
-"""One small data set, written in each format that the converter reads."""
+"""Writes one small data set in each format that the converter reads."""
 
 import csv
 import json
@@ -15,12 +15,7 @@ import tool_exports
 from retinanet_tpu.conversion import checks, converter
 from retinanet_tpu.conversion.formats import files, locating, readers
 
-# Of the last ones what follows "_" is one of several exports of a tool.
-FORMATS = (
-    *("coco", "voc", "yolo", "csv", "labelme", "openimages"),
-    *tool_exports.WRITERS,
-)
-# Sorted, as formats without a list of classes number them.
+# Sorted, because formats without a list of classes number sorted names.
 NAMES = ("Straße", "ampel", "猫 (cat)")
 
 
@@ -34,7 +29,7 @@ class Box(NamedTuple):
     ymax: float
 
 
-class Picture(NamedTuple):
+class SampleImage(NamedTuple):
     """An image and its boxes."""
 
     name: str
@@ -43,55 +38,64 @@ class Picture(NamedTuple):
     boxes: tuple[Box, ...]
 
 
-# Sides are powers of two, so that shares of them are exact; sorted by name.
-PICTURES = (
-    Picture("b.png", 32, 64, (Box(NAMES[2], 1, 2, 31, 60),)),
-    Picture(
+# Sides are powers of two, so that fractions of them are exact. Sorted by name.
+IMAGES = (
+    SampleImage("b.png", 32, 64, (Box(NAMES[2], 1, 2, 31, 60),)),
+    SampleImage(
         "sub/c.jpg", 64, 64, (Box(NAMES[1], 0, 0, 64, 64), Box(NAMES[0], 5, 6, 7, 9))
     ),
-    Picture("Äpfel 1.jpg", 64, 32, (Box(NAMES[0], 3.5, 4, 20, 30),)),
+    SampleImage("Äpfel 1.jpg", 64, 32, (Box(NAMES[0], 3.5, 4, 20, 30),)),
 )
 
 
-def draw(folder, pictures=PICTURES, **options):
+def draw(folder, images=IMAGES, **options):
     """Saves images of color ramps; returns the folder."""
-    for picture in pictures:
-        path = pathlib.Path(folder) / picture.name
+    for image in images:
+        path = pathlib.Path(folder) / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        x = np.linspace(0, 255, picture.width, dtype=np.uint8)
-        pixels = np.tile(x[None, :, None], [picture.height, 1, 3])
+        x = np.linspace(0, 255, image.width, dtype=np.uint8)
+        pixels = np.tile(x[None, :, None], [image.height, 1, 3])
         PIL.Image.fromarray(pixels).save(path, **options)
     return folder
 
 
-def write(kind, folder, pictures=PICTURES, names=NAMES):
-    """Writes annotations in a format to a new folder; returns what to read."""
+def write(kind, folder, images=IMAGES, names=NAMES):
+    """Writes annotations in a format to a new folder.
+
+    Args:
+      kind: The format, one of FORMATS.
+      folder: The folder to make.
+      images: The images to annotate.
+      names: The class names.
+
+    Returns:
+      The path of the file or folder to read.
+    """
     folder.mkdir(parents=True)
-    return WRITERS[kind](folder, pictures, names)
+    return WRITERS[kind](folder, images, names)
 
 
-def pictures_in(folder):
-    """Returns the images of a folder as readers take them."""
+def image_folder(folder):
+    """Returns the images of a folder as an argument for readers."""
     return files.ImageFolder(str(folder), files.list_images(str(folder)))
 
 
 def read(kind, path, images_dir):
-    """Reads annotations as retinanet-tpu convert does."""
-    names = files.list_images(str(images_dir))
-    pictures = files.ImageFolder(str(images_dir), names)
+    """Reads annotations as `retinanet-tpu convert` does."""
+    images = image_folder(images_dir)
     flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
         classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
-    annotated = readers.read(flag, str(path), pictures=pictures, classes=classes)
-    locating.check_exist(annotated, pictures)
+    annotated = readers.read(flag, str(path), image_folder=images, classes=classes)
+    locating.check_exist(annotated, images)
     return annotated
 
 
 def convert(kind, path, images_dir, output_dir, **options):
-    """Reads, checks and converts to a split "train", as the tool does.
+    """Reads, checks and converts to a split "train", as the command does.
 
     Returns:
-      The Conversion, its findings after those of the reading.
+      The Conversion. Its events begin with those of the reader.
     """
     annotated = read(kind, path, images_dir)
     checks.check_set(annotated)
@@ -102,17 +106,22 @@ def convert(kind, path, images_dir, output_dir, **options):
         split="train",
         **{"num_shards": 2} | options,
     )
-    findings = [*annotated.findings, *conversion.findings]
-    return conversion._replace(findings=findings)
+    events = [*annotated.events, *conversion.events]
+    return conversion._replace(events=events)
 
 
-def coco_content(pictures=PICTURES, names=NAMES):
-    """Returns what a COCO file of images holds, to damage it."""
-    boxes = [(i, b) for i, p in enumerate(pictures, start=1) for b in p.boxes]
+def coco_content(images=IMAGES, names=NAMES):
+    """Returns the content of a COCO file of the images, to be modified."""
+    boxes = [(i, b) for i, image in enumerate(images, start=1) for b in image.boxes]
     return {
         "images": [
-            {"id": i, "file_name": p.name, "width": p.width, "height": p.height}
-            for i, p in enumerate(pictures, start=1)
+            {
+                "id": i,
+                "file_name": image.name,
+                "width": image.width,
+                "height": image.height,
+            }
+            for i, image in enumerate(images, start=1)
         ],
         "annotations": [
             {
@@ -129,7 +138,7 @@ def coco_content(pictures=PICTURES, names=NAMES):
 
 
 def giant_png(side):
-    """Returns a PNG whose header promises side x side pixels, and holds none."""
+    """Returns a PNG of side x side pixels by its header, but without pixels."""
     size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -142,54 +151,54 @@ def _checksum(chunk):
     return struct.pack(">I", zlib.crc32(chunk))
 
 
-def _write_coco(folder, pictures, names):
+def _write_coco(folder, images, names):
     path = folder / "instances.json"
-    path.write_text(json.dumps(coco_content(pictures, names)), "utf-8")
+    path.write_text(json.dumps(coco_content(images, names)), "utf-8")
     return path
 
 
-def _write_voc(folder, pictures, names):
-    for picture in pictures:
+def _write_voc(folder, images, names):
+    for image in images:
         root = ET.Element("annotation")
-        ET.SubElement(root, "filename").text = picture.name
+        ET.SubElement(root, "filename").text = image.name
         size = ET.SubElement(root, "size")
-        ET.SubElement(size, "width").text = str(picture.width)
-        ET.SubElement(size, "height").text = str(picture.height)
-        for box in picture.boxes:
+        ET.SubElement(size, "width").text = str(image.width)
+        ET.SubElement(size, "height").text = str(image.height)
+        for box in image.boxes:
             item = ET.SubElement(root, "object")
             ET.SubElement(item, "name").text = box.name
             corners = ET.SubElement(item, "bndbox")
             for side in ("xmin", "ymin", "xmax", "ymax"):
                 ET.SubElement(corners, side).text = str(getattr(box, side))
-        ET.ElementTree(root).write(_beside(folder, picture, ".xml"), "utf-8")
+        ET.ElementTree(root).write(_beside(folder, image, ".xml"), "utf-8")
     return folder
 
 
-def _write_yolo(folder, pictures, names):
+def _write_yolo(folder, images, names):
     listed = "".join(f"  {i}: {json.dumps(n)}\n" for i, n in enumerate(names, start=1))
     (folder / "data.yaml").write_text(f"path: x\nnames:\n{listed}nc: {len(names)}\n")
     labels = folder / "labels"
-    for picture in pictures:
+    for image in images:
         lines = []
-        for b in picture.boxes:
+        for b in image.boxes:
             center = (b.xmin + b.xmax) / 2, (b.ymin + b.ymax) / 2
             size = b.xmax - b.xmin, b.ymax - b.ymin
-            sides = (picture.width, picture.height) * 2
+            sides = (image.width, image.height) * 2
             shares = [v / s for v, s in zip((*center, *size), sides, strict=True)]
             number = names.index(b.name) + 1
             lines.append(" ".join(map(str, (number, *shares))) + "\n")
-        _beside(labels, picture, ".txt").write_text("".join(lines))
+        _beside(labels, image, ".txt").write_text("".join(lines))
     return labels
 
 
-def _write_csv(folder, pictures, names):
+def _write_csv(folder, images, names):
     rows = [["class", "image", "xmin", "ymin", "xmax", "ymax"]]
-    rows += [[b[0], p.name, *b[1:]] for p in pictures for b in p.boxes]
+    rows += [[b[0], image.name, *b[1:]] for image in images for b in image.boxes]
     return _write_rows(folder / "boxes.csv", rows)
 
 
-def _write_labelme(folder, pictures, names):
-    for picture in pictures:
+def _write_labelme(folder, images, names):
+    for image in images:
         shapes = [
             # Drawn from the lower right corner.
             {
@@ -197,29 +206,29 @@ def _write_labelme(folder, pictures, names):
                 "points": [[b.xmax, b.ymax], [b.xmin, b.ymin]],
                 "shape_type": "rectangle",
             }
-            for b in picture.boxes
+            for b in image.boxes
         ]
         content = {
-            "imagePath": pathlib.Path(picture.name).name,
+            "imagePath": pathlib.Path(image.name).name,
             "imageData": "AAAA",
-            "imageWidth": picture.width,
-            "imageHeight": picture.height,
+            "imageWidth": image.width,
+            "imageHeight": image.height,
             "shapes": shapes,
         }
-        _beside(folder, picture, ".json").write_text(json.dumps(content))
+        _beside(folder, image, ".json").write_text(json.dumps(content))
     return folder
 
 
-def _write_openimages(folder, pictures, names):
+def _write_openimages(folder, images, names):
     rows = [["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"]]
-    for p in pictures:
-        stem = p.name.rpartition(".")[0]
-        for b in p.boxes:
+    for image in images:
+        stem = image.name.rpartition(".")[0]
+        for b in image.boxes:
             xs, ys = (
-                (b.xmin / p.width, b.xmax / p.width),
+                (b.xmin / image.width, b.xmax / image.width),
                 (
-                    b.ymin / p.height,
-                    b.ymax / p.height,
+                    b.ymin / image.height,
+                    b.ymax / image.height,
                 ),
             )
             rows.append([stem, f"/m/{names.index(b.name)}", *xs, *ys, 0])
@@ -234,8 +243,8 @@ def _write_rows(path, rows):
     return path
 
 
-def _beside(folder, picture, extension):
-    path = (folder / picture.name).with_suffix(extension)
+def _beside(folder, image, extension):
+    path = (folder / image.name).with_suffix(extension)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -249,3 +258,5 @@ WRITERS = {
     "openimages": _write_openimages,
     **tool_exports.WRITERS,
 }
+# The part of a name before "_" is the format of --format, the rest a variant of a tool.
+FORMATS = tuple(WRITERS)

@@ -1,4 +1,4 @@
-"""Folders as annotation tools export them: images and annotations in their places."""
+"""Folders as annotation tools export them: images and annotations."""
 
 import json
 import shutil
@@ -7,9 +7,9 @@ import annotation_files
 import tool_exports
 
 NAMES = ["cat", "dog"]
-# Sides are powers of two, so that shares of them are exact.
+# Sides are powers of two, so that fractions of them are exact.
 IMAGES = [
-    annotation_files.Picture(
+    annotation_files.SampleImage(
         f"img{number}.png",
         64,
         32,
@@ -21,42 +21,43 @@ IMAGES = [
     for number in range(8)
 ]
 _TRAIN, _VAL = IMAGES[:5], IMAGES[5:]
-_FRAMES = [p._replace(name=f"frame_{i:06d}.png") for i, p in enumerate(IMAGES)]
+_FRAMES = [image._replace(name=f"frame_{i:06d}.png") for i, image in enumerate(IMAGES)]
 _NAMES_TEXT = "cat\ndog\n"
 _YAML = {
     "data.yaml": f"path: .\ntrain: images/train\nval: images/val\nnames: {NAMES}\n"
 }
-_HASHED = [p._replace(name=f"0a1b2c3d-{p.name}") for p in IMAGES]
+_HASHED = [image._replace(name=f"0a1b2c3d-{image.name}") for image in IMAGES]
 
 
-def _whole(write, images, annotations, *, pictures=IMAGES, files=()):
-    """Returns a maker of an export without splits.
+def _whole(write, images_dir, annotations_path, *, images=IMAGES, files=()):
+    """Returns a function that writes an export without splits.
 
     Args:
-      write: Writes annotations: a folder, images and names -> what was written.
-      images: The folder of images in the export.
-      annotations: The file or folder of annotations in the export.
+      write: The function that writes annotations. Its arguments are a folder, images
+        and class names; it returns the path of the file or folder that it wrote.
+      images_dir: The folder of images, relative to the export.
+      annotations_path: The file or folder of annotations, relative to the export.
       images: The images.
-      files: Texts of further files, by name.
+      files: The texts of further files, by file name.
     """
-    return _in_splits(write, images, annotations, {"": pictures}, files)
+    return _in_splits(write, images_dir, annotations_path, {"": images}, files)
 
 
-def _in_splits(write, images, annotations, parts, files=()):
-    """Returns a maker of an export with images and annotations of each split."""
+def _in_splits(write, images_dir, annotations_path, splits, files=()):
+    """Returns a function that writes an export with a part for each split."""
 
     def make(folder):
-        for word, pictures in parts.items():
-            annotation_files.draw(folder / images.format(word), pictures)
-            path = folder / annotations.format(word)
+        for split, images in splits.items():
+            annotation_files.draw(folder / images_dir.format(split), images)
+            path = folder / annotations_path.format(split)
             scratch = folder / "scratch"
             scratch.mkdir()
-            written = write(scratch, pictures, NAMES)
+            scratch_path = write(scratch, images, NAMES)
             path.parent.mkdir(parents=True, exist_ok=True)
-            if written.is_dir():
-                shutil.copytree(written, path, dirs_exist_ok=True)
+            if scratch_path.is_dir():
+                shutil.copytree(scratch_path, path, dirs_exist_ok=True)
             else:
-                written.rename(path)
+                scratch_path.rename(path)
             shutil.rmtree(scratch)
         for name, text in dict(files).items():
             (folder / name).write_text(text)
@@ -64,26 +65,30 @@ def _in_splits(write, images, annotations, parts, files=()):
     return make
 
 
-def _yolo(folder, pictures, names):
-    for picture in pictures:
+def _yolo(folder, images, names):
+    for image in images:
         lines = []
-        for b in picture.boxes:
+        for b in image.boxes:
             numbers = [
-                (b.xmin + b.xmax) / 2 / picture.width,
-                (b.ymin + b.ymax) / 2 / picture.height,
-                (b.xmax - b.xmin) / picture.width,
-                (b.ymax - b.ymin) / picture.height,
+                (b.xmin + b.xmax) / 2 / image.width,
+                (b.ymin + b.ymax) / 2 / image.height,
+                (b.xmax - b.xmin) / image.width,
+                (b.ymax - b.ymin) / image.height,
             ]
             lines.append(" ".join(map(str, (names.index(b.name), *numbers))) + "\n")
-        (folder / picture.name).with_suffix(".txt").write_text("".join(lines))
+        (folder / image.name).with_suffix(".txt").write_text("".join(lines))
     return folder
 
 
 def _csv(header, row_fn):
     """Returns a writer of a table with a line for each box."""
 
-    def write(folder, pictures, names):
-        rows = [",".join(map(str, row_fn(p, b))) for p in pictures for b in p.boxes]
+    def write(folder, images, names):
+        rows = [
+            ",".join(map(str, row_fn(image, b)))
+            for image in images
+            for b in image.boxes
+        ]
         path = folder / "table.csv"
         path.write_text("\n".join([*header, *rows]) + "\n")
         return path
@@ -91,9 +96,9 @@ def _csv(header, row_fn):
     return write
 
 
-def _roboflow_coco(folder, pictures, names):
-    """Writes COCO with a first category that is above all others."""
-    content = annotation_files.coco_content(pictures, names)
+def _roboflow_coco(folder, images, names):
+    """Writes COCO whose first category is the supercategory of all others."""
+    content = annotation_files.coco_content(images, names)
     for category in content["categories"]:
         category["supercategory"] = "animals"
     root = {"id": 0, "name": "animals", "supercategory": "none"}
@@ -103,8 +108,8 @@ def _roboflow_coco(folder, pictures, names):
     return path
 
 
-def _label_studio_coco(folder, pictures, names):
-    content = annotation_files.coco_content(pictures, names)
+def _label_studio_coco(folder, images, names):
+    content = annotation_files.coco_content(images, names)
     for image in content["images"]:
         image["file_name"] = f"images/{image['file_name']}"
     path = folder / "coco.json"
@@ -113,17 +118,17 @@ def _label_studio_coco(folder, pictures, names):
 
 
 def _open_images(folder):
-    for word, pictures in (("train", _TRAIN), ("validation", _VAL)):
-        annotation_files.draw(folder / word, pictures)
-        written = annotation_files.write("openimages", folder / "x", pictures, NAMES)
-        written.rename(folder / f"{word}-annotations-bbox.csv")
+    for split, images in (("train", _TRAIN), ("validation", _VAL)):
+        annotation_files.draw(folder / split, images)
+        table = annotation_files.write("openimages", folder / "x", images, NAMES)
+        table.rename(folder / f"{split}-annotations-bbox.csv")
         classes = folder / "x/class-descriptions.csv"
         classes.rename(folder / "class-descriptions-boxable.csv")
         (folder / "x").rmdir()
 
 
-def _listed(pictures):
-    return "".join(f"data/obj/{picture.name}\n" for picture in pictures)
+def _listed(images):
+    return "".join(f"data/obj/{image.name}\n" for image in images)
 
 
 _VOC, _COCO, _LABELME = (
@@ -131,7 +136,7 @@ _VOC, _COCO, _LABELME = (
 )
 _TENSORFLOW = _csv(
     ["filename,width,height,class,xmin,ymin,xmax,ymax"],
-    lambda p, b: (p.name, p.width, p.height, *b),
+    lambda image, b: (image.name, image.width, image.height, *b),
 )
 _ROBOFLOW = {"train": _TRAIN, "valid": _VAL}
 _ULTRALYTICS = {"train": _TRAIN, "val": _VAL}
@@ -162,23 +167,23 @@ EXPORTS = {
     "CVAT, Pascal VOC 1.1": _whole(_VOC, "JPEGImages", "Annotations"),
     "CVAT, CVAT for images 1.1": _whole(tool_exports.cvat, "images", "annotations.xml"),
     "CVAT, CVAT for video 1.1": _whole(
-        tool_exports.cvat_video, "images", "annotations.xml", pictures=_FRAMES
+        tool_exports.cvat_video, "images", "annotations.xml", images=_FRAMES
     ),
     "Label Studio, JSON": _whole(tool_exports.label_studio, "images", "project.json"),
     "Label Studio, JSON-MIN": _whole(
         tool_exports.label_studio_min, "images", "project.json"
     ),
     "Label Studio, COCO": _whole(
-        _label_studio_coco, "images", "result.json", pictures=_HASHED
+        _label_studio_coco, "images", "result.json", images=_HASHED
     ),
     "Label Studio, YOLO": _whole(
         _yolo,
         "images",
         "labels",
-        pictures=_HASHED,
+        images=_HASHED,
         files={"classes.txt": _NAMES_TEXT, "notes.json": "{}"},
     ),
-    "Label Studio, Pascal VOC": _whole(_VOC, "images", "Annotations", pictures=_HASHED),
+    "Label Studio, Pascal VOC": _whole(_VOC, "images", "Annotations", images=_HASHED),
     "VIA 2, CSV": _whole(tool_exports.via_csv, "images", "via_export_csv.csv"),
     "VIA 2, JSON": _whole(tool_exports.via_json, "images", "via_export_json.json"),
     "VIA 2, project": _whole(tool_exports.via_project, "images", "via_project.json"),
@@ -191,9 +196,9 @@ EXPORTS = {
     "makesense, CSV": _whole(
         _csv(
             [],
-            lambda p, b: (
+            lambda image, b: (
                 *(b.name, b.xmin, b.ymin, b.xmax - b.xmin, b.ymax - b.ymin),
-                *(p.name, p.width, p.height),
+                *(image.name, image.width, image.height),
             ),
         ),
         "images",
@@ -218,7 +223,7 @@ EXPORTS = {
         _TENSORFLOW, "images", "{}_labels.csv", {"train": _TRAIN, "test": _VAL}
     ),
     "keras-retinanet, CSV": _whole(
-        _csv([], lambda p, b: (p.name, *b[1:], b.name)), ".", "annotations.csv"
+        _csv([], lambda image, b: (image.name, *b[1:], b.name)), ".", "annotations.csv"
     ),
     "FiftyOne, COCO": _whole(_COCO, "data", "labels.json"),
     "FiftyOne, YOLOv5": _in_splits(

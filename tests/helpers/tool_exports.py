@@ -1,4 +1,4 @@
-"""Small exports as annotation tools write them, of `annotation_files.Picture`s."""
+"""Writes `SampleImage`s as annotation tools export them."""
 
 import csv
 import json
@@ -12,31 +12,31 @@ _VIA_COLUMNS = (
 )
 
 
-def via_csv(folder, pictures, names):
+def via_csv(folder, images, names):
     path = folder / "via_export_csv.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(_VIA_COLUMNS.split(","))
-        for p in pictures:
-            regions = [_via_region(box) for box in p.boxes]
+        for image in images:
+            regions = [_via_region(box) for box in image.boxes]
             for i, region in enumerate(regions):
                 shape, attributes = map(json.dumps, region.values())
-                row = [p.name, 99, "{}", len(regions), i, shape, attributes]
+                row = [image.name, 99, "{}", len(regions), i, shape, attributes]
                 rows.writerow(row)
             if not regions:
-                rows.writerow([p.name, 99, "{}", 0, 0, "{}", "{}"])
+                rows.writerow([image.name, 99, "{}", 0, 0, "{}", "{}"])
     return path
 
 
-def via_json(folder, pictures, names):
-    return _json(folder / "via_export_json.json", _via_images(pictures))
+def via_json(folder, images, names):
+    return _json(folder / "via_export_json.json", _via_images(images))
 
 
-def via_project(folder, pictures, names):
+def via_project(folder, images, names):
     options = dict.fromkeys(names, "")
     content = {
         "_via_settings": {"core": {"default_filepath": ""}},
-        "_via_img_metadata": _via_images(pictures),
+        "_via_img_metadata": _via_images(images),
         "_via_attributes": {
             "region": {"type": {"type": "dropdown", "options": options}},
             "file": {},
@@ -45,14 +45,19 @@ def via_project(folder, pictures, names):
     return _json(folder / "via_project.json", content)
 
 
-def via_coco(folder, pictures, names):
-    """Writes the COCO export: image ids are texts, categories stand once an image."""
-    boxes = [(i, b) for i, p in enumerate(pictures) for b in p.boxes]
+def via_coco(folder, images, names):
+    """Writes the COCO export: image ids are texts, categories repeat per image."""
+    boxes = [(i, b) for i, image in enumerate(images) for b in image.boxes]
     content = {
         "info": {"description": "VIA project exported to COCO format"},
         "images": [
-            {"id": i, "width": p.width, "height": p.height, "file_name": p.name}
-            for i, p in enumerate(pictures)
+            {
+                "id": i,
+                "width": image.width,
+                "height": image.height,
+                "file_name": image.name,
+            }
+            for i, image in enumerate(images)
         ],
         "annotations": [
             {
@@ -68,17 +73,17 @@ def via_coco(folder, pictures, names):
         ],
         "categories": [
             {"supercategory": "type", "id": i, "name": name}
-            for _ in pictures
+            for _ in images
             for i, name in enumerate(names, start=1)
         ],
     }
     return _json(folder / "via_export_coco.json", content)
 
 
-def createml(folder, pictures, names):
+def createml(folder, images, names):
     content = [
         {
-            "image": p.name,
+            "image": image.name,
             "annotations": [
                 {
                     "label": b.name,
@@ -89,31 +94,31 @@ def createml(folder, pictures, names):
                         "height": b.ymax - b.ymin,
                     },
                 }
-                for b in p.boxes
+                for b in image.boxes
             ],
         }
-        for p in pictures
+        for image in images
     ]
     return _json(folder / "_annotations.createml.json", content)
 
 
-def cvat(folder, pictures, names):
+def cvat(folder, images, names):
     root = _cvat_root(names)
-    for number, p in enumerate(pictures):
-        sides = {"width": str(p.width), "height": str(p.height)}
-        image = ET.SubElement(root, "image", id=str(number), name=p.name, **sides)
-        for b in p.boxes:
-            ET.SubElement(image, "box", label=b.name, occluded="0", **_corners(b))
+    for number, image in enumerate(images):
+        sides = {"width": str(image.width), "height": str(image.height)}
+        element = ET.SubElement(root, "image", id=str(number), name=image.name, **sides)
+        for b in image.boxes:
+            ET.SubElement(element, "box", label=b.name, occluded="0", **_corners(b))
     path = folder / "annotations.xml"
     ET.ElementTree(root).write(path, "utf-8", xml_declaration=True)
     return path
 
 
-def cvat_video(folder, pictures, names):
-    """Writes a track for each box, which leaves in the next frame."""
+def cvat_video(folder, images, names):
+    """Writes a track for each box, which is outside in the next frame."""
     root = _cvat_root(names)
-    for number, p in enumerate(pictures):
-        for b in p.boxes:
+    for number, image in enumerate(images):
+        for b in image.boxes:
             track = ET.SubElement(root, "track", id=str(len(root)), label=b.name)
             for frame, outside in ((number, "0"), (number + 1, "1")):
                 place = {"frame": str(frame), "outside": outside, "keyframe": "1"}
@@ -123,15 +128,15 @@ def cvat_video(folder, pictures, names):
     return path
 
 
-def label_studio(folder, pictures, names):
+def label_studio(folder, images, names):
     content = [
         {
             "id": number,
-            "data": {"image": _upload(p.name)},
+            "data": {"image": _upload(image.name)},
             "annotations": [
                 {
                     "id": number,
-                    "result": [_label_studio_result(p, b) for b in p.boxes],
+                    "result": [_label_studio_result(image, b) for b in image.boxes],
                     "was_canceled": False,
                     "ground_truth": False,
                     "updated_at": "2026-01-01T00:00:00.000000Z",
@@ -139,18 +144,18 @@ def label_studio(folder, pictures, names):
             ],
             "predictions": [],
         }
-        for number, p in enumerate(pictures, start=1)
+        for number, image in enumerate(images, start=1)
     ]
     return _json(folder / "project-1.json", content)
 
 
-def label_studio_min(folder, pictures, names):
+def label_studio_min(folder, images, names):
     content = []
-    for number, p in enumerate(pictures, start=1):
-        results = [_label_studio_result(p, b) for b in p.boxes]
-        sizes = {"original_width": p.width, "original_height": p.height}
+    for number, image in enumerate(images, start=1):
+        results = [_label_studio_result(image, b) for b in image.boxes]
+        sizes = {"original_width": image.width, "original_height": image.height}
         task = {
-            "image": f"/data/local-files/?d={urllib.parse.quote(f'set/{p.name}')}",
+            "image": f"/data/local-files/?d={urllib.parse.quote(f'set/{image.name}')}",
             "id": number,
             "label": [{**r["value"], **sizes} for r in results],
             "annotator": 1,
@@ -167,35 +172,35 @@ def _upload(name):
     return urllib.parse.quote(f"/data/upload/1/{folder}/0a1b2c3d-{file_name}")
 
 
-def _label_studio_result(picture, box):
+def _label_studio_result(image, box):
     return {
-        "original_width": picture.width,
-        "original_height": picture.height,
+        "original_width": image.width,
+        "original_height": image.height,
         "image_rotation": 0,
         "value": {
-            "x": box.xmin * 100 / picture.width,
-            "y": box.ymin * 100 / picture.height,
-            "width": (box.xmax - box.xmin) * 100 / picture.width,
-            "height": (box.ymax - box.ymin) * 100 / picture.height,
+            "x": box.xmin * 100 / image.width,
+            "y": box.ymin * 100 / image.height,
+            "width": (box.xmax - box.xmin) * 100 / image.width,
+            "height": (box.ymax - box.ymin) * 100 / image.height,
             "rotation": 0,
             "rectanglelabels": [box.name],
         },
-        "id": f"{picture.name} {box}",
+        "id": f"{image.name} {box}",
         "from_name": "label",
         "to_name": "image",
         "type": "rectanglelabels",
     }
 
 
-def _via_images(pictures):
+def _via_images(images):
     return {
-        f"{p.name}99": {
-            "filename": p.name,
+        f"{image.name}99": {
+            "filename": image.name,
             "size": 99,
-            "regions": [_via_region(box) for box in p.boxes],
+            "regions": [_via_region(box) for box in image.boxes],
             "file_attributes": {},
         }
-        for p in pictures
+        for image in images
     }
 
 

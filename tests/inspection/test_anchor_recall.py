@@ -25,14 +25,8 @@ def sides(boxes):
 def test_whole_pictures_have_the_boxes_that_evaluation_shows(data_dir):
     split = dataset_stats.read(data_dir, "val", CATEGORIES)
     shown = anchor_recall.augment_boxes(split, examples.OutputSpec(IMAGE_SIZE, 8))
-    batches = pipeline.make_eval_dataset(
-        data_dir,
-        "val",
-        categories=CATEGORIES,
-        batch_size=toy_data.NUM_VAL,
-        image_size=IMAGE_SIZE,
-        max_boxes=8,
-    )
+    spec = pipeline.DatasetSpec(data_dir, "val", CATEGORIES, IMAGE_SIZE, max_boxes=8)
+    batches = pipeline.make_eval_dataset(spec, batch_size=toy_data.NUM_VAL)
     _, labels = next(iter(batches))
     expected = np.concatenate(
         [labels.boxes_yxyx[i, : labels.num_boxes[i]] for i in range(toy_data.NUM_VAL)]
@@ -48,14 +42,9 @@ def test_jitter_shows_what_training_shows(data_dir):
     shown = anchor_recall.augment_boxes(
         split, canvas, augmentation=jitter, passes=40, seed=1
     )
+    spec = pipeline.DatasetSpec(data_dir, "train", CATEGORIES, IMAGE_SIZE, max_boxes=2)
     dataset = pipeline.make_train_dataset(
-        data_dir,
-        "train",
-        categories=CATEGORIES,
-        batch_size=toy_data.NUM_TRAIN * 40,
-        image_size=IMAGE_SIZE,
-        max_boxes=2,
-        augmentation=jitter,
+        spec, batch_size=toy_data.NUM_TRAIN * 40, augmentation=jitter
     )
     _, labels = next(iter(dataset))
     is_valid = tf.sequence_mask(labels.num_boxes, 2)

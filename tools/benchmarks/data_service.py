@@ -100,14 +100,17 @@ def main() -> None:
     rates = {count: [] for count in counts}
     with contextlib.ExitStack() as stack:
         addresses = {n: stack.enter_context(service(n)) for n in counts}
+        spec = pipeline.DatasetSpec(
+            data.dir,
+            data.train_split,
+            categories=data.read_categories(),
+            image_size=run.recipe.image_size,
+            max_boxes=data.max_boxes,
+        )
         for _, count in itertools.product(range(_ROUNDS.value), counts):
             batches = pipeline.make_train_dataset(
-                data.dir,
-                data.train_split,
-                categories=data.read_categories(),
+                spec,
                 batch_size=batch_size,
-                image_size=run.recipe.image_size,
-                max_boxes=data.max_boxes,
                 augmentation=data.augmentation,
                 order=record_order.ReadOptions(service_address=addresses[count]),
             )

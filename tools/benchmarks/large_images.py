@@ -55,7 +55,7 @@ def contenders(canvas: tuple[int, int]) -> dict[str, tuple[str, Contender]]:
     Args:
       canvas: Height and width of the network's input.
     """
-    window_fn = functools.partial(transforms.crop_window, canvas_size=canvas)
+    window_fn = functools.partial(transforms.crop_window, output_size=canvas)
 
     def resized_only(pixels: tf.Tensor) -> tf.Tensor:
         window = window_fn(tf.shape(pixels)[:2])

@@ -57,13 +57,16 @@ def batches(contender: str, setting: dict[str, Any]) -> tf.data.Dataset:
 
 def _pipeline(setting):
     data_dir = setting["data_dir"]
-    return pipeline.make_train_dataset(
+    spec = pipeline.DatasetSpec(
         data_dir,
         setting["split"],
         categories=category_map.read(f"{data_dir}/{category_map.FILE_NAME}"),
-        batch_size=setting["batch_size"],
         image_size=tuple(setting["image_size"]),
         max_boxes=setting["max_boxes"],
+    )
+    return pipeline.make_train_dataset(
+        spec,
+        batch_size=setting["batch_size"],
         augmentation=examples.Augmentation(
             tuple(setting["scale_jitter"]), setting["flip"]
         ),

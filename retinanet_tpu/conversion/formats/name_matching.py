@@ -1,7 +1,7 @@
 """Finds files by the names that annotation tools write for them.
 
-Tools write paths of another machine, with backslashes, in another folder, with another
-extension, or with none.
+A written name may be a path of another machine or contain backslashes. Its folder may
+differ, and its extension may differ or be absent.
 """
 
 import collections
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 
 import PIL.Image
 
-_OF_ANNOTATIONS = {".json", ".txt", ".xml"}
-# Phones write them, and people convert them before they train.
-_OF_PHONES = {".avif", ".heic", ".heif"}
+_ANNOTATION_EXTENSIONS = {".json", ".txt", ".xml"}
+# Formats of phones. The images are converted before training, the names remain.
+_PHONE_EXTENSIONS = {".avif", ".heic", ".heif"}
 _LOCAL_FILE = "?d="  # Label Studio: /data/local-files/?d=folder/a.jpg
 
-# How a written path and the path of a file may agree, from certain to loose.
+# The levels of agreement between a written path and a file's path, strictest first.
 EXACT, OTHER_ENDING, OTHER_FOLDER, OTHER_FOLDER_AND_ENDING = range(4)
 
 
@@ -31,7 +31,7 @@ def image_extensions() -> frozenset[str]:
 
 
 def plain_path(written: str) -> str:
-    """Returns a path as text with slashes, without host, query and surrounding blanks.
+    """Normalizes a written path: slashes, no host, no query, no outer blanks.
 
     >>> plain_path(" C:\\\\data\\\\a.jpg"), plain_path("https://x.org/b/a.jpg?key=1")
     ('C:/data/a.jpg', '/b/a.jpg')
@@ -47,44 +47,50 @@ def plain_path(written: str) -> str:
 
 
 def spellings(written: str) -> list[str]:
-    """Returns a path as `plain_path` does, then as a decoded and an encoded URL.
+    """Returns the plain path, then its URL-decoded and URL-encoded variants.
 
     >>> spellings("a%20b.jpg"), spellings("a b.jpg")
     (['a%20b.jpg', 'a b.jpg'], ['a b.jpg', 'a%20b.jpg'])
     """
     path = plain_path(written)
     decoded = urllib.parse.unquote(path)
-    # A name of half a surrogate pair has no UTF-8.
+    # A lone surrogate in a name cannot be encoded as UTF-8.
     encoded = urllib.parse.quote(decoded, errors="replace")
     return list(dict.fromkeys((path, decoded, encoded)))
 
 
 def stem(path: str) -> str:
-    """Returns a path without the extension of an image or annotation file, if any."""
+    """Removes the extension of an image or annotation file, if there is one."""
     root, extension = posixpath.splitext(path)
-    known = extension.lower() in image_extensions() | _OF_ANNOTATIONS | _OF_PHONES
-    return root if known else path
+    known = image_extensions() | _ANNOTATION_EXTENSIONS | _PHONE_EXTENSIONS
+    return root if extension.lower() in known else path
 
 
 class NameIndex:
-    """Paths of files, to be found by what other programs call them."""
+    """An index of file paths that is searched by the names in annotations."""
 
     def __init__(self, names: Iterable[str]):
-        """Takes the paths, relative to one folder."""
-        self.names = sorted(names)
-        self._tables = {}
-
-    def at(self, level: int, written: str) -> list[str]:
-        """Returns the names that agree with a written path, at one level.
+        """Initializes the index.
 
         Args:
-          level: EXACT: the same path. OTHER_ENDING: another extension, none, or other
-            capitals. OTHER_FOLDER: the same file name. OTHER_FOLDER_AND_ENDING: both.
-          written: The path, as `plain_path` returns it.
+          names: The paths of the files, relative to one folder.
+        """
+        self.names = sorted(names)
+        self._tables: dict[int, dict[str, list[str]]] = {}
+
+    def at(self, level: int, written: str) -> list[str]:
+        """Returns the names that agree with a written path at one level.
+
+        Args:
+          level: EXACT: the same path. OTHER_ENDING: the extension or the case may
+            differ. OTHER_FOLDER: only the file name must be the same.
+            OTHER_FOLDER_AND_ENDING: both may differ.
+          written: The path, as returned by `plain_path`.
 
         Returns:
-          The names, sorted. In other folders only those that share the most folders
-          with the written path, counted from the end.
+          The names, sorted. Where the folder may differ, only the names with the
+          largest number of common folders are returned. Folders are compared from the
+          end of the path.
         """
         hits = self._table(level).get(_KEYS[level](_composed(written)), [])
         if len(hits) < 2 or level < OTHER_FOLDER:
@@ -93,9 +99,10 @@ class NameIndex:
         return [n for n, num in zip(hits, shared, strict=True) if num == max(shared)]
 
     def find(self, written: str) -> list[str]:
-        """Returns the names that agree best with a path, at the first level with any.
+        """Returns the names that agree at the first level that has any.
 
-        A name is also looked up as a URL, decoded and encoded.
+        Each spelling of the path is searched, including its URL-decoded and its
+        URL-encoded variant.
         """
         for spelling in spellings(written):
             for level in range(len(_KEYS)):
@@ -104,9 +111,9 @@ class NameIndex:
         return []
 
     def _table(self, level: int) -> dict[str, list[str]]:
-        """Returns names by key; a level is built when first needed, as it is large."""
+        """Returns names by key. A level is built on first use, because it is large."""
         if level not in self._tables:
-            table = collections.defaultdict(list)
+            table: dict[str, list[str]] = collections.defaultdict(list)
             for name in self.names:
                 table[_KEYS[level](_composed(name))].append(name)
             table.pop("", None)
@@ -115,19 +122,19 @@ class NameIndex:
 
 
 def _composed(path: str) -> str:
-    """Returns a path with accents in one spelling, as systems differ in it."""
+    """Composes accented letters; file systems differ in how they store them."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def _num_shared(path: str, other: str) -> int:
-    """Returns how many trailing parts of two paths agree, the file name left out."""
+    """Returns the number of equal trailing folders, ignoring the file name."""
     folders, others = (p.casefold().split("/")[-2::-1] for p in (path, other))
-    num = 0
-    for ours, theirs in zip(folders, others, strict=False):
-        if ours != theirs:
+    num_shared = 0
+    for folder, other_folder in zip(folders, others, strict=False):
+        if folder != other_folder:
             break
-        num += 1
-    return num
+        num_shared += 1
+    return num_shared
 
 
 _KEYS: tuple[Callable[[str], str], ...] = (

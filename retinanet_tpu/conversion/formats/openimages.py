@@ -1,6 +1,6 @@
-"""Reads Open Images: a CSV line for each box, as shares of the image's sides.
+"""Reads Open Images: one CSV line per box, in fractions of the image's sides.
 
-Classes are machine ids (/m/01yrx), whose names stand in a file of their own.
+Classes are machine ids such as /m/01yrx. Their names are in a separate file.
 """
 
 import os
@@ -12,77 +12,86 @@ from retinanet_tpu.conversion.formats import assembly, files, locating
 from retinanet_tpu.data import annotations
 
 _CORNERS = ("XMin", "YMin", "XMax", "YMax")
-_NEEDED = ("ImageID", "LabelName", *_CORNERS)
+_REQUIRED = ("ImageID", "LabelName", *_CORNERS)
 _CROWD = "IsGroupOf"
-_UNKNOWN = ("-1", "-1.0")  # Of the flags.
-# Few people fetch all of Open Images, so it is no fault.
-_NOT_FETCHED = "annotated images not in the folder, left out"
+_UNKNOWN = ("-1", "-1.0")  # Values of IsGroupOf.
+# Most users download only a part of Open Images, so this is not an error.
+_NOT_DOWNLOADED = "annotated images not in the folder, left out"
 
 
 class ClassList(NamedTuple):
-    """The classes of a descriptions file."""
+    """The classes of a descriptions file.
+
+    Attributes:
+      categories: COCO's dicts of id and name.
+      ids: The category id of each machine id.
+    """
 
     categories: list[dict[str, Any]]
-    ids: dict[str, int]  # machine id -> category id
+    ids: dict[str, int]
 
 
 def read(
-    path: str, *, pictures: files.ImageFolder, classes: ClassList
+    path: str, *, image_folder: files.ImageFolder, classes: ClassList
 ) -> annotations.AnnotatedSet:
-    """Reads a table of boxes; IsGroupOf makes a box a crowd.
+    """Reads a table of boxes. A box with IsGroupOf becomes a crowd.
 
     Args:
-      path: the CSV file with a header, as `train-annotations-bbox.csv`.
-      images: the folder of images, their names without extension the ImageIDs. Boxes
-        of others are passed over, as few people fetch all of Open Images.
-      classes: of `read_classes`.
+      path: The CSV file with a header, such as `train-annotations-bbox.csv`.
+      image_folder: The folder of images. Their names without extension are the
+        ImageIDs. Boxes of images outside the folder are skipped and counted.
+      classes: The classes, as returned by `read_classes`.
 
     Raises:
-      UserError: a column is missing, a line has too few fields or no numbers, no
-        image is there, or a class that is not known. The line is named.
+      UserError: A column is missing, a line has too few fields, a field is not a
+        number, no annotated image is in the folder, or a class is unknown. The message
+        contains the line.
     """
-    source, first_lines, found = os.path.basename(path), {}, {}
+    source = os.path.basename(path)
+    first_lines: dict[str, int] = {}
     for line, fields in _records(path):
         first_lines.setdefault(fields["ImageID"], line)
-    matches = pictures.match({image_id: [[image_id]] for image_id in first_lines})
-    # Read again, as the lines of images that are not there would fill the memory.
+    matches = image_folder.match({image_id: [[image_id]] for image_id in first_lines})
+    objects: dict[str, list[assembly.LabeledBox]] = {}
+    # The file is read twice: keeping the lines of absent images would fill the memory.
     for line, fields in _records(path):
         image_id = fields["ImageID"]
-        if file_name := matches.names.get(image_id):
-            empty = assembly.ReadImage(file_name, 0, 0, [], source)
-            item = _labeled(fields, line, path)
-            found.setdefault(image_id, empty).objects.append(item)
-    if not found:
+        if image_id in matches.names:
+            objects.setdefault(image_id, []).append(_labeled_box(fields, line, path))
+    if not objects:
         raise errors.UserError(
-            f"No image of the {len(first_lines)} images in {path}, such as "
-            f"{next(iter(first_lines), None)}, is there; check --images."
+            f"None of the {len(first_lines)} images in {path}, such as "
+            f"{next(iter(first_lines), None)}, exists; check --images."
         )
-    findings = []
+    events: list[annotations.ConversionEvent] = []
     for image_id, line in first_lines.items():
         where = f"{source}, line {line}"
         if several := matches.several.get(image_id):
-            findings.append(locating.several_meant(image_id, several, where))
-        elif image_id not in found:
-            findings.append(
-                annotations.ConversionEvent(_NOT_FETCHED, image_id, where, image_id)
+            events.append(locating.ambiguous_name(image_id, several, where))
+        elif image_id not in objects:
+            events.append(
+                annotations.ConversionEvent(_NOT_DOWNLOADED, image_id, where, image_id)
             )
-    listed = {*matches.names.values()}.union(*matches.several.values())
-    findings += annotations.images_without_annotation(pictures.names, listed)
+    annotated = {*matches.names.values()}.union(*matches.several.values())
+    events += annotations.images_without_annotation(image_folder.names, annotated)
     return assembly.assemble(
-        found.values(),
+        [
+            assembly.ReadImage(matches.names[image_id], 0, 0, boxes, source)
+            for image_id, boxes in objects.items()
+        ],
         classes.categories,
         unit="line",
-        findings=findings,
+        events=events,
         ids=classes.ids,
         is_norm=True,
     )
 
 
 def _records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields line number and fields by column of each line after the header."""
+    """Yields the number and the fields, by column, of each line after the header."""
     rows = files.csv_rows(path)
     _, header = next(rows, (1, []))
-    absent = [name for name in _NEEDED if name not in header]
+    absent = [name for name in _REQUIRED if name not in header]
     if absent:
         raise errors.UserError(
             f"{path}, line 1 lacks {', '.join(absent)}; expected the header of Open "
@@ -96,7 +105,8 @@ def _records(path: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield line, dict(zip(header, row, strict=True))
 
 
-def _labeled(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBox:
+def _labeled_box(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBox:
+    """Returns the box of a line."""
     where = f"{path}, line {line}"
     corners = files.numbers([fields[name] for name in _CORNERS], where)
     box_xywh = assembly.corners_to_xywh(*corners)
@@ -110,10 +120,14 @@ def _labeled(fields: dict[str, str], line: int, path: str) -> assembly.LabeledBo
 def read_classes(path: str) -> ClassList:
     """Reads a class-descriptions file, with or without a header.
 
+    Args:
+      path: The CSV file. Each line contains a machine id and a name.
+
     Raises:
-      UserError: a line is no pair of machine id and name, or a machine id comes twice.
+      UserError: A line is not a pair of machine id and name, or a machine id is
+        repeated.
     """
-    names = {}
+    names: dict[str, str] = {}
     for line, row in files.csv_rows(path):
         if line == 1 and row[0] == "LabelName":
             continue
@@ -122,7 +136,9 @@ def read_classes(path: str) -> ClassList:
                 f"{path}, line {line} is {row}; expected /m/id,name."
             )
         if row[0] in names:
-            raise errors.UserError(f"{path}, line {line} has {row[0]} a second time.")
+            raise errors.UserError(
+                f"{path}, line {line} repeats {row[0]}; remove one of the two lines."
+            )
         names[row[0]] = row[1]
     categories = assembly.number_classes(names.values())
     ids = {label: i for i, label in enumerate(names, start=1)}

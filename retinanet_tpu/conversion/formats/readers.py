@@ -1,6 +1,8 @@
-"""Reads annotations of any format into the one record of all."""
+"""Reads annotations of every format into an `AnnotatedSet`."""
 
+import functools
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from retinanet_tpu import errors
 from retinanet_tpu.conversion.formats import (
@@ -19,8 +21,22 @@ from retinanet_tpu.conversion.formats import (
 )
 from retinanet_tpu.data import annotations
 
-# Formats whose annotations name the classes, and that take an order of them.
-_BY_NAME = {
+
+class _ReadByName(Protocol):
+    """A function that reads annotations that contain class names."""
+
+    def __call__(
+        self,
+        path: str,
+        /,
+        *,
+        image_folder: files.ImageFolder,
+        categories: list[dict[str, Any]] | None = None,
+    ) -> annotations.AnnotatedSet: ...
+
+
+# Formats whose annotations contain class names; --names sets the order of the classes.
+_BY_NAME: dict[str, _ReadByName] = {
     "voc": voc.read,
     "csv": csv_table.read,
     "labelme": labelme.read,
@@ -29,6 +45,8 @@ _BY_NAME = {
     "cvat": cvat.read,
     "labelstudio": label_studio.read,
 }
+# The formats of --format, and those of them that accept --names, --classes and
+# --class_attribute.
 FORMATS = ("coco", "yolo", "openimages", *_BY_NAME)
 TAKE_NAMES = tuple(_BY_NAME)
 TAKE_CLASSES = ("yolo", "openimages")
@@ -39,7 +57,7 @@ def read(
     kind: str,
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     names: Sequence[str] | None = None,
     classes: str | None = None,
     class_attribute: str | None = None,
@@ -47,36 +65,36 @@ def read(
     """Reads annotations.
 
     Args:
-      kind: One of FORMATS.
+      kind: The format, one of FORMATS.
       path: The file or folder of annotations.
-      images: The folder of images.
-      names: The classes in order, for TAKE_NAMES; None for those that the file
-        declares or that occur.
-      classes: The file of class names, for TAKE_CLASSES; None to look for YOLO's
-        beside the labels.
-      class_attribute: The attribute that names the class, for TAKE_CLASS_ATTRIBUTE;
-        None if there is one.
+      image_folder: The folder of images.
+      names: The classes in order, for the formats of TAKE_NAMES. None selects the
+        classes that the file declares or that occur in it.
+      classes: The file of class names, for the formats of TAKE_CLASSES. None searches
+        YOLO's file beside the labels.
+      class_attribute: The attribute that contains the class, for the formats of
+        TAKE_CLASS_ATTRIBUTE. None selects the only attribute.
 
     Raises:
       UserError: The annotations cannot be read.
-      MissingFileError: There is no such file or folder.
+      MissingFileError: The file or folder does not exist.
     """
     if kind == "coco":
-        annotated = coco.read(path, pictures=pictures)
+        annotated = coco.read(path, image_folder=image_folder)
     elif kind == "yolo":
-        described = yolo.read_classes(classes or yolo.find_classes(path))
-        annotated = yolo.read(path, pictures=pictures, classes=described)
+        yolo_classes = yolo.read_classes(classes or yolo.find_classes(path))
+        annotated = yolo.read(path, image_folder=image_folder, classes=yolo_classes)
     elif kind == "openimages":
         if classes is None:
             raise errors.UserError(
-                "--format=openimages needs --classes=DESCRIPTIONS.csv."
+                "--format=openimages requires --classes=DESCRIPTIONS.csv."
             )
-        listed = openimages.read_classes(classes)
-        annotated = openimages.read(path, pictures=pictures, classes=listed)
+        class_list = openimages.read_classes(classes)
+        annotated = openimages.read(path, image_folder=image_folder, classes=class_list)
     else:
         categories = None if names is None else assembly.number_classes(names)
-        options = {"class_attribute": class_attribute} if class_attribute else {}
-        annotated = _BY_NAME[kind](
-            path, pictures=pictures, categories=categories, **options
-        )
-    return assembly.without_no_classes(annotated)
+        read_fn = _BY_NAME[kind]
+        if class_attribute:
+            read_fn = functools.partial(via.read, class_attribute=class_attribute)
+        annotated = read_fn(path, image_folder=image_folder, categories=categories)
+    return assembly.drop_no_classes(annotated)

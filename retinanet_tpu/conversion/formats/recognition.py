@@ -1,6 +1,6 @@
-"""Recognizes the format of an annotation file by its beginning.
+"""Recognizes the format of an annotation file from its first bytes.
 
-It serves error messages only: a reader that fails says what the file looks like.
+Only error messages use it: when a reader fails, the error adds the likely format.
 """
 
 import collections
@@ -18,19 +18,26 @@ from retinanet_tpu import errors
 from retinanet_tpu.conversion.formats import csv_header, files, name_matching
 
 _HEAD_BYTES = 200_000
-_MAX_NESTING = 5  # Deeper keys tell formats apart no better.
-_READS_FOLDER = ("voc", "yolo", "labelme")
+_MAX_NESTING = 5  # Deeper keys do not help to distinguish formats.
+_READS_FOLDER = ("voc", "yolo", "labelme")  # Their --annotations is a folder.
 _EXTENSIONS = (".json", ".xml", ".csv", ".txt", ".jsonl", ".ndjson", ".manifest")
 _CLASS_FILES = ("classes.txt", "notes.json")
-_NUM_FILES = 5  # Of each extension of a folder; the first may be about something else.
+# Files of each extension that are examined. The first may be an unrelated file.
+_NUM_FILES = 5
 
 
 class Format(NamedTuple):
-    """A format and what to do with a file of it."""
+    """A format, and the advice for a file of a format that is not supported.
+
+    Attributes:
+      name: The name of the format, for error messages.
+      flag: The value of --format; None if the format is not supported.
+      advice: A sentence on how to proceed; empty for supported formats.
+    """
 
     name: str
-    flag: str | None  # of --format; None if the format is not read
-    advice: str = ""  # instead, if it is not read
+    flag: str | None
+    advice: str = ""
 
 
 COCO = Format("a COCO detection file", "coco")
@@ -53,8 +60,9 @@ def _exported(tool: str, formats: str = "COCO") -> Format:
     return Format(f"a file of {tool}", None, f"Export {formats} from {tool} instead.")
 
 
-# By the first bracket and the keys that objects of each nesting have.
-_JSON = (
+# Each entry: the first bracket, the required keys by nesting depth, the format. The
+# first entry that matches wins.
+_JSON: tuple[tuple[str, dict[int, set[str]], Format], ...] = (
     ("{", {1: {"_via_img_metadata"}}, VIA),
     ("{", {2: {"filename", "regions"}}, VIA),
     ("{", {1: {"project", "metadata", "view"}}, _exported("VIA 3")),
@@ -125,7 +133,8 @@ _KITTI = _foreign("KITTI labels", "Convert them to YOLO or Pascal VOC first.")
 _DOTA = _foreign("DOTA labels", "Convert them to YOLO or Pascal VOC first.")
 _IMAGE_LIST = _foreign("a list of images", "Take the folder of the annotations.")
 
-# The last text may be cut off; without that case each quote in it would be tried.
+# The last string may be truncated. Without this alternative, the search would restart
+# at each quote in it, which takes quadratic time.
 _JSON_PART = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|\\?\Z)|[\[\]{}:]', re.DOTALL)
 _XML_ROOT = re.compile(r"<([A-Za-z_][\w.:-]*)")
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+")
@@ -134,14 +143,14 @@ _BOX = re.compile(r"(?:[+-]?\d+(?:\.\d+)?,){4}[\w.+-]+")
 
 @contextlib.contextmanager
 def explained(path: str, given: str) -> Iterator[None]:
-    """Adds to an error of a reader what the annotations look like.
+    """Adds the likely format of the annotations to a reader's error.
 
     Args:
       path: The file or folder of --annotations.
-      given: The --format.
+      given: The value of --format.
 
     Raises:
-      UserError: The error, with a longer message.
+      UserError: The reader's error, with a longer message.
     """
     try:
         yield
@@ -151,50 +160,54 @@ def explained(path: str, given: str) -> Iterator[None]:
 
 
 def hint(path: str, given: str) -> str:
-    """Returns a sentence on what annotations look like, or "" if there is none.
+    """Returns a sentence that contains the likely format of annotations.
 
     Args:
       path: The file or folder of --annotations.
-      given: The --format that failed.
+      given: The value of --format that failed.
+
+    Returns:
+      The sentence, or "" if the format was not recognized or the flags are right.
     """
     try:
         is_folder = tf.io.gfile.isdir(path)
-        found = _in_folder(path) if is_folder else (path, recognize(_head(path)))
+        file, recognized = (
+            _recognize_folder(path) if is_folder else (path, recognize(_head(path)))
+        )
     except (errors.UserError, tf.errors.OpError, UnicodeError):
         return ""
-    if found is None or found[1] is None:
+    if recognized is None:
         return ""
-    file, recognized = found
     if recognized.flag is None:
         return f"{file} looks like {recognized.name}. {recognized.advice}"
-    wants_folder = recognized.flag in _READS_FOLDER
-    if recognized.flag == given and wants_folder == is_folder:
+    reads_folder = recognized.flag in _READS_FOLDER
+    if recognized.flag == given and reads_folder == is_folder:
         return ""
-    where = posixpath.dirname(file) or "." if wants_folder else file
-    needed = f"--format={recognized.flag} --annotations={where}"
-    return f"{file} looks like {recognized.name}: use {needed}."
+    annotations_path = posixpath.dirname(file) or "." if reads_folder else file
+    options = f"--format={recognized.flag} --annotations={annotations_path}"
+    return f"{file} looks like {recognized.name}: use {options}."
 
 
 def recognize(head: bytes) -> Format | None:
-    """Returns the format of a file, or None.
+    """Returns the format of a file, or None if it is not recognized.
 
     Args:
-      head: The beginning of the file.
+      head: The first bytes of the file.
     """
-    for magic, found in _MAGIC:
+    for magic, magic_format in _MAGIC:
         if head.startswith(magic):
-            return found
+            return magic_format
     text = head.decode(files.encoding(head), "replace").lstrip()
     if text[:1] == "<":
         root = _XML_ROOT.search(text)
         return _XML.get(root[1].lower()) if root else None
     if text[:1] in ("{", "["):
-        return _of_json(text)
-    return _of_lines(text)
+        return _recognize_json(text)
+    return _recognize_lines(text)
 
 
-def _in_folder(folder: str) -> tuple[str, Format] | None:
-    """Returns a file of a folder that is recognized, and its format."""
+def _recognize_folder(folder: str) -> tuple[str, Format | None]:
+    """Returns the first recognized file of a folder and its format, or ("", None)."""
     for extension in _EXTENSIONS:
         try:
             names = files.list_files(folder, extension)
@@ -203,10 +216,10 @@ def _in_folder(folder: str) -> tuple[str, Format] | None:
         names = [n for n in names if posixpath.basename(n) not in _CLASS_FILES]
         for name in names[:_NUM_FILES]:
             path = posixpath.join(folder, name)
-            found = recognize(_head(path))
-            if found is not None:
-                return path, found
-    return None
+            recognized = recognize(_head(path))
+            if recognized is not None:
+                return path, recognized
+    return "", None
 
 
 def _head(path: str) -> bytes:
@@ -214,19 +227,20 @@ def _head(path: str) -> bytes:
         return file.read(_HEAD_BYTES)
 
 
-def _of_json(text: str) -> Format | None:
-    keys = collections.defaultdict(set)
+def _recognize_json(text: str) -> Format | None:
+    keys: dict[int, set[str]] = collections.defaultdict(set)
     for nesting, key in _json_keys(text):
         keys[nesting].add(key)
-    for bracket, wanted, found in _JSON:
-        if text[0] == bracket and all(keys[n] >= names for n, names in wanted.items()):
-            return found
+    for bracket, required, json_format in _JSON:
+        if text[0] == bracket and all(keys[n] >= k for n, k in required.items()):
+            return json_format
     return None
 
 
 def _json_keys(text: str) -> Iterator[tuple[int, str]]:
-    """Yields the keys of the beginning of a JSON file, and how deep each stands."""
-    nesting, previous = 0, None
+    """Yields the nesting depth and the name of each key; the text may be truncated."""
+    nesting = 0
+    previous: str | None = None
     for part in _JSON_PART.finditer(text):
         sign = part[0]
         if sign in "[{":
@@ -238,7 +252,7 @@ def _json_keys(text: str) -> Iterator[tuple[int, str]]:
         previous = part[1]
 
 
-def _of_lines(text: str) -> Format | None:
+def _recognize_lines(text: str) -> Format | None:
     lines = [line.strip() for line in text.splitlines()[:50] if line.strip()]
     if not lines:
         return None
@@ -253,15 +267,15 @@ def _of_lines(text: str) -> Format | None:
     if len(fields) in (9, 10) and all(numbers[:8]) and not numbers[8]:
         return _DOTA
     if files.csv_delimiter(lines[0]) in lines[0]:
-        return _of_csv(lines[0])
+        return _recognize_csv(lines[0])
     extension = os.path.splitext(lines[0])[1].lower()
     return _IMAGE_LIST if extension in name_matching.image_extensions() else None
 
 
-def _of_csv(line: str) -> Format | None:
-    sign = files.csv_delimiter(line)
+def _recognize_csv(line: str) -> Format | None:
+    delimiter = files.csv_delimiter(line)
     try:
-        row = next(csv.reader([line], delimiter=sign, skipinitialspace=True))
+        row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     except csv.Error:
         return None
     header = {name.strip().lstrip("#") for name in row}

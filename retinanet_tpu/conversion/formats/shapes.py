@@ -13,23 +13,40 @@ Box = tuple[float, float, float, float]
 
 
 def frame(points: Iterable[Sequence[float]]) -> Box:
-    """Returns left, top, width and height of the box around points (x, y)."""
+    """Returns left, top, width and height of the box around points.
+
+    Args:
+      points: The points (x, y), at least one.
+
+    Returns:
+      The box, in the unit of the points. All four numbers are NaN if a coordinate is
+      not finite.
+    """
     xs, ys = zip(*points, strict=True)
-    if not all(map(math.isfinite, (*xs, *ys))):  # min and max pass over NaN.
-        return (math.nan,) * 4
+    if not all(map(math.isfinite, (*xs, *ys))):  # min and max skip NaN.
+        return math.nan, math.nan, math.nan, math.nan
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
 
 def polygon(xs: Sequence[float], ys: Sequence[float], where: str) -> Box:
     """Returns the box around a polygon.
 
+    Args:
+      xs: The x coordinates of the corners.
+      ys: The y coordinates of the corners.
+      where: The file and line or record, for errors.
+
     Raises:
-      UserError: There are fewer than three points, or an x without a y.
+      UserError: There are fewer than three points, or the numbers of x and y differ.
     """
     if len(xs) != len(ys):
-        raise errors.UserError(f"{where} has {len(xs)} x and {len(ys)} y.")
+        raise errors.UserError(
+            f"{where} has {len(xs)} x and {len(ys)} y; expected as many x as y."
+        )
     if len(xs) < 3:
-        raise errors.UserError(f"{where} is a polygon of {len(xs)} points.")
+        raise errors.UserError(
+            f"{where} is a polygon of {len(xs)} points; expected at least 3."
+        )
     return frame(zip(xs, ys, strict=True))
 
 
@@ -37,19 +54,18 @@ def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0) -> Box
     """Returns the box around an ellipse.
 
     Args:
-      x: The center.
-      y: The center.
-      rx: Half the axis that is horizontal before the rotation.
-      ry: Half the other axis.
-      degrees: Rotation around the center, clockwise on the screen.
+      x: The x coordinate of the center.
+      y: The y coordinate of the center.
+      rx: The radius that is horizontal before the rotation.
+      ry: The other radius.
+      degrees: The rotation around the center, clockwise on the screen.
     """
     if rx <= 0 or ry <= 0:
-        return x - rx, y - ry, 2 * rx, 2 * ry  # So that the size shows what is wrong.
+        # Later checks report boxes without a positive size.
+        return x - rx, y - ry, 2 * rx, 2 * ry
     cos, sin = _direction(degrees)
-    half_width, half_height = (
-        math.hypot(rx * cos, ry * sin),
-        math.hypot(rx * sin, ry * cos),
-    )
+    half_width = math.hypot(rx * cos, ry * sin)
+    half_height = math.hypot(rx * sin, ry * cos)
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 
@@ -58,14 +74,16 @@ def rectangle(box_xywh: Box, degrees: float, *, pivot: tuple[float, float]) -> B
 
     Args:
       box_xywh: The rectangle before the rotation.
-      degrees: Rotation, clockwise on the screen.
-      pivot: The point that stays in place, in shares of the rectangle's sides.
+      degrees: The rotation, clockwise on the screen.
+      pivot: The center of the rotation (x, y), in fractions of the rectangle's sides.
     """
     left, top, width, height = box_xywh
     if degrees % 360 == 0 or width <= 0 or height <= 0:
-        return box_xywh  # Exact; and a box of negative size must show.
+        # Unrotated boxes stay exact. Later checks report boxes of negative size.
+        return box_xywh
     cos, sin = _direction(degrees)
-    px, py = pivot[0] * width, pivot[1] * height
+    px = pivot[0] * width
+    py = pivot[1] * height
     points = [
         (left + px + dx * cos - dy * sin, top + py + dx * sin + dy * cos)
         for dx in (-px, width - px)
@@ -75,11 +93,14 @@ def rectangle(box_xywh: Box, degrees: float, *, pivot: tuple[float, float]) -> B
 
 
 def segmentation_box(segmentation: Any) -> Box | None:
-    """Returns the box around a COCO segmentation, or None if it encloses nothing.
+    """Returns the box around a COCO segmentation.
 
     Args:
-      segmentation: Polygons as lists of x, y, x, y, ... in px, or a mask as a dict of
-        `size` (height, width) and `counts`, a list or its compressed text.
+      segmentation: The polygons, as lists of x, y, x, y, ... in px; or a mask, as a
+        dict of `size` (height, width) and `counts` (a list or its compressed text).
+
+    Returns:
+      The box in px, or None if the segmentation encloses nothing or is invalid.
     """
     try:
         if isinstance(segmentation, dict):
@@ -90,7 +111,7 @@ def segmentation_box(segmentation: Any) -> Box | None:
 
 
 def _direction(degrees: float) -> tuple[float, float]:
-    """Returns cosine and sine; NaN for a rotation that is not finite."""
+    """Returns the cosine and sine; NaN for a rotation that is not finite."""
     if not math.isfinite(degrees):
         return math.nan, math.nan
     quarter, rest = divmod(degrees, 90)
@@ -109,14 +130,20 @@ def _polygon_box(polygons: list) -> Box | None:
 
 
 def _mask_box(mask: dict[str, Any]) -> Box | None:
-    """Returns the box around the ones; runs go down the columns, zeros first."""
+    """Returns the box around the ones of a run-length encoded mask.
+
+    The runs go down the columns; the first run counts zeros.
+    """
     height, width = map(int, mask["size"])
     counts = mask["counts"]
     if isinstance(counts, str):
         counts = _decompressed(counts)
-    columns, rows, end = [], [], 0
+    columns: list[int] = []
+    rows: list[int] = []
+    end = 0
     for position, count in enumerate(counts):
-        start, end = end, end + int(count)
+        start = end
+        end += int(count)
         if int(count) < 0 or end > height * width:
             return None
         if position % 2 and count:
@@ -131,16 +158,19 @@ def _mask_box(mask: dict[str, Any]) -> Box | None:
 
 
 def _decompressed(text: str) -> list[int]:
-    """Returns the counts in pycocotools' text: 5 bits a character, then differences.
+    """Returns the counts of a mask in pycocotools' compressed text.
 
-    pycocotools reads beyond the end of a text that is cut off, so its own function is
-    no choice for files of other people.
+    Each character holds 5 bits. From the fourth count on, the text contains the
+    difference to the count two positions before. pycocotools' own function is not
+    used, because it reads beyond the end of truncated text.
     """
-    counts, value, shift = [], 0, 0
+    counts: list[int] = []
+    value = 0
+    shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError(f"{character!r} in a mask")
+            raise ValueError(f"invalid character {character!r} in a mask")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -148,7 +178,8 @@ def _decompressed(text: str) -> list[int]:
         if bits & 16:
             value -= 1 << shift
         counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
+        value = 0
+        shift = 0
     if shift:
-        raise ValueError("a mask that is cut off")
+        raise ValueError("the mask is truncated")
     return counts

@@ -1,4 +1,4 @@
-"""Gives the splits of a data directory one list of classes."""
+"""Unifies the classes of all splits of a data directory."""
 
 import csv
 import io
@@ -12,10 +12,15 @@ _OTHER_IDS = "files whose category ids were changed to those of all splits, by n
 
 
 class NewClass(NamedTuple):
-    """A class of a split that earlier splits lack."""
+    """A class of a split that earlier splits lack.
 
-    described: str  # its name, with the first of its boxes
-    names: str  # all classes, as the flag --names takes them
+    Attributes:
+      described: The name of the class, with its first box.
+      names: The names of all classes, as a value of the flag --names.
+    """
+
+    described: str
+    names: str
 
 
 def unified(
@@ -24,31 +29,32 @@ def unified(
     *,
     has_ids: bool,
 ) -> list[annotations.AnnotatedSet]:
-    """Returns the splits with the same categories; a class is the same if its name is.
+    """Returns the splits with common categories. Classes are matched by name.
 
     Args:
       sets: The splits.
-      known: Classes of earlier splits, which keep their ids, or None.
-      has_ids: Whether the annotations have ids, so that other ones are a finding.
+      known: The classes of earlier splits, which keep their ids, or None.
+      has_ids: True if the annotations contain category ids. Changes of these ids are
+        reported as events.
 
     Raises:
-      UserError: Names of different splits differ in case or blanks only.
+      UserError: Names of two splits differ in case or blanks only.
     """
     categories = common_classes(sets, known)
-    found = [with_classes(s, categories, counts_changes=has_ids) for s in sets]
-    images = [image for annotated in found for image in annotated.images]
+    splits = [with_classes(s, categories, counts_changes=has_ids) for s in sets]
+    images = [image for annotated in splits for image in annotated.images]
     checks.check_class_names(annotations.AnnotatedSet(images, categories))
-    return found
+    return splits
 
 
 def new_class(
     sets: Sequence[annotations.AnnotatedSet], known: category_map.Categories
 ) -> NewClass | None:
-    """Returns the first class that earlier splits lack, None if there is none.
+    """Returns the first class that earlier splits lack, or None.
 
     Args:
-      sets: The splits, as they were read.
-      known: Classes of earlier splits.
+      sets: The splits, before `unified`.
+      known: The classes of earlier splits.
     """
     names = {category.name for category in known.categories}
     for annotated in sets:
@@ -56,8 +62,8 @@ def new_class(
             if category["name"] not in names:
                 described = checks.listed(category, annotated)
                 text = io.StringIO()
-                together = common_classes(sets, known)
-                csv.writer(text).writerow(c["name"] for c in together)
+                all_classes = common_classes(sets, known)
+                csv.writer(text).writerow(c["name"] for c in all_classes)
                 return NewClass(described, text.getvalue().strip())
     return None
 
@@ -68,17 +74,18 @@ def common_classes(
 ) -> list[dict[str, Any]]:
     """Returns COCO's categories for all splits of a data directory.
 
-    Ids are those of the annotations where these agree with one another; otherwise
-    classes are numbered by name.
+    The ids of the annotations are kept if they agree in all splits. Otherwise classes
+    are numbered in the order of their names.
 
     Args:
       sets: The splits.
-      known: Classes of earlier splits, which keep their ids, or None.
+      known: The classes of earlier splits, which keep their ids, or None.
     """
     pairs = {(c["id"], c["name"]) for annotated in sets for c in annotated.categories}
     if known is not None:
         ids = {category.name: category.id for category in known.categories}
         new = sorted({name for _, name in pairs} - ids.keys())
+        # New classes are appended, because earlier records contain the known ids.
         ids |= {name: i for i, name in enumerate(new, start=max(ids.values()) + 1)}
     elif all(len({pair[i] for pair in pairs}) == len(pairs) for i in (0, 1)):
         ids = {name: i for i, name in pairs}
@@ -93,12 +100,12 @@ def with_classes(
     *,
     counts_changes: bool,
 ) -> annotations.AnnotatedSet:
-    """Returns a set with other category ids; a class is the same if its name is.
+    """Returns a set with other category ids. Classes are matched by name.
 
     Args:
       annotated: The set.
-      categories: COCO's categories, those of the set included.
-      counts_changes: Whether other ids are a finding, as they stand in the files.
+      categories: COCO's categories, which include all classes of the set.
+      counts_changes: True if changed ids are reported as events, one per file.
     """
     by_name = {category["name"]: category["id"] for category in categories}
     ids = {c["id"]: by_name[c["name"]] for c in annotated.categories}
@@ -113,10 +120,10 @@ def with_classes(
         )
         for image in annotated.images
     ]
-    findings = [*annotated.findings]
+    events = [*annotated.events]
     if counts_changes:
         sources = dict.fromkeys(image.source for image in images)
-        findings += [
+        events += [
             annotations.ConversionEvent(_OTHER_IDS, source) for source in sources
         ]
-    return annotations.AnnotatedSet(images, categories, tuple(findings))
+    return annotations.AnnotatedSet(images, categories, tuple(events))

@@ -1,4 +1,4 @@
-"""Reads lists of a split's images: texts with a name on each line, and data.yaml."""
+"""Reads the lists of a split's images: text files, one name per line, and data.yaml."""
 
 import os
 import posixpath
@@ -13,64 +13,74 @@ from retinanet_tpu.conversion.formats import data_yaml, files, name_matching
 from retinanet_tpu.data import annotations
 
 _NOT_ANNOTATED = "names in a split file without an annotated image, passed over"
-_MAX_UNKNOWN = 0.5  # With more unknown names the list belongs to other images.
-_NAMED = 3  # Examples that an error shows.
-# VOC's list of a class: 1 has it, -1 has not, 0 has difficult ones only.
+# A list with a larger share of unknown names belongs to other images.
+_MAX_UNKNOWN = 0.5
+_MAX_NAMED = 3  # Examples in an error.
+# Lines of VOC's list of a class. 1: the image contains the class. -1: it does not.
+# 0: it contains difficult objects only.
 _CLASS_LIST_LINE = re.compile(r"(.*\S)\s+(-1|0|1)")
-_NOTHING = ("~", "null", "None")  # As YAML and people write it.
+_NOTHING = ("~", "null", "None")  # Empty values in YAML, and Python's None.
 _ALIASES = {"val": ("valid", "validation"), "valid": ("val", "validation")}
 
 
 class Selection(NamedTuple):
-    """The images of a split."""
+    """The images of a split.
+
+    Attributes:
+      names: The file names of the images.
+      events: The lines that match no image.
+    """
 
     names: set[str]
-    findings: list[annotations.ConversionEvent]  # lines that are no image
+    events: list[annotations.ConversionEvent]
 
 
 def read(
     split_file: str, *, word: str, names: Iterable[str], images_dir: str
 ) -> Selection:
-    """Reads which images a split has.
+    """Reads the images of a split.
 
     Args:
-      split_file: A text with an image on each line: a path of any machine, a file name
-        or a stem. Or YOLO's data.yaml, with such texts or folders.
+      split_file: A text file with one image per line (a path of any machine, a file
+        name, or a stem), or YOLO's data.yaml, which lists such files or folders.
       word: The key of the split in a data.yaml.
-      names: File names of the images that there are, relative to `images_dir`.
+      names: The file names of the existing images, relative to `images_dir`.
       images_dir: The folder of images.
 
     Raises:
-      UserError: The file names no image, most of its names are not among `names`, or
-        one fits several of them.
-      MissingFileError: There is no such file.
+      UserError: The file contains no image, most of its names are not among `names`,
+        or a name matches several images.
+      MissingFileError: The file does not exist.
     """
     index = name_matching.NameIndex(names)
     if not is_yaml(split_file):
-        return _from_text(split_file, index)
-    content, selection = data_yaml.read(split_file), Selection(set(), [])
+        return _read_list(split_file, index)
+    content = data_yaml.read(split_file)
+    selection = Selection(set(), [])
     for entry in _entries(content, word, split_file):
-        places = _places(entry, content.get("path"), split_file, images_dir)
+        paths = _candidate_paths(entry, content.get("path"), split_file, images_dir)
         if entry.endswith(".txt"):
-            found = _from_text(_list_path(entry, places, split_file), index)
-            selection.findings.extend(found.findings)
-            selection.names.update(found.names)
+            listed = _read_list(_list_path(entry, paths, split_file), index)
+            selection.events.extend(listed.events)
+            selection.names.update(listed.names)
         else:
-            inside = [files.below(place, images_dir) for place in places]
-            is_there = any(map(tf.io.gfile.isdir, places))
+            folders = [files.below(path, images_dir) for path in paths]
+            exists = any(map(tf.io.gfile.isdir, paths))
             selection.names.update(
-                _in_folder(entry, inside, split_file, index, is_there=is_there)
+                _images_in_folder(entry, folders, split_file, index, exists=exists)
             )
     return selection
 
 
 def is_yaml(split_file: str) -> bool:
-    """Returns whether a split file is a data.yaml, which has all splits."""
+    """Returns True for a data.yaml, which contains all splits."""
     return split_file.lower().endswith((".yaml", ".yml"))
 
 
-def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
-    names, findings, num_lines = set(), [], 0
+def _read_list(path: str, index: name_matching.NameIndex) -> Selection:
+    names: set[str] = set()
+    events: list[annotations.ConversionEvent] = []
+    num_lines = 0
     for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         if not (text := line.strip()):
             continue
@@ -83,26 +93,28 @@ def _from_text(path: str, index: name_matching.NameIndex) -> Selection:
                 continue
         if len(hits) > 1:
             raise errors.UserError(
-                f"{path}, line {number}: {text} may be {' or '.join(hits[:_NAMED])}; "
-                "write its path."
+                f"{path}, line {number}: {text} may be "
+                f"{' or '.join(hits[:_MAX_NAMED])}; write its path."
             )
         names.update(hits)
         if not hits:
             where = f"{os.path.basename(path)}, line {number}"
-            findings.append(annotations.ConversionEvent(_NOT_ANNOTATED, where, text))
-    if len(findings) > _MAX_UNKNOWN * num_lines:
+            events.append(annotations.ConversionEvent(_NOT_ANNOTATED, where, text))
+    if len(events) > _MAX_UNKNOWN * num_lines:
         raise errors.UserError(
-            f"{len(findings)} of {num_lines} names in {path}, such as "
-            f"{findings[0].detail}, are no annotated images; there are "
-            f"{_some(index.names)}. Check --split_file, --images and --annotations."
+            f"{len(events)} of {num_lines} names in {path}, such as "
+            f"{events[0].detail}, are no annotated images; the annotated images are "
+            f"{_examples(index.names)}. Check --split_file, --images and --annotations."
         )
     if not names:
-        raise errors.UserError(f"{path} names no image.")
-    return Selection(names, findings)
+        raise errors.UserError(
+            f"{path} contains no image; expected one per line. Check --split_file."
+        )
+    return Selection(names, events)
 
 
 def _entries(content: dict[str, Any], word: str, path: str) -> list[str]:
-    """Returns the lists and folders that a data.yaml has for a split."""
+    """Returns the lists and folders of a split in a data.yaml."""
     for key in (word, *_ALIASES.get(word, ())):
         if (value := content.get(key)) and value not in _NOTHING:
             entries = [value] if isinstance(value, str) else value
@@ -116,18 +128,21 @@ def _entries(content: dict[str, Any], word: str, path: str) -> list[str]:
     others = [key for key in keys if content.get(key, "") not in ("", *_NOTHING)]
     raise errors.UserError(
         f"{path} has no {word!r}; it has {', '.join(others) or 'no split'}. Leave "
-        f"{word} out of --split, write --split={word}=KEY for another key, or let "
-        "--val_fraction divide the images in place of --split and --split_file."
+        f"{word} out of --split, write --split={word}=KEY for another key, or use "
+        "--val_fraction instead of --split and --split_file."
     )
 
 
-def _places(entry: str, root: Any, yaml_path: str, images_dir: str) -> list[str]:
-    """Returns where an entry of a data.yaml may be, the likeliest first.
+def _candidate_paths(
+    entry: str, root: Any, yaml_path: str, images_dir: str
+) -> list[str]:
+    """Returns the possible paths of a data.yaml's entry, the most likely first.
 
-    YOLO takes entries from `path:`, which may be a folder of another machine. Roboflow
-    writes ../train/images for a folder that lies beside the file.
+    In YOLO, entries are relative to `path:`, which may be a folder of another machine.
+    Roboflow writes ../train/images for a folder beside the file.
     """
-    folder, entry = os.path.dirname(yaml_path), name_matching.plain_path(entry)
+    folder = os.path.dirname(yaml_path)
+    entry = name_matching.plain_path(entry)
     root = name_matching.plain_path(root) if isinstance(root, str) else ""
     inside = re.sub(r"^(\.\./)+", "", entry)
     return [
@@ -138,49 +153,51 @@ def _places(entry: str, root: Any, yaml_path: str, images_dir: str) -> list[str]
     ]
 
 
-def _list_path(entry: str, places: Sequence[str], yaml_path: str) -> str:
-    for place in places:
-        if tf.io.gfile.exists(place):
-            return place
+def _list_path(entry: str, paths: Sequence[str], yaml_path: str) -> str:
+    for path in paths:
+        if tf.io.gfile.exists(path):
+            return path
     raise errors.MissingFileError(
-        f"{yaml_path} names the list {entry}, which is not beside it; give the list "
+        f"{yaml_path} names the list {entry}, which is not beside it; pass the list "
         "itself with --split_file."
     )
 
 
-def _in_folder(
+def _images_in_folder(
     entry: str,
-    places: Iterable[str | None],
+    candidates: Iterable[str | None],
     yaml_path: str,
     index: name_matching.NameIndex,
     *,
-    is_there: bool,
+    exists: bool,
 ) -> list[str]:
-    """Returns the images below a folder that a data.yaml names.
+    """Returns the images below a folder of a data.yaml.
 
     Args:
-      entry: The folder, as the file has it.
-      places: Where it may be, relative to the folder of images; None if outside.
-      yaml_path: The file.
+      entry: The folder, as written in the file.
+      candidates: The possible folders, relative to the folder of images; None for one
+        outside.
+      yaml_path: The path of the data.yaml.
       index: The names of the images.
-      is_there: Whether there is such a folder.
+      exists: True if one of the possible folders exists on disk.
     """
-    for place in places:
-        if place is not None and (found := _below(place, index.names)):
-            return found
+    for folder in candidates:
+        if folder is not None and (names := _below(folder, index.names)):
+            return names
     folders = name_matching.NameIndex(_folders(index.names))
     path = name_matching.plain_path(entry)
     hits = folders.at(name_matching.OTHER_FOLDER, path)
     if len(hits) == 1:
         return _below(hits[0], index.names)
-    if not is_there:
+    if not exists:
         raise errors.UserError(
             f"{yaml_path} names the folder {entry}, which is neither beside it nor "
-            "below --images. Correct it there, or leave its split out of --split."
+            "below --images. Correct the file, or leave the split out of --split."
         )
     raise errors.UserError(
         f"{yaml_path} names the folder {entry}, which has no annotated image below "
-        f"--images; there are {_some(index.names)}. Set --images to a folder above it."
+        f"--images; the annotated images are {_examples(index.names)}. Set --images to "
+        "a folder above it."
     )
 
 
@@ -189,8 +206,8 @@ def _below(folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _folders(names: Iterable[str]) -> set[str]:
-    """Returns all folders that files are in, and the folders above them."""
-    folders = set()
+    """Returns the folders of files, and all folders above them."""
+    folders: set[str] = set()
     for name in names:
         folder = posixpath.dirname(name)
         while folder and folder not in folders:
@@ -199,5 +216,6 @@ def _folders(names: Iterable[str]) -> set[str]:
     return folders
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _examples(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

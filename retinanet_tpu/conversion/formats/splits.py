@@ -15,33 +15,36 @@ from retinanet_tpu.data import annotations, category_map
 PLACEHOLDER = "{split}"
 _RESERVED = category_map.FILE_NAME.removesuffix(".json")
 _SHARED = "images that another split has too"
-# Findings about images that another split may have.
-_OF_NO_SPLIT = (annotations.UNANNOTATED, annotations.BACKGROUND)
+# Kinds of events about images that may belong to another split.
+_MAYBE_OTHER_SPLIT = (annotations.UNANNOTATED, annotations.BACKGROUND)
 _RECORDS = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.tfrecord.*")
 
 
 def parse(texts: Sequence[str]) -> dict[str, str]:
-    """Returns the splits to write: their name -> what they are called in paths.
+    """Parses the values of --split.
 
     Args:
-      texts: NAME, or NAME=WORD where paths have another word for the split; one or
-        several with commas between.
+      texts: The values: NAME, or NAME=WORD where paths contain another word for the
+        split. A value may contain several, separated by commas.
+
+    Returns:
+      The splits to write, as a dict: name -> word in paths.
 
     Raises:
-      UserError: A name is no part of a file name, or occurs twice.
+      UserError: A name cannot be a part of a file name, or occurs twice.
     """
-    splits = {}
+    splits: dict[str, str] = {}
     for text in ",".join(texts).split(","):
         name, equals, word = text.strip().partition("=")
         if not re.fullmatch(r"\w[\w.-]*", name) or (equals and not word):
             raise errors.UserError(
-                f"--split has {text!r}; expected NAME or NAME=WORD, with commas "
-                "between: --split=train,val=valid."
+                f"--split has {text!r}; expected NAME or NAME=WORD, separated by "
+                "commas: --split=train,val=valid."
             )
         if name == _RESERVED:
             raise errors.UserError(
-                f"--split={name} would write {name}.json, which has the classes; "
-                "choose another name."
+                f"--split={name} would write {name}.json, which is the file of the "
+                "classes; choose another name."
             )
         if name in splits:
             raise errors.UserError(f"--split has {name} twice; write each split once.")
@@ -56,21 +59,21 @@ def by_fraction(
     seed: int,
     group_fn: Callable[[str], str] = annotations.source_name,
 ) -> dict[str, annotations.AnnotatedSet]:
-    """Returns the images to train on and those to validate on, as train and val.
+    """Divides images into the splits train and val.
 
-    The name of an image's group and the seed alone decide, so that images which come
-    later move none of those that are there. The share is therefore kept on average
-    only.
+    Only the name of an image's group and the seed decide its split. Images that are
+    added later therefore never move existing ones. The fraction is met on average.
 
     Args:
-      annotated: all images.
-      val_fraction: share to validate on, in (0, 1).
-      seed: another seed makes another split.
-      group_fn: File name -> name of its group, all images of which go to one split.
+      annotated: All images.
+      val_fraction: The expected fraction of validation images, in (0, 1).
+      seed: The seed of the hash; another seed gives another division.
+      group_fn: A function from a file name to the name of its group. All images of a
+        group go to one split.
     """
 
     def is_val(file_name: str) -> bool:
-        # Systems differ in how they compose an accented letter of a file's name.
+        # File systems differ in how they compose accented letters.
         name = unicodedata.normalize("NFC", group_fn(file_name))
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
@@ -89,20 +92,22 @@ def by_list(
     images_dir: str,
     is_first: bool,
 ) -> annotations.AnnotatedSet:
-    """Returns the images that a file lists, and the findings about them.
+    """Returns the images that a file lists, and the events about them.
 
     Args:
       annotated: All images.
-      split_file: As `split_lists.read` takes it.
+      split_file: The list or data.yaml, as in `split_lists.read`.
       word: The key of the split in a data.yaml.
       images_dir: The folder of images.
-      is_first: Findings about no image in particular are of this split.
+      is_first: True if this split receives the events that concern no single image.
     """
     names = {image.file_name for image in annotated.images}
-    names |= {finding.image for finding in annotated.findings if finding.image}
-    chosen = split_lists.read(split_file, word=word, names=names, images_dir=images_dir)
-    found = part(annotated, chosen.names.__contains__, is_first=is_first)
-    return found._replace(findings=(*found.findings, *chosen.findings))
+    names |= {event.image for event in annotated.events if event.image}
+    selection = split_lists.read(
+        split_file, word=word, names=names, images_dir=images_dir
+    )
+    split = part(annotated, selection.names.__contains__, is_first=is_first)
+    return split._replace(events=(*split.events, *selection.events))
 
 
 def part(
@@ -111,31 +116,32 @@ def part(
     *,
     is_first: bool,
 ) -> annotations.AnnotatedSet:
-    """Returns the images of a split, and the findings about them.
+    """Returns the images of a split, and the events about them.
 
     Args:
       annotated: All images.
-      is_in: File name -> whether the image is in the split.
-      is_first: Findings about no image in particular are of this split.
+      is_in: A function from a file name to True if the image is in the split.
+      is_first: True if this split receives the events that concern no single image.
     """
-    findings = tuple(
-        finding
-        for finding in annotated.findings
-        if (is_in(finding.image) if finding.image else is_first)
+    events = tuple(
+        event
+        for event in annotated.events
+        if (is_in(event.image) if event.image else is_first)
     )
     images = [image for image in annotated.images if is_in(image.file_name)]
-    return annotated._replace(images=images, findings=findings)
+    return annotated._replace(images=images, events=events)
 
 
 def group_fn(pattern: str | None) -> Callable[[str], str]:
-    """Returns what names the group of an image by its file name.
+    """Returns a function from an image's file name to the name of its group.
 
     Args:
-      pattern: A regular expression, whose first group, or match, is the name; None for
-        that of Roboflow's versions. Names that do not match stand alone.
+      pattern: A regular expression. Its first group, or the whole match if it has no
+        group, is the name. Names that do not match form groups of their own. None
+        groups the versions of an image that Roboflow writes.
 
     Raises:
-      UserError: The pattern is no regular expression.
+      UserError: The pattern is not a valid regular expression.
     """
     if pattern is None:
         return annotations.source_name
@@ -147,20 +153,29 @@ def group_fn(pattern: str | None) -> Callable[[str], str]:
         ) from error
 
     def group(file_name: str) -> str:
-        found = compiled.search(file_name)
-        return found[min(1, compiled.groups)] or file_name if found else file_name
+        match = compiled.search(file_name)
+        return match[min(1, compiled.groups)] or file_name if match else file_name
 
     return group
 
 
 def template(path: str, word: str, others: Iterable[str]) -> str:
-    """Returns a path with {split} for a word, if the other splits have such paths."""
-    found = re.finditer(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", path)
-    starts = [match.start() for match in found]
-    # Of the data set's name the word may be a part too, so the last one is tried alone.
-    for places in (starts, starts[-1:]):
+    """Replaces a split's word in a path by {split}.
+
+    Args:
+      path: The path of one split.
+      word: The split's word in paths.
+      others: The words of the other splits.
+
+    Returns:
+      The path with {split}, if it exists for all other splits; else the path itself.
+    """
+    matches = re.finditer(rf"(?<![^\W\d_]){re.escape(word)}(?![^\W\d_])", path)
+    starts = [match.start() for match in matches]
+    # The data set's name may contain the word too: replace all, then only the last.
+    for replaced in (starts, starts[-1:]):
         changed = path
-        for start in reversed(places):
+        for start in reversed(replaced):
             end = start + len(word)
             changed = changed[:start] + PLACEHOLDER + changed[end:]
         paths = [changed.replace(PLACEHOLDER, other) for other in others]
@@ -170,32 +185,33 @@ def template(path: str, word: str, others: Iterable[str]) -> str:
 
 
 def record_names(data_dir: str) -> list[str]:
-    """Returns the names of record files in a data directory, unfinished ones too."""
+    """Returns the names of all record files of a directory, incomplete ones too."""
     if not tf.io.gfile.isdir(data_dir):
         return []
     return sorted(filter(_RECORDS.fullmatch, tf.io.gfile.listdir(data_dir)))
 
 
 def converted(data_dir: str) -> list[str]:
-    """Returns the splits that a data directory has records of."""
-    found = (_RECORDS.fullmatch(name)["split"] for name in record_names(data_dir))
-    return list(dict.fromkeys(found))
+    """Returns the splits whose records are in a data directory."""
+    matches = map(_RECORDS.fullmatch, record_names(data_dir))
+    return list(dict.fromkeys(match["split"] for match in matches if match))
 
 
 def apart(
     sets: Mapping[str, annotations.AnnotatedSet], folders: Mapping[str, str]
 ) -> dict[str, annotations.AnnotatedSet]:
-    """Returns splits less what is about images of other splits.
+    """Removes from each split the images and events that belong to other splits.
 
-    Splits may share a folder of images. There an image without a label file is of the
-    split that has labels for it, else of the first one. An image that several splits
-    have labels for is a finding.
+    Splits may share a folder of images. An image without a label file then belongs to
+    the split that has labels for it, else to the first split. An image with labels in
+    several splits remains in all of them and is reported as an event.
 
     Args:
       sets: The splits, by name.
       folders: The folder of images of each split.
     """
-    owners, found = {}, {}
+    owners: dict[tuple[str, str], str] = {}
+    separated: dict[str, annotations.AnnotatedSet] = {}
     for has_file in (True, False):
         for split, annotated in sets.items():
             for image in annotated.images:
@@ -209,18 +225,18 @@ def apart(
         images = [
             i for i in annotated.images if i.source or owner(i.file_name) == split
         ]
-        findings = [
-            finding
-            for finding in annotated.findings
-            if finding.what not in _OF_NO_SPLIT or owner(finding.image) == split
+        events = [
+            event
+            for event in annotated.events
+            if event.kind not in _MAYBE_OTHER_SPLIT or owner(event.image) == split
         ]
         shared = [i.file_name for i in images if owner(i.file_name) != split]
-        findings += [
+        events += [
             annotations.ConversionEvent(_SHARED, name, f"also in {owner(name)}", name)
             for name in shared
         ]
-        found[split] = annotated._replace(images=images, findings=tuple(findings))
-    return found
+        separated[split] = annotated._replace(images=images, events=tuple(events))
+    return separated
 
 
 def in_one_call(
@@ -229,18 +245,19 @@ def in_one_call(
     """Returns the options that convert splits together with earlier ones.
 
     Args:
-      words: The splits, as `parse` returns them.
-      paths: Flag -> path, of the flags that may have a {split}.
+      words: The splits, as returned by `parse`.
+      paths: The values of the flags that may contain {split}, by flag.
       earlier: The splits that were converted before.
     """
-    listed = [n if n == word else f"{n}={word}" for n, word in words.items()]
+    split_values = [n if n == word else f"{n}={word}" for n, word in words.items()]
     others = [name for name in earlier if name not in words]
     for word in words.values():
         paths = {flag: template(path, word, others) for flag, path in paths.items()}
-    told_apart = [
+    path_options = [
         shlex.quote(f"--{flag}={path}")
         for flag, path in paths.items()
         if PLACEHOLDER in path
     ]
-    instead = f"with {PLACEHOLDER} in {', '.join(f'--{flag}' for flag in paths)}"
-    return f"--split={','.join([*others, *listed])} {' '.join(told_apart) or instead}"
+    hint = f"with {PLACEHOLDER} in {', '.join(f'--{flag}' for flag in paths)}"
+    all_splits = ",".join([*others, *split_values])
+    return f"--split={all_splits} {' '.join(path_options) or hint}"

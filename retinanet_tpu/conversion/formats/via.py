@@ -1,7 +1,7 @@
 """Reads VIA (VGG Image Annotator 1 and 2): one CSV or JSON file, shapes in pixels.
 
-The annotations as CSV or JSON, and the project file, are read. VIA's COCO export is
-read by `coco`.
+Supported files are the annotations as CSV or JSON and the project file. The `coco`
+module reads VIA's COCO export.
 """
 
 import csv
@@ -16,21 +16,21 @@ from retinanet_tpu.conversion.formats import assembly, documents, files, listing
 from retinanet_tpu.data import annotations
 
 _COLUMNS = ("filename", "region_count", "region_shape_attributes", "region_attributes")
-_MAX_NAMED = 10  # Attributes that an error names.
+_MAX_NAMED = 10  # Attributes in an error.
 _NOT_ENCLOSING = ("polyline", "point")
 
 
 class _Region(NamedTuple):
-    """A region as the file has it."""
+    """A region of an image, as written in the file."""
 
     shape: dict[str, Any]
     attributes: dict[str, Any]
-    place: int
-    where: str
+    number: int  # the line of a CSV file, or the position in the image's list, from 1
+    where: str  # the file and line or region, for errors and events
 
 
 class _Image(NamedTuple):
-    """An image as the file has it."""
+    """An image, as written in the file."""
 
     file_name: str
     regions: list[_Region]
@@ -40,32 +40,35 @@ class _Image(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
     class_attribute: str | None = None,
 ) -> annotations.AnnotatedSet:
-    """Reads an export of VIA; polygons, circles and ellipses become boxes.
+    """Reads an export of VIA. Polygons, circles and ellipses become boxes.
 
     Args:
       path: The CSV or JSON file.
-      images: The folder of images.
-      categories: The classes; None for the options of the project, or for all that
-        occur in the file, sorted. One class is that of all boxes if regions have no
-        attributes.
-      class_attribute: The region attribute that names the class; None if there is one.
+      image_folder: The folder of images.
+      categories: The classes. None selects the options of the project, or else all
+        classes that occur in the file, sorted. If regions have no attributes and
+        there is a single class, all boxes get that class.
+      class_attribute: The region attribute that contains the class. None selects the
+        only attribute.
 
     Raises:
-      UserError: The file has another structure, no or several region attributes could
-        be the class, or a class is not known.
-      MissingFileError: There is no such file.
+      UserError: The structure of the file is invalid, the class attribute is missing
+        or ambiguous, or a class is unknown.
+      MissingFileError: The file does not exist.
     """
     text = files.read_text(path)
-    project, unit = {}, "line"
+    project: dict[str, Any] = {}
+    unit = "line"
     if text.lstrip()[:1] in ("{", "["):
-        project = documents.is_a(files.load_json(text, path), dict, path)
-        unit, images = "region", list(_from_json(project, path))
+        project = documents.expect(documents.load_json(text, path), dict, path)
+        unit = "region"
+        images = list(_read_json(project, path))
     else:
-        images = list(_from_csv(text, path))
+        images = list(_read_csv(text, path))
     only_class = categories[0]["name"] if categories and len(categories) == 1 else None
     attribute = _class_attribute(images, class_attribute, only_class, path)
     if only_class and not attribute:
@@ -74,7 +77,7 @@ def read(
     return listing.assemble(
         [_content(image, attribute, options) for image in images],
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit=unit,
         declared=options.values(),
@@ -84,49 +87,58 @@ def read(
 def _content(
     image: _Image, attribute: str, options: dict[str, str]
 ) -> assembly.Content:
-    objects, findings = [], []
+    """Returns the boxes of an image, and the events about its regions."""
+    objects: list[assembly.LabeledBox] = []
+    events: list[annotations.ConversionEvent] = []
     for region in image.regions:
-        box_xywh = _box(region, findings)
+        box_xywh, event = _box(region)
+        if event:
+            events.append(event)
         labels = _labels(region.attributes.get(attribute), region.where)
         if box_xywh is None:
             continue
         if not labels:
-            findings.append(annotations.ConversionEvent(listing.NO_CLASS, region.where))
+            events.append(annotations.ConversionEvent(listing.NO_CLASS, region.where))
         objects += [
-            assembly.LabeledBox(options.get(label, label), box_xywh, region.place)
+            assembly.LabeledBox(options.get(label, label), box_xywh, region.number)
             for label in labels
         ]
-    picture = assembly.ReadImage(image.file_name, 0, 0, objects, image.source)
-    return assembly.Content(picture, findings)
+    read_image = assembly.ReadImage(image.file_name, 0, 0, objects, image.source)
+    return assembly.Content(read_image, events)
 
 
-def _from_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
+def _read_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
     entries = content.get("_via_img_metadata", content)
-    entries = documents.is_a(entries, dict, f"{path}: _via_img_metadata")
+    entries = documents.expect(entries, dict, f"{path}: _via_img_metadata")
     for key, entry in entries.items():
         where = f"{path}: {key}"
-        documents.is_a(entry, dict, where)
+        documents.expect(entry, dict, where)
         name = documents.get(entry, ["filename"], str, where)
         source = f"{os.path.basename(path)}, {name}"
         regions = entry.get("regions", [])
         if isinstance(regions, dict):  # VIA 1 numbers them by keys.
             regions = list(regions.values())
-        found = []
-        for place, region in enumerate(
-            documents.is_a(regions, list, f"{where}: regions"), start=1
-        ):
-            here = f"{source}, region {place}"
-            documents.is_a(region, dict, here)
-            shape = documents.get(region, ["shape_attributes"], dict, here)
-            attributes = documents.get(region, ["region_attributes"], dict, here)
-            found.append(_Region(shape, attributes, place, here))
-        yield _Image(name, found, source)
+        documents.expect(regions, list, f"{where}: regions")
+        numbered = [
+            _json_region(region, number, f"{source}, region {number}")
+            for number, region in enumerate(regions, start=1)
+        ]
+        yield _Image(name, numbered, source)
 
 
-def _from_csv(text: str, path: str) -> Iterator[_Image]:
-    """Yields each image once; its regions have a line each."""
+def _json_region(region: Any, number: int, where: str) -> _Region:
+    documents.expect(region, dict, where)
+    shape = documents.get(region, ["shape_attributes"], dict, where)
+    attributes = documents.get(region, ["region_attributes"], dict, where)
+    return _Region(shape, attributes, number, where)
+
+
+def _read_csv(text: str, path: str) -> Iterator[_Image]:
+    """Yields each image once. Each region has a line of its own."""
     rows = csv.reader(io.StringIO(text, newline=""))
-    source, images, columns = os.path.basename(path), {}, None
+    source = os.path.basename(path)
+    images: dict[str, _Image] = {}
+    columns: dict[str, int] | None = None
     try:
         for row in rows:
             where = f"{source}, line {rows.line_num}"
@@ -139,17 +151,19 @@ def _from_csv(text: str, path: str) -> Iterator[_Image]:
                 raise errors.UserError(
                     f"{where} has {len(row)} fields; expected those of line 1."
                 )
-            name, count, shape, attributes = (row[columns[key]] for key in _COLUMNS)
+            name, count, shape_text, attributes_text = (
+                row[columns[key]] for key in _COLUMNS
+            )
             image = images.setdefault(name, _Image(name, [], source))
-            shape = _object(shape, where)
+            shape = _object(shape_text, where)
             if shape or count.strip() not in ("", "0"):
-                attributes = _object(attributes, where)
+                attributes = _object(attributes_text, where)
                 region = _Region(shape, attributes, rows.line_num, where)
                 image.regions.append(region)
     except csv.Error as error:
         raise errors.UserError(f"{path}, line {rows.line_num}: {error}.") from error
     if columns is None:
-        raise errors.UserError(f"{path} is empty.")
+        raise errors.UserError(f"{path} is empty; expected an export of VIA.")
     yield from images.values()
 
 
@@ -165,8 +179,8 @@ def _columns(row: list[str], path: str) -> dict[str, int]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    content = files.load_json(text, where)
-    return documents.is_a(content, dict, where)
+    content = documents.load_json(text, where)
+    return documents.expect(content, dict, where)
 
 
 def _with_attributes(image: _Image, attributes: dict[str, Any]) -> _Image:
@@ -175,49 +189,58 @@ def _with_attributes(image: _Image, attributes: dict[str, Any]) -> _Image:
 
 
 def _class_attribute(
-    images: list[_Image], wanted: str | None, only_class: str | None, path: str
+    images: list[_Image], selected: str | None, only_class: str | None, path: str
 ) -> str:
-    """Returns the region attribute that names the class, "" if there is none."""
-    used = {}
-    for image in images:
-        for region in image.regions:
-            for name, value in region.attributes.items():
-                if value not in ("", None, {}):
-                    used.setdefault(name)
-    named = ", ".join(list(used)[:_MAX_NAMED])
-    if wanted is not None:
-        if wanted not in used and used:
+    """Returns the region attribute that contains the class, or "".
+
+    Args:
+      images: The images of the file.
+      selected: The value of --class_attribute, or None.
+      only_class: The class of all boxes where regions have no attributes, or None.
+      path: The file, for errors.
+    """
+    used = list(
+        dict.fromkeys(
+            name
+            for image in images
+            for region in image.regions
+            for name, value in region.attributes.items()
+            if value not in ("", None, {})
+        )
+    )
+    named = ", ".join(used[:_MAX_NAMED])
+    if selected is not None:
+        if selected not in used and used:
             raise errors.UserError(
-                f"--class_attribute={wanted} is no region attribute of {path}; there "
-                f"are {named}."
+                f"--class_attribute={selected} is no region attribute of {path}; its "
+                f"attributes are {named}."
             )
-        return wanted
+        return selected
     if len(used) > 1:
         raise errors.UserError(
-            f"{path} has the region attributes {named}; say which is the class "
-            f"with --class_attribute={next(iter(used))} or another."
+            f"{path} has the region attributes {named}; select the class with "
+            f"--class_attribute={used[0]} or another."
         )
     if not used and not only_class and any(image.regions for image in images):
         raise errors.UserError(
-            f"{path} has no region attribute, so its boxes have no class; name the one "
-            "class of all boxes with --names=NAME, or give each region its class in "
-            "VIA."
+            f"{path} has no region attribute, so its boxes have no class; set one "
+            "class for all with --names=NAME, or set the class of each region in VIA."
         )
-    return next(iter(used), "")
+    return used[0] if used else ""
 
 
 def _options(project: dict[str, Any], attribute: str) -> dict[str, str]:
-    """Returns the classes that a project declares: as regions have them -> name."""
-    found = project.get("_via_attributes", {})
+    """Returns the classes that a project declares: value in regions -> name."""
+    options = project.get("_via_attributes", {})
     for key in ("region", attribute, "options"):
-        found = found.get(key, {}) if isinstance(found, dict) else {}
-    if not isinstance(found, dict):
+        options = options.get(key, {}) if isinstance(options, dict) else {}
+    if not isinstance(options, dict):
         return {}
-    # VIA's own numbers have their names as descriptions; the description of a name is
-    # a remark.
+    # The key of an option is its value in regions. Where VIA numbers the options, the
+    # description is the name; elsewhere the key is the name.
     return {
         key: text.strip() if key.isdecimal() and _is_text(text) else key
-        for key, text in found.items()
+        for key, text in options.items()
     }
 
 
@@ -234,16 +257,18 @@ def _labels(value: Any, where: str) -> list[str]:
 
 
 def _box(
-    region: _Region, findings: list[annotations.ConversionEvent]
-) -> shapes.Box | None:
-    """Returns the box around a region; None if it encloses nothing."""
+    region: _Region,
+) -> tuple[shapes.Box | None, annotations.ConversionEvent | None]:
+    """Returns the box around a region, or None, and an event if it is no rectangle."""
     shape, where = region.shape, region.where
     kind = shape.get("name")
     if kind == "rect":
-        return tuple(documents.numbers(shape, ("x", "y", "width", "height"), where))
+        x, y, width, height = documents.numbers(
+            shape, ("x", "y", "width", "height"), where
+        )
+        return (x, y, width, height), None
     if kind in _NOT_ENCLOSING:
-        findings.append(annotations.ConversionEvent(shapes.NO_BOX, where, kind))
-        return None
+        return None, annotations.ConversionEvent(shapes.NO_BOX, where, kind)
     if kind == "polygon":
         xs, ys = (
             documents.number_list(shape.get(key), f"{where}: {key}")
@@ -254,13 +279,12 @@ def _box(
         x, y, radius = documents.numbers(shape, ("cx", "cy", "r"), where)
         box_xywh = shapes.ellipse(x, y, radius, radius)
     elif kind == "ellipse":
-        sizes = documents.numbers(shape, ("cx", "cy", "rx", "ry"), where)
+        x, y, rx, ry = documents.numbers(shape, ("cx", "cy", "rx", "ry"), where)
         (radians,) = documents.number_list([shape.get("theta", 0)], where)
-        box_xywh = shapes.ellipse(*sizes, math.degrees(radians))
+        box_xywh = shapes.ellipse(x, y, rx, ry, math.degrees(radians))
     else:
         raise errors.UserError(
             f"{where} has the shape {str(kind)[:50]!r}; expected rect, polygon, circle "
             "or ellipse."
         )
-    findings.append(annotations.ConversionEvent(shapes.FRAMED, where, kind))
-    return box_xywh
+    return box_xywh, annotations.ConversionEvent(shapes.FRAMED, where, kind)

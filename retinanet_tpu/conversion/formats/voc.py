@@ -1,4 +1,4 @@
-"""Reads Pascal VOC: an XML file for each image, boxes in pixels, classes by name."""
+"""Reads Pascal VOC: one XML file per image, boxes in pixels, classes by name."""
 
 import math
 import re
@@ -16,76 +16,74 @@ from retinanet_tpu.conversion.formats import (
 from retinanet_tpu.data import annotations
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_TURNED = ("cx", "cy", "w", "h", "angle")  # roLabelImg
+_ROTATED_BOX = ("cx", "cy", "w", "h", "angle")  # Written by roLabelImg.
 
 
 def read(
     directory: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Pascal VOC XML files.
 
-    Coordinates are taken as they stand; `difficult` is ignored. An object without a
-    <bndbox> gets the box around its polygon.
+    Coordinates are not changed; `difficult` is ignored. An object without a <bndbox>
+    gets the box around its polygon.
 
     Args:
-      directory: the XML files.
-      images: the folder of images.
-      categories: the classes; None for all that occur in the folder, sorted.
+      directory: The folder of XML files.
+      image_folder: The folder of images.
+      categories: The classes. None selects all classes that occur, sorted.
 
     Raises:
-      UserError: no XML file that can be read, or a class that is not known.
+      UserError: No XML file can be read, or a class is unknown.
     """
     names = files.list_files(directory, ".xml")
-    parsed, findings = files.parse_each(directory, names, _parse)
+    parsed, events = files.parse_each(directory, names, _parse)
     return assembly.assemble_files(
         parsed,
         categories,
         directory=directory,
-        pictures=pictures,
+        image_folder=image_folder,
         unit="object",
-        findings=findings,
+        events=events,
     )
 
 
 def _parse(content: bytes, name: str) -> assembly.Content:
     root = documents.parse_xml(content)
-    objects, findings = [], []
+    objects: list[assembly.LabeledBox] = []
+    events: list[annotations.ConversionEvent] = []
     for number, element in enumerate(root.iter("object"), start=1):
         where = f"object {number}"
         label = annotation_fields.label(element.findtext("name"))
         if not label:
             raise errors.UserError(f"{where} has no <name>")
         box_xywh = _box(element, where)
+        source = f"{name}, {where}"
         if box_xywh is None:
-            finding = annotations.ConversionEvent(
-                annotations.NO_BOX, f"{name}, {where}", label
-            )
-            findings.append(finding)
+            event = annotations.ConversionEvent(annotations.NO_BOX, source, label)
+            events.append(event)
             continue
         if element.find("bndbox") is None:
-            what = assembly.FROM_OUTLINE
-            findings.append(annotations.ConversionEvent(what, f"{name}, {where}"))
+            event = annotations.ConversionEvent(assembly.FROM_OUTLINE, source)
+            events.append(event)
         objects.append(assembly.LabeledBox(label, box_xywh, number))
-    size = files.sides(
+    size = files.image_size(
         root.findtext("size/height"), root.findtext("size/width"), "<size>"
     )
     file_name = name_matching.plain_path(root.findtext("filename") or "")
-    return assembly.Content(
-        assembly.ReadImage(file_name, *size, objects, name), findings
-    )
+    return assembly.Content(assembly.ReadImage(file_name, *size, objects, name), events)
 
 
 def _box(element: xml.etree.ElementTree.Element, where: str) -> shapes.Box | None:
-    """Returns the box of an object, that around its outline, or None."""
+    """Returns the box of an object, else the box around its outline, else None."""
     corners = [element.findtext(f"bndbox/{side}") for side in _SIDES]
     if None not in corners:
         return assembly.corners_to_xywh(*files.numbers(corners, where))
-    turned = [element.findtext(f"robndbox/{side}") for side in _TURNED]
-    if None not in turned:
-        cx, cy, width, height, angle = files.numbers(turned, where)
+    rotated = [element.findtext(f"robndbox/{name}") for name in _ROTATED_BOX]
+    if None not in rotated:
+        cx, cy, width, height, angle = files.numbers(rotated, where)
         box_xywh = cx - width / 2, cy - height / 2, width, height
         return shapes.rectangle(box_xywh, math.degrees(angle), pivot=(0.5, 0.5))
     outline = element.find("polygon")
@@ -93,10 +91,11 @@ def _box(element: xml.etree.ElementTree.Element, where: str) -> shapes.Box | Non
         outline = element.find("segmentation")
     # <x1> <y1> <x2> ... (Roboflow), or <pt><x> <y></pt> ... (LabelMe).
     points = [] if outline is None else list(outline.iter())
-    xs, ys = (
+    x_texts, y_texts = (
         [e.text for e in points if re.fullmatch(rf"{axis}\d*", e.tag)] for axis in "xy"
     )
-    if len(xs) < 2 or len(xs) != len(ys):
+    if len(x_texts) < 2 or len(x_texts) != len(y_texts):
         return None
-    xs, ys = files.numbers(xs, where), files.numbers(ys, where)
+    xs = files.numbers(x_texts, where)
+    ys = files.numbers(y_texts, where)
     return shapes.frame(zip(xs, ys, strict=True))

@@ -1,6 +1,7 @@
-"""Reads YOLO: a text for each image, boxes as shares of its sides, numbered classes.
+"""Reads YOLO: one text file per image, boxes in fractions of its sides, class numbers.
 
-labels/train/a.txt  "class cx cy width height" a line, for images/train/a.jpg
+The file labels/train/a.txt belongs to images/train/a.jpg. Each line contains
+"class cx cy width height".
 """
 
 import functools
@@ -24,40 +25,47 @@ from retinanet_tpu.data import annotations
 
 _FRAMED = "polygons stored as the boxes around them"
 _WITHOUT_KEYPOINTS = "keypoints left out, their boxes stored"
-# Lists of class names, which lie among the label files of some tools.
+# Lists of class names, which some tools write among the label files.
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
-_LEVELS_UP = 2  # data.yaml lies beside labels/, or beside train/ of train/labels/.
+_LEVELS_UP = 2  # data.yaml is beside labels/, or beside train/ of train/labels/.
 
 
 class Classes(NamedTuple):
-    """What a file of classes says about the label files."""
+    """The content of a file of classes.
 
-    categories: list[dict[str, Any]]  # YOLO's numbers as ids
-    keypoints: tuple[int, int] | None  # as `yolo_lines.parse` takes them
+    Attributes:
+      categories: COCO's dicts of id and name; the ids are YOLO's class numbers.
+      keypoints: The number and dimension of keypoints, as in `yolo_lines.parse`; None
+        if the file does not contain them.
+      is_yaml: True for a data.yaml, False for a list of names.
+    """
+
+    categories: list[dict[str, Any]]
+    keypoints: tuple[int, int] | None
     is_yaml: bool
 
 
 def read(
-    directory: str, *, pictures: files.ImageFolder, classes: Classes
+    directory: str, *, image_folder: files.ImageFolder, classes: Classes
 ) -> annotations.AnnotatedSet:
-    """Reads a folder of YOLO label files; ids of categories are YOLO's numbers.
+    """Reads a folder of YOLO label files. Category ids are YOLO's class numbers.
 
-    An image without a label file is one without objects, as in YOLO's own trainers,
-    unless no image of its folder has a label file. Lines of more numbers are
-    polygons, and become the boxes around them, or boxes with keypoints, which are left
-    out.
+    An image without a label file has no objects, as in YOLO's own trainers. The
+    exception is a folder of images without any label file: its images are left out.
+    Longer lines are polygons, which become the boxes around them, or boxes with
+    keypoints, which are dropped.
 
     Args:
-      directory: the label files, in the same subfolders as the images, or in labels/
-        where the images are in images/. Texts without an image, such as lists and
-        READMEs, may lie among them.
-      images: the folder of images.
-      classes: of `read_classes`.
+      directory: The folder of label files. They are in the same subfolders as the
+        images, or in labels/ where the images are in images/. Text files without an
+        image, such as lists and READMEs, are ignored.
+      image_folder: The folder of images.
+      classes: The classes, as returned by `read_classes`.
 
     Raises:
-      UserError: no label file that can be read or has an image, a class that is not
-        known, or lines that may be polygons or keypoints.
+      UserError: No label file can be read, none has an image, a class is unknown, or
+        lines may be polygons or keypoints.
     """
     names = [
         name
@@ -65,86 +73,94 @@ def read(
         if posixpath.basename(name) not in _CLASS_FILES
     ]
     if not names:
-        raise errors.UserError(f"{directory} holds no label file; check --annotations.")
-    matches = pictures.match(
+        raise errors.UserError(
+            f"{directory} contains no label file; check --annotations."
+        )
+    matches = image_folder.match(
         {name: [[s] for s in _image_stems(name)] for name in names}
     )
     parse_fn = functools.partial(yolo_lines.parse, keypoints=classes.keypoints)
-    parsed, broken = files.parse_each(directory, names, parse_fn)
+    parsed, parse_events = files.parse_each(directory, names, parse_fn)
     if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            f"has an image of its name; {pictures.folder} has {pictures.some}. Check "
-            "--images and --annotations."
+            f"has an image of its name; {image_folder.folder} has "
+            f"{image_folder.example_names}. Check --images and --annotations."
         )
-    odd = _check_keypoints(parsed, classes)
-    found, of_lines = _labeled(parsed, matches, classes)
-    background, unlabeled = _unlabeled(pictures, matches)
-    # Lists of images and READMEs are no labels, and have no image of their name.
-    unreadable = [f for f in broken if f.where in matches.names] + odd
+    keypoint_events = _check_keypoints(parsed, classes)
+    labeled, line_events = _labeled_images(parsed, matches, classes)
+    background, image_events = _unlabeled_images(image_folder, matches)
+    # Unreadable texts without an image of their name are lists and READMEs.
+    unreadable = [e for e in parse_events if e.location in matches.names]
     return assembly.assemble(
-        [*found, *background],
+        [*labeled, *background],
         classes.categories,
         unit="line",
-        findings=[*unreadable, *of_lines, *unlabeled],
+        events=[*unreadable, *keypoint_events, *line_events, *image_events],
         ids={str(c["id"]): c["id"] for c in classes.categories},
         is_norm=True,
     )
 
 
-def _labeled(
+def _labeled_images(
     parsed: Mapping[str, list[yolo_lines.Line]],
     matches: files.Matches,
     classes: Classes,
 ) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
-    """Returns the images of label files, and findings about their lines."""
+    """Returns the images of label files, and events about their lines."""
     is_polygon = not (classes.keypoints and classes.keypoints[0])
     longer = _FRAMED if is_polygon else _WITHOUT_KEYPOINTS
-    found, findings = [], []
+    images: list[assembly.ReadImage] = []
+    events: list[annotations.ConversionEvent] = []
     for name, lines in parsed.items():
         image_name = matches.names.get(name, _image_stems(name)[0])
         if several := matches.several.get(name):
-            findings.append(locating.several_meant(image_name, several, name))
+            events.append(locating.ambiguous_name(image_name, several, name))
             continue
         objects = []
         for line in lines:
             box_xywh = yolo_lines.box(line, is_polygon=is_polygon)
             objects.append(assembly.LabeledBox(line.label, box_xywh, line.number))
-            if len(line.shares) > 4:
+            if len(line.fractions) > 4:
                 where = f"{name}, line {line.number}"
-                findings.append(
+                events.append(
                     annotations.ConversionEvent(longer, where, image=image_name)
                 )
-        found.append(assembly.ReadImage(image_name, 0, 0, objects, name))
-    return found, findings
+        images.append(assembly.ReadImage(image_name, 0, 0, objects, name))
+    return images, events
 
 
-def _unlabeled(
-    pictures: files.ImageFolder, matches: files.Matches
+def _unlabeled_images(
+    image_folder: files.ImageFolder, matches: files.Matches
 ) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
-    """Returns the images without a label file that are background, and findings."""
+    """Returns the background images without a label file, and events."""
     labeled = {*matches.names.values()}.union(*matches.several.values())
     folders = {posixpath.dirname(name) for name in labeled}
-    found, findings = [], []
-    for name in pictures.names:
+    images: list[assembly.ReadImage] = []
+    events: list[annotations.ConversionEvent] = []
+    for name in image_folder.names:
         if name in labeled:
             continue
-        # In a folder without any label they are those of another split, most likely.
+        # The images of a folder without any label probably belong to another split.
         is_background = _is_below_any(name, folders)
         what = annotations.BACKGROUND if is_background else annotations.UNANNOTATED
-        findings.append(annotations.ConversionEvent(what, name, image=name))
+        events.append(annotations.ConversionEvent(what, name, image=name))
         if is_background:
-            found.append(assembly.ReadImage(name, 0, 0, (), ""))
-    return found, findings
+            images.append(assembly.ReadImage(name, 0, 0, (), ""))
+    return images, events
 
 
 def read_classes(path: str) -> Classes:
     """Reads a data.yaml or a list of class names.
 
+    Args:
+      path: The data.yaml, or a text file with one name per line.
+
     Raises:
-      UserError: there are no names, or `kpt_shape` is not a pair of numbers.
+      UserError: There are no names, or `kpt_shape` is not a pair of numbers.
     """
-    categories, keypoints = yolo_names.read(path), None
+    categories = yolo_names.read(path)
+    keypoints = None
     is_yaml = path.lower().endswith((".yaml", ".yml"))
     if is_yaml:
         keypoints = yolo_lines.kpt_shape(data_yaml.read(path).get("kpt_shape"), path)
@@ -154,24 +170,28 @@ def read_classes(path: str) -> Classes:
 def find_classes(directory: str) -> str:
     """Returns the path of the class names that belong to a folder of label files.
 
+    Args:
+      directory: The folder of label files.
+
     Raises:
-      MissingFileError: there is none.
+      MissingFileError: No such file is in the folder or in the folders above it.
     """
-    folder, others = files.absolute(directory), []
+    folder = files.absolute(directory)
+    similar_paths: list[str] = []
     for _ in range(_LEVELS_UP + 1):
         for name in (*_YAML_FILES, *_CLASS_FILES):
             path = os.path.join(folder, name)
             if tf.io.gfile.exists(path):
                 return path
         if tf.io.gfile.isdir(folder):
-            listed = sorted(tf.io.gfile.listdir(folder))
-            others += [os.path.join(folder, n) for n in listed if _may_be_classes(n)]
+            names = filter(_may_be_classes, sorted(tf.io.gfile.listdir(folder)))
+            similar_paths += [os.path.join(folder, name) for name in names]
         folder = os.path.dirname(folder)
-    hint = f"={others[0]}, if they are there" if others else ""
+    hint = f"={similar_paths[0]}, if it contains them" if similar_paths else "=FILE"
     raise errors.MissingFileError(
         f"No {_YAML_FILES[0]} or {_CLASS_FILES[0]} in {directory} or the "
-        f"{_LEVELS_UP} folders above it; say where the class names are with "
-        f"--classes{hint or '=FILE'}."
+        f"{_LEVELS_UP} folders above it; pass the file of class names with "
+        f"--classes{hint}."
     )
 
 
@@ -180,14 +200,14 @@ def _may_be_classes(name: str) -> bool:
 
 
 def _image_stems(name: str) -> list[str]:
-    """Returns what the image of a label file may be called: images/ for labels/."""
+    """Returns the possible stems of a label file's image: images/ for labels/."""
     stem = annotations.stem(name)
-    before, found, after = f"/{stem}".rpartition("/labels/")
-    return [f"{before}/images/{after}".lstrip("/"), stem] if found else [stem]
+    before, separator, after = f"/{stem}".rpartition("/labels/")
+    return [f"{before}/images/{after}".lstrip("/"), stem] if separator else [stem]
 
 
 def _is_below_any(name: str, folders: set[str]) -> bool:
-    """Returns whether a file is in one of some folders or below it."""
+    """Returns True if a file is in or below one of the folders."""
     while name:
         name = posixpath.dirname(name)
         if name in folders:
@@ -198,7 +218,10 @@ def _is_below_any(name: str, folders: set[str]) -> bool:
 def _check_keypoints(
     parsed: dict[str, list[yolo_lines.Line]], classes: Classes
 ) -> list[annotations.ConversionEvent]:
-    """Takes out files with an odd number of shares, and returns findings of them.
+    """Removes files that contain a polygon with an odd number of coordinates.
+
+    Returns:
+      An event for each file that was removed from `parsed`.
 
     Raises:
       UserError: The longer lines may be polygons, or boxes with keypoints.
@@ -209,26 +232,25 @@ def _check_keypoints(
         (name, line)
         for name, lines in parsed.items()
         for line in lines
-        if len(line.shares) > 4
+        if len(line.fractions) > 4
     ]
     lines = [line for _, line in longer]
     if yolo_lines.may_be_keypoints(lines, has_yaml=classes.is_yaml):
         name, line = longer[0]
         raise errors.UserError(
-            f"{name}, line {line.number} has {len(line.shares)} numbers after the "
-            "class: a polygon, or a box with keypoints. Write which into data.yaml, "
+            f"{name}, line {line.number} has {len(line.fractions)} numbers after the "
+            "class: a polygon, or a box with keypoints. Add kpt_shape to data.yaml, "
             "beside `names`: kpt_shape: [17, 3] for 17 keypoints of x, y and "
             "visibility, [17, 2] for x and y alone, kpt_shape: [0, 0] for polygons. "
-            "Another file than data.yaml is named with --classes."
+            "Pass a data.yaml of another name with --classes."
         )
-    findings = []
+    events: list[annotations.ConversionEvent] = []
     for name, line in longer:
-        if len(line.shares) % 2 and name in parsed:
+        count = len(line.fractions)
+        if count % 2 and name in parsed:
             del parsed[name]
-            detail = (
-                f"line {line.number} has {len(line.shares)} numbers after the class"
-            )
-            findings.append(
+            detail = f"line {line.number} has {count} numbers after the class"
+            events.append(
                 annotations.ConversionEvent(files.UNREADABLE, name, detail, name)
             )
-    return findings
+    return events

@@ -29,7 +29,7 @@ def test_paths_of_other_machines_become_plain_ones(written, path):
     [("a.JPG", "a"), ("a.b/c.txt", "a.b/c"), ("a.0001", "a.0001"), ("a.HEIC", "a"),
      ("frame.01.xml", "frame.01"), (".jpg", ".jpg")],
 )  # fmt: skip
-def test_only_endings_of_images_and_annotations_are_taken_off(path, stem):
+def test_only_extensions_of_images_and_annotations_are_removed(path, stem):
     assert name_matching.stem(path) == stem
 
 
@@ -55,7 +55,7 @@ def test_only_endings_of_images_and_annotations_are_taken_off(path, stem):
         ("/", None),
     ],
 )
-def test_file_is_found_by_what_tools_write_for_it(written, name):
+def test_file_is_found_by_the_names_that_tools_write(written, name):
     assert INDEX.find(written) == ([] if name is None else [NAMES[name]])
 
 
@@ -65,7 +65,7 @@ def test_files_may_have_the_names_of_their_urls():
     assert index.find("Ä.jpg") == ["%C3%84.jpg"]
 
 
-def test_of_equal_names_that_in_the_most_similar_folder_is_found():
+def test_equal_names_are_resolved_by_the_most_similar_folder():
     index = name_matching.NameIndex(["a/train/1.jpg", "b/train/1.jpg", "a/val/1.jpg"])
     assert index.find("x/a/train/1.png") == ["a/train/1.jpg"]
     assert index.find("val/1.jpg") == ["a/val/1.jpg"]
@@ -73,12 +73,12 @@ def test_of_equal_names_that_in_the_most_similar_folder_is_found():
     assert index.find("1") == index.names
 
 
-def test_a_surer_level_goes_before_a_looser_one():
+def test_a_stricter_level_precedes_a_looser_one():
     index = name_matching.NameIndex(["a.jpg", "A.jpg", "a.png", "b/a.webp"])
     assert index.find("a.jpg") == ["a.jpg"]
     assert index.find("a.webp") == ["A.jpg", "a.jpg", "a.png"]
     assert index.find("x/a.webp") == ["b/a.webp"]
 
 
-def test_a_url_of_a_broken_host_has_a_path():
+def test_a_url_with_an_invalid_host_has_a_path():
     assert name_matching.plain_path("http://[x/b/a%20b.jpg?k=/c#d") == "/b/a b.jpg"

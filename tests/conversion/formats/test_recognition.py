@@ -20,29 +20,29 @@ def exports(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", annotation_files.FORMATS)
 @pytest.mark.parametrize("given", ["coco", "voc", "yolo", "csv", "via", "labelstudio"])
-def test_a_wrong_format_is_told_and_the_right_one_is_not(exports, kind, given):
+def test_a_wrong_format_has_a_hint_and_the_right_one_has_none(exports, kind, given):
     flag, path = kind.partition("_")[0], exports[kind]
-    said = recognition.hint(str(path), given)
+    hint = recognition.hint(str(path), given)
     if flag == given:
-        assert said == ""
+        assert hint == ""
     else:
         # One of the files is in a subfolder.
-        assert f"use --format={flag} --annotations={path}" in said
+        assert f"use --format={flag} --annotations={path}" in hint
 
 
 @pytest.mark.parametrize("kind", annotation_files.FORMATS)
-def test_a_folder_or_file_in_place_of_the_other_is_told(exports, kind):
+def test_a_folder_in_place_of_a_file_has_a_hint_and_vice_versa(exports, kind):
     flag, path = kind.partition("_")[0], exports[kind]
     other = (
         min(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.parent
     )
-    said = recognition.hint(str(other), flag)
-    assert f"use --format={flag} --annotations={path}" in said
+    hint = recognition.hint(str(other), flag)
+    assert f"use --format={flag} --annotations={path}" in hint
 
 
 def test_the_coco_export_of_via_is_coco(tmp_path):
     path = tool_exports.via_coco(
-        tmp_path, annotation_files.PICTURES, annotation_files.NAMES
+        tmp_path, annotation_files.IMAGES, annotation_files.NAMES
     )
     assert "--format=coco" in recognition.hint(str(path), "via")
 
@@ -53,7 +53,7 @@ KITTI = (
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "hint"),
     [
         ("a.jpg 1,2,3,4,0 5,6,7,8,1\n", "lines of keras-yolo3. Write each box"),
         ("img/b c.jpg 1,2,3,4,0\n", ""),
@@ -85,23 +85,23 @@ KITTI = (
         ("0.1 0.2 0.3", ""),
     ],
 )  # fmt: skip
-def test_files_of_other_tools_are_named_with_what_to_do(tmp_path, text, said):
+def test_files_of_other_tools_have_a_hint_with_a_remedy(tmp_path, text, hint):
     path = tmp_path / "file.txt"
     path.write_text(text)
-    found = recognition.hint(str(path), "coco")
-    assert found.startswith(f"{path} looks like ") == bool(said)
-    assert said in found
+    message = recognition.hint(str(path), "coco")
+    assert message.startswith(f"{path} looks like ") == bool(hint)
+    assert hint in message
 
 
 def test_the_beginning_of_a_large_file_is_enough(tmp_path):
-    content = annotation_files.coco_content(annotation_files.PICTURES * 2000)
+    content = annotation_files.coco_content(annotation_files.IMAGES * 2000)
     path = tmp_path / "large.json"
     path.write_text(json.dumps(content))
     assert path.stat().st_size > 500_000
     assert "--format=coco" in recognition.hint(str(path), "via")
 
 
-def test_what_is_not_there_is_not_described(tmp_path):
+def test_missing_files_have_no_hint(tmp_path):
     assert recognition.hint(str(tmp_path / "nothing"), "coco") == ""
     assert recognition.hint(str(tmp_path), "coco") == ""
 
@@ -123,7 +123,7 @@ def test_what_is_not_there_is_not_described(tmp_path):
     ],
     ids=range(11),
 )
-def test_a_hostile_file_takes_no_more_than_its_share(text):
+def test_a_hostile_file_takes_limited_time(text):
     start = time.process_time()
     recognition.recognize(text.encode())
     assert time.process_time() - start < 3

@@ -18,9 +18,9 @@ def test_a_rotated_rectangle_is_inside_the_box_and_touches_it(degrees, pivot):
         (BOX[0] + x * BOX[2], BOX[1] + y * BOX[3]) for x in (0, 1) for y in (0, 1)
     ]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    turned = (corners - center) @ [[cos, sin], [-sin, cos]] + center
-    np.testing.assert_allclose(turned.min(0), (left, top), atol=1e-9)
-    np.testing.assert_allclose(turned.max(0), (left + width, top + height), atol=1e-9)
+    rotated = (corners - center) @ [[cos, sin], [-sin, cos]] + center
+    np.testing.assert_allclose(rotated.min(0), (left, top), atol=1e-9)
+    np.testing.assert_allclose(rotated.max(0), (left + width, top + height), atol=1e-9)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 200])
@@ -29,8 +29,8 @@ def test_an_ellipse_touches_its_box(degrees):
     t, turn = np.linspace(0, 2 * np.pi, 10_001), math.radians(degrees)
     x = 50 + 20 * np.cos(t) * math.cos(turn) - 10 * np.sin(t) * math.sin(turn)
     y = 40 + 20 * np.cos(t) * math.sin(turn) + 10 * np.sin(t) * math.cos(turn)
-    found = (x.min(), y.min(), np.ptp(x), np.ptp(y))
-    np.testing.assert_allclose(found, (left, top, width, height), atol=1e-4)
+    box_xywh = (x.min(), y.min(), np.ptp(x), np.ptp(y))
+    np.testing.assert_allclose(box_xywh, (left, top, width, height), atol=1e-4)
 
 
 def test_quarter_turns_are_exact():
@@ -39,7 +39,7 @@ def test_quarter_turns_are_exact():
     assert shapes.ellipse(50, 40, 20, 10, 270) == (40, 20, 20, 40)
 
 
-def test_what_is_wrong_with_a_shape_shows_in_its_box():
+def test_invalid_shapes_have_invalid_boxes():
     assert math.isnan(shapes.rectangle(BOX, math.nan, pivot=(0, 0))[0])
     assert math.isnan(shapes.rectangle(BOX, math.inf, pivot=(0, 0))[0])
     assert math.isnan(shapes.ellipse(1, 2, math.nan, 4)[0])
@@ -64,7 +64,7 @@ def test_box_is_around_all_polygons(segmentation):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_box_of_a_mask_is_that_of_pycocotools(seed):
+def test_box_of_a_mask_equals_that_of_pycocotools(seed):
     generator = np.random.default_rng(seed)
     height, width = generator.integers(1, 40, 2)
     pixels = np.zeros([height, width], np.uint8, order="F")
@@ -93,5 +93,5 @@ def test_box_of_a_mask_is_that_of_pycocotools(seed):
         {"size": ["a", 9], "counts": [1, 2]}, {"size": [9, 9], "counts": ["a", "b"]},
     ],
 )  # fmt: skip
-def test_what_is_no_outline_has_no_box(segmentation):
+def test_invalid_segmentations_have_no_box(segmentation):
     assert shapes.segmentation_box(segmentation) is None

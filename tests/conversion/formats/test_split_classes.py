@@ -38,7 +38,7 @@ def test_classes_of_earlier_splits_keep_their_ids():
     assert common(listed(ant=1, cat=2), known=known) == dict(dog=4, cat=9, ant=10)
 
 
-def test_objects_follow_their_class_to_its_new_id():
+def test_objects_get_the_new_id_of_their_class():
     image = IMAGE._replace(objects=(BOX, BOX._replace(category_id=70)))
     some = annotations.AnnotatedSet([image], CATEGORIES)
     same = split_classes.with_classes(some, CATEGORIES, counts_changes=True)
@@ -47,12 +47,12 @@ def test_objects_follow_their_class_to_its_new_id():
     other = split_classes.with_classes(some, classes, counts_changes=True)
     assert [o.category_id for o in other.images[0].objects] == [2, 1]
     assert other.categories == classes
-    (finding,) = other.findings
-    assert "category ids were changed" in finding.what and finding.where == "b.xml"
-    assert not split_classes.with_classes(some, classes, counts_changes=False).findings
+    (event,) = other.events
+    assert "category ids were changed" in event.kind and event.location == "b.xml"
+    assert not split_classes.with_classes(some, classes, counts_changes=False).events
 
 
-def test_new_class_is_described_with_all_names_as_a_flag_takes_them():
+def test_new_class_is_described_with_a_flag_value_of_all_names():
     known = category_map.from_coco(listed(dog=4, cat=9))
     image = IMAGE._replace(objects=(BOX,))
     old = annotations.AnnotatedSet([], listed(cat=1))

@@ -24,32 +24,32 @@ def read(tmp_path, text, name="val.txt", word="val", images_dir="/ds", names=NAM
         "val/a 1\n000012  0\nb 1 -1\n",
     ],
 )
-def test_lists_of_all_tools_name_the_same_images(tmp_path, text):
+def test_lists_of_all_tools_contain_the_same_images(tmp_path, text):
     assert read(tmp_path, text) == ({NAMES[2], NAMES[3]}, [])
 
 
-def test_blank_in_a_name_is_no_class_list(tmp_path):
+def test_blank_in_a_name_does_not_make_a_class_list(tmp_path):
     assert read(tmp_path, "b 1\n").names == {NAMES[1]}
 
 
-def test_names_may_be_in_quotes_and_a_value_of_nothing_is_none(tmp_path):
+def test_names_may_be_in_quotes_and_an_empty_value_is_no_split(tmp_path):
     assert read(tmp_path, "\"000012.jpg\",\n'val/a'\n").names == {NAMES[2], NAMES[3]}
     with pytest.raises(ValueError, match=r"has no 'val'; it has train\. Leave val out"):
         read(tmp_path, "train: x\nval: ~\n", "data.yaml")
 
 
-def test_few_unknown_names_are_findings_with_their_line(tmp_path):
-    found = read(tmp_path, "val/a\nzebra.jpg\n000012\n")
-    assert found.names == {NAMES[2], NAMES[3]}
-    (finding,) = found.findings
-    assert finding[1:] == ("val.txt, line 2", "zebra.jpg", "")
+def test_few_unknown_names_are_events_with_their_line(tmp_path):
+    selection = read(tmp_path, "val/a\nzebra.jpg\n000012\n")
+    assert selection.names == {NAMES[2], NAMES[3]}
+    (event,) = selection.events
+    assert event[1:] == ("val.txt, line 2", "zebra.jpg", "")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"val\.txt names no image"),
-        ("000012 -1\n", r"val\.txt names no image"),
+        ("", r"val\.txt contains no image"),
+        ("000012 -1\n", r"val\.txt contains no image"),
         ("x\ny\n000012\n", r"2 of 3 names in .*val\.txt, such as x, are no annotated"),
         ("a.jpg\n", r"line 1: a\.jpg may be images/train/a\.jpg or images/val/a"),
     ],
@@ -88,17 +88,17 @@ def test_list_must_exist_and_be_text(tmp_path):
 )
 def test_data_yaml_names_folders_and_lists(tmp_path, text):
     (tmp_path / "val.txt").write_text("./images/val/a.jpg\nimages/val/000012.png\n")
-    found = read(tmp_path, text, "data.yaml", images_dir=str(tmp_path))
-    assert found == ({NAMES[2], NAMES[3]}, [])
+    selection = read(tmp_path, text, "data.yaml", images_dir=str(tmp_path))
+    assert selection == ({NAMES[2], NAMES[3]}, [])
 
 
 def test_folder_of_images_may_be_the_split_itself(tmp_path):
     names = ["a.jpg", "b.jpg"]
     images = str(tmp_path / "images" / "val")
-    found = read(
+    selection = read(
         tmp_path, "val: images/val", "data.yaml", images_dir=images, names=names
     )
-    assert found.names == {*names}
+    assert selection.names == {*names}
 
 
 @pytest.mark.parametrize(

@@ -21,38 +21,38 @@ def val_names(annotated, **options):
     return {image.file_name for image in val.images}
 
 
-def test_later_images_move_none_of_the_earlier_ones():
+def test_later_images_move_no_earlier_ones():
     few, many = named(200), named(200)
     many.images[100:100] = named(300, prefix="later").images
     assert val_names(many) & {i.file_name for i in few.images} == val_names(few)
 
 
-def test_order_and_ids_do_not_matter_to_the_split():
+def test_order_and_ids_do_not_change_the_split():
     some = named(200)
-    turned = some._replace(
+    reversed_set = some._replace(
         images=[i._replace(image_id=n) for n, i in enumerate(some.images[::-1])]
     )
-    assert val_names(turned) == val_names(some)
+    assert val_names(reversed_set) == val_names(some)
 
 
-def test_the_way_a_system_composes_letters_does_not_matter_to_the_split():
-    composed, taken_apart = named(100, prefix="\u00e4"), named(100, prefix="a\u0308")
+def test_composition_of_letters_does_not_change_the_split():
+    composed, decomposed = named(100, prefix="\u00e4"), named(100, prefix="a\u0308")
     positions = [
         [i for i, image in enumerate(s.images) if image.file_name in val_names(s)]
-        for s in (composed, taken_apart)
+        for s in (composed, decomposed)
     ]
     assert positions[0] == positions[1] != []
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.9])
-def test_split_has_about_the_share_wanted(fraction):
+def test_split_has_about_the_requested_fraction(fraction):
     # Four standard deviations of a binomial, and the names are fixed.
-    found = len(val_names(named(2000), val_fraction=fraction))
+    num_val = len(val_names(named(2000), val_fraction=fraction))
     margin = 4 * (2000 * fraction * (1 - fraction)) ** 0.5
-    assert abs(found - 2000 * fraction) < margin
+    assert abs(num_val - 2000 * fraction) < margin
 
 
-def test_a_larger_share_keeps_what_a_smaller_one_had_and_a_seed_changes_all():
+def test_a_larger_fraction_extends_a_smaller_one_and_a_seed_changes_all():
     some = named(500)
     assert val_names(some, val_fraction=0.1) < val_names(some, val_fraction=0.2)
     both = val_names(some, seed=1) & val_names(some)
@@ -72,7 +72,7 @@ def test_versions_of_one_image_stay_in_one_split():
     assert len(sources) > 20 and not sources & trained
 
 
-def test_a_pattern_of_ones_own_keeps_its_groups_in_one_split():
+def test_a_custom_pattern_keeps_its_groups_in_one_split():
     images = [IMAGE._replace(file_name=f"{i // 10}/{i}.jpg") for i in range(600)]
     group_fn = splits.group_fn(r"^(\d+)/")
     parts = splits.by_fraction(
@@ -89,19 +89,19 @@ def test_a_pattern_of_ones_own_keeps_its_groups_in_one_split():
         splits.group_fn("(")
 
 
-def test_findings_are_of_the_split_of_their_image():
+def test_events_go_to_the_split_of_their_image():
     some = named(50)
-    findings = [
+    events = [
         annotations.ConversionEvent("odd", "x", image=i.file_name) for i in some.images
     ]
     general = annotations.ConversionEvent("renumbered", "x.json")
     parts = splits.by_fraction(
-        some._replace(findings=(*findings, general)), val_fraction=0.5, seed=0
+        some._replace(events=(*events, general)), val_fraction=0.5, seed=0
     )
     for name, part in parts.items():
         names = {image.file_name for image in part.images}
-        assert {f.image for f in part.findings if f.image} == names
-        assert (general in part.findings) == (name == "train")
+        assert {f.image for f in part.events if f.image} == names
+        assert (general in part.events) == (name == "train")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_names_that_are_no_part_of_a_file_name_are_refused(texts, message):
         splits.parse(texts)
 
 
-def test_splits_of_a_data_directory_are_found_by_their_records(tmp_path):
+def test_converted_splits_are_found_by_their_records(tmp_path):
     assert splits.converted(str(tmp_path / "nowhere")) == []
     for name in ("train-00000-of-00002.tfrecord", "train-00001-of-00002.tfrecord"):
         (tmp_path / name).touch()
@@ -145,11 +145,11 @@ def test_path_of_a_split_becomes_that_of_all_where_the_others_exist(tmp_path):
         (tmp_path / name).mkdir()
     root = str(tmp_path)
     assert splits.template(f"{root}/val", "val", ["train"]) == f"{root}/{{split}}"
-    found = splits.template(f"{root}/val2017", "val", ["train"])
-    assert found == f"{root}/{{split}}2017"
+    template = splits.template(f"{root}/val2017", "val", ["train"])
+    assert template == f"{root}/{{split}}2017"
     (tmp_path / "my_val" / "train").mkdir(parents=True)
-    found = splits.template(f"{root}/my_val/val", "val", ["train"])
-    assert found == f"{root}/my_val/{{split}}"
+    template = splits.template(f"{root}/my_val/val", "val", ["train"])
+    assert template == f"{root}/my_val/{{split}}"
     for path, others in (
         ("val", ["test"]),
         ("validation", ["train"]),
@@ -158,14 +158,14 @@ def test_path_of_a_split_becomes_that_of_all_where_the_others_exist(tmp_path):
         assert splits.template(f"{root}/{path}", "val", others) == f"{root}/{path}"
 
 
-def test_options_of_one_call_have_the_earlier_splits_and_where_they_differ(tmp_path):
+def test_options_of_one_call_contain_the_earlier_splits_and_their_paths(tmp_path):
     for name in ("train", "valid"):
         (tmp_path / name).mkdir()
     paths = {"images": f"{tmp_path}/valid", "annotations": "a b/valid.json"}
-    found = splits.in_one_call({"val": "valid"}, paths, earlier=["train", "val"])
-    assert found == f"--split=train,val=valid '--images={tmp_path}/{{split}}'"
-    found = splits.in_one_call({"val": "val"}, paths, earlier=["train"])
-    assert found == "--split=train,val with {split} in --images, --annotations"
+    options = splits.in_one_call({"val": "valid"}, paths, earlier=["train", "val"])
+    assert options == f"--split=train,val=valid '--images={tmp_path}/{{split}}'"
+    options = splits.in_one_call({"val": "val"}, paths, earlier=["train"])
+    assert options == "--split=train,val with {split} in --images, --annotations"
 
 
 def of_yolo(**sources):
@@ -174,47 +174,47 @@ def of_yolo(**sources):
         annotations.AnnotatedImage(1, name, 9, 9, (), source)
         for name, source in sources.items()
     ]
-    findings = [
+    events = [
         annotations.ConversionEvent(annotations.BACKGROUND, name, image=name)
         for name, source in sources.items()
         if not source
     ]
-    return annotations.AnnotatedSet(images, [], tuple(findings))
+    return annotations.AnnotatedSet(images, [], tuple(events))
 
 
-def test_image_that_another_split_has_labels_for_is_no_background():
+def test_image_with_labels_in_another_split_is_no_background():
     sets = {
         "train": of_yolo(a="a.txt", b="", c=""),
         "val": of_yolo(a="", b="b.txt", c=""),
     }
-    found = splits.apart(sets, {"train": "images", "val": "images"})
-    kept = {name: [i.file_name for i in s.images] for name, s in found.items()}
+    separated = splits.apart(sets, {"train": "images", "val": "images"})
+    kept = {name: [i.file_name for i in s.images] for name, s in separated.items()}
     assert kept == {"train": ["a", "c"], "val": ["b"]}
-    assert [[f.where for f in s.findings] for s in found.values()] == [["c"], []]
+    assert [[f.location for f in s.events] for s in separated.values()] == [["c"], []]
     assert splits.apart(sets, {"train": "images", "val": "others"}) == sets
 
 
-def test_image_of_two_splits_is_a_finding_of_the_later_one():
+def test_image_of_two_splits_is_an_event_of_the_later_one():
     sets = {"train": of_yolo(a="a.txt"), "val": of_yolo(a="a.txt", b="b.txt")}
-    found = splits.apart(sets, {"train": "images", "val": "images"})
-    assert [len(s.images) for s in found.values()] == [1, 2]
-    assert found["train"].findings == ()
-    (finding,) = found["val"].findings
-    assert finding.what == "images that another split has too"
-    assert (finding.where, finding.detail) == ("a", "also in train")
+    separated = splits.apart(sets, {"train": "images", "val": "images"})
+    assert [len(s.images) for s in separated.values()] == [1, 2]
+    assert separated["train"].events == ()
+    (event,) = separated["val"].events
+    assert event.kind == "images that another split has too"
+    assert (event.location, event.detail) == ("a", "also in train")
 
 
 def test_image_of_another_split_is_not_without_annotation():
-    findings = [
+    events = [
         annotations.ConversionEvent(annotations.UNANNOTATED, name, image=name)
         for name in "ab"
     ]
     some = annotations.AnnotatedSet(
-        [], [], (*findings, annotations.ConversionEvent("x", "a"))
+        [], [], (*events, annotations.ConversionEvent("x", "a"))
     )
     sets = {"train": some, "val": of_yolo(a="a.txt")}
-    found = splits.apart(sets, {"train": "images", "val": "images"})["train"]
-    assert found.findings == (findings[1], annotations.ConversionEvent("x", "a"))
+    separated = splits.apart(sets, {"train": "images", "val": "images"})["train"]
+    assert separated.events == (events[1], annotations.ConversionEvent("x", "a"))
 
 
 def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():

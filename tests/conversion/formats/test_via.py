@@ -20,11 +20,11 @@ def read(tmp_path, regions, name="a.jpg", **options):
 
 
 def read_text(tmp_path, text, **options):
-    annotation_files.draw(tmp_path, [annotation_files.Picture("a.jpg", 64, 64, ())])
+    annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 64, ())])
     path = tmp_path / "via.json"
     path.write_text(text, "utf-8")
     return via.read(
-        str(path), pictures=annotation_files.pictures_in(tmp_path), **options
+        str(path), image_folder=annotation_files.image_folder(tmp_path), **options
     )
 
 
@@ -52,9 +52,9 @@ def boxes(annotated):
 def test_shapes_become_the_boxes_around_them(tmp_path, shape, box):
     annotated = read(tmp_path, [region(shape)])
     assert boxes(annotated) == [("cat", pytest.approx(box))]
-    (finding,) = annotated.findings
-    assert finding.what == "shapes stored as the boxes around them"
-    assert finding.where == "via.json, a.jpg, region 1" and finding.image == "a.jpg"
+    (event,) = annotated.events
+    assert event.kind == "shapes stored as the boxes around them"
+    assert event.location == "via.json, a.jpg, region 1" and event.image == "a.jpg"
 
 
 def test_points_and_lines_are_dropped_and_counted(tmp_path):
@@ -62,7 +62,7 @@ def test_points_and_lines_are_dropped_and_counted(tmp_path):
     point = {"name": "point", "cx": 1, "cy": 2}
     annotated = read(tmp_path, [region(line), region(RECT), region(point)])
     assert boxes(annotated) == [("cat", (1, 2, 30, 40))]
-    assert [(f.what, f.detail) for f in annotated.findings] == [
+    assert [(e.kind, e.detail) for e in annotated.events] == [
         ("shapes that enclose nothing, dropped", "polyline"),
         ("shapes that enclose nothing, dropped", "point"),
     ]
@@ -85,7 +85,9 @@ def test_each_checked_box_of_a_checkbox_is_a_class(tmp_path):
 
 def test_the_attribute_that_names_the_class_is_chosen_by_flag(tmp_path):
     regions = [region(RECT, kind="cat", color="red"), region(RECT, color="blue")]
-    with pytest.raises(ValueError, match=r"kind, color; say .* --class_attribute=kind"):
+    with pytest.raises(
+        ValueError, match=r"kind, color; select .* --class_attribute=kind"
+    ):
         read(tmp_path, regions)
     annotated = read(tmp_path, regions, class_attribute="color")
     assert [name for name, _ in boxes(annotated)] == ["red", "blue"]
@@ -93,24 +95,24 @@ def test_the_attribute_that_names_the_class_is_chosen_by_flag(tmp_path):
         read(tmp_path, regions, class_attribute="shape")
 
 
-def test_a_box_without_class_is_counted_and_most_of_them_refused(tmp_path):
+def test_boxes_without_class_are_counted_and_too_many_are_refused(tmp_path):
     annotated = read(tmp_path, [region(RECT), region(RECT, t="")])
-    assert [f.what for f in annotated.findings] == ["boxes without a class, dropped"]
+    assert [e.kind for e in annotated.events] == ["boxes without a class, dropped"]
     with pytest.raises(ValueError, match=r"2 of 3 boxes have no class, first .*gion 2"):
         read(tmp_path, [region(RECT), region(RECT, t=""), region(RECT, t="")])
     with pytest.raises(ValueError, match="no region attribute, so its boxes have no"):
         read(tmp_path, [region(RECT, t="")])
 
 
-def test_regions_without_attributes_are_of_the_only_class_there_is(tmp_path):
+def test_regions_without_attributes_get_the_only_class(tmp_path):
     regions = [{"shape_attributes": RECT, "region_attributes": {}}]
     with pytest.raises(ValueError, match=r"no region attribute.* with --names=NAME"):
         read(tmp_path, regions)
-    found = read(tmp_path, regions, categories=[{"id": 1, "name": "balloon"}])
-    assert boxes(found) == [("balloon", (1, 2, 30, 40))]
+    annotated = read(tmp_path, regions, categories=[{"id": 1, "name": "balloon"}])
+    assert boxes(annotated) == [("balloon", (1, 2, 30, 40))]
 
 
-def test_a_project_declares_its_classes_and_names_its_numbers(tmp_path):
+def test_a_project_declares_its_classes_and_the_names_of_its_numbers(tmp_path):
     options = {"1": "cat", "2": "dog", "bird": "an animal with feathers"}
     content = {
         "_via_img_metadata": {
@@ -147,7 +149,7 @@ def test_a_project_declares_its_classes_and_names_its_numbers(tmp_path):
         ([region(RECT, t=True)], "region 1: class is True; expected text"),
     ],
 )
-def test_another_structure_is_refused_with_its_place(tmp_path, regions, message):
+def test_invalid_structure_is_refused_with_its_location(tmp_path, regions, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, regions)
 
@@ -166,15 +168,15 @@ def test_another_structure_is_refused_with_its_place(tmp_path, regions, message)
         ("", "is empty"),
     ],
 )
-def test_another_file_is_refused(tmp_path, text, message):
+def test_other_files_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_text(tmp_path, text)
 
 
-def test_a_csv_line_that_cannot_be_read_is_named(tmp_path):
-    annotation_files.draw(tmp_path, annotation_files.PICTURES)
-    pictures = annotation_files.pictures_in(tmp_path)
-    path = tool_exports.via_csv(tmp_path, annotation_files.PICTURES, ())
+def test_error_contains_the_csv_line(tmp_path):
+    annotation_files.draw(tmp_path, annotation_files.IMAGES)
+    image_folder = annotation_files.image_folder(tmp_path)
+    path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     text = path.read_text("utf-8")
     for old, new, message in (
         ('{""name"": ""rect""', '{""name"": ', "line 2 is not JSON, or cut off"),
@@ -185,12 +187,14 @@ def test_a_csv_line_that_cannot_be_read_is_named(tmp_path):
         assert old in text
         path.write_text(text.replace(old, new, 1), "utf-8")
         with pytest.raises(ValueError, match=message):
-            via.read(str(path), pictures=pictures)
+            via.read(str(path), image_folder=image_folder)
 
 
 def test_a_csv_of_version_1_is_read(tmp_path):
-    annotation_files.draw(tmp_path, annotation_files.PICTURES)
-    path = tool_exports.via_csv(tmp_path, annotation_files.PICTURES, ())
+    annotation_files.draw(tmp_path, annotation_files.IMAGES)
+    path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     path.write_text("#" + path.read_text("utf-8"), "utf-8")
-    annotated = via.read(str(path), pictures=annotation_files.pictures_in(tmp_path))
+    annotated = via.read(
+        str(path), image_folder=annotation_files.image_folder(tmp_path)
+    )
     assert len(annotated.images) == 3

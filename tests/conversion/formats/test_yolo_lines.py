@@ -14,8 +14,8 @@ def polygons(count, num_points, seed=0):
     generator, texts = random.Random(seed), []
     for _ in range(count):
         cx, cy = generator.uniform(0.3, 0.7), generator.uniform(0.3, 0.7)
-        shares = [c + generator.uniform(-0.2, 0.2) for c in (cx, cy) * num_points]
-        texts.append(f"0 {' '.join(f'{share:.5f}' for share in shares)}")
+        fractions = [c + generator.uniform(-0.2, 0.2) for c in (cx, cy) * num_points]
+        texts.append(f"0 {' '.join(f'{fraction:.5f}' for fraction in fractions)}")
     return lines(*texts)
 
 
@@ -24,23 +24,23 @@ def poses(count, num_points, dimension, seed=0):
     generator, texts = random.Random(seed), []
     for _ in range(count):
         cx, cy = generator.uniform(0.3, 0.7), generator.uniform(0.3, 0.7)
-        shares = [cx, cy, 0.4, 0.4]
+        fractions = [cx, cy, 0.4, 0.4]
         for _ in range(num_points):
-            shares += [c + generator.uniform(-0.2, 0.2) for c in (cx, cy)]
-            shares += [generator.choice([0, 1, 2])] * (dimension == 3)
-        texts.append(f"0 {' '.join(f'{share:.5f}' for share in shares)}")
+            fractions += [c + generator.uniform(-0.2, 0.2) for c in (cx, cy)]
+            fractions += [generator.choice([0, 1, 2])] * (dimension == 3)
+        texts.append(f"0 {' '.join(f'{fraction:.5f}' for fraction in fractions)}")
     return lines(*texts)
 
 
 @pytest.mark.parametrize("num_points", [1, 2, 4, 17, 21])
 @pytest.mark.parametrize("has_yaml", [False, True])
 def test_keypoints_with_visibility_are_recognized(num_points, has_yaml):
-    found = poses(3, num_points, 3)
-    assert yolo_lines.may_be_keypoints(found, has_yaml=has_yaml)
+    many = poses(3, num_points, 3)
+    assert yolo_lines.may_be_keypoints(many, has_yaml=has_yaml)
 
 
 @pytest.mark.parametrize("num_points", [1, 2, 3, 17])
-def test_keypoints_without_visibility_are_recognized_where_no_yaml_says_no(num_points):
+def test_keypoints_without_visibility_are_recognized_without_a_yaml(num_points):
     assert yolo_lines.may_be_keypoints(poses(3, num_points, 2), has_yaml=False)
     many = poses(30, num_points, 2)
     assert yolo_lines.may_be_keypoints(many, has_yaml=True) == (num_points > 2)
@@ -54,12 +54,12 @@ def test_polygons_are_recognized(num_points):
 
 
 def test_oriented_boxes_are_polygons_even_where_they_look_like_keypoints():
-    # Turned around the center of the image, so that all points lie in the "box".
-    turned = lines("0 .45 .4 .6 .45 .55 .6 .4 .55", "0 .5 .4 .6 .5 .5 .6 .4 .5")
-    assert not yolo_lines.may_be_keypoints(turned, has_yaml=False)
+    # Rotated around the center of the image, so that all points lie in the "box".
+    oriented = lines("0 .45 .4 .6 .45 .55 .6 .4 .55", "0 .5 .4 .6 .5 .5 .6 .4 .5")
+    assert not yolo_lines.may_be_keypoints(oriented, has_yaml=False)
 
 
-def test_no_longer_line_is_no_keypoint():
+def test_data_without_longer_lines_has_no_keypoints():
     assert not yolo_lines.may_be_keypoints([], has_yaml=False)
 
 
@@ -76,8 +76,8 @@ def test_lines_have_a_box_a_polygon_or_keypoints(keypoints, counts):
     for count in range(21):
         line = " ".join(["1", *["0.5"] * count])
         if count in counts:
-            (found,) = lines(line, keypoints=keypoints)
-            assert found == ("1", (0.5,) * count, 1)
+            (parsed,) = lines(line, keypoints=keypoints)
+            assert parsed == ("1", (0.5,) * count, 1)
         else:
             with pytest.raises(ValueError, match="expected class cx cy width height"):
                 lines(line, keypoints=keypoints)
@@ -99,7 +99,7 @@ def test_shape_of_keypoints(value, shape):
 @pytest.mark.parametrize(
     "value", [["17"], ["17", "4"], ["-1", "2"], ["a", "2"], {"a": "b"}, "17", "17, 3"]
 )
-def test_what_is_no_shape_of_keypoints_is_refused(value):
+def test_invalid_shape_of_keypoints_is_refused(value):
     with pytest.raises(
         ValueError, match=r"data\.yaml has kpt_shape .* expected \[number"
     ):

@@ -24,7 +24,7 @@ def read(tmp_path, text, name="data.yaml"):
         "\ufeffnames: [cat, big dog, 猫]",
     ],
 )
-def test_lists_and_maps_are_read_as_yaml_does(tmp_path, text):
+def test_lists_and_maps_are_read_like_yaml(tmp_path, text):
     assert read(tmp_path, text) == {0: "cat", 1: "big dog", 2: "猫"}
 
 
@@ -35,7 +35,7 @@ def test_numbers_may_have_gaps(tmp_path):
 
 
 def test_the_data_file_of_darknet_is_no_list_of_names(tmp_path):
-    with pytest.raises(ValueError, match=r"give the one of its line `names = ...`"):
+    with pytest.raises(ValueError, match=r"pass the file of its line `names = ...`"):
         read(tmp_path, "classes = 1\nnames = obj.names\n", "obj.data")
 
 
@@ -52,7 +52,7 @@ def test_the_data_file_of_darknet_is_no_list_of_names(tmp_path):
         ("names:\n- |\n  a", "a"),
     ],
 )
-def test_names_with_signs_in_them(tmp_path, text, name):
+def test_names_may_contain_special_characters(tmp_path, text, name):
     assert read(tmp_path, text) == {0: name}
 
 
@@ -70,21 +70,21 @@ def test_names_with_signs_in_them(tmp_path, text, name):
         "names:",
     ],
 )
-def test_what_is_beyond_it_asks_for_a_list(tmp_path, text):
+def test_unsupported_notations_ask_for_a_list(tmp_path, text):
     with pytest.raises(ValueError, match=r"data\.yaml: cannot read.*--classes"):
         read(tmp_path, text)
 
 
-def test_yaml_must_have_names_and_as_many_as_it_says(tmp_path):
+def test_yaml_must_have_names_and_as_many_as_nc(tmp_path):
     with pytest.raises(ValueError, match=r"has no `names`.*--classes"):
         read(tmp_path, "nc: 3\nnested:\n  names: [a]")
-    with pytest.raises(ValueError, match="says nc: 3 and has 2 names"):
+    with pytest.raises(ValueError, match="has nc: 3 and 2 names"):
         read(tmp_path, "nc: 3\nnames: [a, b]")
 
 
 def test_text_has_a_name_on_each_line(tmp_path):
-    found = read(tmp_path, "cat\nbig dog \n猫\n\n", "classes.txt")
-    assert found == {0: "cat", 1: "big dog", 2: "猫"}
+    names = read(tmp_path, "cat\nbig dog \n猫\n\n", "classes.txt")
+    assert names == {0: "cat", 1: "big dog", 2: "猫"}
     with pytest.raises(ValueError, match="no name for class 1"):
         read(tmp_path, "cat\n\ndog\n", "classes.txt")
     with pytest.raises(ValueError, match="is empty"):
