@@ -54,7 +54,9 @@ class Saver:
           DivergedError: a value is not finite; nothing is written.
         """
         secs = time.monotonic() - self._saved_at
-        if self._workers.any(self._config.is_save_due(state.step, max_steps, secs)):
+        if self._workers.any_worker(
+            self._config.is_save_due(state.step, max_steps, secs)
+        ):
             self.save(state)
 
     def save_rest(

@@ -128,7 +128,7 @@ class Sidecar:
         scored = []
         while True:
             # Before the listing: what a finished run left is then all there.
-            state = self._watch.look()
+            state = self._watch.poll()
             final = state.step if _is_finished(state) else self._max_steps
             step = self._next_step(final)
             if step is None and (once or self._is_over(state)):

@@ -50,7 +50,7 @@ class Stopper:
           workers: All of the run.
         """
         self._state, self._saver, self._stop_reason = state, saver, stop_reason
-        self._agreed_reason = workers.agreed(stop_reason)
+        self._agreed_reason = workers.synchronized_stop_reason(stop_reason)
         self._is_alone = workers.count == 1
 
     def check(self) -> None:

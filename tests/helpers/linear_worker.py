@@ -42,8 +42,10 @@ def main(model_dir):
     team = runner.workers
     say(count=team.count, index=team.index, is_chief=team.is_chief)
     say(gathered=team.gather(10 + team.index).tolist())
-    say(any=[team.any(team.index == 1), team.any(False)])
-    say(reason=team.agreed(lambda: "enough" if team.index else None)())
+    say(any=[team.any_worker(team.index == 1), team.any_worker(False)])
+    say(
+        reason=team.synchronized_stop_reason(lambda: "enough" if team.index else None)()
+    )
     say(different=refusal(team.check_same, team.index, "The index"))
     train_spec = spec.TrainSpec(input_fn, 12)
     eval_spec = spec.EvalSpec(linear.eval_input_fn)

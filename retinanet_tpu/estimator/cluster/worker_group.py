@@ -76,7 +76,7 @@ class Workers:
         first = self._strategy.experimental_local_results(means)[0]
         return first.numpy() * self.count
 
-    def any(self, flag: bool) -> bool:
+    def any_worker(self, flag: bool) -> bool:
         """Tells whether the flag of any worker is set."""
         return bool(self.gather(flag).any())
 
@@ -106,7 +106,9 @@ class Workers:
                 "of them read, such as gs://."
             )
 
-    def agreed(self, stop_reason: Callable) -> Callable[[], str | None]:
+    def synchronized_stop_reason(
+        self, stop_reason: Callable
+    ) -> Callable[[], str | None]:
         """Returns a stop_reason that has the same answer on all, if all ask it at once.
 
         Args:

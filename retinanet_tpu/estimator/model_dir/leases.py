@@ -47,7 +47,7 @@ class LeaseTable:
         self._timeout_secs, self._clock = timeout_secs, clock
         self._seen = {}
 
-    def live(self) -> list[str]:
+    def active_leases(self) -> list[str]:
         """Returns the names of the leases that may be held, and removes dead ones."""
         now, seen = self._clock(), {}
         for name in filter(_NAME.fullmatch, files.list_directory(self._directory)):
@@ -71,7 +71,9 @@ class LeaseTable:
           own: The names of leases to leave out.
           purposes: The purposes that count; None for all.
         """
-        names = [_NAME.fullmatch(name) for name in self.live() if name not in own]
+        names = [
+            _NAME.fullmatch(name) for name in self.active_leases() if name not in own
+        ]
         return {
             int(name[1])
             for name in names
@@ -117,7 +119,7 @@ def directory_lock(
     end = time.monotonic() + patience_secs
     while True:
         with _lease(directory, _WRITE) as name:
-            if [n for n in book.live() if n.startswith(_WRITE)] == [name]:
+            if [n for n in book.active_leases() if n.startswith(_WRITE)] == [name]:
                 yield
                 return
         if time.monotonic() > end:

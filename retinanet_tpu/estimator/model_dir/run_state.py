@@ -293,7 +293,7 @@ class TrainerMonitor:
         self._model_dir, self._clock = model_dir, clock
         self._seen, self._changed_at = None, clock()
 
-    def look(self) -> RunState | None:
+    def poll(self) -> RunState | None:
         """Returns the newest state that could be read, None if there never was one."""
         state = read(self._model_dir)
         if state is not None and state != self._seen:
@@ -302,5 +302,5 @@ class TrainerMonitor:
 
     def secs_since_change(self) -> float:
         """Looks, and returns how long ago the state changed, or this watch began."""
-        self.look()
+        self.poll()
         return self._clock() - self._changed_at

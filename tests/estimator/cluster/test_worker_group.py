@@ -102,9 +102,9 @@ def test_a_strategy_of_workers_comes_first_in_a_process(tf_config):
 def test_one_worker_agrees_with_itself():
     alone = worker_group.Workers()
     assert (alone.count, alone.index, alone.is_chief) == (1, 0, True)
-    assert alone.agreed(lambda: None)() is None
-    assert alone.agreed(lambda: "enough")() == "enough"
-    assert alone.any(True) and not alone.any(False)
+    assert alone.synchronized_stop_reason(lambda: None)() is None
+    assert alone.synchronized_stop_reason(lambda: "enough")() == "enough"
+    assert alone.any_worker(True) and not alone.any_worker(False)
     alone.check_same(3, "Three")
     alone.check_alone()
 

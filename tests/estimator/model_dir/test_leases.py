@@ -58,7 +58,7 @@ def test_two_readers_of_one_checkpoint_do_not_end_each_others_lease(directory):
     book = leases.LeaseTable(directory, 60)
     with leases.lease_checkpoint(directory, PATH):
         with leases.lease_checkpoint(directory, PATH):
-            assert len(book.live()) == 2
+            assert len(book.active_leases()) == 2
         assert book.held_steps() == {40}
 
 
@@ -104,7 +104,7 @@ def test_foreign_files_among_the_leases_are_neither_counted_nor_removed(tmp_path
     before, clock = sorted(os.listdir(tmp_path / "leases")), Clock()
     book = leases.LeaseTable(str(tmp_path), 60, clock)
     for _ in range(2):
-        assert book.live() == [] and book.held_steps() == set()
+        assert book.active_leases() == [] and book.held_steps() == set()
         clock.now += 1000
     with leases.directory_lock(str(tmp_path), patience_secs=0):
         pass

@@ -241,14 +241,14 @@ def test_a_watch_counts_from_the_last_change_by_its_own_clock(model_dir):
     now = [100.0]
     watch = run_state.TrainerMonitor(model_dir, clock=lambda: now[0])
     now[0] = 130.0
-    assert watch.look() is None and watch.secs_since_change() == 30
+    assert watch.poll() is None and watch.secs_since_change() == 30
     run_state.write(model_dir, RUNNING)
     assert watch.secs_since_change() == 0
     now[0] = 150.0
     run_state.write(model_dir, RUNNING)  # The same beat: nobody lives there.
     assert watch.secs_since_change() == 20
     run_state.write(model_dir, RUNNING._replace(beat=9))
-    assert watch.secs_since_change() == 0 and watch.look().beat == 9
+    assert watch.secs_since_change() == 0 and watch.poll().beat == 9
     tf.io.gfile.remove(f"{model_dir}/{run_state.FILE_NAME}")
     now[0] = 155.0
-    assert watch.secs_since_change() == 5 and watch.look().beat == 9
+    assert watch.secs_since_change() == 5 and watch.poll().beat == 9
