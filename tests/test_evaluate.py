@@ -91,15 +91,15 @@ def test_a_named_checkpoint_is_scored_though_it_was_before(model_dir, main):
 @pytest.fixture
 def no_scoring(monkeypatch):
     """Leaves nothing to score."""
-    monkeypatch.setattr(sidecar, "choose", lambda *args, **kwargs: [])
+    monkeypatch.setattr(sidecar, "select_steps", lambda *args, **kwargs: [])
 
 
 @pytest.mark.parametrize(
     ("state", "code", "sentence"),
     [
-        (run_state.RUNNING, 3, "Nothing came from the trainer of .* for 1 s; what it"),
-        (run_state.PREEMPTED, 3, "was preempted at step 4 and did not come back for 1"),
-        (run_state.FAILED, 4, "failed at step 4; what it left is scored"),
+        (run_state.RUNNING, 3, "No heartbeat from the trainer of .* for 1 s; its"),
+        (run_state.PREEMPTED, 3, "was preempted at step 4 and has not resumed for 1"),
+        (run_state.FAILED, 4, "failed at step 4; its checkpoints are evaluated"),
     ],
 )
 def test_a_trainer_that_does_not_finish_is_an_exit_code_and_a_sentence(

@@ -27,13 +27,18 @@ def world(request, tmp_path):
     ],
 )
 def test_a_policy_says_what_comes_next(policy, done, expected):
-    found = [10, 20, 30, 40, 50]
-    chosen = sidecar.choose(found, done, policy=policy, every_k_steps=20, final=50)
-    assert chosen == expected
+    steps = [10, 20, 30, 40, 50]
+    selected = sidecar.select_steps(
+        steps, done, policy=policy, every_k_steps=20, final=50
+    )
+    assert selected == expected
 
 
 def test_the_policy_every_k_takes_no_other_before_the_end_is_known():
-    assert sidecar.choose([10, 20, 30], [], policy="every_k", every_k_steps=20) == [20]
+    selected = sidecar.select_steps(
+        [10, 20, 30], [], policy="every_k", every_k_steps=20
+    )
+    assert selected == [20]
 
 
 @pytest.mark.parametrize("policy", ["latest", "all"])
@@ -79,7 +84,9 @@ def test_it_waits_through_a_preemption(world):
 def test_it_does_not_wait_for_ever_after_a_preemption(world):
     world.says("preempted", 10)()
     world.events = [()] * 102
-    with pytest.raises(sidecar.TrainerGoneError, match="preempted at step 10 and did"):
+    with pytest.raises(
+        sidecar.TrainerGoneError, match="preempted at step 10 and has not"
+    ):
         world.sidecar().run()
 
 
@@ -88,7 +95,7 @@ def test_it_does_not_wait_for_ever_for_a_trainer_that_is_gone(world, has_begun):
     if has_begun:
         world.says("running")()
     world.events = [(world.saves(10),)] + [()] * 10
-    with pytest.raises(sidecar.TrainerGoneError, match=r"Nothing came .* for 110 s"):
+    with pytest.raises(sidecar.TrainerGoneError, match=r"No heartbeat .* for 110 s"):
         world.sidecar().run()
     assert scored(world) == [10]
 
@@ -111,7 +118,7 @@ def test_a_failed_run_is_scored_first_and_told_then(world):
 def test_a_finished_run_without_its_final_checkpoint_is_an_error(world):
     save(world.model_dir, 10)
     world.says("finished", 20)()
-    with pytest.raises(FileNotFoundError, match="finished at step 20, but there is no"):
+    with pytest.raises(FileNotFoundError, match="finished at step 20, but has no"):
         world.sidecar().run()
     assert scored(world) == [10]
 
@@ -154,7 +161,7 @@ def test_a_full_disk_is_not_waited_for_for_ever(world, monkeypatch):
 
     monkeypatch.setattr(summaries, "write_evaluation", full_disk)
     world.events = [()] * 11
-    with pytest.raises(sidecar.StorageError, match="for 100 s storage says: No space"):
+    with pytest.raises(sidecar.StorageError, match="failed for 100 s: No space"):
         world.sidecar().run()
 
 

@@ -93,7 +93,7 @@ def test_damage_in_the_middle_costs_only_its_own_line(directory, damage, caplog)
         file.write(damage)
     score(directory, 20)
     assert steps(directory) == [10, 20]
-    assert f"{directory}/eval.jsonl, line 2 is damaged" in caplog.text
+    assert f"{directory}/eval.jsonl, line 2 is corrupt" in caplog.text
 
 
 def test_a_nan_that_another_program_wrote_does_not_stop_the_next_line(directory):

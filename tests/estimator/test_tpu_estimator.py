@@ -222,7 +222,7 @@ def test_model_fn_gets_its_arguments_by_name(tmp_path):
     def model_fn(mode, network, labels, features, unknown):
         raise AssertionError("never called")
 
-    with pytest.raises(ValueError, match=r"asks for \['unknown'\]"):
+    with pytest.raises(ValueError, match=r"requires the arguments \['unknown'\]"):
         linear.make_estimator(tmp_path, fn=model_fn).train(linear.train_input_fn, 10)
 
 

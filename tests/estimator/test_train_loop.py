@@ -117,7 +117,7 @@ def test_a_run_that_diverges_goes_back_and_passes_over_the_data_since(tmp_path, 
     tensors = checkpoints.read(path)
     assert tensors["num_skipped"] == 4 + 2 + 5
     assert checkpoints.read(f"{tmp_path}/a/model.ckpt-20")["num_skipped"] == 4
-    assert "loss is inf at step 14" in caplog.text and "Going back to" in caplog.text
+    assert "loss is inf at step 14" in caplog.text and "Rolling back to" in caplog.text
     skipped = [10, 11, 12, 13, 24, 25, 26, 27, 28, 29, 30]
     straight = linear.make_estimator(tmp_path / "b")
     expected = checkpoints.read(straight.train(clean_input_fn(skipped), 30))

@@ -74,7 +74,7 @@ def test_a_missing_checkpoint_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"variables": "(backbone"}, r"'\(backbone', no regular expression"),
+        ({"variables": "(backbone"}, r"'\(backbone', not a regular expression"),
         ({"min_share": 50}, "min_share is 50; it must be 0 to 1"),
     ],
 )
