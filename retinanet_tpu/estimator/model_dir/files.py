@@ -1,11 +1,9 @@
 """Small text files that other processes read at any moment, and paths."""
 
 import contextlib
-import json
 import os
 import re
 import uuid
-from typing import Any
 
 import tensorflow as tf
 
@@ -83,20 +81,6 @@ def read_if_there(path: str) -> bytes | None:
             return b"".join(file.readlines())
     except tf.errors.NotFoundError:
         return None
-
-
-def parse_json(content: bytes) -> Any:
-    """Returns the value of a JSON text that may contain anything.
-
-    NaN and infinity become None.
-
-    Raises:
-      ValueError: The content is not JSON in UTF-8, or is nested too deeply.
-    """
-    try:
-        return json.loads(content.decode(), parse_constant=lambda _: None)
-    except RecursionError:
-        raise ValueError("It is nested too deeply.") from None
 
 
 def remove_file(path: str) -> None:

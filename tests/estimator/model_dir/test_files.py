@@ -87,9 +87,3 @@ def test_a_name_that_is_not_utf8_does_not_hide_the_others(tmp_path):
     open(os.fsencode(tmp_path) + b"/\xff\xfe", "w").close()
     assert files.list_directory(str(tmp_path)) == ["x"]
     assert files.list_directory(f"{tmp_path}/absent") == []
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"{", b"\0\0"])
-def test_what_is_no_json_is_a_value_error(content):
-    with pytest.raises(ValueError):
-        files.parse_json(content)
