@@ -75,7 +75,7 @@ def test_a_checkpoint_under_a_wrong_name_is_not_scored(scenario, caplog):
     save(scenario.model_dir, 10, stored_step=20)
     scenario.at_next_poll()
     assert scenario.sidecar().run(once=True) == []
-    assert "it holds step 20, not that of its name" in caplog.text
+    assert "it contains step 20, which is not the step in its name" in caplog.text
 
 
 def test_a_checkpoint_deleted_before_it_is_read_is_skipped(
