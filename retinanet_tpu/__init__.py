@@ -1,6 +1,7 @@
-"""RetinaNet on TensorFlow 2, trained, scored and exported the TPUEstimator way.
+"""RetinaNet on TensorFlow 2: training, evaluation and export in TPUEstimator style.
 
-Importing the package starts nothing; write `from retinanet_tpu.boxes import anchors`.
+Importing the package imports no other module. Import the modules themselves, for
+example `from retinanet_tpu.boxes import anchors`.
 """
 
 __version__ = "0.1.0"

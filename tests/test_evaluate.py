@@ -72,11 +72,13 @@ def test_a_finished_run_is_scored_and_later_shown(model_dir, main, caplog):
     logging.set_verbosity(logging.INFO)
     main(model_dir, policy="every_k", every_k_steps=2)
     assert scored(model_dir) == [2, 4]
-    assert "was scored before" not in caplog.text
+    assert "is already evaluated" not in caplog.text
     main(model_dir)
     main(model_dir, once=True)
     assert scored(model_dir) == [2, 4]
-    assert caplog.text.count("model.ckpt-4 was scored before\n Average Precision") == 2
+    assert (
+        caplog.text.count("model.ckpt-4 is already evaluated\n Average Precision") == 2
+    )
 
 
 def test_a_named_checkpoint_is_scored_though_it_was_before(model_dir, main):
@@ -117,7 +119,7 @@ def test_a_run_that_never_begins_is_not_waited_for_for_ever(tmp_path, main, caps
     with pytest.raises(SystemExit) as ended:
         main(tmp_path, timeout_secs=1)
     assert ended.value.code == 3
-    assert "config.gin came in 1 s" in capsys.readouterr().err
+    assert "config.gin did not appear within 1 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
@@ -165,7 +167,7 @@ def test_SIGTERM_is_heard_while_data_are_awaited(model_dir, main, monkeypatch):
 def test_a_line_without_scores_is_named(model_dir, main, no_scoring, content):
     (model_dir / "eval").mkdir()
     (model_dir / "eval" / "eval.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"eval\.jsonl lacks scores of step 4"):
+    with pytest.raises(ValueError, match=r"eval\.jsonl lacks results of step 4"):
         main(model_dir, once=True)
 
 

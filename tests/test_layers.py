@@ -6,10 +6,18 @@ import repository
 from retinanet_tpu import __main__
 
 PACKAGE = repository.ROOT / "retinanet_tpu"
-# Folders of one layer do not know each other; commands import what they start.
+# Folders of one layer do not import each other. Each layer may import those above it
+# in this list; commands are last.
 LAYERS = [
     {"errors"},
-    {"startup", "structures", "replicas", "annotation_fields"},
+    {
+        "annotation_fields",
+        "exit_codes",
+        "json_files",
+        "replicas",
+        "startup",
+        "structures",
+    },
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
     {"conversion", "inspection", "serving"},

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.estimator import log_levels, spec
 from retinanet_tpu.estimator.model_dir import checkpoints, files, leases
 
@@ -287,7 +287,9 @@ def list_exports(base_dir: str) -> list[Export]:
     path = f"{base_dir}/{LIST_FILE}"
     content = files.read_if_there(path)
     try:
-        records = [] if content is None else [*files.parse_json(content)]
+        records = []
+        if content is not None:
+            records = list(json_files.parse(content, path, nan_to_none=True))
         listed = [_parse_export(record) for record in records]
     except (TypeError, ValueError):
         listed = [None]

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import json_files
 from retinanet_tpu.estimator.model_dir import files, leases
 
 EVALUATIONS = "eval.jsonl"
@@ -124,7 +125,7 @@ def read_evaluations(directory: str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            record = files.parse_json(line)
+            record = json_files.parse(line, path, nan_to_none=True)
             records.append(record | {"global_step": int(record["global_step"])})
         except (ArithmeticError, LookupError, TypeError, ValueError):
             logging.warning("%s, line %d is corrupt: %.80r", path, number, line)

@@ -55,7 +55,7 @@ def state_of(run):
 def test_brackets_in_the_model_dir_are_refused_before_anything_is_written(
     tmp_path, data_dir
 ):
-    with pytest.raises(errors.UserError, match=r"takes '\[lr=0\.1\]' for a pattern"):
+    with pytest.raises(errors.UserError, match=r"treats '\[lr=0\.1\]' as a pattern"):
         commands.run(train.main, tmp_path / "run[lr=0.1]", data_dir)
     assert os.listdir(tmp_path) == []
 

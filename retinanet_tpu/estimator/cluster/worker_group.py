@@ -5,14 +5,13 @@ weights and take each step together, so that whatever decides over a step, a sav
 stop must come out the same on all of them.
 """
 
-import json
 import os
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors, json_files, replicas
 
 # Of TF_CONFIG's kinds of tasks those that take steps; the first of them is the chief.
 _JOBS = ("chief", "worker")
@@ -136,7 +135,7 @@ def count_in_environment() -> int:
     """
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        config = json.loads(text)
+        config = json_files.parse(text, "TF_CONFIG")
         cluster, task = dict(config.get("cluster", {})), dict(config.get("task", {}))
         sizes = {job: len(addresses) for job, addresses in cluster.items() if addresses}
     except (ValueError, TypeError, AttributeError) as error:

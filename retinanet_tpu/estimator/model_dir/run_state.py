@@ -20,7 +20,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.estimator.cluster import preemption, process_ids
 from retinanet_tpu.estimator.model_dir import files, leases
 
@@ -66,7 +66,7 @@ def read(model_dir: str) -> RunState | None:
     if content is None:
         return None
     try:
-        found = files.parse_json(content)
+        found = json_files.parse(content, path, nan_to_none=True)
         trainer = found.get("trainer")
         state = RunState(
             str(found["state"]),
