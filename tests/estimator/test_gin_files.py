@@ -154,7 +154,7 @@ def test_a_value_that_fits_is_accepted(binding):
         ("draw.weights = 2.0", "a list, each element a number"),
         ("draw.weights = ('a',)", "a list, each element a number"),
         ("draw.weights = (1, 0)", "must be above 0"),
-        ("draw.name = 5", "a text in quotes or None"),
+        ("draw.name = 5", "a string in quotes or None"),
         ("draw.is_filled = 'False'", r"True or False\. Write False\."),
         ("draw.is_filled = 1", "True or False"),
         ("draw.shade_fn = 0.1", "a function, @name"),
