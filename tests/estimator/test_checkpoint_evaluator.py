@@ -33,7 +33,7 @@ def truncate(path, suffix, length):
         file.truncate(length)
 
 
-def test_a_checkpoint_of_which_half_is_there_is_left_alone(scenario):
+def test_an_incomplete_checkpoint_is_not_evaluated(scenario):
     path = save(scenario.model_dir, 10)
     for half in ("index", "data-00000-of-00001"):
         there, away = f"{path}.{half}", f"{scenario.model_dir}/away"
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_which_half_is_there_is_left_alone(scenario):
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.9, 0.99])
 @pytest.mark.parametrize("suffix", [".index", ".data-*"])
-def test_a_broken_checkpoint_is_skipped_until_it_is_written_anew(local, share, suffix):
+def test_a_corrupt_checkpoint_is_skipped_until_it_is_rewritten(local, share, suffix):
     broken, whole = save(local.model_dir, 10), save(local.model_dir, 20)
     (name,) = tf.io.gfile.glob(f"{broken}{suffix}")
     truncate(broken, suffix, int(tf.io.gfile.stat(name).length * share))
@@ -58,7 +58,7 @@ def test_a_broken_checkpoint_is_skipped_until_it_is_written_anew(local, share, s
     assert checkpoints.is_complete(whole)
 
 
-def test_a_flipped_bit_is_found(local, caplog):
+def test_a_flipped_bit_is_detected(local, caplog):
     path = save(local.model_dir, 10)
     name = f"{path}.data-00000-of-00001"
     with open(name, "r+b") as file:
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_found(local, caplog):
     assert "Skipping" in caplog.text
 
 
-def test_a_checkpoint_under_a_wrong_name_is_not_scored(scenario, caplog):
+def test_a_checkpoint_under_a_wrong_name_is_not_evaluated(scenario, caplog):
     save(scenario.model_dir, 10, stored_step=20)
     scenario.at_next_poll()
     assert scenario.sidecar().run(once=True) == []
@@ -85,7 +85,7 @@ def test_a_checkpoint_deleted_before_it_is_read_is_skipped(
     read = checkpoints.read
 
     def delete_and_read(path, group=""):
-        if path == paths[0] and group == "weights/":  # The last look was fine.
+        if path == paths[0] and group == "weights/":  # The last check passed.
             for name in tf.io.gfile.glob(f"{path}.*"):
                 tf.io.gfile.remove(name)
         return read(path, group)
@@ -96,7 +96,7 @@ def test_a_checkpoint_deleted_before_it_is_read_is_skipped(
     assert "Skipping" in caplog.text
 
 
-def test_a_checkpoint_is_held_while_it_is_scored_and_no_longer(scenario):
+def test_a_checkpoint_is_leased_only_while_it_is_evaluated(scenario):
     held = []
     book = leases.LeaseTable(scenario.model_dir, 60)
 
@@ -111,12 +111,12 @@ def test_a_checkpoint_is_held_while_it_is_scored_and_no_longer(scenario):
     assert book.held_steps() == set()
 
 
-def test_the_trainer_does_not_delete_what_is_being_scored(scenario):
+def test_the_trainer_does_not_delete_a_checkpoint_under_evaluation(scenario):
     save(scenario.model_dir, 0)
     there = []
 
     def input_fn(params):
-        if not there:  # While 0 is scored, the trainer needs its place three times.
+        if not there:  # While 0 is evaluated, the trainer saves three times.
             run_trainer(scenario, keep_checkpoint_max=1)
             there.extend(checkpoints.steps(scenario.model_dir))
         return linear.eval_input_fn(params)
@@ -125,7 +125,7 @@ def test_the_trainer_does_not_delete_what_is_being_scored(scenario):
     assert there == [0, 30]
 
 
-def test_what_another_sidecar_scores_is_left_to_it(scenario):
+def test_a_checkpoint_that_another_sidecar_evaluates_is_skipped(scenario):
     paths = [save(scenario.model_dir, step) for step in (10, 20)]
     with leases.lease_checkpoint(scenario.model_dir, paths[1], "eval"):
         assert scenario.sidecar().run(once=True) == []
@@ -136,7 +136,7 @@ def test_what_another_sidecar_scores_is_left_to_it(scenario):
         assert scenario.sidecar().run(once=True) == [20]
 
 
-def test_what_a_dead_sidecar_was_at_is_scored_by_the_next(scenario):
+def test_the_checkpoint_of_a_dead_sidecar_is_evaluated_by_the_next(scenario):
     save(scenario.model_dir, 10)
     scenario.trainer_state("finished", 10)()
     tf.io.gfile.makedirs(f"{scenario.model_dir}/leases")
@@ -147,28 +147,28 @@ def test_what_a_dead_sidecar_was_at_is_scored_by_the_next(scenario):
     assert scenario.events == [] and scenario.now > leases.TIMEOUT_SECS
 
 
-def test_what_the_trainer_is_about_to_delete_is_left_alone(scenario):
+def test_a_checkpoint_about_to_be_deleted_is_skipped(scenario):
     paths = [save(scenario.model_dir, step) for step in (10, 20)]
     with leases.lease_checkpoint(scenario.model_dir, paths[0], "delete"):
         assert scenario.sidecar(policy="all").run(once=True) == [20]
 
 
-def test_two_that_begin_at_once_do_not_both_score(scenario, monkeypatch):
+def test_two_sidecars_that_start_together_evaluate_once(scenario, monkeypatch):
     path = save(scenario.model_dir, 10)
     hold = leases.lease_checkpoint
     rival = hold(scenario.model_dir, path, "eval")
 
-    def hold_second(*args):
+    def lease_second(*args):
         monkeypatch.setattr(leases, "lease_checkpoint", hold)
-        rival.__enter__()  # After this one looked, before it took its own.
+        rival.__enter__()  # After this one's check, before its own lease.
         return hold(*args)
 
-    monkeypatch.setattr(leases, "lease_checkpoint", hold_second)
+    monkeypatch.setattr(leases, "lease_checkpoint", lease_second)
     scenario.at_next_poll(lambda: rival.__exit__(None, None, None))
     assert scenario.sidecar().run(once=True) == [10]
 
 
-def test_damaged_data_are_an_error_and_not_the_checkpoints_fault(scenario):
+def test_corrupt_data_are_an_error_and_not_a_corrupt_checkpoint(scenario):
     save(scenario.model_dir, 10)
 
     def input_fn(params):
@@ -193,7 +193,7 @@ def test_a_checkpoint_of_another_network_is_an_error(scenario):
         scenario.sidecar().run()
 
 
-def test_nothing_is_traced_twice_and_nothing_stays(local):
+def test_nothing_is_traced_twice_and_no_objects_accumulate(local):
     traced, num_objects = [], []
 
     def model_fn(features, labels, mode, network):
@@ -208,14 +208,14 @@ def test_nothing_is_traced_twice_and_nothing_stays(local):
     for step in range(7):
         save(local.model_dir, step)
     runner = linear.make_estimator(local.model_dir, fn=model_fn)
-    scorer = local.sidecar(runner, policy="all", input_fn=input_fn)
-    assert len(scorer.run(once=True)) == 7
+    sidecar = local.sidecar(runner, policy="all", input_fn=input_fn)
+    assert len(sidecar.run(once=True)) == 7
     assert traced == ["eval"]
-    # Seen: not one object more; 38 each time where the dataset was made to stay.
+    # Measured: no object more; 38 per evaluation if the dataset is kept alive.
     assert max(num_objects[2:]) - min(num_objects[2:]) < 38
 
 
-def test_what_is_scored_is_exported(scenario):
+def test_evaluated_checkpoints_are_exported(scenario):
     for step in (10, 20, 30):
         save(scenario.model_dir, step)
     exporter = Exporter()
@@ -223,7 +223,7 @@ def test_what_is_scored_is_exported(scenario):
     assert exporter.exported == [(10, False), (20, False), (30, True)]
 
 
-def test_what_was_scored_but_not_exported_is_exported_by_the_next(scenario):
+def test_an_evaluated_but_unexported_checkpoint_is_exported_by_the_next(scenario):
     for step in (10, 20):
         save(scenario.model_dir, step)
     dying, exporter = Exporter(KeyboardInterrupt()), Exporter()
@@ -234,7 +234,7 @@ def test_what_was_scored_but_not_exported_is_exported_by_the_next(scenario):
     assert evaluated_steps(scenario) == [10, 20]
 
 
-def test_an_export_onto_a_full_disk_is_tried_again(scenario):
+def test_an_export_onto_a_full_disk_is_retried(scenario):
     save(scenario.model_dir, 10)
     full = tf.errors.ResourceExhaustedError(None, None, "No space left on device")
     exporter = Exporter(full, full)

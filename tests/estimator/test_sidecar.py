@@ -32,7 +32,7 @@ def scenario(request, tmp_path):
         ("every_k", [20, 50], [40]),
     ],
 )
-def test_a_policy_says_what_comes_next(policy, done, expected):
+def test_a_policy_selects_the_next_steps(policy, done, expected):
     steps = [10, 20, 30, 40, 50]
     selected = sidecar.select_steps(
         steps, done, policy=policy, every_k_steps=20, final=50
@@ -40,7 +40,7 @@ def test_a_policy_says_what_comes_next(policy, done, expected):
     assert selected == expected
 
 
-def test_the_policy_every_k_takes_no_other_before_the_end_is_known():
+def test_every_k_selects_only_multiples_before_the_end_is_known():
     selected = sidecar.select_steps(
         [10, 20, 30], [], policy="every_k", every_k_steps=20
     )
@@ -48,7 +48,7 @@ def test_the_policy_every_k_takes_no_other_before_the_end_is_known():
 
 
 @pytest.mark.parametrize("policy", ["latest", "all"])
-def test_a_run_is_watched_from_before_its_start_to_its_end(scenario, policy):
+def test_a_run_is_evaluated_from_before_its_start_to_its_end(scenario, policy):
     scenario.at_next_poll()
     scenario.at_next_poll(scenario.trainer_state("running"))
     scenario.at_next_poll(scenario.save_checkpoint(10), scenario.save_checkpoint(20))
@@ -61,14 +61,14 @@ def test_a_run_is_watched_from_before_its_start_to_its_end(scenario, policy):
     assert evaluated_steps(scenario) == expected
 
 
-def test_every_k_takes_the_final_checkpoint_too(scenario):
+def test_every_k_selects_the_final_checkpoint_too(scenario):
     for step in (10, 20, 30, 40, 50):
         save(scenario.model_dir, step)
     scenario.trainer_state("finished", 50)()
     assert scenario.sidecar(policy="every_k", every_k_steps=20).run() == [20, 40, 50]
 
 
-def test_a_restarted_sidecar_goes_on_and_scores_nothing_twice(scenario):
+def test_a_restarted_sidecar_evaluates_nothing_twice(scenario):
     for step in (10, 20):
         save(scenario.model_dir, step)
     assert scenario.sidecar(policy="all").run(once=True) == [10, 20]
@@ -91,17 +91,15 @@ def test_it_waits_through_a_preemption(scenario):
     assert scenario.sidecar().run() == [10, 20]
 
 
-def test_it_does_not_wait_for_ever_after_a_preemption(scenario):
+def test_the_wait_after_a_preemption_is_limited(scenario):
     scenario.trainer_state("preempted", 10)()
     scenario.events = [()] * 102
-    with pytest.raises(
-        sidecar.TrainerGoneError, match="step 10 and has not resumed"
-    ):
+    with pytest.raises(sidecar.TrainerGoneError, match="step 10 and has not resumed"):
         scenario.sidecar().run()
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_it_does_not_wait_for_ever_for_a_trainer_that_is_gone(scenario, has_begun):
+def test_the_wait_for_a_silent_trainer_is_limited(scenario, has_begun):
     if has_begun:
         scenario.trainer_state("running")()
     scenario.events = [(scenario.save_checkpoint(10),)] + [()] * 10
@@ -110,7 +108,7 @@ def test_it_does_not_wait_for_ever_for_a_trainer_that_is_gone(scenario, has_begu
     assert evaluated_steps(scenario) == [10]
 
 
-def test_a_slow_trainer_that_lives_is_waited_for(scenario):
+def test_a_slow_trainer_with_a_heartbeat_is_waited_for(scenario):
     scenario.events = [(scenario.trainer_state("running"),), (), (), ()] * 20
     scenario.at_next_poll(
         scenario.save_checkpoint(10), scenario.trainer_state("finished", 10)
@@ -118,7 +116,7 @@ def test_a_slow_trainer_that_lives_is_waited_for(scenario):
     assert scenario.sidecar().run() == [10]
 
 
-def test_a_failed_run_is_scored_first_and_told_then(scenario):
+def test_a_failed_run_is_evaluated_before_it_is_an_error(scenario):
     for step in (10, 20):
         save(scenario.model_dir, step)
     scenario.trainer_state("failed", 20)()
@@ -135,7 +133,7 @@ def test_a_finished_run_without_its_final_checkpoint_is_an_error(scenario):
     assert evaluated_steps(scenario) == [10]
 
 
-def test_a_run_lives_and_is_scored_on_any_file_system(scenario):
+def test_a_run_is_trained_and_evaluated_on_any_file_system(scenario):
     reasons = [None, None, "a test"]
     exporter = Exporter()
 
@@ -145,12 +143,12 @@ def test_a_run_lives_and_is_scored_on_any_file_system(scenario):
     scenario.at_next_poll(lambda: run_trainer(scenario, stop))
     scenario.at_next_poll()
     scenario.at_next_poll(lambda: run_trainer(scenario, stop, keep_checkpoint_max=2))
-    made = scenario.sidecar(policy="all", max_steps=30, exporters=(exporter,))
-    assert made.run() == [8, 20, 30] == [step for step, _ in exporter.exported]
+    watcher = scenario.sidecar(policy="all", max_steps=30, exporters=(exporter,))
+    assert watcher.run() == [8, 20, 30] == [step for step, _ in exporter.exported]
     assert checkpoints.steps(scenario.model_dir) == [20, 30]
 
 
-def test_a_full_disk_is_waited_out(scenario, monkeypatch):
+def test_a_full_disk_is_retried(scenario, monkeypatch):
     save(scenario.model_dir, 10)
     scenario.trainer_state("finished", 10)()
     write = summaries.write_evaluation
@@ -167,7 +165,7 @@ def test_a_full_disk_is_waited_out(scenario, monkeypatch):
     assert evaluated_steps(scenario) == [10]
 
 
-def test_a_full_disk_is_not_waited_for_for_ever(scenario, monkeypatch):
+def test_the_wait_for_a_full_disk_is_limited(scenario, monkeypatch):
     save(scenario.model_dir, 10)
 
     def full_disk(*args, **kwargs):
@@ -179,7 +177,7 @@ def test_a_full_disk_is_not_waited_for_for_ever(scenario, monkeypatch):
         scenario.sidecar().run()
 
 
-def test_the_final_step_is_what_the_trainer_says_it_is(scenario):
+def test_the_final_step_is_the_one_that_the_trainer_reports(scenario):
     save(scenario.model_dir, 10)
     scenario.trainer_state("finished", 10)()
     exporter = Exporter()
@@ -187,7 +185,7 @@ def test_the_final_step_is_what_the_trainer_says_it_is(scenario):
     assert exporter.exported == [(10, True)]
 
 
-def test_a_policy_that_does_not_exist_is_an_error(scenario):
+def test_an_unknown_policy_is_an_error(scenario):
     with pytest.raises(ValueError, match="policy is 'first'"):
         scenario.sidecar(policy="first")
     with pytest.raises(ValueError, match="every_k_steps is None"):
