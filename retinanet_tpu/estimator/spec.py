@@ -40,16 +40,12 @@ class Update(Protocol):
 
 
 # Arguments of functions with `...` are matched by name; see `call_by_name`.
-# (features, labels, mode, params, network) -> TPUEstimatorSpec
-ModelFn = Callable[..., "TPUEstimatorSpec"]
 # (params, mode) -> dataset of (features, labels)
 InputFn = Callable[..., tf.data.Dataset]
 # params -> network, whose variables have unique names
 NetworkFn = Callable[[dict[str, Any]], tf.Module]
 # network -> update
 UpdateFn = Callable[[Any], Update]
-# (network, params) -> Serving
-ServingFn = Callable[..., "Serving"]
 # () -> params of one call
 ParamsFn = Callable[[], Mapping[str, Any]]
 # batches of eval tensors -> results
@@ -83,6 +79,10 @@ class TPUEstimatorSpec(NamedTuple):
     loss: tf.Tensor | None = None
     scalars: Mapping[str, tf.Tensor] = {}
     eval_metrics: tuple[MetricFn, Any] | None = None
+
+
+# (features, labels, mode, params, network) -> TPUEstimatorSpec
+ModelFn = Callable[..., TPUEstimatorSpec]
 
 
 class TPUContext(NamedTuple):
@@ -120,6 +120,28 @@ class TrainSpec(NamedTuple):
     input_fn: InputFn
     max_steps: int
     saving_listeners: tuple[SavingListener, ...] = ()
+
+
+class Serving(NamedTuple):
+    """The return value of serving_fn: the content of an export.
+
+    Attributes:
+      module: Holds all variables that the signatures use.
+      signatures: The signatures by name; servers call `serving_default`. Without any,
+        no SavedModel is written.
+      assets_extra: Texts by file name, for the directory assets.extra.
+      finish_fn: Called before the export is committed. It may add files. If it raises,
+        there is no export.
+    """
+
+    module: tf.Module
+    signatures: Mapping[str, Callable[..., Any]]
+    assets_extra: Mapping[str, str] = {}
+    finish_fn: FinishFn | None = None
+
+
+# (network, params) -> Serving
+ServingFn = Callable[..., Serving]
 
 
 class SupportsExport(Protocol):
@@ -175,24 +197,6 @@ class EvalSpec(NamedTuple):
     name: str | None = None
     every_steps: int | None = None
     exporters: tuple[CheckpointExporter, ...] = ()
-
-
-class Serving(NamedTuple):
-    """The return value of serving_fn: the content of an export.
-
-    Attributes:
-      module: Holds all variables that the signatures use.
-      signatures: The signatures by name; servers call `serving_default`. Without any,
-        no SavedModel is written.
-      assets_extra: Texts by file name, for the directory assets.extra.
-      finish_fn: Called before the export is committed. It may add files. If it raises,
-        there is no export.
-    """
-
-    module: tf.Module
-    signatures: Mapping[str, Callable[..., Any]]
-    assets_extra: Mapping[str, str] = {}
-    finish_fn: FinishFn | None = None
 
 
 def call_by_name(fn: Callable[..., T], **available: Any) -> T:
