@@ -33,7 +33,7 @@ def suggestion(
       renamed: The new names by the old ones; see `with_new_names`.
     """
     unknown = re.search(
-        r"No configurable matching (?:reference )?'@?([\w./]+)'", message
+        r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", message
     )
     if unknown:
         name = unknown[1].split("/")[-1]

@@ -286,7 +286,11 @@ class TPUEstimator:
 
     @property
     def _jit_compile(self):
-        """Whether to ask for XLA: a TPU has it anyway, and collectives stay outside."""
+        """The value of jit_compile to request.
+
+        A TPU compiles without a request. With several replicas, collectives must stay
+        outside the compiled function.
+        """
         is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         is_single = self.num_replicas == 1
         return self.config.tpu_config.jit_compile and is_single and not is_tpu

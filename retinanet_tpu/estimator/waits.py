@@ -5,23 +5,67 @@ the next batch in C++, without a time limit. Here another thread waits, and the 
 may give the call up. Only the end of the process ends such a thread.
 """
 
+import atexit
 import logging as python_logging
 import os
+import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import tensorflow as tf
+
+from retinanet_tpu.estimator import spec
 
 T = TypeVar("T")
 
 _POLL_SECS = 0.2
 # A process that must stop does not wait longer than this for a batch.
 STALL_SECS = 1.0
+# To delete an iterator takes milliseconds, unless it waits for data.
+_RELEASE_SECS = 10.0
 
+
+class _Waiter:
+    """A thread that runs calls, one after another, for one caller.
+
+    It runs many calls, because TensorFlow keeps objects of every thread until the
+    process ends.
+    """
+
+    def __init__(self):
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], futures.Future]] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._run, name="waiter", daemon=True).start()
+
+    def start(self, fn: Callable[[], T]) -> "futures.Future[T]":
+        """Returns the future of a call."""
+        future: futures.Future[T] = futures.Future()
+        self._calls.put((fn, future))
+        return future
+
+    def _run(self):
+        while True:
+            fn, future = self._calls.get()
+            # Sets no option, but makes TensorFlow read all of them again. Otherwise a
+            # thread keeps the options of its first call, even if another thread has
+            # changed them with tf.config.
+            tf.config.optimizer.set_experimental_options({})
+            try:
+                future.set_result(fn())
+            except BaseException as error:
+                future.set_exception(error)
+            del fn, future
+
+
+_callers = threading.local()
 # Each returns True as long as a thread may be waiting in C++.
 _unfinished: list[Callable[[], bool]] = []
+_releasing: list[threading.Thread] = []
 
 
 class GivenUpError(Exception):
@@ -33,7 +77,7 @@ class Stall:
 
     def __init__(
         self,
-        stop_reason: Callable[[], str | None],
+        stop_reason: spec.StopReason,
         progress_fn: Callable[[], object] = lambda: None,
     ):
         """Initializes the stall.
@@ -61,7 +105,7 @@ class Stall:
         return self._stop_reason() if now - self._since >= STALL_SECS else None
 
 
-def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
+def call(fn: Callable[[], T], give_up_reason: spec.StopReason) -> T:
     """Calls a function in another thread; returns its value or raises its error.
 
     Args:
@@ -71,25 +115,20 @@ def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
     Raises:
       GivenUpError: There was a reason while the function still ran.
     """
-    future: futures.Future[T] = futures.Future()
-    # A new thread each time: TensorFlow uses the options of a thread's first call for
-    # its later ones, even if tf.config has changed them.
-    threading.Thread(target=_set, args=(future, fn), name="wait", daemon=True).start()
+    waiter = getattr(_callers, "waiter", None) or _Waiter()
+    # The waiter is busy; it remains so if the call is given up.
+    _callers.waiter = None
+    future = waiter.start(fn)
     try:
         while not futures.wait([future], _POLL_SECS).done:
             if reason := give_up_reason():
                 raise GivenUpError(reason)
     finally:
-        if not future.done():
+        if future.done():
+            _callers.waiter = waiter
+        else:
             _unfinished.append(lambda: not future.done())
     return future.result()
-
-
-def _set(future, fn):
-    try:
-        future.set_result(fn())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
@@ -121,13 +160,24 @@ def release(iterators: list[Iterator[Any]]) -> None:
     thread.start()
     _forget_finished()
     _unfinished.append(thread.is_alive)
+    _releasing[:] = [*filter(threading.Thread.is_alive, _releasing), thread]
+
+
+@atexit.register
+def _wait_for_releases():
+    """Waits at most _RELEASE_SECS for each iterator that is being deleted.
+
+    Without the wait the process may abort, because Python ends its threads within C++.
+    """
+    for thread in _releasing:
+        thread.join(_RELEASE_SECS)
 
 
 def _forget_finished():
     _unfinished[:] = [is_unfinished for is_unfinished in _unfinished if is_unfinished()]
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """Ends the process with an exit code, even if calls were given up.
 
     Raises:

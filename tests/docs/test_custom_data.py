@@ -1,4 +1,4 @@
-"""The tutorial on custom data: its flags and settings exist; slow: its commands, word for word."""
+"""The tutorial on custom data: its flags and settings exist; slow: its commands run."""
 
 import os
 import pathlib

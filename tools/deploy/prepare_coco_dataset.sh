@@ -21,7 +21,6 @@ if [[ $# -ne 1 || "$1" == -* ]]; then
   exit 2
 fi
 
-tools_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 target=$1
 python=${PYTHON:-python}
 
@@ -60,7 +59,7 @@ unpack() {
 # convert SPLIT SHARDS: <split>.json is what the converter writes last.
 convert() {
   if [[ ! -e "$target/data/$1.json" ]]; then
-    "$python" "$tools_dir/convert" \
+    "$python" -m retinanet_tpu.convert \
       --format=coco \
       --images="$target/images/${1}2017" \
       --annotations="$target/annotations/instances_${1}2017.json" \

@@ -10,7 +10,7 @@
 # export them once; create.sh, setup.sh, start.sh, tail.sh and stop.sh need the same.
 set -euo pipefail
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
 # Where setup.sh puts the program on the hosts, seen from their home directories.
 remote_root=retinanet_tpu
 

@@ -10,7 +10,7 @@ state=$HOME/retinanet_tpu_run
 preempted=42 # The trainer's exit code for: all is saved, start the same command again.
 restart_secs=${RESTART_SECS:-10}
 mkdir -p "$state"
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 
 fail() {
   echo "error: $*" >&2

@@ -27,5 +27,5 @@ elif [[ "$RUNTIME_VERSION" == tpu-vm-tf-*-pjrt* ]]; then
   variables+=(TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/lib/libtpu.so)
 fi
 # Two shells read this, so that what has spaces and quotes is quoted for the second.
-command="$remote_root/tools/tpu_vm/on_host.sh start$(printf ' %q' "${flags[@]}")"
+command="$remote_root/tools/deploy/tpu_vm/on_host.sh start$(printf ' %q' "${flags[@]}")"
 on_hosts 0 "env${variables[*]+ ${variables[*]}} $command"

@@ -8,7 +8,7 @@ source "$(dirname "$0")/common.sh"
 state=$(slice_state)
 [[ -n "$state" ]] || fail "There is no $NAME in $ZONE of $PROJECT."
 if [[ "$state" == READY ]]; then
-  on_hosts 0 "if [ -d $remote_root ]; then $remote_root/tools/tpu_vm/on_host.sh stop; fi"
+  on_hosts 0 "if [ -d $remote_root ]; then $remote_root/tools/deploy/tpu_vm/on_host.sh stop; fi"
 fi
 if [[ "$*" == --delete ]]; then
   tpu delete "$NAME" --quiet

@@ -4,4 +4,4 @@
 # Settings: see common.sh.
 source "$(dirname "$0")/common.sh"
 [[ $# -eq 0 ]] || usage
-on_hosts 0 "$remote_root/tools/tpu_vm/on_host.sh tail"
+on_hosts 0 "$remote_root/tools/deploy/tpu_vm/on_host.sh tail"
