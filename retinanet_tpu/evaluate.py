@@ -73,7 +73,7 @@ _PREEMPTION_SECS = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     # Supervisors stop processes with these signals. SystemExit releases the leases.
-    for number in preemption.ending_signals():
+    for number in preemption.stop_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _evaluate()

@@ -110,5 +110,5 @@ def test_SIGTERM_in_a_directory_that_turned_read_only_has_its_exit_code(make_run
     assert trainer.wait() == PREEMPTED, trainer.tail()
     assert "Step 20 could not be saved: Read-only system" in trainer.tail()
     assert "Stopped at step 20; nothing is saved: signal SIGTERM" in trainer.tail()
-    assert "does not say that the run is preempted: Read-only" in trainer.tail()
+    assert "it lacks the final state 'preempted': Read-only" in trainer.tail()
     assert run.steps() == [] and state_of(run).state == "running"
