@@ -80,7 +80,6 @@ class PreemptionListener:
         self._reason: str | None = None
         self._handlers: dict[int, Any] = {}  # Any: the type that signal.signal returns.
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="notices", daemon=True)
 
     def __enter__(self) -> "PreemptionListener":
         """Installs the signal handlers and starts to poll the metadata server."""
@@ -89,7 +88,10 @@ class PreemptionListener:
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._host:
             logging.info("Polling %s for notices of preemption", self._host)
-            self._thread.start()
+            args = (self._host,)
+            threading.Thread(
+                target=self._poll, args=args, name="notices", daemon=True
+            ).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -107,10 +109,10 @@ class PreemptionListener:
             signal.default_int_handler(number, frame)
         self._reason = f"signal {signal.Signals(number).name}"
 
-    def _poll(self):
+    def _poll(self, host: str) -> None:
         while not self._is_over.wait(self._poll_secs):
             for name, bad in _NOTICES.items():
-                value = read_metadata(self._host, f"instance/{name}")
+                value = read_metadata(host, f"instance/{name}")
                 if value == bad:
                     self._reason = f"the machine's {name} is {value}"
                     return

@@ -58,14 +58,13 @@ class LeaseTable:
     def active_leases(self) -> list[str]:
         """Returns the names of active leases, and removes expired ones."""
         now = self._clock()
-        seen = {}
+        seen: dict[str, tuple[list[bytes], float]] = {}
         for name in filter(_NAME.fullmatch, files.list_directory(self._directory)):
             content = _content(f"{self._directory}/{name}")
             if content is None:
                 continue
-            before = self._seen.get(name)
-            is_unchanged = before is not None and content == before[0]
-            seen[name] = before if is_unchanged else (content, now)
+            before, since = self._seen.get(name, (content, now))
+            seen[name] = (content, since if content == before else now)
         self._seen = seen
         expired = [n for n, (_, t) in seen.items() if now - t > self._timeout_secs]
         for name in expired:
