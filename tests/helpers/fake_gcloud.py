@@ -1,4 +1,4 @@
-"""Replaces `gcloud compute tpus tpu-vm` with a slice whose hosts are local folders.
+"""Replaces `gcloud compute tpus tpu-vm`; the hosts of its slice are folders.
 
 The scripts of tools/deploy/tpu_vm call it as a process. FAKE_CLOUD is a folder with
   calls        a line of JSON for each call

@@ -1,4 +1,4 @@
-"""Runs a trainer and its sidecars as processes that tests kill, and checks results."""
+"""Runs a trainer and its sidecars as processes that tests stop or kill."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Makes the tf.distribute strategy for a TPU, a pod, GPUs, several machines or CPUs."""
+"""Makes tf.distribute strategies for TPUs, pods, GPUs, several machines and CPUs."""
 
 import contextlib
 from typing import Literal

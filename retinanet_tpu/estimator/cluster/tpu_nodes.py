@@ -1,4 +1,4 @@
-"""Looks up a TPU by name in Google Cloud, and waits until it is ready.
+"""Finds a TPU in Google Cloud by its name and waits until it is ready.
 
 Somebody else may be using the TPU. This module therefore only reads its state, unless
 the caller allows a change of its version.

@@ -112,7 +112,7 @@ def lease_checkpoint(
 def directory_lock(
     directory: str, patience_secs: float = 10 * TIMEOUT_SECS
 ) -> Iterator[None]:
-    """Gives one writer at a time access to a directory.
+    """Holds the lock of a directory, which one writer at a time can have.
 
     The file system need not support exclusive creation of files. A writer first writes
     its lease, then lists the leases. If there is no other, it has the lock, because all

@@ -1,4 +1,4 @@
-"""MODEL_DIR/run_state.json: the state of a trainer, and its claim to the model_dir.
+"""MODEL_DIR/run_state.json: the state of a trainer and its claim to model_dir.
 
 While the trainer runs, one of its threads rewrites the file with a higher `beat`. A
 reader measures by its own clock how long ago the content changed, so the clocks of two
