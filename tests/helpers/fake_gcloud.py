@@ -166,9 +166,9 @@ class Cloud:
             return []
         lines = (self.folder / "calls").read_text().splitlines()
         calls = [json.loads(line)[3:] for line in lines]
-        place = ["--project=mine", "--zone=us-east1-d"]
-        assert all(set(place) <= set(call) for call in calls)
-        return [[word for word in call if word not in place] for call in calls]
+        location_flags = ["--project=mine", "--zone=us-east1-d"]
+        assert all(set(location_flags) <= set(call) for call in calls)
+        return [[word for word in call if word not in location_flags] for call in calls]
 
     def trainers(self):
         """Returns (folder, flags, environment variables) of each start of a trainer."""

@@ -31,9 +31,9 @@ def log(caplog):
 
 
 def wait(cloud, name=fake_cloud_tpu.NAME, **more):
-    where = {"zone": fake_cloud_tpu.ZONE, "project": fake_cloud_tpu.PROJECT}
+    location = {"zone": fake_cloud_tpu.ZONE, "project": fake_cloud_tpu.PROJECT}
     return tpu_nodes.wait_until_ready(
-        name, clock=cloud.clock, sleep=cloud.sleep, **(where | more)
+        name, clock=cloud.clock, sleep=cloud.sleep, **(location | more)
     )
 
 
