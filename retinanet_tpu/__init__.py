@@ -1,4 +1,4 @@
-"""RetinaNet on TensorFlow 2: training, evaluation and export in TPUEstimator style.
+"""RetinaNet for TensorFlow 2, trained and exported in the style of TPUEstimator.
 
 Importing the package imports no other module. Import the modules themselves, for
 example `from retinanet_tpu.boxes import anchors`.

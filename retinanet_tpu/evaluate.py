@@ -26,6 +26,7 @@ import contextlib
 import signal
 import sys
 import time
+from typing import Literal
 
 import tensorflow as tf
 from absl import flags, logging
@@ -73,7 +74,7 @@ _PREEMPTION_SECS = flags.DEFINE_integer(
 def main() -> None:
     """Runs the command."""
     # Supervisors stop processes with these signals. SystemExit releases the leases.
-    for number in preemption.ending_signals():
+    for number in preemption.stop_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _evaluate()
@@ -91,12 +92,12 @@ def _evaluate() -> None:
     poll_secs = min(10, _TIMEOUT_SECS.value / 30)
     if not _ONCE.value and not _CHECKPOINT.value:
         _await_run(poll_secs)
-    is_cpu = _DEVICE.value == "cpu"
-    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if is_cpu else []))
+    device: Literal["cpu", "gpu"] = "gpu" if _DEVICE.value == "gpu" else "cpu"
+    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if device == "cpu" else []))
     run = configurables.make_run(
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(
-            _DEVICE.value, num_devices=1, single_process=True
+            device, num_devices=1, single_process=True
         ),
     )
     with cli.data_errors_explained(run):

@@ -1,4 +1,4 @@
-"""The trainer as a process: how it is stopped, what it leaves, what its exit says."""
+"""Tests the trainer as a process: stops, files and exit codes."""
 
 import signal
 
@@ -14,7 +14,7 @@ from retinanet_tpu import train
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 from retinanet_tpu.exit_codes import ExitCode
 
-# 12 images by 8: every other step begins in the middle of an epoch.
+# Batches of 8 from 12 images: every other step starts in the middle of an epoch.
 BINDINGS = ("MAX_STEPS = 40", "RunConfig.save_checkpoints_steps = 10")
 
 
@@ -46,7 +46,7 @@ def assert_finite(model_dir):
         assert all(np.isfinite(value).all() for value in values)
 
 
-def test_stopped_by_a_notice_a_signal_and_a_kill_it_ends_as_if_it_never_was(
+def test_a_run_stopped_by_notice_signal_and_kill_equals_an_undisturbed_run(
     data_dir, tmp_path, monkeypatch, capsys
 ):
     run = processes.Run(tmp_path / "stopped", data_dir, *BINDINGS)

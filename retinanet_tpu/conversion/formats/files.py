@@ -5,7 +5,6 @@ import concurrent.futures
 import csv
 import io
 import itertools
-import json
 import math
 import os
 import posixpath
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.conversion.formats import name_matching
 from retinanet_tpu.data import annotations
 
@@ -277,12 +276,7 @@ def load_json(
       UserError: The file is no JSON, is cut off or is nested too deeply.
     """
     text = content if isinstance(content, str) else decode(content, path)
-    try:
-        return json.loads(text, object_hook=object_hook)
-    except ValueError as error:  # Not only JSONDecodeError: numbers of 5,000 digits.
-        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
-    except RecursionError as error:
-        raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
+    return json_files.parse(text, path, object_hook=object_hook)
 
 
 def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:

@@ -58,14 +58,13 @@ class LeaseTable:
     def active_leases(self) -> list[str]:
         """Returns the names of active leases, and removes expired ones."""
         now = self._clock()
-        seen = {}
+        seen: dict[str, tuple[list[bytes], float]] = {}
         for name in filter(_NAME.fullmatch, files.list_directory(self._directory)):
             content = _content(f"{self._directory}/{name}")
             if content is None:
                 continue
-            before = self._seen.get(name)
-            is_unchanged = before is not None and content == before[0]
-            seen[name] = before if is_unchanged else (content, now)
+            before, since = self._seen.get(name, (content, now))
+            seen[name] = (content, since if content == before else now)
         self._seen = seen
         expired = [n for n, (_, t) in seen.items() if now - t > self._timeout_secs]
         for name in expired:
@@ -113,7 +112,7 @@ def lease_checkpoint(
 def directory_lock(
     directory: str, patience_secs: float = 10 * TIMEOUT_SECS
 ) -> Iterator[None]:
-    """Gives one writer at a time access to a directory.
+    """Holds the lock of a directory, which one writer at a time can have.
 
     The file system need not support exclusive creation of files. A writer first writes
     its lease, then lists the leases. If there is no other, it has the lock, because all
