@@ -15,7 +15,7 @@ from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 class CheckpointEvaluator:
-    """Evaluates and exports each checkpoint of a run once, over all processes.
+    """An evaluator and exporter of each checkpoint of a run, once over all processes.
 
     Two processes evaluate the same checkpoint only if one of them was suspended for
     leases.TIMEOUT_SECS. Even then eval.jsonl has one line for the step.

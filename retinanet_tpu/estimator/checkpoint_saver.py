@@ -13,7 +13,7 @@ from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 class Saver:
-    """Writes the checkpoints of a run when they are due, and deletes the oldest.
+    """A writer of the checkpoints of a run, which also deletes the oldest.
 
     If there are several workers, the chief writes and the others wait for it.
 

@@ -62,7 +62,7 @@ RankFn = Callable[[Export], tuple[float, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Exporter:
-    """Exports evaluated checkpoints and keeps those of the highest ranks.
+    """An exporter of evaluated checkpoints, which keeps those of the highest ranks.
 
     Attributes:
       serving_fn: (network, params) -> spec.Serving.
@@ -198,7 +198,7 @@ def FinalExporter(
 
 @dataclasses.dataclass(frozen=True)
 class _SelectByMetric:
-    """Selects checkpoints whose metric is a finite number."""
+    """A selection of the checkpoints whose metric is a finite number."""
 
     metric: str
 
@@ -226,13 +226,15 @@ def _select_final(eval_result, is_final):
 
 
 def _highest_first(export):
-    is_ranked = export.value is not None  # Else the list was edited.
-    return (export.value if is_ranked else -math.inf, -export.step)
+    # None if the list was edited.
+    value = -math.inf if export.value is None else export.value
+    return (value, -export.step)
 
 
 def _lowest_first(export):
-    is_ranked = export.value is not None  # Else the list was edited.
-    return (-export.value if is_ranked else -math.inf, -export.step)
+    # None if the list was edited.
+    value = math.inf if export.value is None else export.value
+    return (-value, -export.step)
 
 
 def _newest_first(export):

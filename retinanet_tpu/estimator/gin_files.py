@@ -29,7 +29,7 @@ class _Macro(NamedTuple):
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Returns references and macros as records, without resolving them."""
+    """A parser delegate that returns references and macros as unresolved records."""
 
     def __init__(self, known: setting_types.Configurables):
         self._known = known

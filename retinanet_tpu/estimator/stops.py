@@ -37,7 +37,7 @@ class Progress(NamedTuple):
 
 
 class Stopper:
-    """Stops a run between two loops, or within a loop that waits for data."""
+    """The stop of a run, between two loops or within a loop that waits for data."""
 
     def __init__(
         self,

@@ -115,9 +115,9 @@ def write_evaluation(
 
 
 def read_evaluations(directory: str) -> list[dict[str, Any]]:
-    """Returns the records of eval.jsonl in the order of the lines; none without a file.
+    """Returns the records of eval.jsonl in the order of the lines.
 
-    A corrupt line, such as a partial one at the end, is left out. The next write
+    There are none without a file. A corrupt line, such as a partial one at the end, is left out. The next write
     removes it from the file.
     """
     path = f"{directory}/{EVALUATIONS}"

@@ -213,7 +213,9 @@ class TPUEstimator:
         path = self._checkpoint(checkpoint_path)
         step = checkpoints.step_of(path)
         forward = self._forward_pass(mode, path)
-        outputs = self._forward_outputs(forward, input_fn, mode, steps, stop_reason)
+        outputs = self._forward_outputs(
+            forward, input_fn, mode, steps=steps, stop_reason=stop_reason
+        )
         outputs = preemption.stop_when(stop_reason, outputs, step)
         # The first batch traces model_fn, which returns metric_fn.
         if (first := next(outputs, None)) is None:
@@ -333,7 +335,7 @@ class TPUEstimator:
         return self._forward_passes[mode]
 
     def _forward_outputs(
-        self, forward, input_fn, mode, steps=None, stop_reason=preemption.no_stop
+        self, forward, input_fn, mode, *, steps=None, stop_reason=preemption.no_stop
     ):
         """Yields (loss, tensors) of each batch, until the data end."""
         dataset = self._inputs.dataset(input_fn, mode)

@@ -69,7 +69,13 @@ def train_and_evaluate(
                 if num_losses:
                     _pause(config.restart_secs * num_losses, stop_reason)
                     estimator.reconnect()
-                return _run(estimator, train_spec, eval_spec, heartbeat, stop_reason)
+                return _run(
+                    estimator,
+                    train_spec,
+                    eval_spec,
+                    heartbeat=heartbeat,
+                    stop_reason=stop_reason,
+                )
             except preemption.Preempted as stop:
                 heartbeat.state, heartbeat.step = run_state.PREEMPTED, stop.step
                 raise
@@ -129,7 +135,7 @@ def check_intervals(
         )
 
 
-def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
+def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     """Trains and evaluates until the end, an error or a reason to stop."""
     results = {}
 

@@ -126,7 +126,9 @@ def train(
                 batches.append(stopper.call(new))
             num_steps = config.next_stop(state.step, max_steps) - state.step
             run_loop.reset(state.step)
-            run = functools.partial(_run, run_loop, batches, state.step, num_steps)
+            run = functools.partial(
+                _run, run_loop, batches, step=state.step, num_steps=num_steps
+            )
             try:
                 result = stopper.call_loop(run, run_loop.progress)
                 state.step += num_steps

@@ -106,7 +106,7 @@ def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartRepo
         )
     path = checkpoints.latest(settings.checkpoint) or settings.checkpoint
     tensors = train_step.network_weights(path)
-    report = WarmStartReport([], [], [], [], [])
+    report = WarmStartReport(loaded=[], mismatched=[], absent=[], skipped=[], unused=[])
     for variable in network.variables:
         name = replicas.variable_path(variable)
         value = tensors.pop(name, None)
