@@ -117,8 +117,8 @@ def write_evaluation(
 def read_evaluations(directory: str) -> list[dict[str, Any]]:
     """Returns the records of eval.jsonl in the order of the lines.
 
-    There are none without a file. A corrupt line, such as a partial one at the end, is left out. The next write
-    removes it from the file.
+    There are none without a file. A corrupt line, such as a partial one at the end, is
+    left out. The next write removes it from the file.
     """
     path = f"{directory}/{EVALUATIONS}"
     content = files.read_if_there(path) or b""

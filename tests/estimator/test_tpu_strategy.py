@@ -174,7 +174,7 @@ def cloud(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(tpu_nodes, "wait_until_ready", wait)
         cloud.node = fake_cloud_tpu.node
-        cloud.say(cloud.node(version=tf.__version__))
+        cloud.set_answers(cloud.node(version=tf.__version__))
         yield cloud
 
 
@@ -194,7 +194,7 @@ def test_after_a_preemption_the_run_resumes_on_the_recreated_tpu(tmp_path, tpus,
     def preempt():
         ours = tf.__version__
         coming, anew = cloud.node("CREATING", ours), cloud.node(version=ours, hosts=2)
-        cloud.say(cloud.node("PREEMPTED", ours), 404, coming, anew)
+        cloud.set_answers(cloud.node("PREEMPTED", ours), 404, coming, anew)
 
     assert train(tmp_path, preempt) == [10, 20]
     assert tpus.hosts == [["10.0.0.2:8470"], ["10.0.0.2:8470", "10.0.0.3:8470"]]
@@ -202,7 +202,7 @@ def test_after_a_preemption_the_run_resumes_on_the_recreated_tpu(tmp_path, tpus,
 
 def test_a_tpu_that_never_returns_ends_the_run_in_time(tmp_path, tpus, cloud):
     def preempt():
-        cloud.say(cloud.node("PREEMPTED", tf.__version__))
+        cloud.set_answers(cloud.node("PREEMPTED", tf.__version__))
 
     with pytest.raises(TimeoutError, match=r"PREEMPTED.*gcloud compute tpus delete"):
         train(tmp_path, preempt)
