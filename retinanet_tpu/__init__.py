@@ -1,6 +1,7 @@
-"""RetinaNet on TensorFlow 2, trained, scored and exported the TPUEstimator way.
+"""RetinaNet for TensorFlow 2, trained and exported in the style of TPUEstimator.
 
-Importing the package starts nothing; write `from retinanet_tpu.boxes import anchors`.
+Importing the package imports no other module. Import the modules themselves, for
+example `from retinanet_tpu.boxes import anchors`.
 """
 
 __version__ = "0.1.0"

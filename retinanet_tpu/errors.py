@@ -1,20 +1,20 @@
 """The errors that a user of the package can correct.
 
-Each carries one message: what was found, what was expected and what to change. The
-commands print that message alone; any other exception is a fault of the program and
-keeps its traceback.
+Each error has one message. It contains what was got, what was expected and what to
+change. The commands print only this message. Any other exception is a fault of the
+program and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """A setting, a file or a command line that the user can correct."""
+    """An error in a setting, a file or a command line that the user can correct."""
 
-    # AutoGraph keeps the class of an error in a traced step only if it has this one.
+    # AutoGraph preserves the class of an error in a traced step only with this line.
     __init__ = Exception.__init__
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or directory that does not exist where the user said."""
+    """A file or directory that the user named and that does not exist."""
 
     def __str__(self) -> str:
         """Returns the message."""
@@ -22,7 +22,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class MissingPackageError(UserError, ImportError):
-    """A package that the command needs and that is not installed."""
+    """A package that the command requires and that is not installed."""
 
     def __str__(self) -> str:
         """Returns the message."""

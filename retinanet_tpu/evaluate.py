@@ -1,18 +1,23 @@
-r"""Scores the checkpoints of a training run on COCO, while it trains or afterwards.
+r"""Evaluates the checkpoints of a training run with the COCO metric.
 
   python -m retinanet_tpu.evaluate --model_dir=gs://bucket/run1 [--policy=all]
 
-Runs beside the trainer, on a machine of its own: the run's settings come from
-MODEL_DIR/config.gin, its device does not. Each score goes to MODEL_DIR/eval, as a line
-of eval.jsonl and as TensorBoard scalars. Started again it goes on; several may run.
+The command is a sidecar of the trainer and may run on another machine. It reads the
+settings of the run from MODEL_DIR/config.gin, except the device. It writes the results
+to MODEL_DIR/eval: lines of eval.jsonl and TensorBoard scalars. If it is started again,
+it resumes. Several sidecars may run at the same time.
 
-  --once             score what is there, and do not wait for the trainer
-  --checkpoint=…     score this one, though it may be scored already
+  --once             evaluate the existing checkpoints and do not wait for the trainer
+  --checkpoint=…     evaluate this checkpoint, even if it is already evaluated
 
-Exit codes: 0, the run is finished and its final checkpoint scored (or what there was,
-with --once); 1, an error, which a sentence explains; 3, no sign of the trainer for
---timeout_secs; 4, the trainer failed, and what it left is scored; 143, SIGTERM; 129,
-SIGHUP (the terminal is gone).
+Exit codes:
+    0  the run is finished and its final checkpoint is evaluated; with --once, the
+       existing checkpoints are evaluated
+    1  an error; the message contains the remedy
+    3  the trainer has been silent for --timeout_secs
+    4  the trainer failed; its checkpoints are evaluated
+  129  stopped by SIGHUP (the terminal is gone)
+  143  stopped by SIGTERM
 """
 
 import retinanet_tpu.startup.cpu
@@ -21,6 +26,7 @@ import contextlib
 import signal
 import sys
 import time
+from typing import Literal
 
 import tensorflow as tf
 from absl import flags, logging
@@ -30,65 +36,75 @@ from retinanet_tpu.estimator import sidecar, summaries, waits
 from retinanet_tpu.estimator.cluster import preemption, strategy
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, experiment
 
-EXIT_CODES = {
-    sidecar.StorageError: 1,
-    sidecar.TrainerGoneError: 3,
-    sidecar.RunFailedError: 4,
+_EXIT_CODES: dict[type[Exception], ExitCode] = {
+    sidecar.StorageError: ExitCode.FAILED,
+    sidecar.TrainerGoneError: ExitCode.TRAINER_GONE,
+    sidecar.RunFailedError: ExitCode.TRAINER_FAILED,
 }
 
 _CHECKPOINT = cli.checkpoint_flag()
-_DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where to evaluate.")
+_DEVICE = flags.DEFINE_enum(
+    "device", "cpu", ["cpu", "gpu"], "The device that evaluates."
+)
 _POLICY = flags.DEFINE_enum(
     "policy",
     "latest",
     sidecar.POLICIES,
-    "What to score: the newest checkpoint each time, all in rising order, or the "
-    "multiples of --every_k_steps and the final one.",
+    "Which checkpoints to evaluate: always the newest, all in rising order, or those "
+    "of multiples of --every_k_steps and the final one.",
 )
-_EVERY_K_STEPS = flags.DEFINE_integer("every_k_steps", None, "For --policy=every_k.")
-_ONCE = flags.DEFINE_bool("once", False, "Do not wait for the trainer.")
+_EVERY_K_STEPS = flags.DEFINE_integer(
+    "every_k_steps", None, "The interval of --policy=every_k."
+)
+_ONCE = flags.DEFINE_bool(
+    "once", False, "Evaluate the existing checkpoints; do not wait for the trainer."
+)
 _TIMEOUT_SECS = flags.DEFINE_integer(
-    "timeout_secs", 1800, "How long the trainer may be silent.", lower_bound=1
+    "timeout_secs", 1800, "The seconds that the trainer may be silent.", lower_bound=1
 )
 _PREEMPTION_SECS = flags.DEFINE_integer(
-    "preemption_secs", 86400, "How long a preempted trainer may stay away."
+    "preemption_secs", 86400, "The seconds that a preempted trainer may be absent."
 )
 
 
 def main() -> None:
     """Runs the command."""
-    # An orderly end gives leases back; a supervisor stops processes so.
-    for number in preemption.ending_signals():
+    # Supervisors stop processes with these signals. SystemExit releases the leases.
+    for number in preemption.stop_signals():
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _evaluate()
     except SystemExit as stop:
+        if not isinstance(stop.code, int):  # A message: Python prints it.
+            raise
         waits.leave(stop.code)
-    except tuple(EXIT_CODES) as error:
+    except tuple(_EXIT_CODES) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODES[type(error)])
+        sys.exit(_EXIT_CODES[type(error)])
 
 
-def _evaluate():
+def _evaluate() -> None:
+    """Runs the sidecar, or evaluates the checkpoint of --checkpoint."""
     poll_secs = min(10, _TIMEOUT_SECS.value / 30)
     if not _ONCE.value and not _CHECKPOINT.value:
         _await_run(poll_secs)
-    is_cpu = _DEVICE.value == "cpu"
-    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if is_cpu else []))
+    device: Literal["cpu", "gpu"] = "gpu" if _DEVICE.value == "gpu" else "cpu"
+    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if device == "cpu" else []))
     run = configurables.make_run(
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(
-            _DEVICE.value, num_devices=1, single_process=True
+            device, num_devices=1, single_process=True
         ),
     )
     with cli.data_errors_explained(run):
         if _CHECKPOINT.value:
-            _score_one(run, _CHECKPOINT.value)
+            _evaluate_one(run, _CHECKPOINT.value)
             return
-        beside = sidecar.Sidecar(
+        run_sidecar = sidecar.Sidecar(
             run.estimator,
             run.eval_spec,
             max_steps=run.train_spec.max_steps,
@@ -98,27 +114,27 @@ def _evaluate():
             preemption_secs=_PREEMPTION_SECS.value,
             poll_secs=poll_secs,
         )
-        if not beside.run(once=_ONCE.value):
-            _show_newest()
+        if not run_sidecar.run(once=_ONCE.value):
+            _log_newest_results()
 
 
-def _await_run(poll_secs):
-    """Waits for config.gin, for a sidecar may be started before the trainer."""
+def _await_run(poll_secs: float) -> None:
+    """Waits for config.gin, because a sidecar may be started before the trainer."""
     path = f"{cli.model_dir()}/{cli.CONFIG_FILE}"
     end = time.monotonic() + _TIMEOUT_SECS.value
     if not tf.io.gfile.exists(path):
-        logging.warning("No %s yet; waiting for the run to begin", path)
+        logging.warning("No %s yet; waiting for the run to start", path)
     while not tf.io.gfile.exists(path):
         if time.monotonic() > end:
             raise sidecar.TrainerGoneError(
-                f"No {path} came in {_TIMEOUT_SECS.value} s; is --model_dir that of a "
-                "run, and was its trainer started?"
+                f"{path} did not appear within {_TIMEOUT_SECS.value} s; check that "
+                "--model_dir is the directory of a run and that its trainer is started."
             )
         time.sleep(poll_secs)
 
 
-def _score_one(run, path):
-    """Scores a checkpoint wherever it lies."""
+def _evaluate_one(run: experiment.Run, path: str) -> None:
+    """Evaluates one checkpoint, which may be outside the model_dir."""
     is_of_run = path.rpartition("/")[0] == cli.model_dir()
     with (
         leases.lease_checkpoint(cli.model_dir(), path)
@@ -128,8 +144,13 @@ def _score_one(run, path):
         run.estimator.evaluate(run.eval_spec.input_fn, checkpoint_path=path)
 
 
-def _show_newest():
-    """Logs the newest score there is, where nothing was left to score."""
+def _log_newest_results() -> None:
+    """Logs the newest results; for a start that had nothing to evaluate.
+
+    Raises:
+      MissingFileError: There is no checkpoint or none was evaluated.
+      UserError: The newest line of eval.jsonl lacks results.
+    """
     records = summaries.read_evaluations(f"{cli.model_dir()}/eval")
     if not records and not checkpoints.latest(cli.model_dir()):
         raise errors.MissingFileError(
@@ -137,16 +158,17 @@ def _show_newest():
         )
     if not records:
         raise errors.MissingFileError(
-            f"No checkpoint in {cli.model_dir()} was scored; the log says why."
+            f"No checkpoint in {cli.model_dir()} was evaluated; see the log."
         )
     newest = max(records, key=lambda record: record["global_step"])
     try:
         table = coco_metric.table(newest)
-        logging.info("%s was scored before\n%s", newest["checkpoint"], table)
+        logging.info("%s is already evaluated\n%s", newest["checkpoint"], table)
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f"{cli.model_dir()}/eval/{summaries.EVALUATIONS} lacks scores of step "
-            f"{newest['global_step']} ({error!r}); remove the line to score it anew."
+            f"{cli.model_dir()}/eval/{summaries.EVALUATIONS} lacks results of step "
+            f"{newest['global_step']} ({error!r}); remove the line to "
+            "evaluate it again."
         ) from error
 
 

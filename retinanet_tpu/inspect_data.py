@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, exit_codes
 from retinanet_tpu.data import category_map, examples, record_files, tf_example
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.evaluation import visualize
@@ -45,7 +45,6 @@ from retinanet_tpu.task import cli, configurables, data_checks, experiment
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
 _OUTPUT = flags.DEFINE_string("output", None, "HTML or PNG file to write.")
 _DRAW_TARGETS = flags.DEFINE_integer("draw_targets", 0, "Training images to draw.")
-EXIT_UNFIT = 2
 _NUM_SAMPLES = 8  # Images of a split that are drawn.
 _SAMPLED_RECORDS = 1000  # They are among the first, as records are read in order.
 
@@ -280,7 +279,7 @@ def main() -> None:
     report.write(_OUTPUT.value, title, found, sections(subject, reaches))
     print(f"{report.verdict(found)} Written to {_OUTPUT.value}.")
     if any(f.severity == data_issues.Severity.ERROR for f in found):
-        sys.exit(EXIT_UNFIT)
+        sys.exit(exit_codes.ExitCode.UNFIT_DATA)
 
 
 if __name__ == "__main__":

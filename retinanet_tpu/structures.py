@@ -1,55 +1,85 @@
 """The records that cross folder boundaries.
 
-Letters: B images of a batch, H W size of the network's input, N padded boxes, A anchors
-of a cell, K classes, D padded detections. Boxes are corners (ymin, xmin, ymax, xmax).
+Letters in shapes:
+  B  images of a batch
+  H  height of the network's input
+  W  width of the network's input
+  N  annotated boxes of an image, padded
+  A  anchors of a cell
+  K  classes
+  D  detections of an image, padded
+
+Boxes are corners (ymin, xmin, ymax, xmax).
 """
 
 from typing import NamedTuple
 
 import tensorflow as tf
 
-BACKGROUND = -1  # The anchor matches no box: every class is trained towards 0.
-IGNORE = -2  # The anchor carries no loss.
+BACKGROUND = -1  # The anchor matches no box: the target of every class is 0.
+IGNORE = -2  # The anchor does not contribute to the loss.
 PADDING_IMAGE = -1  # The id of an image that only fills up a batch.
 
 
 class Features(NamedTuple):
-    """What the host sends to the device of each image, labels apart."""
+    """The inputs that the host sends to the device, apart from the labels.
 
-    images: (
-        tf.Tensor
-    )  # uint8 [B, H, W, 3], RGB, the image top left, padded below and right
-    image_ids: tf.Tensor  # int64 [B], ids of the annotation file, or PADDING_IMAGE
-    image_sizes: tf.Tensor  # int32 [B, 2], height and width of the original, px
-    scales: tf.Tensor  # float32 [B, 2], (y, x) resized size / original size
+    Attributes:
+      images: uint8 [B, H, W, 3], RGB. Each image is at the top left; below it and to
+        its right is padding.
+      image_ids: int64 [B], the ids of the annotation file, or PADDING_IMAGE.
+      image_sizes: int32 [B, 2], the height and width of the original image, in pixels.
+      scales: float32 [B, 2], (y, x), the resized size divided by the original size.
+    """
+
+    images: tf.Tensor
+    image_ids: tf.Tensor
+    image_sizes: tf.Tensor
+    scales: tf.Tensor
 
 
 class Labels(NamedTuple):
-    """The annotated boxes of a batch, in pixels of the network's input."""
+    """The annotated boxes of a batch, in pixels of the network's input.
 
-    boxes_yxyx: tf.Tensor  # float32 [B, N, 4], 0 past num_boxes
-    classes: tf.Tensor  # int32 [B, N] in 0..K-1, 0 past num_boxes
-    is_crowd: (
-        tf.Tensor
-    )  # bool [B, N], a region of uncounted objects: ignored, never matched
-    num_boxes: tf.Tensor  # int32 [B], crowds included
+    Attributes:
+      boxes_yxyx: float32 [B, N, 4], 0 from num_boxes on.
+      classes: int32 [B, N] in 0..K-1, 0 from num_boxes on.
+      is_crowd: bool [B, N], True for a region of uncounted objects. Such a box is
+        never matched, and anchors in it are ignored.
+      num_boxes: int32 [B], the number of boxes, including crowds.
+    """
+
+    boxes_yxyx: tf.Tensor
+    classes: tf.Tensor
+    is_crowd: tf.Tensor
+    num_boxes: tf.Tensor
 
 
 class Predictions(NamedTuple):
-    """What the network says, a tensor a level, in the convolutions' own layout."""
+    """The outputs of the network: one tensor per level, in the layout of convolutions.
 
-    class_logits: tuple  # per level [B, H_l, W_l, A * K], anchor outer, class inner
-    box_deltas: (
-        tuple  # per level [B, H_l, W_l, A * 4], anchor outer, (dy, dx, dh, dw) inner
-    )
+    Attributes:
+      class_logits: A tensor [B, H_l, W_l, A * K] for each level l; the anchor is the
+        outer index, the class the inner one.
+      box_deltas: A tensor [B, H_l, W_l, A * 4] for each level l; the anchor is the
+        outer index, (dy, dx, dh, dw) the inner one.
+    """
+
+    class_logits: tuple[tf.Tensor, ...]
+    box_deltas: tuple[tf.Tensor, ...]
 
 
 class Detections(NamedTuple):
-    """Objects found, best first."""
+    """The detected objects of a batch, in falling order of their scores.
 
-    boxes_yxyx: tf.Tensor  # float32 [B, D, 4], pixels of the original image
-    scores: tf.Tensor  # float32 [B, D], falling; 0 past num_detections
-    classes: (
-        tf.Tensor
-    )  # int32 [B, D] in 0..K-1 inside the program, category ids outside it
-    num_detections: tf.Tensor  # int32 [B]
+    Attributes:
+      boxes_yxyx: float32 [B, D, 4], in pixels of the original image.
+      scores: float32 [B, D], falling; 0 from num_detections on.
+      classes: int32 [B, D], in 0..K-1 inside the program, category ids outside it.
+      num_detections: int32 [B], the number of detections.
+    """
+
+    boxes_yxyx: tf.Tensor
+    scores: tf.Tensor
+    classes: tf.Tensor
+    num_detections: tf.Tensor

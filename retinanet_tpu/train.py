@@ -1,20 +1,22 @@
-r"""Trains RetinaNet, scoring checkpoints on the way and at the end.
+r"""Trains RetinaNet and evaluates checkpoints during training and at the end.
 
   python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_30x.gin \
       --model_dir=gs://bucket/run1 --gin_param="DATA_DIR = 'gs://bucket/coco'"
 
-Started again with the same --model_dir it goes on from the latest checkpoint.
---dry_run prints the configuration, counts and shapes; it needs no data and no device.
+If the command is started again with the same --model_dir, it resumes from the latest
+checkpoint. --dry_run prints the configuration, counts and shapes; it requires no data
+and no device.
 
-Exit codes, of which MODEL_DIR/run_state.json says the same:
+Exit codes; MODEL_DIR/run_state.json contains the same state:
    0  finished: the last step is trained and saved
-   1  failed: an error, which the same command would meet again
+   1  failed: an error; the same command would fail again
    5  failed: a loss or a weight is not finite; the last checkpoint is from before
-  42  preempted: stopped by SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone) or
-      the cloud's notice that it takes the machine away; the last line of the log names
-      the step that is saved, start the same command again. Of several workers all stop
-      so when one is told to; and when one is lost, the others, which then go on from
-      the last checkpoint
+  42  preempted; start the same command again. The last line of the log contains the
+      step that is saved. Causes:
+        - SIGTERM, SIGINT (Ctrl-C) or SIGHUP (the terminal is gone)
+        - the cloud's notice that it will stop the machine
+        - another worker that is stopped; all workers then stop together
+        - another worker that is lost; the next start resumes from the last checkpoint
 """
 
 import retinanet_tpu.startup.tpu
@@ -28,48 +30,52 @@ from absl import flags, logging
 
 from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables, data_checks, experiment
 
-POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
-EXIT_DIVERGED = 5
-EXIT_PREEMPTED = 42  # As TensorFlow's own handler of preemptions has it.
+POLL_SECS = 5  # A machine stops 30 s after the notice of its preemption.
+_EXIT_CODES: dict[type[Exception], ExitCode] = {
+    train_step.DivergedError: ExitCode.DIVERGED,
+    preemption.Preempted: ExitCode.PREEMPTED,
+    worker_group.LostError: ExitCode.PREEMPTED,
+}
 
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and exit.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the configuration, counts and shapes, and exit."
+)
 _ACCEPT_CHANGES = flags.DEFINE_bool(
-    "accept_changes", False, "Go on in --model_dir with a changed configuration."
+    "accept_changes", False, "Continue in --model_dir with a changed configuration."
 )
 
 
 def main() -> None:
     """Runs the command."""
-    text = cli.parse_files()
+    config_text = cli.parse_files()
     if _DRY_RUN.value:
-        print(text)
+        print(config_text)
         print("\n".join(summarize_run()))
         return
     try:
         host = preemption.find_metadata_host()
         with preemption.PreemptionListener(host, POLL_SECS) as listener:
-            _train(text, listener)
-    except (
-        preemption.Preempted,
-        train_step.DivergedError,
-        worker_group.LostError,
-    ) as error:
-        is_diverged = isinstance(error, train_step.DivergedError)
+            _train(config_text, listener)
+    except tuple(_EXIT_CODES) as error:
+        code = _EXIT_CODES[type(error)]
+        prefix = "" if code == ExitCode.PREEMPTED else "error: "
         with contextlib.suppress(OSError):  # The terminal may be gone.
-            print(f"error: {error}" if is_diverged else error, file=sys.stderr)
-        waits.leave(EXIT_DIVERGED if is_diverged else EXIT_PREEMPTED)
+            print(f"{prefix}{error}", file=sys.stderr)
+        waits.leave(code)
 
 
-def _train(text, listener):
+def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
+    """Trains a run, with all checks of the settings and data before the first step."""
     run = configurables.make_run(cli.model_dir())
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     with cli.data_errors_explained(run):
         data_checks.check(run)
-    cli.check_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
+    cli.check_model_dir(config_text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.data_errors_explained(run):
         train_and_evaluate.train_and_evaluate(
@@ -77,20 +83,21 @@ def _train(text, listener):
             run.train_spec,
             eval_spec,
             stop_reason=listener.reason,
-            prepare=functools.partial(cli.write_settings, text, run),
+            prepare=functools.partial(cli.write_settings, config_text, run),
         )
 
 
 def summarize_run() -> list[str]:
-    """Returns the start-up counts and the shapes of a run, a line each."""
+    """Returns one line for each count and shape that --dry_run prints."""
     run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    recipe, size = run.recipe, run.recipe.image_size
+    recipe = run.recipe
     recipe.check_assignment()
+    size = recipe.image_size
     anchors = recipe.anchors
     grids = anchors.grid_sizes(size)
-    count = sum(height * width for height, width in grids) * anchors.num_per_cell
+    num_anchors = sum(height * width for height, width in grids) * anchors.num_per_cell
     depth = anchors.num_per_cell * recipe.num_classes
     levels = zip(anchors.levels, grids, strict=True)
     network = run.make_network()
@@ -100,7 +107,7 @@ def summarize_run() -> list[str]:
         *experiment.summarize_network(network, recipe.l2_coefficient),
         "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
         f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
-        f"Anchors: {count:,}",
+        f"Anchors: {num_anchors:,}",
         *(f"Class logits of P{n}: {h} x {w} x {depth}" for n, (h, w) in levels),
     ]
 

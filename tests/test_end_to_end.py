@@ -1,4 +1,4 @@
-"""The main job on a tiny network: train, resume, evaluate, export, serve, predict."""
+"""Tests all commands on a tiny network: train, resume, evaluate, export, predict."""
 
 import json
 import pathlib
@@ -29,7 +29,7 @@ def data_dir(work_dir):
 
 @pytest.fixture(scope="module")
 def trained(work_dir, data_dir):
-    """A run of four steps, scored at the end."""
+    """Returns a run of four steps and its results."""
     run = toy_data.experiment(work_dir / "straight", data_dir, *AVERAGED)
     results = train_and_evaluate.train_and_evaluate(
         run.estimator, run.train_spec, run.eval_spec
@@ -47,7 +47,7 @@ def exported(trained):
 AVERAGED = ("WeightUpdate.averaging_decay = 0.9", "NMS.score_threshold = 0.001")
 
 
-def test_interrupted_and_started_again_equals_straight_to_the_bit(
+def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     trained, work_dir, data_dir
 ):
     for max_steps in (2, 4):
@@ -61,7 +61,7 @@ def test_interrupted_and_started_again_equals_straight_to_the_bit(
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_the_evaluation_is_complete_and_written(trained):
+def test_the_results_are_complete_and_recorded(trained):
     run, results = trained
     assert results["num_images"] == toy_data.NUM_VAL
     assert set(results["per_class"]) == {"red", "blue"}
@@ -75,7 +75,7 @@ def test_the_evaluation_is_complete_and_written(trained):
     assert results["detections"].shape == (2, 128, 128, 3)
 
 
-def test_the_trainer_scores_what_a_later_evaluation_scores(trained, data_dir):
+def test_a_later_evaluation_has_the_same_results(trained, data_dir):
     run, results = trained
     later = toy_data.experiment(run.estimator.model_dir, data_dir, *AVERAGED)
     again = later.estimator.evaluate(later.eval_spec.input_fn)
@@ -83,30 +83,30 @@ def test_the_trainer_scores_what_a_later_evaluation_scores(trained, data_dir):
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
 
 
-def test_the_export_finds_what_the_evaluation_finds(trained, exported, data_dir):
+def test_the_export_has_the_detections_of_the_evaluation(trained, exported, data_dir):
     run, _ = trained
     serve = tf.saved_model.load(exported).signatures["serving_default"]
     forward = run.estimator._forward_pass("eval", checkpoints.latest(run_dir(run)))
     batch = next(iter(run.estimator._inputs.dataset(run.eval_spec.input_fn, "eval")))
-    _, (found, image_ids) = forward(batch)
+    _, (detections, image_ids) = forward(batch)
     for row, image_id in enumerate(image_ids[:3]):
         path = f"{data_dir}/pictures/{image_id}.jpg"
         rgb = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
         served = serve(
             image=tf.cast(rgb, tf.float32), image_id=tf.constant(row, tf.int32)
         )
-        count = int(found.num_detections[row])
+        count = int(detections.num_detections[row])
         assert count > 0
         assert int(served["valid_detections"]) == count
         assert int(served["image_id"]) == row
-        np.testing.assert_allclose(served["scores"], found.scores[row], atol=1e-4)
-        boxes_xyxy = found.boxes_yxyx[row][:, [1, 0, 3, 2]]
+        np.testing.assert_allclose(served["scores"], detections.scores[row], atol=1e-4)
+        boxes_xyxy = detections.boxes_yxyx[row][:, [1, 0, 3, 2]]
         np.testing.assert_allclose(served["boxes"], boxes_xyxy, atol=0.05)
-        np.testing.assert_array_equal(served["class_ids"], found.classes[row])
-        assert set(found.classes[row][:count]) <= {3, 7}
+        np.testing.assert_array_equal(served["class_ids"], detections.classes[row])
+        assert set(detections.classes[row][:count]) <= {3, 7}
 
 
-def test_a_gray_wide_or_tiny_picture_is_served(exported):
+def test_gray_wide_and_tiny_images_are_served(exported):
     serve = tf.saved_model.load(exported).signatures["serving_default"]
     for height, width in ((1, 1), (37, 400), (900, 20)):
         image = tf.fill([height, width, 3], 127.0)
@@ -114,8 +114,8 @@ def test_a_gray_wide_or_tiny_picture_is_served(exported):
         assert (boxes >= 0).all() and (boxes <= [width, height] * 2).all()
 
 
-def test_predict_writes_findings_and_drawings(exported, data_dir, work_dir):
-    output_dir = work_dir / "found"
+def test_predict_writes_detections_and_drawings(exported, data_dir, work_dir):
+    output_dir = work_dir / "predictions"
     artifact = artifacts.load(artifacts.find(exported))
     assert artifact.names == {3: "red", 7: "blue"}
     paths = image_files.find([f"{data_dir}/pictures/50*.jpg"])

@@ -1,4 +1,4 @@
-"""The command `evaluate`, on checkpoints of a network that was never trained."""
+"""Tests the command `evaluate` on checkpoints of an untrained network."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def model_dir(tmp_path, data_dir):
-    """A run on a TPU, finished at step 4."""
+    """Returns the directory of a run on a TPU, finished at step 4."""
     run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
     network = run.make_network()
     state = train_step.TrainState(network, run.update_fn(network))
@@ -37,18 +37,19 @@ def model_dir(tmp_path, data_dir):
     tpu = "make_strategy.device = 'tpu'"
     text = toy_data.parse(data_dir, *BINDINGS, tpu)
     (tmp_path / "run" / cli.CONFIG_FILE).write_text(text)
-    say(tmp_path / "run", run_state.FINISHED)
+    write_state(tmp_path / "run", run_state.FINISHED)
     return tmp_path / "run"
 
 
-def say(model_dir, state, beat=1):
+def write_state(model_dir, state, beat=1):
     run_state.write(str(model_dir), run_state.RunState(state, 4, beat))
 
 
 @pytest.fixture
 def main():
-    """Runs the command as its command line would."""
-    numbers, verbosity = (signal.SIGTERM, signal.SIGHUP), logging.get_verbosity()
+    """Returns a function that runs the command with flags."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    verbosity = logging.get_verbosity()
     handlers = {number: signal.getsignal(number) for number in numbers}
 
     def run(model_dir, **settings):
@@ -63,23 +64,25 @@ def main():
     logging.set_verbosity(verbosity)
 
 
-def scored(model_dir):
+def evaluated_steps(model_dir):
     records = summaries.read_evaluations(f"{model_dir}/eval")
     return [record["global_step"] for record in records]
 
 
-def test_a_finished_run_is_scored_and_later_shown(model_dir, main, caplog):
+def test_a_finished_run_is_evaluated_once_and_then_logged(model_dir, main, caplog):
     logging.set_verbosity(logging.INFO)
     main(model_dir, policy="every_k", every_k_steps=2)
-    assert scored(model_dir) == [2, 4]
-    assert "was scored before" not in caplog.text
+    assert evaluated_steps(model_dir) == [2, 4]
+    assert "is already evaluated" not in caplog.text
     main(model_dir)
     main(model_dir, once=True)
-    assert scored(model_dir) == [2, 4]
-    assert caplog.text.count("model.ckpt-4 was scored before\n Average Precision") == 2
+    assert evaluated_steps(model_dir) == [2, 4]
+    assert (
+        caplog.text.count("model.ckpt-4 is already evaluated\n Average Precision") == 2
+    )
 
 
-def test_a_named_checkpoint_is_scored_though_it_was_before(model_dir, main):
+def test_a_given_checkpoint_is_evaluated_again(model_dir, main):
     before = {"global_step": 2, "AP": 0.123}
     summaries.write_evaluation(f"{model_dir}/eval", "model.ckpt-2", before, secs=1)
     main(model_dir, checkpoint=f"{model_dir}/model.ckpt-2")
@@ -89,23 +92,23 @@ def test_a_named_checkpoint_is_scored_though_it_was_before(model_dir, main):
 
 
 @pytest.fixture
-def no_scoring(monkeypatch):
-    """Leaves nothing to score."""
-    monkeypatch.setattr(sidecar, "choose", lambda *args, **kwargs: [])
+def no_evaluation(monkeypatch):
+    """Makes the sidecar select no checkpoints."""
+    monkeypatch.setattr(sidecar, "select_steps", lambda *args, **kwargs: [])
 
 
 @pytest.mark.parametrize(
     ("state", "code", "sentence"),
     [
-        (run_state.RUNNING, 3, "Nothing came from the trainer of .* for 1 s; what it"),
-        (run_state.PREEMPTED, 3, "was preempted at step 4 and did not come back for 1"),
-        (run_state.FAILED, 4, "failed at step 4; what it left is scored"),
+        (run_state.RUNNING, 3, "No heartbeat from the trainer of .* for 1 s; its"),
+        (run_state.PREEMPTED, 3, "was preempted at step 4 and has not resumed for 1"),
+        (run_state.FAILED, 4, "failed at step 4; its checkpoints are evaluated"),
     ],
 )
-def test_a_trainer_that_does_not_finish_is_an_exit_code_and_a_sentence(
-    model_dir, main, no_scoring, capsys, state, code, sentence
+def test_a_trainer_that_does_not_finish_has_an_exit_code_and_a_message(
+    model_dir, main, no_evaluation, capsys, state, code, sentence
 ):
-    say(model_dir, state)
+    write_state(model_dir, state)
     with pytest.raises(SystemExit) as ended:
         main(model_dir, timeout_secs=1, preemption_secs=1)
     assert ended.value.code == code
@@ -113,15 +116,15 @@ def test_a_trainer_that_does_not_finish_is_an_exit_code_and_a_sentence(
     assert re.search(sentence, line)
 
 
-def test_a_run_that_never_begins_is_not_waited_for_for_ever(tmp_path, main, capsys):
+def test_waiting_for_a_run_to_start_times_out(tmp_path, main, capsys):
     with pytest.raises(SystemExit) as ended:
         main(tmp_path, timeout_secs=1)
     assert ended.value.code == 3
-    assert "config.gin came in 1 s" in capsys.readouterr().err
+    assert "config.gin did not appear within 1 s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_gives_the_lease_back(model_dir, main, monkeypatch, name, code):
+def test_a_signal_releases_the_lease(model_dir, main, monkeypatch, name, code):
     def evaluate_and_be_stopped(self, *args, **kwargs):
         assert os.listdir(model_dir / "leases")
         os.kill(os.getpid(), getattr(signal, name))
@@ -130,10 +133,10 @@ def test_a_signal_gives_the_lease_back(model_dir, main, monkeypatch, name, code)
     with pytest.raises(SystemExit) as ended:
         main(model_dir)
     assert ended.value.code == code
-    assert not os.listdir(model_dir / "leases") and scored(model_dir) == []
+    assert not os.listdir(model_dir / "leases") and evaluated_steps(model_dir) == []
 
 
-def test_SIGTERM_is_heard_while_data_are_awaited(model_dir, main, monkeypatch):
+def test_sigterm_is_handled_while_waiting_for_data(model_dir, main, monkeypatch):
     is_over = threading.Event()
 
     def wait():
@@ -156,14 +159,14 @@ def test_SIGTERM_is_heard_while_data_are_awaited(model_dir, main, monkeypatch):
         main(model_dir)
     is_over.set()
     assert ended.value.code == 143
-    assert not os.listdir(model_dir / "leases") and scored(model_dir) == []
+    assert not os.listdir(model_dir / "leases") and evaluated_steps(model_dir) == []
 
 
 @pytest.mark.parametrize("content", [b'{"global_step": 4}', b'{"global_step": "4"}'])
-def test_a_line_without_scores_is_named(model_dir, main, no_scoring, content):
+def test_a_line_without_results_is_an_error(model_dir, main, no_evaluation, content):
     (model_dir / "eval").mkdir()
     (model_dir / "eval" / "eval.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"eval\.jsonl lacks scores of step 4"):
+    with pytest.raises(ValueError, match=r"eval\.jsonl lacks results of step 4"):
         main(model_dir, once=True)
 
 

@@ -8,7 +8,7 @@ from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = repository.ROOT / "gin_configs"
 RUNS = sorted(GIN_CONFIGS.glob("*.gin"))
-# ResNet-50 with COCO's 91 indexes: the numbers of the specification's log.
+# ResNet-50 with COCO's 91 indices: the numbers in the specification's log.
 SPECIFIED = [
     "Trainable weights: 285",
     "Trainable weights after freezing: 252",
@@ -29,14 +29,14 @@ def test_every_run_passes_its_dry_run(path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_the_saved_configuration_is_the_whole_run(path, tmp_path):
+def test_the_saved_configuration_is_complete(path, tmp_path):
     text = _parse(path)
     saved = tmp_path / "config.gin"
     saved.write_text(text)
     assert _parse(saved) == text
 
 
-def test_the_dry_run_prints_the_numbers_of_the_specification():
+def test_the_dry_run_prints_the_counts_of_the_specification():
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
     lines = train.summarize_run()
     assert lines[:4] == SPECIFIED
@@ -45,7 +45,7 @@ def test_the_dry_run_prints_the_numbers_of_the_specification():
 
 
 @pytest.mark.parametrize(("step", "rate"), [(200, 0.069), (400, 0.132), (600, 0.195)])
-def test_the_rates_are_those_of_the_specification(step, rate):
+def test_the_learning_rates_are_those_of_the_specification(step, rate):
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
     run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     learning_rate = run.update_fn(tf.Module()).learning_rate
@@ -56,7 +56,7 @@ DEVICES = sorted(path.stem for path in (GIN_CONFIGS / "device").glob("*.gin"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_device_named_after_the_run_overrides_its_own(device):
+def test_a_device_file_after_the_run_overrides_its_device(device):
     files = [GIN_CONFIGS / "coco_r50_640_30x.gin", GIN_CONFIGS / f"device/{device}.gin"]
     names = ["TPU_NAME = 'slice'"] if device in ("tpu_node", "tpu_pod") else []
     text = gin_files.parse(
@@ -81,7 +81,7 @@ def test_a_shorter_run_must_move_its_boundaries():
         ("make_run.update_fn = @WeightUpdte", "(?s)Did you mean WeightUpdate"),
     ],
 )
-def test_a_misspelt_name_is_told_the_nearest_right_one(binding, message):
+def test_a_misspelled_name_is_an_error_with_a_suggestion(binding, message):
     with pytest.raises(ValueError, match=message):
         _parse(GIN_CONFIGS / "quickstart.gin", binding)
 

@@ -1,4 +1,4 @@
-"""`retinanet-tpu COMMAND` and `python -m retinanet_tpu`."""
+"""Tests `retinanet-tpu COMMAND` and `python -m retinanet_tpu`."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import pytest
 
 import repository
 from retinanet_tpu import __main__
+from retinanet_tpu.exit_codes import ExitCode
 
 
 def run(*arguments):
@@ -39,7 +40,7 @@ def test_without_a_command_the_list_is_printed():
 )
 def test_an_unknown_command_is_refused(word, hint):
     done = run(word)
-    assert done.returncode == 2 and not done.stdout
+    assert done.returncode == ExitCode.USAGE and not done.stdout
     assert (
         done.stderr.startswith(f"error: {word} is not a command")
         and hint in done.stderr

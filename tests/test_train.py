@@ -1,4 +1,4 @@
-"""The trainer as a process: how it is stopped, what it leaves, what its exit says."""
+"""Tests the trainer as a process: stops, files and exit codes."""
 
 import signal
 
@@ -12,8 +12,9 @@ import processes
 import toy_data
 from retinanet_tpu import train
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
+from retinanet_tpu.exit_codes import ExitCode
 
-# 12 images by 8: every other step begins in the middle of an epoch.
+# Batches of 8 from 12 images: every other step starts in the middle of an epoch.
 BINDINGS = ("MAX_STEPS = 40", "RunConfig.save_checkpoints_steps = 10")
 
 
@@ -45,7 +46,7 @@ def assert_finite(model_dir):
         assert all(np.isfinite(value).all() for value in values)
 
 
-def test_stopped_by_a_notice_a_signal_and_a_kill_it_ends_as_if_it_never_was(
+def test_a_run_stopped_by_notice_signal_and_kill_equals_an_undisturbed_run(
     data_dir, tmp_path, monkeypatch, capsys
 ):
     run = processes.Run(tmp_path / "stopped", data_dir, *BINDINGS)
@@ -54,14 +55,14 @@ def test_stopped_by_a_notice_a_signal_and_a_kill_it_ends_as_if_it_never_was(
     with metadata_server.serve(notice) as host, monkeypatch.context() as patch:
         patch.setenv("GCE_METADATA_HOST", host)
         code = train_here(run.model_dir, data_dir, *BINDINGS)
-    assert code == train.EXIT_PREEMPTED == 42
+    assert code == ExitCode.PREEMPTED == 42
     assert "the machine's preempted is TRUE" in capsys.readouterr().err
     assert run_state.read(str(run.model_dir)).state == "preempted"
 
     trainer = run.train()
     run.wait_for(lambda: run.steps() or trainer.code is not None)
     trainer.kill(signal.SIGTERM)
-    assert trainer.wait() == train.EXIT_PREEMPTED, trainer.tail()
+    assert trainer.wait() == ExitCode.PREEMPTED, trainer.tail()
     assert "signal SIGTERM" in trainer.tail() and "Traceback" not in trainer.tail()
     stopped = run_state.read(str(run.model_dir))
     assert stopped[:2] == ("preempted", run.steps()[-1]) and stopped.step < 40
@@ -90,7 +91,7 @@ def test_a_run_that_diverges_has_an_exit_code_of_its_own(data_dir, tmp_path, cap
         "RunConfig.max_rollbacks = 1",
         "RunConfig.save_checkpoints_steps = 1",
     )
-    assert code == train.EXIT_DIVERGED == 5
+    assert code == ExitCode.DIVERGED == 5
     assert "error: " in capsys.readouterr().err
     assert run_state.read(str(tmp_path)).state == "failed"
     assert_finite(tmp_path)

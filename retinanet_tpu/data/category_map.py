@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import annotation_fields, errors
+from retinanet_tpu import annotation_fields, errors, json_files
 
 FILE_NAME = "categories.json"
 NO_CATEGORY = -1  # The dataset id of an index that stands for no category.
@@ -110,16 +110,13 @@ def read(path: str) -> Categories:
       UserError: the file is not what the converter writes.
     """
     try:
-        with tf.io.gfile.GFile(path) as file:
-            content = json.load(file)
+        content = json_files.read(path)
     except tf.errors.NotFoundError as error:
         raise errors.MissingFileError(
             f"No {path}; retinanet-tpu convert writes it beside the records. "
             "For records from elsewhere write it by hand: "
             '{"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "cat"}]}.'
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{path} is not JSON: {error}.") from error
     try:
         entries = tuple(
             Category(*(_field(c, name, read_fn) for name, read_fn in _READ_FNS.items()))

@@ -1,7 +1,8 @@
-"""Scores checkpoints that other processes may be writing, deleting or scoring.
+"""Evaluates checkpoints that other processes may write, delete or evaluate.
 
-What protects a score: a lease keeps the checkpoint, and keeps others from scoring it;
-the step inside must be that of its name; and what cannot be read gives no score.
+Three things protect a result. A lease keeps the checkpoint, and keeps others from
+evaluating it. The step inside must be that of the name. A corrupt checkpoint yields no
+result.
 """
 
 import gc
@@ -14,85 +15,99 @@ from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 class CheckpointEvaluator:
-    """Scores and exports each checkpoint of a run once, over all processes.
+    """An evaluator and exporter of each checkpoint of a run, once over all processes.
 
-    Two score the same only if one of them stood still for leases.TIMEOUT_SECS; the step
-    has one line of eval.jsonl even then.
+    Two processes evaluate the same checkpoint only if one of them was suspended for
+    leases.TIMEOUT_SECS. Even then eval.jsonl has one line for the step.
     """
 
     def __init__(
         self,
         estimator: tpu_estimator.TPUEstimator,
         eval_spec: spec.EvalSpec,
-        book: leases.LeaseTable,
+        lease_table: leases.LeaseTable,
     ):
-        """Takes what to score on, and the leases on the run's checkpoints."""
-        self._estimator, self._spec, self._book = estimator, eval_spec, book
+        """Initializes the evaluator.
+
+        Args:
+          estimator: Evaluates and exports.
+          eval_spec: The data to evaluate on, and the exporters.
+          lease_table: The leases on the run's checkpoints.
+        """
+        self._estimator = estimator
+        self._spec = eval_spec
+        self._leases = lease_table
         self._model_dir = estimator.model_dir
         self._kind = f"eval_{eval_spec.name}" if eval_spec.name else "eval"
-        self._unreadable = {}
+        # The fingerprints of corrupt checkpoints, by step.
+        self._corrupt: dict[int, list[tuple[int, int]] | None] = {}
         records = summaries.read_evaluations(f"{self._model_dir}/{self._kind}")
-        # Who wrote the last line may have been killed before it was exported.
-        is_asked = records and eval_spec.exporters
-        self._unexported = records[-1]["global_step"] if is_asked else None
+        # The writer of the last line may have been killed before it exported the step.
+        is_unsure = records and eval_spec.exporters
+        self._unexported = records[-1]["global_step"] if is_unsure else None
 
-    def whole_steps(self) -> list[int]:
-        """Returns the steps of all checkpoints but those found broken, rising."""
-        return [s for s in checkpoints.steps(self._model_dir) if self._may_be_whole(s)]
+    def valid_steps(self) -> list[int]:
+        """Returns the steps of all checkpoints except known corrupt ones, rising."""
+        return [s for s in checkpoints.steps(self._model_dir) if self._may_be_valid(s)]
 
-    def scored_steps(self) -> set[int]:
-        """Returns the steps that are scored, by whomever."""
+    def evaluated_steps(self) -> set[int]:
+        """Returns the steps that any process has evaluated."""
         records = summaries.read_evaluations(f"{self._model_dir}/{self._kind}")
         return {record["global_step"] for record in records}
 
-    def taken_steps(self, own: str = "") -> set[int]:
-        """Returns the steps that other processes score, or are about to delete."""
-        return self._book.held_steps([own], (self._kind, "delete"))
-
-    def unexported_step(self) -> int | None:
-        """Returns the step that is scored, but perhaps not exported yet."""
-        step = self._unexported
-        return step if step is not None and step in self.whole_steps() else None
-
-    def score(self, step: int, *, is_final: bool) -> bool:
-        """Scores and exports a checkpoint; tells whether this process did.
-
-        It did not if another process was at it, or if the checkpoint is gone or broken;
-        the log says so.
+    def leased_steps(self, own: str = "") -> set[int]:
+        """Returns the steps that other processes evaluate or are about to delete.
 
         Args:
-          step: of the checkpoint.
-          is_final: whether it is the run's last.
+          own: The name of a lease to leave out.
+        """
+        return self._leases.held_steps([own], (self._kind, "delete"))
+
+    def unexported_step(self) -> int | None:
+        """Returns the step that is evaluated, but perhaps not exported yet."""
+        step = self._unexported
+        return step if step is not None and step in self.valid_steps() else None
+
+    def evaluate(self, step: int, *, is_final: bool) -> bool:
+        """Evaluates and exports a checkpoint; returns whether this process did.
+
+        It does not if another process holds the checkpoint or has evaluated it, or if
+        the checkpoint is missing or corrupt; the log contains the reason.
+
+        Args:
+          step: The step of the checkpoint.
+          is_final: Whether it is the last checkpoint of the run.
         Raises:
-          ValueError: the checkpoint is of another configuration.
+          ValueError: The checkpoint is of another configuration.
         """
         path = checkpoints.path_of(self._model_dir, step)
         with leases.lease_checkpoint(self._model_dir, path, self._kind) as lease:
-            # Who sees nobody after taking a lease is alone: others will see his.
-            done = self.scored_steps() - {self._unexported}
-            if step in self.taken_steps(lease) | done:
-                logging.info("Another process has %s", path)
+            # Check for other leases only after writing ours: any later evaluator is
+            # guaranteed to see ours.
+            done = self.evaluated_steps() - {self._unexported}
+            if step in self.leased_steps(lease) | done:
+                logging.info("Another process evaluates or has evaluated %s", path)
                 return False
-            seen = _fingerprint(path)
-            damage = checkpoints.find_corruption(path, "global_step")
+            fingerprint = _fingerprint(path)
+            corruption = checkpoints.find_corruption(path, "global_step")
             try:
-                if not damage:
-                    self._score_and_export(path, step, is_final)
+                if not corruption:
+                    self._evaluate_and_export(path, step, is_final)
             except (*checkpoints.CORRUPTION_ERRORS, ValueError):
-                damage = checkpoints.find_corruption(path)
-                if not damage:
-                    raise  # The data are to blame, or the configuration.
-        if damage:
-            self._unreadable[step] = seen
-            logging.warning("Skipping %s: %s", path, damage)
-        # An evaluation leaves datasets in cycles; collect them while they are few.
+                corruption = checkpoints.find_corruption(path)
+                if not corruption:
+                    raise  # The cause is the data or the configuration.
+        if corruption:
+            self._corrupt[step] = fingerprint
+            logging.warning("Skipping %s: %s", path, corruption)
+        # An evaluation leaves datasets in reference cycles; few of them fit in memory.
         gc.collect()
-        return not damage
+        return not corruption
 
-    def _score_and_export(self, path, step, is_final):
-        results = self._estimator.scores(path, self._spec.name)
+    def _evaluate_and_export(self, path, step, is_final):
+        results = self._estimator.evaluation_results(path, self._spec.name)
         if results is None:
-            logging.info("Scoring %s", path)
+            logging.info("Evaluating %s", path)
             results = self._estimator.evaluate(
                 self._spec.input_fn,
                 steps=self._spec.steps,
@@ -105,15 +120,15 @@ class CheckpointEvaluator:
         )
         self._unexported = None
 
-    def _may_be_whole(self, step):
-        """Tells whether a checkpoint was not found broken, as it is now."""
+    def _may_be_valid(self, step):
+        """Returns whether the present files of a checkpoint are not known corrupt."""
         path = checkpoints.path_of(self._model_dir, step)
-        was_broken = step in self._unreadable
-        return not was_broken or self._unreadable[step] != _fingerprint(path)
+        is_known = step in self._corrupt
+        return not is_known or self._corrupt[step] != _fingerprint(path)
 
 
 def _fingerprint(path):
-    """Returns what differs once a checkpoint is written anew."""
+    """Returns a value that changes when a checkpoint is rewritten."""
     try:
         stats = [tf.io.gfile.stat(name) for name in checkpoints.files_of(path)]
     except tf.errors.NotFoundError:

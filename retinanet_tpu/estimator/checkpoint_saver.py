@@ -1,4 +1,4 @@
-"""When a run saves, and which checkpoints stay."""
+"""Saves checkpoints when they are due, and deletes old ones."""
 
 import contextlib
 import time
@@ -7,54 +7,60 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from retinanet_tpu.estimator import run_config, train_step
+from retinanet_tpu.estimator import run_config, spec, train_step
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 class Saver:
-    """Writes the checkpoints of a run when they are due, and deletes the oldest.
+    """A writer of the checkpoints of a run, which also deletes the oldest.
 
-    Of several workers the chief does so, and the others wait for it.
+    If there are several workers, the chief writes and the others wait for it.
 
     Attributes:
-      model_dir: where they lie.
-      saved_step: of the newest, or the first step of the run.
+      model_dir: The directory of the checkpoints.
+      saved_step: The step of the newest checkpoint, or the first step of the run.
     """
 
     def __init__(
         self,
         model_dir: str,
         config: run_config.RunConfig,
+        *,
         first_step: int,
-        listeners: Sequence[Callable] = (),
+        listeners: Sequence[spec.SavingListener] = (),
         workers: worker_group.Workers = worker_group.SINGLE_WORKER,
         before_save: Callable[[], None] = preemption.no_stop,
     ):
-        """Takes where and when to save.
+        """Initializes the saver.
 
         Args:
-          model_dir: gets the checkpoints.
-          config: says when, and how many stay.
-          first_step: that the run begins with; it needs no saving.
-          listeners: each is called with (path, step) after a save, on the chief.
-          workers: of the run.
-          before_save: called before anything is written, on the chief.
+          model_dir: The directory of the checkpoints.
+          config: The interval, and the number of checkpoints to keep.
+          first_step: The step that the run begins with, which needs no saving.
+          listeners: Each is called with (path, step) after a save, on the chief.
+          workers: All workers of the run.
+          before_save: Called before each save, on the chief.
         """
-        self.model_dir, self._config = model_dir, config
-        self._listeners, self._workers = listeners, workers
+        self.model_dir = model_dir
+        self.saved_step = first_step
+        self._config = config
+        self._listeners = listeners
+        self._workers = workers
         self._before_save = before_save
         self._readers = leases.LeaseTable(model_dir)
-        self.saved_step, self._saved_at = first_step, time.monotonic()
+        self._saved_at = time.monotonic()
 
     def save_if_due(self, state: train_step.TrainState, max_steps: int) -> None:
-        """Saves where the configuration says so, and at the last step.
+        """Saves if the interval has passed, and at the last step.
 
         Raises:
-          DivergedError: a value is not finite; nothing is written.
+          DivergedError: A value is not finite; nothing is written.
         """
         secs = time.monotonic() - self._saved_at
-        if self._workers.any(self._config.is_save_due(state.step, max_steps, secs)):
+        if self._workers.any_worker(
+            self._config.is_save_due(state.step, max_steps, secs)
+        ):
             self.save(state)
 
     def save_rest(
@@ -62,7 +68,12 @@ class Saver:
         state: train_step.TrainState,
         tensors: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Saves what was trained since the last checkpoint, if anything was."""
+        """Saves the steps since the last checkpoint, if there are any.
+
+        Args:
+          state: The state to save.
+          tensors: Its tensors, if they are already read.
+        """
         if state.step != self.saved_step:
             self.save(state, tensors)
 
@@ -71,15 +82,16 @@ class Saver:
         state: train_step.TrainState,
         tensors: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Saves, deletes what is old and not being read, and tells the listeners.
+        """Saves, deletes old checkpoints that nobody reads, and calls the listeners.
 
         Args:
-          state: What to save.
-          tensors: Its tensors, if they were read before.
+          state: The state to save.
+          tensors: Its tensors, if they are already read.
         Raises:
           DivergedError: A value is not finite; nothing is written.
         """
-        tensors = tensors or state.tensors()  # All workers find that they diverged.
+        # On every worker, so that all of them raise if a value is not finite.
+        tensors = tensors or state.tensors()
         if self._workers.is_chief:
             self._write(state.step, tensors)
         self._workers.wait()
@@ -95,15 +107,15 @@ class Saver:
             listener(path, step)
 
     def _delete_old(self, newest):
-        """Deletes what is too old, later if someone reads it now.
+        """Deletes old checkpoints; those that are being read only at a later save.
 
-        Who takes a lease looks for others' afterwards, and so do readers: one of the
-        two sees the other.
+        Both the saver and a reader first write a lease, then check for other leases.
+        Therefore at least one of the two sees the other.
         """
-        # Above the newest are only damaged ones, which this run will write anew.
-        found = [s for s in checkpoints.steps(self.model_dir) if s <= newest]
+        # Checkpoints above the newest are corrupt; this run will overwrite them.
+        steps = [s for s in checkpoints.steps(self.model_dir) if s <= newest]
         keep = self._config.keep_checkpoint_max
-        old = found[:-keep] if keep else []
+        old = steps[:-keep] if keep else []
         with contextlib.ExitStack() as stack:
             own = set()
             for path in [checkpoints.path_of(self.model_dir, step) for step in old]:

@@ -1,14 +1,14 @@
-"""Writes SavedModels that appear whole or not at all, and decides which of them stay.
+"""Writes SavedModels atomically, and decides which of them to keep.
 
-`MODEL_DIR/export/<name>/` holds
-  <10-digit time>/   a SavedModel, committed by a rename; servers take the highest
-  temp-<time>/       one that is being written, or removed
-  exports.json       what the exporter made and has not removed, with step and score
+`MODEL_DIR/export/<name>/` contains
+  <10-digit time>/   a SavedModel, committed by a rename; servers load the highest
+  temp-<time>/       an export that is being written or removed
+  exports.json       the exports of this exporter, with step and metric
 
-An export is first committed, then listed. What is removed:
-- of those listed, what exceeds exports_to_keep: the worst, or the oldest;
-- a temp-<time> of more than a day ago, which a killed process left.
-Whatever else lies there, such as what `retinanet_tpu.export` wrote, is not touched.
+An export is first committed, then listed. Removed are
+- the listed exports above exports_to_keep, the worst or the oldest first;
+- a temp-<time> that is older than a day, which a killed process left.
+Other files there, such as the exports of `retinanet_tpu.export`, are not touched.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.estimator import log_levels, spec
 from retinanet_tpu.estimator.model_dir import checkpoints, files, leases
 
@@ -31,133 +31,222 @@ _REMAINS_SECS = 86400  # No export takes a day, and no two clocks differ by one.
 
 
 class Export(NamedTuple):
-    """A line of exports.json."""
+    """An entry of exports.json.
 
-    version: str  # name of the directory
-    step: int  # of its checkpoint
-    value: float | None  # of the metric that it was chosen by
+    Attributes:
+      version: The name of the directory.
+      step: The step of the checkpoint.
+      value: The metric that the export was ranked by; None if it is ranked by step.
+    """
+
+    version: str
+    step: int
+    value: float | None
+
+
+class Selection(NamedTuple):
+    """The decision to export a checkpoint.
+
+    Attributes:
+      value: The metric to rank the export by; None if it is ranked by step.
+    """
+
+    value: float | None = None
+
+
+# (results of the evaluation, is the final checkpoint) -> decision; None: no export
+SelectFn = Callable[[Mapping[str, Any], bool], Selection | None]
+# export -> rank; the exports of the highest ranks are kept
+RankFn = Callable[[Export], tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class BestExporter:
-    """Keeps the exports of the checkpoints that scored best.
+class Exporter:
+    """An exporter of evaluated checkpoints, which keeps those of the highest ranks.
 
     Attributes:
       serving_fn: (network, params) -> spec.Serving.
-      name: they go to export/<name>.
-      metric: a number of the evaluation's results. Of two checkpoints with the same
-        the earlier is the better; one that is not a number is not exported.
-      is_lower_better: for losses.
-      exports_to_keep: how many stay, None for all.
+      name: The name of the directory, export/<name>.
+      exports_to_keep: The number of exports to keep; None keeps all.
+      select_fn: Decides whether a checkpoint may be exported.
+      rank_fn: Ranks the exports.
     """
 
-    serving_fn: Callable
-    name: str = "best"
-    metric: str = "AP"
-    is_lower_better: bool = False
-    exports_to_keep: int | None = 1
+    serving_fn: spec.ServingFn
+    name: str
+    exports_to_keep: int | None
+    select_fn: SelectFn
+    rank_fn: RankFn
 
     def export(
         self,
-        estimator: Any,
+        estimator: spec.SupportsExport,
         export_path: str,
         checkpoint_path: str,
         eval_result: Mapping[str, Any],
         is_the_final_export: bool,
     ) -> str | None:
-        """Exports a checkpoint that is among the best; see `export_and_prune`.
+        """Exports a checkpoint if it ranks among those to keep, and removes the rest.
 
+        Args:
+          estimator: Writes the export.
+          export_path: The directory of the exports.
+          checkpoint_path: The checkpoint. If it was exported before, it is not exported
+            again.
+          eval_result: The results of its evaluation.
+          is_the_final_export: Whether it is the last checkpoint of the run.
+        Returns:
+          The new directory, or None.
         Raises:
-          UserError: the results have no such metric.
+          UserError: The results do not have the metric.
         """
-        del is_the_final_export
+        selection = self.select_fn(eval_result, is_the_final_export)
+        if selection is None:
+            return None
+        keep = self.exports_to_keep
+        new = Export("", checkpoints.step_of(checkpoint_path), selection.value)
+        listed = list_exports(export_path)
+        better = [e for e in listed if self.rank_fn(e) > self.rank_fn(new)]
+        is_exported = any(export.step == new.step for export in listed)
+        directory = None
+        if not is_exported and (keep is None or len(better) < keep):
+            directory = estimator.export_saved_model(
+                export_path,
+                self.serving_fn,
+                checkpoint_path=checkpoint_path,
+                eval_result=eval_result,
+            )
+            listed.append(new._replace(version=directory.rpartition("/")[2]))
+            _write_list(export_path, listed)
+        ranked = sorted(listed, key=self.rank_fn, reverse=True)
+        for export in ranked[keep:] if keep is not None else []:
+            _remove(export_path, export.version)
+            listed.remove(export)
+            _write_list(export_path, listed)
+        return directory
+
+
+def BestExporter(
+    serving_fn: spec.ServingFn,
+    name: str = "best",
+    metric: str = "AP",
+    is_lower_better: bool = False,
+    exports_to_keep: int | None = 1,
+) -> Exporter:
+    """Returns an exporter that keeps the checkpoints with the best metric.
+
+    Args:
+      serving_fn: (network, params) -> spec.Serving.
+      name: The name of the directory, export/<name>.
+      metric: The name of a number in the results of an evaluation. Of two checkpoints
+        with the same number the earlier is the better. A checkpoint whose metric is not
+        a finite number is not exported.
+      is_lower_better: Whether a lower metric is better, such as for a loss.
+      exports_to_keep: The number of exports to keep; None keeps all.
+    """
+    return Exporter(
+        serving_fn,
+        name=name,
+        exports_to_keep=exports_to_keep,
+        select_fn=_SelectByMetric(metric),
+        rank_fn=_lowest_first if is_lower_better else _highest_first,
+    )
+
+
+def LatestExporter(
+    serving_fn: spec.ServingFn,
+    name: str = "latest",
+    exports_to_keep: int | None = 5,
+) -> Exporter:
+    """Returns an exporter that keeps the checkpoints that were evaluated last.
+
+    Args:
+      serving_fn: (network, params) -> spec.Serving.
+      name: The name of the directory, export/<name>.
+      exports_to_keep: The number of exports to keep; None keeps all.
+    """
+    return Exporter(
+        serving_fn,
+        name=name,
+        exports_to_keep=exports_to_keep,
+        select_fn=_select_all,
+        rank_fn=_newest_first,
+    )
+
+
+def FinalExporter(
+    serving_fn: spec.ServingFn,
+    name: str = "final",
+    exports_to_keep: int | None = 1,
+) -> Exporter:
+    """Returns an exporter of the checkpoint of the last step.
+
+    Args:
+      serving_fn: (network, params) -> spec.Serving.
+      name: The name of the directory, export/<name>.
+      exports_to_keep: The number of exports to keep, None for all. A run has several if
+        max_steps was raised after its end.
+    """
+    return Exporter(
+        serving_fn,
+        name=name,
+        exports_to_keep=exports_to_keep,
+        select_fn=_select_final,
+        rank_fn=_newest_first,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _SelectByMetric:
+    """A selection of the checkpoints whose metric is a finite number."""
+
+    metric: str
+
+    def __call__(
+        self, eval_result: Mapping[str, Any], is_final: bool
+    ) -> Selection | None:
         if self.metric not in eval_result:
             raise errors.UserError(
-                f"BestExporter.metric is '{self.metric}', but an evaluation has "
-                f"{sorted(eval_result)}; choose one of them."
+                f"BestExporter.metric is '{self.metric}', but the results of an "
+                f"evaluation are {sorted(eval_result)}; choose one of them."
             )
         value = eval_result[self.metric]
         if not isinstance(value, int | float) or not math.isfinite(value):
             logging.warning("%s is %s: not exported", self.metric, value)
             return None
-        sign = -1 if self.is_lower_better else 1
-
-        def rank(export):
-            is_known = export.value is not None  # Else the list was edited.
-            return (sign * export.value if is_known else -math.inf, -export.step)
-
-        return export_and_prune(
-            self,
-            estimator,
-            export_path,
-            checkpoint_path,
-            eval_result,
-            value=float(value),
-            rank_fn=rank,
-        )
+        return Selection(float(value))
 
 
-@dataclasses.dataclass(frozen=True)
-class LatestExporter:
-    """Keeps the exports of the checkpoints that were scored last.
+def _select_all(eval_result, is_final):
+    return Selection()
 
-    Attributes:
-      serving_fn: (network, params) -> spec.Serving.
-      name: they go to export/<name>.
-      exports_to_keep: how many stay, None for all.
+
+def _select_final(eval_result, is_final):
+    return Selection() if is_final else None
+
+
+def _highest_first(export):
+    # None if the list was edited.
+    value = -math.inf if export.value is None else export.value
+    return (value, -export.step)
+
+
+def _lowest_first(export):
+    # None if the list was edited.
+    value = math.inf if export.value is None else export.value
+    return (-value, -export.step)
+
+
+def _newest_first(export):
+    return (export.step,)
+
+
+def check_names(exporters: Sequence[spec.CheckpointExporter]) -> None:
+    """Checks that each exporter has a directory of its own.
+
+    Raises:
+      UserError: Two exporters have the same name, or one has none.
     """
-
-    serving_fn: Callable
-    name: str = "latest"
-    exports_to_keep: int | None = 5
-
-    def export(
-        self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> str | None:
-        """Exports every checkpoint; see `export_and_prune`."""
-        del is_the_final_export
-        return export_and_prune(
-            self, estimator, export_path, checkpoint_path, eval_result
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class FinalExporter:
-    """Exports the checkpoint of the last step.
-
-    Attributes:
-      serving_fn: (network, params) -> spec.Serving.
-      name: it goes to export/<name>.
-      exports_to_keep: more than one come of runs that were prolonged.
-    """
-
-    serving_fn: Callable
-    name: str = "final"
-    exports_to_keep: int | None = 1
-
-    def export(
-        self,
-        estimator: Any,
-        export_path: str,
-        checkpoint_path: str,
-        eval_result: Mapping[str, Any],
-        is_the_final_export: bool,
-    ) -> str | None:
-        """Exports the checkpoint if it is the last one; see `export_and_prune`."""
-        if not is_the_final_export:
-            return None
-        return export_and_prune(
-            self, estimator, export_path, checkpoint_path, eval_result
-        )
-
-
-def check_names(exporters: Sequence[Any]) -> None:
-    """Raises UserError if two exporters would write to one directory."""
     names = [exporter.name for exporter in exporters]
     if len(set(names)) < len(names) or not all(names):
         raise errors.UserError(
@@ -166,17 +255,24 @@ def check_names(exporters: Sequence[Any]) -> None:
 
 
 def export_all(
-    exporters: Sequence[Any],
-    estimator: Any,
+    exporters: Sequence[spec.CheckpointExporter],
+    estimator: spec.SupportsExport,
     checkpoint_path: str,
     eval_result: Mapping[str, Any],
     *,
     is_final: bool,
 ) -> None:
-    """Lets each exporter export what was scored, to MODEL_DIR/export/<name>.
+    """Calls each exporter with an evaluated checkpoint.
 
-    Called again with the same checkpoint, it does what was left undone. Trainers and
+    A second call with the same checkpoint does what the first left undone. Trainers and
     sidecars that export to one directory take turns.
+
+    Args:
+      exporters: Each exports to MODEL_DIR/export/<name>.
+      estimator: Writes the exports.
+      checkpoint_path: The checkpoint.
+      eval_result: The results of its evaluation.
+      is_final: Whether it is the last checkpoint of the run.
     """
     for exporter in exporters:
         base_dir = f"{estimator.model_dir}/export/{exporter.name}"
@@ -185,66 +281,23 @@ def export_all(
             exporter.export(estimator, base_dir, checkpoint_path, eval_result, is_final)
 
 
-def export_and_prune(
-    exporter: Any,
-    estimator: Any,
-    base_dir: str,
-    checkpoint_path: str,
-    eval_result: Mapping[str, Any],
-    *,
-    value: float | None = None,
-    rank_fn: Callable[[Export], Any] = lambda export: export.step,
-) -> str | None:
-    """Exports a checkpoint if it ranks among those to keep, and removes the rest.
-
-    Args:
-      exporter: has serving_fn and exports_to_keep.
-      estimator: has export_saved_model.
-      base_dir: of the exports.
-      checkpoint_path: what to export. Exported before, it is not exported again.
-      eval_result: its scores.
-      value: of the metric that it is ranked by.
-      rank_fn: higher ranks stay.
-    Returns:
-      The new directory, None if there is none.
-    """
-    keep, step = exporter.exports_to_keep, checkpoints.step_of(checkpoint_path)
-    listed = list_exports(base_dir)
-    better = [e for e in listed if rank_fn(e) > rank_fn(Export("", step, value))]
-    is_known = any(export.step == step for export in listed)
-    exported = None
-    if not is_known and (keep is None or len(better) < keep):
-        exported = estimator.export_saved_model(
-            base_dir,
-            exporter.serving_fn,
-            checkpoint_path=checkpoint_path,
-            scores=eval_result,
-        )
-        listed.append(Export(exported.rpartition("/")[2], step, value))
-        _write_list(base_dir, listed)
-    ranked = sorted(listed, key=rank_fn, reverse=True)
-    for export in ranked[keep:] if keep is not None else []:
-        _remove(base_dir, export.version)
-        listed.remove(export)
-        _write_list(base_dir, listed)
-    return exported
-
-
 def list_exports(base_dir: str) -> list[Export]:
-    """Returns the exports that are listed and there, in the order they were made.
+    """Returns the listed exports that exist, in the order of their creation.
 
-    What is damaged in the list is left out: its exports stay, and count no more.
+    Corrupt entries of the list are left out. Their exports stay, and no longer count.
     """
     path = f"{base_dir}/{LIST_FILE}"
     content = files.read_if_there(path)
     try:
-        records = [] if content is None else [*files.parse_json(content)]
-        listed = [_export(record) for record in records]
+        records = []
+        if content is not None:
+            records = list(json_files.parse(content, path, nan_to_none=True))
+        listed = [_parse_export(record) for record in records]
     except (TypeError, ValueError):
         listed = [None]
     if None in listed:
         logging.error(
-            "%s is damaged. The exports that it no longer lists stay in %s and are not "
+            "%s is corrupt. The exports that it no longer lists stay in %s and are not "
             "compared with new ones; remove those that you do not need",
             path,
             base_dir,
@@ -257,19 +310,19 @@ def export_saved_model(
     serving: spec.Serving,
     base_dir: str,
     checkpoint_path: str,
-    scores: Mapping[str, Any] | None = None,
+    eval_result: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes an export to `base_dir/<10-digit time>`, committed by a rename.
 
-    TensorFlow Serving loads the directory whose name is the highest number, so the work
-    goes on in `temp-<time>`, which it does not see. On gs:// a rename copies, file by
-    file.
+    TensorFlow Serving loads the directory whose name is the highest number. Therefore
+    the files are first written to `temp-<time>`, which it ignores. On gs:// a rename
+    copies file by file.
 
     Args:
-      serving: what to write.
-      base_dir: gets one version more; others stay.
-      checkpoint_path: whose weights the module has.
-      scores: of the checkpoint, if it was scored.
+      serving: The content.
+      base_dir: The directory of the exports; existing ones stay.
+      checkpoint_path: The checkpoint whose weights the module has.
+      eval_result: The results of its evaluation, if there are any.
     Returns:
       The new directory. If anything fails, there is none.
     """
@@ -281,7 +334,7 @@ def export_saved_model(
     try:
         _write(serving, temporary)
         if serving.finish_fn:
-            serving.finish_fn(temporary, checkpoint_path, scores)
+            serving.finish_fn(temporary, checkpoint_path, eval_result)
     except BaseException:
         files.remove_directory(temporary)
         raise
@@ -303,12 +356,12 @@ def _write(serving, directory):
 def _numbers(base_dir, prefix):
     """Returns the numbers of the directories `<prefix><10 digits>`."""
     names = files.list_directory(base_dir)
-    found = [re.fullmatch(rf"{prefix}([0-9]{{10}})", name) for name in names]
-    return [int(match[1]) for match in found if match]
+    matches = [re.fullmatch(rf"{prefix}([0-9]{{10}})", name) for name in names]
+    return [int(match[1]) for match in matches if match]
 
 
-def _export(record):
-    """Returns an entry of the list, None if it is damaged."""
+def _parse_export(record):
+    """Returns an entry of the list, None if it is corrupt."""
     try:
         export = Export(**record)
     except TypeError:
@@ -320,7 +373,7 @@ def _export(record):
 
 
 def _remove(base_dir, version):
-    """Removes an export; half of one is never to be seen under a number."""
+    """Removes an export; a partial one never has a number as its name."""
     temporary = f"{base_dir}/temp-{version}"
     files.rename_directory(f"{base_dir}/{version}", temporary)
     files.remove_directory(temporary)

@@ -1,4 +1,4 @@
-"""Reads the gin files and single settings of a run, strictly."""
+"""Reads gin files and single settings of a run; unknown names are errors."""
 
 import contextlib
 import difflib
@@ -17,19 +17,21 @@ from gin import config_parser
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import setting_names, setting_types
 
-# Gin raises these for text that is wrong; KeyError for a name that two things have.
+# The errors of gin for wrong text; KeyError is that of an ambiguous name.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
 _REQUIRED = "gin.REQUIRED"
 
 
 class _Macro(NamedTuple):
+    """A macro: `%name`."""
+
     name: str
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Returns references and macros as records, without looking them up."""
+    """A parser delegate that returns references and macros as unresolved records."""
 
-    def __init__(self, known: Mapping[str, Callable]):
+    def __init__(self, known: setting_types.Configurables):
         self._known = known
 
     def configurable_reference(self, scoped_name, evaluate):
@@ -40,11 +42,15 @@ class _Delegate(config_parser.ParserDelegate):
         return _Macro(name)
 
 
-def register(configurables: Mapping[str, Callable]) -> dict[str, Callable]:
+def register(
+    configurables: setting_types.Configurables,
+) -> dict[str, Callable[..., Any]]:
     """Registers functions and classes with gin.
 
+    Args:
+      configurables: The functions and classes by name.
     Returns:
-      The same names, each with the function or class that gin configures.
+      The functions and classes that gin configures, by the same names.
     """
     gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
     return {
@@ -57,36 +63,37 @@ def parse(
     gin_files: Sequence[str],
     gin_params: Sequence[str],
     *,
-    known: Mapping[str, Callable],
+    known: setting_types.Configurables,
     ranges: Mapping[str, setting_types.Range] = types.MappingProxyType({}),
     saved: str | None = None,
     paths: Mapping[str, Collection[str]] = types.MappingProxyType({}),
     search_path: Sequence[str] = (),
     renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> str:
-    """Reads gin files, then single settings over them.
+    """Reads gin files, then single settings, which override the files.
 
     Includes are read from the directory of the including file or from `search_path`.
 
     Args:
-      gin_files: Paths, or names of files in `search_path`; later ones override earlier
+      gin_files: Paths, or names of files in `search_path`. Later files override earlier
         ones.
-      gin_params: Settings such as "MAX_STEPS = 100"; they override the files.
+      gin_params: Settings such as "MAX_STEPS = 100".
       known: The registered configurables by name, for types and suggestions.
       ranges: The ranges of numbers, by setting.
-      saved: Path of a configuration that a run saved, read before the others. It may
-        only set values: whoever can write to a model_dir must not run code here.
-      paths: Settings whose values are paths, with values that are not. Relative paths
-        become absolute.
-      search_path: Directories of gin files.
+      saved: The path of a configuration that a run saved, read before the others. It
+        may only set values, because write access to a model_dir must not allow anyone
+        to run code here.
+      paths: The settings whose values are paths, with the values that are not paths.
+        Relative paths become absolute.
+      search_path: The directories of gin files.
       renamed: The new names of configurables and settings, by the old ones. Old names
         in `saved` are replaced; elsewhere they are errors that contain the new ones.
     Returns:
       The whole configuration as gin text.
     Raises:
-      UserError: A name that nothing has, a macro that nothing uses, a value of the
-        wrong type or out of its range, or text that is no gin.
-      MissingFileError: No such file.
+      UserError: A name is unknown, a macro is unused, a value has the wrong type or is
+        out of its range, or a text is not gin.
+      MissingFileError: A file does not exist.
     """
     gin.clear_config()
     texts = [] if saved is None else [read_saved(saved, renamed)]
@@ -96,7 +103,7 @@ def parse(
     for setting in gin_params:
         _check_setting(setting)
     try:
-        with _quiet():  # Gin logs each place where an include is not.
+        with _suppress_logs():  # Gin logs each directory that lacks an include.
             for text in texts:
                 gin.parse_config(text, skip_unknown=False)
             gin.parse_config_files_and_bindings(
@@ -115,7 +122,7 @@ def parse(
     except errors.UserError:
         raise
     except _WRONG as error:
-        # What follows would be the whole configuration.
+        # The rest of the message is the whole configuration.
         message = str(error).partition(" in config string:")[0]
         raise errors.UserError(
             f"The gin configuration is wrong: {message}\n"
@@ -125,42 +132,44 @@ def parse(
 
 
 def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list[str]:
-    """Returns the lines by which two configurations differ, as '- old' and '+ new'.
+    """Returns the lines that differ between configurations, as '- old' and '+ new'.
 
     Args:
       before: A whole configuration. Its relative paths, which older versions saved, are
-        those of the present working directory.
-      after: Another one.
-      ignoring: Names whose settings may differ.
+        relative to the working directory.
+      after: Another whole configuration.
+      ignoring: The names whose settings may differ.
     """
     old, new = (
         [
-            x
-            for x in text.replace("\\\n    ", "").splitlines()  # Gin breaks long ones.
-            if _is_setting(x) and x.partition(" =")[0] not in ignoring
+            line
+            for line in text.replace("\\\n    ", "").splitlines()  # Gin breaks lines.
+            if _is_setting(line) and line.partition(" =")[0] not in ignoring
         ]
         for text in (before, after)
     )
     changes = difflib.ndiff(_with_absolute_paths(old, like=new), new)
-    return [x for x in changes if x[0] in "+-"]
+    return [line for line in changes if line[0] in "+-"]
 
 
 def _with_absolute_paths(lines, like):
-    """Returns lines in which relative paths are absolute if they are so in others."""
+    """Returns lines whose relative paths are absolute if they are in other lines."""
 
     def absolute(line):
         match = re.fullmatch(r"([\w./]+) = '([^'\\]+)'", line)
-        made = match and f"{match[1]} = {os.path.abspath(match[2])!r}"
-        return made if made in like else line
+        if match:
+            absolute_line = f"{match[1]} = {os.path.abspath(match[2])!r}"
+            return absolute_line if absolute_line in like else line
+        return line
 
     return [absolute(line) for line in lines]
 
 
 def _relative_paths(text, known, paths):
-    """Returns relative paths by the name of the setting or macro that has them."""
+    """Returns the relative paths by the name of their setting or macro."""
     bindings = _bindings(text, known)
     macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
-    found = {}
+    relative = {}
     for binding in bindings:
         name = f"{_last(binding.selector)}.{binding.arg_name}"
         value = binding.value
@@ -169,8 +178,8 @@ def _relative_paths(text, known, paths):
         setting = f"{_last(binding.selector)}.{binding.arg_name}"
         is_path = setting in paths and value not in paths[setting]
         if is_path and isinstance(value, str) and _is_relative(value):
-            found[name] = value
-    return found
+            relative[name] = value
+    return relative
 
 
 def _is_relative(path):
@@ -186,7 +195,7 @@ def locate(name: str, search_path: Sequence[str]) -> str:
         own name may come first, as in "gin_configs/quickstart.gin".
       search_path: Local directories.
     Raises:
-      MissingFileError: There is no such file.
+      MissingFileError: The file does not exist.
       UserError: It is a directory.
     """
     roots = [root for path in search_path for root in (path, os.path.dirname(path))]
@@ -195,9 +204,10 @@ def locate(name: str, search_path: Sequence[str]) -> str:
     path = next(filter(tf.io.gfile.exists, candidates), name)
     if path == name and not tf.io.gfile.exists(name):
         shipped = [f for x in search_path for f in os.listdir(x) if f.endswith(".gin")]
+        closest = setting_names.closest(os.path.basename(name), shipped)
         raise errors.MissingFileError(
             f"No gin file {name} here or in {', '.join(search_path) or 'gin_configs'}."
-            f"{setting_names.closest(os.path.basename(name), shipped) if shipped else ''}"
+            f"{closest if shipped else ''}"
         )
     _check_is_file(path)
     return path
@@ -216,11 +226,11 @@ def read_saved(
     """Returns the text of a saved configuration that only sets values.
 
     Args:
-      path: The file.
-      renamed: See `parse`.
+      path: The path of the file.
+      renamed: The new names by the old ones; see `parse`.
     Raises:
-      MissingFileError: No such file.
-      UserError: It is no gin, or does more than set values.
+      MissingFileError: The file does not exist.
+      UserError: It is not gin, or does more than set values.
     """
     _check_is_file(path)
     try:
@@ -257,12 +267,14 @@ def _check_setting(setting):
 
 
 def _quotes_hint(setting):
+    """Returns how to write a value without quotes, "" if the setting has none."""
     match = re.fullmatch(r"\s*([\w./]+)\s*=\s*([^'\"()\[\]{},]+?)\s*", setting)
-    if not match or match[2] in ("true", "false", "none", "null"):
-        spelled = {"true": "True", "false": "False", "none": "None", "null": "None"}
-        word = match and spelled[match[2]]
-        return f'; write "{match[1]} = {word}".' if word else ""
-    return f"; a text needs quotes: --gin_param=\"{match[1]} = '{match[2]}'\"."
+    if not match:
+        return ""
+    words = {"true": "True", "false": "False", "none": "None", "null": "None"}
+    if match[2] in words:
+        return f'; write "{match[1]} = {words[match[2]]}".'
+    return f"; a string needs quotes: --gin_param=\"{match[1]} = '{match[2]}'\"."
 
 
 def _bindings(text, known):
@@ -271,7 +283,7 @@ def _bindings(text, known):
 
 
 def _check_macros(bindings):
-    """Raises for `NUM_CLASES = 3`: gin takes any name for a new macro."""
+    """Raises for `NUM_CLASES = 3`, which gin would accept as a new macro."""
     defined = {_macro_name(x) for x in bindings if not x.arg_name}
     used = {name for x in bindings for name in _macros_in(x.value)}
     for name in sorted(defined - used):
@@ -285,7 +297,7 @@ def _check_macros(bindings):
 
 
 def _check_values(bindings, known, ranges):
-    """Raises for a value that has not the type or is not in the range of a setting."""
+    """Raises for a value that has the wrong type or is out of its range."""
     macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
     for binding in bindings:
         target = known.get(_last(binding.selector))
@@ -305,12 +317,12 @@ def _check_values(bindings, known, ranges):
             continue
         is_macro = isinstance(binding.value, _Macro)
         name, subject = (binding.value.name, setting) if is_macro else (setting, "it")
-        got = f"{name} is {setting_types.shown(value)}"
+        got = f"{name} is {setting_types.format_value(value)}"
         raise errors.UserError(f"{got}; {subject} must be {expected}.{hint}")
 
 
 def _resolved(value, macros):
-    """Returns a value with its macros replaced by what they stand for."""
+    """Returns a value whose macros are replaced by their values."""
     if isinstance(value, _Macro):
         return _resolved(macros[value.name], macros) if value.name in macros else value
     if type(value) in (list, tuple):
@@ -318,7 +330,8 @@ def _resolved(value, macros):
     return value
 
 
-def _macros_in(value) -> Iterator[str]:
+def _macros_in(value: Any) -> Iterator[str]:
+    """Yields the names of the macros in a value."""
     if isinstance(value, _Macro):
         yield value.name
     elif isinstance(value, dict):
@@ -338,7 +351,7 @@ def _last(name):
 
 
 @contextlib.contextmanager
-def _quiet():
+def _suppress_logs():
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:

@@ -1,7 +1,7 @@
-"""What input_fn and model_fn are given: params, shares of batches, this host's part."""
+"""The params of input_fn and model_fn, and the distributed datasets."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -11,7 +11,7 @@ from retinanet_tpu.estimator import run_config, spec
 
 
 class Inputs:
-    """Hands out params and distributed datasets for each mode."""
+    """The params and the distributed dataset of each mode."""
 
     def __init__(
         self,
@@ -19,16 +19,23 @@ class Inputs:
         params: Mapping[str, Any],
         batch_sizes: Mapping[str, int | None],
     ):
-        """Takes the user's params and the global batch size of each mode.
+        """Initializes the inputs.
 
+        Args:
+          strategy: The strategy whose replicas share a batch.
+          params: The params of the user.
+          batch_sizes: The global batch size of each mode, or None.
         Raises:
-          UserError: a batch size that the replicas cannot divide, or a reserved param.
+          UserError: A batch size is not a multiple of the replicas, or a param is
+            reserved.
         """
-        self._strategy, self._params = strategy, dict(params)
+        self._strategy = strategy
+        self._params = dict(params)
         self._batch_sizes = dict(batch_sizes)
         if reserved := {"batch_size", "context"} & set(params):
             raise errors.UserError(
-                f"params has {sorted(reserved)}, which the estimator sets."
+                f"params contains {sorted(reserved)}, which the estimator sets; "
+                "rename them."
             )
         num_replicas = strategy.num_replicas_in_sync
         for mode, size in batch_sizes.items():
@@ -41,15 +48,16 @@ class Inputs:
                 )
 
     def batch_size(self, mode: str) -> int:
-        """Returns the examples of a step over all replicas.
+        """Returns the number of examples of a step over all replicas.
 
         Raises:
-          UserError: none was given for this mode.
+          UserError: The mode has no batch size.
         """
         size = self._batch_sizes[mode]
         if size is None:
             raise errors.UserError(
-                f"Mode '{mode}' needs its batch size: none was given."
+                f"Mode '{mode}' has no batch size; pass the estimator the one of the "
+                "mode, such as train_batch_size."
             )
         return size
 
@@ -62,8 +70,16 @@ class Inputs:
         share = self.batch_size(mode) // self._strategy.num_replicas_in_sync
         return self.plain_params() | {"batch_size": share} | more
 
-    def dataset(self, input_fn: Callable, mode: str, first_step: int = 0):
-        """Returns the distributed dataset that gives every replica its batches."""
+    def dataset(
+        self, input_fn: spec.InputFn, mode: str, first_step: int = 0
+    ) -> tf.distribute.DistributedDataset:
+        """Returns the distributed dataset whose elements have a batch per replica.
+
+        Args:
+          input_fn: Returns the dataset of one input pipeline.
+          mode: One of spec.ModeKeys.
+          first_step: The number of steps whose batches are used or skipped.
+        """
 
         def dataset_fn(context):
             host = spec.TPUContext(
@@ -76,7 +92,7 @@ class Inputs:
                 input_fn, params=self.params(mode, context=host), mode=mode
             )
             if host.num_hosts > 1 and mode == spec.ModeKeys.TRAIN:
-                # Else each step begins with the hosts asking each other for its end.
+                # Otherwise the hosts synchronize at each step, to detect the end.
                 endless = tf.data.experimental.assert_cardinality(
                     tf.data.INFINITE_CARDINALITY
                 )

@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's long lines about models that it saves out of the log."""
+"""The verbosity of the log, to suppress TensorFlow's lines about saved models."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from absl import logging
 
 @contextlib.contextmanager
 def suppress_info_logs() -> Iterator[None]:
-    """Shows warnings and errors only."""
+    """Restricts the log to warnings and errors within a `with` block."""
     verbosity, level = logging.get_verbosity(), tf.get_logger().level
     logging.set_verbosity(logging.WARNING)
     tf.get_logger().setLevel("WARNING")

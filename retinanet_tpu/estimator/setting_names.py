@@ -1,9 +1,10 @@
-"""The names of settings: suggestions for unknown ones, and what old ones became."""
+"""The names of settings: replacements of old ones, suggestions for unknown ones."""
 
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 def with_new_names(text: str, renamed: Mapping[str, str]) -> str:
@@ -13,7 +14,8 @@ def with_new_names(text: str, renamed: Mapping[str, str]) -> str:
       text: The configuration.
       renamed: The new names of configurables and settings, by the old ones.
     """
-    for old in sorted(renamed, key=len, reverse=True):  # Settings before configurables.
+    # Longest first, so that settings come before their configurables.
+    for old in sorted(renamed, key=len, reverse=True):
         pattern = rf"(^|[@/]){re.escape(old)}(?=[.\s()]|$)"
         new = rf"\g<1>{renamed[old]}"
         text = re.sub(pattern, new, text, flags=re.MULTILINE)
@@ -21,14 +23,14 @@ def with_new_names(text: str, renamed: Mapping[str, str]) -> str:
 
 
 def suggestion(
-    message: str, known: Mapping[str, Callable], renamed: Mapping[str, str]
+    message: str, known: Mapping[str, Callable[..., Any]], renamed: Mapping[str, str]
 ) -> str:
-    """Returns a hint at the right name for gin's message about an unknown one.
+    """Returns a suggestion for the unknown name in an error of gin, or "".
 
     Args:
-      message: The message of gin's error.
+      message: The message of the error.
       known: The registered configurables, by name.
-      renamed: See `with_new_names`.
+      renamed: The new names by the old ones; see `with_new_names`.
     """
     unknown = re.search(
         r"No configurable matching (?:reference )?'@?([\w./]+)(?:\(\))?'", message
@@ -47,14 +49,19 @@ def suggestion(
 
 
 def closest(name: str, candidates: Iterable[str]) -> str:
-    """Returns "Did you mean …?", or the candidates if none is similar."""
+    """Returns "Did you mean …?", or all candidates if none is similar.
+
+    Args:
+      name: The unknown name.
+      candidates: The known names.
+    """
     names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" Known: {names}."
 
 
 def _renaming(name, renamed):
-    """Returns what a configurable and its settings, or one setting, are called now."""
+    """Returns the new names of a configurable and its settings, or of one setting."""
     pairs = [
         f"{old} is now {new}"
         for old, new in renamed.items()

@@ -1,30 +1,44 @@
-"""Checks a value from a gin file against the type annotation of a parameter."""
+"""Checks values of gin files against the type annotations of parameters."""
 
 import collections.abc
 import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+# The functions and classes that gin configures, by name.
+Configurables = Mapping[str, Callable[..., Any]]
 
 
 class Reference(NamedTuple):
-    """`@name` or, if it is called, `@name()`."""
+    """A reference to a configurable: `@name` or `@name()`.
+
+    Attributes:
+      name: The name, with its scope.
+      is_called: Whether it has parentheses.
+      target: The function or class; None if it is unknown.
+    """
 
     name: str
     is_called: bool
-    target: Callable | None  # None if it is not known
+    target: Callable[..., Any] | None
 
 
 class Range(NamedTuple):
-    """Which numbers a setting may be; None passes."""
+    """The range of a setting that is a number, several numbers or None.
 
-    words: str  # follows "must be"
+    Attributes:
+      words: The range in words, which follow "must be".
+      contains: Returns whether a number is in the range.
+    """
+
+    words: str
     contains: Callable[[float], bool]
 
     def has(self, value: Any) -> bool:
-        """Returns whether a number, or each number of a list, lies in the range."""
+        """Returns whether a value is in the range; None is in every range."""
         if isinstance(value, tuple | list):
             return all(map(self.has, value))
         return not isinstance(value, int | float) or self.contains(value)
@@ -33,13 +47,13 @@ class Range(NamedTuple):
 _WORDS = {
     int: "a whole number",
     float: "a number",
-    str: "a text in quotes",
+    str: "a string in quotes",
     bool: "True or False",
     type(None): "None",
 }
 
 
-def annotations(target: Callable) -> dict[str, Any]:
+def annotations(target: Callable[..., Any]) -> dict[str, Any]:
     """Returns the annotations of a function's or class's parameters, by name."""
     is_record = hasattr(target, "_fields") or hasattr(target, "__dataclass_fields__")
     is_class = inspect.isclass(target) and not is_record
@@ -47,12 +61,12 @@ def annotations(target: Callable) -> dict[str, Any]:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Returns whether a value may be passed where an annotation stands.
+    """Returns whether a value has the type of an annotation.
 
     Args:
       value: A literal, a `Reference`, or a container of these.
-      annotation: Types, unions, tuples, sequences, mappings and callables are checked;
-        any other annotation fits everything.
+      annotation: A type, union, tuple, sequence, mapping or callable; any other
+        annotation fits every value.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in (Any, object):
@@ -87,7 +101,7 @@ def fits(value: Any, annotation: Any) -> bool:
 
 
 def words(annotation: Any) -> str:
-    """Returns what an annotation expects, in words."""
+    """Returns an annotation in words, which follow "must be"."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _WORDS:
         return _WORDS[annotation]
@@ -105,8 +119,13 @@ def words(annotation: Any) -> str:
 
 
 def hint(value: Any, annotation: Any) -> str:
-    """Returns how to write a value that does not fit, "" where that is unclear."""
-    candidates = []
+    """Returns how to write a value that does not fit, "" if that is unclear.
+
+    Args:
+      value: The value, of another type than the annotation.
+      annotation: The annotation of the parameter.
+    """
+    candidates: list[Any] = []
     if isinstance(value, float) and value.is_integer():
         candidates = [int(value)]
     elif isinstance(value, str) and value in ("None", "True", "False"):
@@ -120,12 +139,12 @@ def hint(value: Any, annotation: Any) -> str:
         candidates = [tuple(map(int, value))] if is_whole else []
     for candidate in candidates:
         if fits(candidate, annotation):
-            return f" Write {shown(candidate)}."
+            return f" Write {format_value(candidate)}."
     return ""
 
 
-def shown(value: Any) -> str:
-    """Returns a value as gin writes it."""
+def format_value(value: Any) -> str:
+    """Returns a value in gin's notation."""
     if isinstance(value, Reference):
         return f"@{value.name}" + "()" * value.is_called
     return repr(value)
@@ -136,7 +155,7 @@ def _reference_fits(reference, kind):
     if not reference.is_called:
         return is_callable or not inspect.isclass(kind)
     if kind in _WORDS or is_callable:
-        # What a function returns is not known; an object is no literal.
+        # The type of a function's result is unknown. An object is not a literal.
         return not inspect.isclass(reference.target)
     if not inspect.isclass(reference.target) or not inspect.isclass(kind):
         return True

@@ -1,10 +1,10 @@
-"""The sidecar: scores the checkpoints of a run in a process of its own.
+"""The sidecar: evaluates the checkpoints of a run in a separate process.
 
-It shares nothing with the trainer but the model_dir. It looks there for
-  model.ckpt-N      what to score; under a lease, so that it stays while it is read
-  eval/eval.jsonl   what was scored, by whomever: that file is its whole memory
-  run_state.json    whether the trainer lives, and how it ended
-and ends when there is nothing left to score and nothing left to wait for.
+It shares only the model_dir with the trainer. It reads there
+  model.ckpt-N      the checkpoints; a lease keeps one from deletion while it is read
+  eval/eval.jsonl   the results of all evaluators; the sidecar's only persistent state
+  run_state.json    the heartbeat of the trainer, and how the run ended
+and ends when no checkpoint is left to evaluate and the trainer has ended.
 """
 
 import random
@@ -17,51 +17,55 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator import checkpoint_evaluator, spec, tpu_estimator
 from retinanet_tpu.estimator.model_dir import checkpoints, leases, run_state
 
-# What may pass: storage that fails, and another writer in the way.
-_PASSING = (*checkpoints.TRANSIENT_ERRORS, TimeoutError)
+# Errors after which an evaluation is retried: storage, and another writer's lock.
+_RETRIED_ERRORS = (*checkpoints.TRANSIENT_ERRORS, TimeoutError)
 POLICIES = ("latest", "all", "every_k")
 
 
 class TrainerGoneError(Exception):
-    """Nothing came from the trainer for too long."""
+    """The trainer gave no sign of life for too long."""
 
 
 class RunFailedError(Exception):
-    """The trainer gave up; what it left is scored."""
+    """The trainer failed; its checkpoints are evaluated."""
 
 
 class StorageError(OSError):
     """Files could not be written for too long."""
 
 
-def choose(
-    found: Sequence[int],
+def select_steps(
+    steps: Sequence[int],
     done: Collection[int],
     *,
     policy: str,
     every_k_steps: int | None = None,
     final: int | None = None,
 ) -> list[int]:
-    """Returns the steps that a policy wants scored, in the order to score them.
+    """Returns the steps that a policy evaluates next, in order.
 
     Args:
-      found: steps whose checkpoints are there, rising.
-      done: steps that are scored, or that another sidecar is at.
-      policy: "latest" takes the newest and never goes back to those it skipped; "all"
-        takes each; "every_k" takes the multiples of every_k_steps, and the final one.
-      every_k_steps: for "every_k".
-      final: the last step of the run.
+      steps: The steps of the existing checkpoints, rising.
+      done: The steps that are evaluated, or that another sidecar is evaluating.
+      policy: "latest" selects the newest and never returns to a skipped one; "all"
+        selects each; "every_k" selects the multiples of every_k_steps and `final`.
+      every_k_steps: The interval of "every_k".
+      final: The last step of the run, if it is known.
+    Raises:
+      ValueError: "every_k" has no interval.
     """
-    left = [step for step in found if step not in done]
+    left = [step for step in steps if step not in done]
     if policy == "latest":
         return [step for step in left[-1:] if step > max(done, default=-1)]
     if policy == "every_k":
+        if every_k_steps is None:
+            raise ValueError("The policy 'every_k' requires every_k_steps.")
         return [step for step in left if step % every_k_steps == 0 or step == final]
     return left
 
 
 class Sidecar:
-    """Scores what a policy wants of a run, until the run is over."""
+    """An evaluator of the checkpoints of a run that another process trains."""
 
     def __init__(
         self,
@@ -77,132 +81,149 @@ class Sidecar:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        """Takes what to score, and how long to wait for what.
+        """Initializes the sidecar.
 
         Args:
-          estimator: of the run; it need not have the trainer's strategy.
-          eval_spec: what to score on, and who exports.
-          max_steps: of the run.
-          policy: see choose.
-          every_k_steps: see choose.
-          timeout_secs: how long a running trainer may be silent, and how long storage
+          estimator: The estimator of the run; its strategy may differ from the
+            trainer's.
+          eval_spec: The data to evaluate on, and the exporters.
+          max_steps: The number of steps of the run.
+          policy: See select_steps.
+          every_k_steps: See select_steps.
+          timeout_secs: The time that a running trainer may be silent, and that storage
             may fail.
-          preemption_secs: how long a preempted trainer may stay away.
-          poll_secs: time between two looks.
-          clock: monotonic seconds.
-          sleep: waits for seconds.
+          preemption_secs: The time that a preempted trainer may be away.
+          poll_secs: The time between two polls of the model_dir.
+          clock: Returns monotonic seconds.
+          sleep: Waits for seconds.
         Raises:
-          UserError: no such policy, or "every_k" without a number.
+          UserError: The policy is unknown, or "every_k" has no interval.
         """
         if policy not in POLICIES:
             raise errors.UserError(f"The policy is '{policy}'; use one of {POLICIES}.")
         if policy == "every_k" and (every_k_steps or 0) < 1:
             raise errors.UserError(
-                f"every_k_steps is {every_k_steps}; the policy 'every_k' needs a whole "
-                "number of at least 1."
+                f"every_k_steps is {every_k_steps}; the policy 'every_k' requires a "
+                "whole number of at least 1."
             )
-        self._model_dir, self._max_steps = estimator.model_dir, max_steps
-        self._policy, self._every_k_steps = policy, every_k_steps
-        self._timeout_secs, self._preemption_secs = timeout_secs, preemption_secs
-        self._poll_secs, self._clock, self._sleep = poll_secs, clock, sleep
-        self._watch = run_state.TrainerMonitor(self._model_dir, clock)
-        book = leases.LeaseTable(self._model_dir, clock=clock)
-        self._scorer = checkpoint_evaluator.CheckpointEvaluator(
-            estimator, eval_spec, book
+        self._model_dir = estimator.model_dir
+        self._max_steps = max_steps
+        self._policy = policy
+        self._every_k_steps = every_k_steps
+        self._timeout_secs = timeout_secs
+        self._preemption_secs = preemption_secs
+        self._poll_secs = poll_secs
+        self._clock = clock
+        self._sleep = sleep
+        self._monitor = run_state.TrainerMonitor(self._model_dir, clock)
+        self._evaluator = checkpoint_evaluator.CheckpointEvaluator(
+            estimator, eval_spec, leases.LeaseTable(self._model_dir, clock=clock)
         )
-        self._failing_since = None
+        self._failing_since: float | None = None
 
     def run(self, *, once: bool = False) -> list[int]:
-        """Scores until the run is over; returns the steps that it scored or exported.
+        """Evaluates until the run has ended.
 
         Args:
-          once: do not wait for the trainer, only score what is there.
+          once: Whether to evaluate only the existing checkpoints, without a wait for
+            the trainer.
+        Returns:
+          The steps that this process evaluated or exported.
         Raises:
-          TrainerGoneError: no heartbeat for timeout_secs, or none since a preemption
-            for preemption_secs.
-          RunFailedError: the trainer ended with an error.
-          StorageError: nothing could be written for timeout_secs.
-          MissingFileError: the final checkpoint of a finished run cannot be scored.
-          UserError: a checkpoint is of another configuration.
+          TrainerGoneError: There was no heartbeat for timeout_secs, or for
+            preemption_secs after a preemption.
+          RunFailedError: The trainer ended with an error.
+          StorageError: Nothing could be written for timeout_secs.
+          MissingFileError: A finished run has no valid final checkpoint.
+          UserError: A checkpoint is of another configuration.
         """
-        scored = []
+        evaluated: list[int] = []
         while True:
-            # Before the listing: what a finished run left is then all there.
-            state = self._watch.look()
-            final = state.step if _is_finished(state) else self._max_steps
+            # Before the listing, so that it contains all checkpoints of a finished run.
+            state = self._monitor.poll()
+            is_finished = state is not None and state.state == run_state.FINISHED
+            final = state.step if state and is_finished else self._max_steps
             step = self._next_step(final)
             if step is None and (once or self._is_over(state)):
-                return scored
-            if step is not None and self._score(step, is_final=step >= final):
-                scored.append(step)
-            else:  # Two sidecars that got in each other's way come back apart.
+                return evaluated
+            if step is not None and self._evaluate(step, is_final=step >= final):
+                evaluated.append(step)
+            else:
+                # A random wait, so that two sidecars do not collide again.
                 self._sleep(self._poll_secs * random.uniform(0.5, 1))
 
-    def _next_step(self, final):
-        """Returns the step to score now, None if there is none."""
-        unexported = self._scorer.unexported_step()
+    def _next_step(self, final: int) -> int | None:
+        """Returns the step to evaluate now, None if there is none."""
+        unexported = self._evaluator.unexported_step()
         if unexported is not None:
             return unexported
-        taken = self._scorer.taken_steps()  # First: leases go after lines are written.
-        wanted = choose(
-            self._scorer.whole_steps(),
-            taken | self._scorer.scored_steps(),
+        # Before the results: a lease is removed after its result is written.
+        leased = self._evaluator.leased_steps()
+        steps = select_steps(
+            self._evaluator.valid_steps(),
+            leased | self._evaluator.evaluated_steps(),
             policy=self._policy,
             every_k_steps=self._every_k_steps,
             final=final,
         )
-        return wanted[0] if wanted else None
+        return steps[0] if steps else None
 
-    def _score(self, step, *, is_final):
-        """Scores a checkpoint; tells whether it came to that."""
+    def _evaluate(self, step: int, *, is_final: bool) -> bool:
+        """Evaluates a checkpoint; returns whether this process did."""
         try:
-            is_scored = self._scorer.score(step, is_final=is_final)
-        except _PASSING as error:
+            is_evaluated = self._evaluator.evaluate(step, is_final=is_final)
+        except _RETRIED_ERRORS as error:
             now = self._clock()
             if self._failing_since is None:
                 self._failing_since = now
             if now - self._failing_since > self._timeout_secs:
                 raise StorageError(
-                    f"Step {step} cannot be scored; for {self._timeout_secs} s storage "
-                    f"says: {error}"
+                    f"Step {step} cannot be evaluated. Storage has failed for "
+                    f"{self._timeout_secs} s: {error}"
                 ) from error
-            logging.warning("Step %d waits, for storage fails: %s", step, error)
+            logging.warning("Postponing step %d: storage error: %s", step, error)
             return False
         self._failing_since = None
-        return is_scored
+        return is_evaluated
 
-    def _is_over(self, state):
-        """Tells whether a run of which nothing is left to score is over, or raises."""
-        silent = self._watch.secs_since_change()
+    def _is_over(self, state: run_state.RunState | None) -> bool:
+        """Returns whether the run has finished; raises if the trainer failed.
+
+        Called if no checkpoint is left to evaluate.
+        """
+        silent_secs = self._monitor.secs_since_change()
         if state is None or state.state == run_state.RUNNING:
-            if silent > self._timeout_secs:
+            if silent_secs > self._timeout_secs:
                 raise TrainerGoneError(
-                    f"Nothing came from the trainer of {self._model_dir} for "
-                    f"{silent:.0f} s; what it left is scored. Start it again, then "
-                    "this; or wait longer (--timeout_secs), or not at all (--once)."
+                    f"No heartbeat from the trainer of {self._model_dir} for "
+                    f"{silent_secs:.0f} s; its checkpoints are evaluated. Restart it, "
+                    "then this command; or wait longer (--timeout_secs), or not at all "
+                    "(--once)."
                 )
-        elif state.state == run_state.PREEMPTED:
-            if silent > self._preemption_secs:
+            return False
+        if state.state == run_state.PREEMPTED:
+            if silent_secs > self._preemption_secs:
                 raise TrainerGoneError(
                     f"The trainer of {self._model_dir} was preempted at step "
-                    f"{state.step} and did not come back for {silent:.0f} s; what it "
-                    "left is scored. Start it again, then this; or wait longer "
-                    "(--preemption_secs)."
+                    f"{state.step} and has not resumed for {silent_secs:.0f} s; its "
+                    "checkpoints are evaluated. Restart it, then this command; or wait "
+                    "longer (--preemption_secs)."
                 )
-        elif state.state == run_state.FAILED:
+            return False
+        if state.state == run_state.FAILED:
             raise RunFailedError(
-                f"The trainer of {self._model_dir} failed at step {state.step}; what "
-                "it left is scored. Its log says why."
+                f"The trainer of {self._model_dir} failed at step {state.step}; its "
+                "checkpoints are evaluated. Its log contains the error."
             )
-        elif state.step not in self._scorer.taken_steps():
-            if state.step in self._scorer.scored_steps():
-                return True
-            raise errors.MissingFileError(
-                f"{self._model_dir} finished at step {state.step}, but there is no "
-                "whole checkpoint of that step to score."
-            )
-        return False
+        return self._is_final_evaluated(state.step)
 
-
-def _is_finished(state):
-    return state is not None and state.state == run_state.FINISHED
+    def _is_final_evaluated(self, step: int) -> bool:
+        """Returns whether the final checkpoint of a finished run is evaluated."""
+        if step in self._evaluator.leased_steps():
+            return False
+        if step in self._evaluator.evaluated_steps():
+            return True
+        raise errors.MissingFileError(
+            f"{self._model_dir} finished at step {step}, but has no valid checkpoint "
+            "of that step to evaluate."
+        )

@@ -1,13 +1,13 @@
-"""Stops a training run that is asked to, and saves what was trained."""
+"""Stops a training run for a reason, and saves the trained steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu.estimator import checkpoint_saver, train_step, waits
+from retinanet_tpu.estimator import checkpoint_saver, spec, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 
 T = TypeVar("T")
@@ -15,10 +15,15 @@ NOT_STARTED = -1
 
 
 class Progress(NamedTuple):
-    """How far a loop of steps is, by global steps."""
+    """The progress of a loop of steps, in global steps.
 
-    num_fetched: tuple[int, ...]  # batches that came, by replica, or NOT_STARTED
-    num_done: int  # steps that all replicas are done with
+    Attributes:
+      num_fetched: The number of batches that each replica received, or NOT_STARTED.
+      num_done: The number of steps that all replicas have finished.
+    """
+
+    num_fetched: tuple[int, ...]
+    num_done: int
 
     @property
     def is_waiting(self) -> bool:
@@ -32,29 +37,31 @@ class Progress(NamedTuple):
 
 
 class Stopper:
-    """Ends a run between two loops, or within a loop that waits for data."""
+    """The stop of a run, between two loops or within a loop that waits for data."""
 
     def __init__(
         self,
         state: train_step.TrainState,
         saver: checkpoint_saver.Saver,
-        stop_reason: Callable[[], str | None],
+        stop_reason: spec.StopReason,
         workers: worker_group.Workers = worker_group.SINGLE_WORKER,
     ):
-        """Takes what to save, and who asks.
+        """Initializes the stopper.
 
         Args:
-          state: What is trained.
+          state: The state that is trained.
           saver: Writes the last checkpoint.
-          stop_reason: Why this worker is to stop, None if it is not.
-          workers: All of the run.
+          stop_reason: Returns why this worker must stop, or None.
+          workers: All workers of the run.
         """
-        self._state, self._saver, self._stop_reason = state, saver, stop_reason
-        self._agreed_reason = workers.agreed(stop_reason)
-        self._is_alone = workers.count == 1
+        self._state = state
+        self._saver = saver
+        self._stop_reason = stop_reason
+        self._agreed_reason = workers.synchronized_stop_reason(stop_reason)
+        self._is_single_worker = workers.count == 1
 
     def check(self) -> None:
-        """Saves and raises Interrupted if any worker has a reason to stop."""
+        """Saves and raises Preempted if any worker has a reason to stop."""
         if reason := self._agreed_reason():
             raise self._saved(reason)
 
@@ -62,7 +69,7 @@ class Stopper:
         """Returns fn(), which changes no variable and may wait for data.
 
         Raises:
-          Interrupted: There was a reason to stop meanwhile.
+          Preempted: A reason to stop appeared before fn returned.
         """
         try:
             return waits.call(fn, waits.Stall(self._stop_reason).reason)
@@ -70,66 +77,74 @@ class Stopper:
             raise self._saved(str(stop)) from None
 
     def call_loop(self, fn: Callable[[], T], progress_fn: Callable[[], Progress]) -> T:
-        """Returns fn(), which trains, unless a batch does not come and there is reason.
+        """Returns fn(), which trains, unless it stalls and there is a reason to stop.
 
-        What was trained is then saved, with two exceptions. Several workers only save
+        The trained steps are then saved, with two exceptions. Several workers only save
         together. And a replica that has its batch has begun to change variables.
 
         Args:
           fn: Runs a loop of steps.
-          progress_fn: Returns how far it is.
+          progress_fn: Returns its progress.
         Raises:
-          Interrupted: There was a reason, and no batch came for waits.STALL_SECS.
+          Preempted: There was a reason, and no batch arrived for waits.STALL_SECS.
         """
+        first_step = self._state.step
+        tensors: dict[str, np.ndarray] | None = None
 
         def movement():
-            seen = progress_fn()
-            return seen if seen.is_waiting else object()  # A step that computes moves.
+            progress = progress_fn()
+            # A step that computes always counts as progress.
+            return progress if progress.is_waiting else object()
 
         def give_up_reason():
             nonlocal tensors
-            reason, seen = stall.reason(), progress_fn()
+            reason = stall.reason()
+            progress = progress_fn()
             before, tensors = tensors, None
-            if not reason or not seen.is_waiting:
+            if not reason or not progress.is_waiting:
                 return None
-            self._state.step = seen.num_done
-            if self._is_alone and seen.is_between_steps:
+            self._state.step = progress.num_done
+            if self._is_single_worker and progress.is_between_steps:
                 tensors = self._finite_tensors()
-            # The batch may have come meanwhile, and its step begun to change variables.
-            # On a busy machine the counters may be late, so two readings must agree.
-            is_still = progress_fn() == seen
+            # The batch may have arrived meanwhile, and its step may have begun to
+            # change variables. On a busy machine the counters may be late, so two
+            # readings must agree.
+            is_still = progress_fn() == progress
             if is_still and (tensors is None or _are_equal(before, tensors)):
                 return reason
             self._state.step = first_step
             tensors = tensors if is_still else None
             return None
 
-        first_step, tensors = self._state.step, None
         stall = waits.Stall(self._stop_reason, movement)
         try:
             return waits.call(fn, give_up_reason)
         except waits.GivenUpError as stop:
             reason = str(stop)
-        logging.warning("No batch came; not waiting for it any longer")
-        raise self._saved(reason, tensors) if tensors else self._unsaved(reason)
+        logging.warning("No batch arrived; the run stops without it")
+        if tensors:
+            raise self._saved(reason, tensors)
+        raise self._unsaved(reason)
 
     def _finite_tensors(self):
-        """Returns what a checkpoint would hold, None if a value is not finite."""
+        """Returns the values of a checkpoint, None if one is not finite."""
         try:
             return self._state.tensors()
         except train_step.DivergedError as error:
             logging.error("Not saved: %s", error)
             return None
 
-    def _saved(self, reason, tensors=None):
-        """Saves, and returns Interrupted; a stop remains one if saving fails."""
+    def _saved(
+        self, reason: str, tensors: Mapping[str, np.ndarray] | None = None
+    ) -> preemption.Preempted:
+        """Saves, and returns Preempted, even if saving fails."""
         try:
             self._saver.save_rest(self._state, tensors)
         except (tf.errors.OpError, OSError) as error:
             logging.error("Step %d could not be saved: %s", self._state.step, error)
         return self._unsaved(reason)
 
-    def _unsaved(self, reason):
+    def _unsaved(self, reason: str) -> preemption.Preempted:
         saved_step = self._saver.saved_step
         num_lost = max(0, self._state.step - saved_step)
         return preemption.Preempted(reason, saved_step, num_lost=num_lost)

@@ -1,4 +1,4 @@
-"""What a run tells: log lines, TensorBoard events, eval.jsonl."""
+"""The reports of a run: log lines, TensorBoard events, eval.jsonl."""
 
 import json
 import math
@@ -9,39 +9,52 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from retinanet_tpu import json_files
 from retinanet_tpu.estimator.model_dir import files, leases
 
 EVALUATIONS = "eval.jsonl"
 
 
 class Writer:
-    """Writes scalars and images to the TensorBoard events of one directory."""
+    """A writer of TensorBoard scalars and images to one directory."""
 
     def __init__(self, directory: str):
+        """Initializes the writer, which begins a new events file.
+
+        Args:
+          directory: The directory of the events file.
+        """
         self._writer = tf.summary.create_file_writer(directory)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes floats as scalars and uint8 [n, H, W, 3] arrays as images."""
         with self._writer.as_default():
             for name, value in values.items():
-                if is_picture(value):
+                if is_image_batch(value):
                     tf.summary.image(name, value, step, max_outputs=len(value))
                 elif np.ndim(value) == 0 and not isinstance(value, str | Mapping):
                     tf.summary.scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file; the next Writer begins another."""
+        """Closes the events file."""
         self._writer.close()
 
 
 class LoopWriter:
-    """Reports a training run, loop by loop: a log line and TensorBoard scalars."""
+    """A reporter of training loops: a log line and TensorBoard scalars for each."""
 
     def __init__(self, directory: str | None, max_steps: int, batch_size: int):
-        """Takes where the scalars go, None for log lines only."""
+        """Initializes the reporter.
+
+        Args:
+          directory: The directory of the scalars; None for log lines only.
+          max_steps: The number of steps of the run.
+          batch_size: The number of images of a step over all replicas.
+        """
         self._writer = Writer(directory) if directory else None
-        self._max_steps, self._batch_size = max_steps, batch_size
+        self._max_steps = max_steps
+        self._batch_size = batch_size
 
     def report_loop(
         self, step: int, num_steps: int, scalars: Mapping[str, float], *, secs: float
@@ -49,36 +62,43 @@ class LoopWriter:
         """Reports one loop.
 
         Args:
-          step: the global step after it.
-          num_steps: that it had.
-          scalars: by name, in the order to show them; learning-rate comes last.
-          secs: that it took.
+          step: The global step after the loop.
+          num_steps: The number of steps of the loop.
+          scalars: The means by name, in the order of the log line; learning-rate is
+            moved to the end.
+          secs: The duration of the loop.
         """
-        shown = {k: v for k, v in scalars.items() if k != "learning-rate"}
-        shown["execution-time"] = secs
+        logged = {k: v for k, v in scalars.items() if k != "learning-rate"}
+        logged["execution-time"] = secs
         if "learning-rate" in scalars:
-            shown["learning-rate"] = scalars["learning-rate"]
+            logged["learning-rate"] = scalars["learning-rate"]
         rate = num_steps / max(secs, 1e-9)
         line = progress_line(
             step,
             self._max_steps,
             examples_per_sec=rate * self._batch_size,
             batch_size=self._batch_size,
-            scalars=shown,
+            scalars=logged,
         )
         logging.info(line)
         rates = {"global_step/sec": rate, "examples/sec": rate * self._batch_size}
         if self._writer:
-            self._writer.write(step, shown | rates)
+            self._writer.write(step, logged | rates)
 
 
 def write_evaluation(
     directory: str, checkpoint: str, results: Mapping[str, Any], *, secs: float
 ) -> None:
-    """Writes an evaluation's numbers and images, and last its line of eval.jsonl.
+    """Writes the numbers and images of an evaluation, then its line of eval.jsonl.
 
-    The line is what counts as done. A step has one: a new one takes an old one's
-    place. Several processes may write to one directory.
+    A step with a line counts as evaluated. A new line replaces an old one of the same
+    step. Several processes may write to one directory.
+
+    Args:
+      directory: The directory of the evaluation, such as MODEL_DIR/eval.
+      checkpoint: The path of the checkpoint.
+      results: The results by name, with `global_step`.
+      secs: The duration of the evaluation.
     """
     step = results["global_step"]
     writer = Writer(directory)
@@ -86,34 +106,34 @@ def write_evaluation(
     writer.close()
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
     record = head | dict(results) | {"secs": round(secs, 1)}
-    plain = {k: _plain(v) for k, v in record.items() if not is_picture(v)}
+    numbers = {k: _to_json(v) for k, v in record.items() if not is_image_batch(v)}
     with leases.directory_lock(directory):
         files.remove_temporaries(directory)
         others = [r for r in read_evaluations(directory) if r["global_step"] != step]
-        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, plain)]
+        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, numbers)]
         files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
 
 
 def read_evaluations(directory: str) -> list[dict[str, Any]]:
-    """Returns the records of eval.jsonl, as they were written; none without a file.
+    """Returns the records of eval.jsonl in the order of the lines.
 
-    A line that is no record, such as half a line at the end, is left out, and is gone
-    with the next one that is written.
+    There are none without a file. A corrupt line, such as a partial one at the end, is
+    left out. The next write removes it from the file.
     """
     path = f"{directory}/{EVALUATIONS}"
     content = files.read_if_there(path) or b""
     records = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            record = files.parse_json(line)
+            record = json_files.parse(line, path, nan_to_none=True)
             records.append(record | {"global_step": int(record["global_step"])})
         except (ArithmeticError, LookupError, TypeError, ValueError):
-            logging.warning("%s, line %d is damaged: %.80r", path, number, line)
+            logging.warning("%s, line %d is corrupt: %.80r", path, number, line)
     return records
 
 
-def is_picture(value: Any) -> bool:
-    """Tells whether a metric is a batch of images, uint8 [n, H, W, 3]."""
+def is_image_batch(value: Any) -> bool:
+    """Returns whether a result is a batch of images, uint8 [n, H, W, 3]."""
     return getattr(value, "dtype", None) == np.uint8 and np.ndim(value) == 4
 
 
@@ -123,9 +143,17 @@ def progress_line(
     *,
     examples_per_sec: float,
     batch_size: int,
-    scalars: Mapping,
+    scalars: Mapping[str, float],
 ) -> str:
-    """Returns the log line of a loop, with the time that the rest will take."""
+    """Returns the log line of a loop, with the estimated time to the end.
+
+    Args:
+      step: The global step after the loop.
+      max_steps: The number of steps of the run.
+      examples_per_sec: The number of images per second over all replicas.
+      batch_size: The number of images of a step over all replicas.
+      scalars: The means by name.
+    """
     secs = (max_steps - step) * batch_size / max(examples_per_sec, 1e-9)
     numbers = {name: float(f"{value:.4g}") for name, value in scalars.items()}
     return (
@@ -140,9 +168,9 @@ def hours(secs: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{secs:02d}"
 
 
-def _plain(value):
+def _to_json(value):
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _to_json(v) for k, v in value.items()}
     if isinstance(value, str | int | None):
         return value
     value = float(value)

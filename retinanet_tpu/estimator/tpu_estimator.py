@@ -1,4 +1,4 @@
-"""The TPUEstimator of TensorFlow 2: trains, evaluates, predicts, exports."""
+"""The TPUEstimator of TensorFlow 2, which trains, evaluates, predicts and exports."""
 
 import itertools
 import time
@@ -23,28 +23,31 @@ from retinanet_tpu.estimator import (
     waits,
     warm_start,
 )
-from retinanet_tpu.estimator.cluster import (
-    preemption,
-    strategy as strategy_lib,
-    worker_group,
-)
+from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.cluster.strategy import make_deterministic
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 
 class TPUEstimator:
-    """Runs one model_fn under a strategy, from and to the checkpoints of one model_dir.
+    """A model_fn that runs under a strategy, with the checkpoints of one model_dir.
 
-    In TensorFlow 2 variables outlive a trace, so beside model_fn two functions make
-    them, called once in the strategy's scope: network_fn and update_fn.
+    In TensorFlow 2 variables outlive a trace. Therefore two functions beside model_fn
+    create them: network_fn and update_fn, which are called in the strategy's scope.
+
+    Attributes:
+      model_dir: The directory of checkpoints, summaries and exports.
+      config: The settings of saving and execution.
+      strategy: The strategy that the model runs under.
+      workers: The workers of the strategy.
     """
 
     def __init__(
         self,
-        model_fn: Callable,
+        model_fn: spec.ModelFn,
         model_dir: str,
         *,
-        network_fn: Callable[[Mapping], tf.Module],
-        update_fn: Callable[[tf.Module], Any] | None = None,
+        network_fn: spec.NetworkFn,
+        update_fn: spec.UpdateFn | None = None,
         params: Mapping[str, Any] | None = None,
         config: run_config.RunConfig | None = None,
         strategy: tf.distribute.Strategy | None = None,
@@ -52,33 +55,38 @@ class TPUEstimator:
         train_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         predict_batch_size: int | None = None,
-        warm_start_from: warm_start.WarmStartSettings | Callable | str | None = None,
+        warm_start_from: warm_start.Source = None,
     ):
-        """Takes functions and sizes; makes no variables yet.
+        """Initializes the estimator; creates no variables yet.
 
         Args:
           model_fn: (features, labels, mode, params, network) -> TPUEstimatorSpec;
             arguments are matched by name.
-          model_dir: where checkpoints, summaries and exports go.
+          model_dir: The directory of checkpoints, summaries and exports.
           network_fn: params -> tf.Module whose variables have unique names.
           update_fn: network -> object with `variables` (by checkpoint name),
             `scale(loss)` and `apply(gradients, step)`, which returns scalars to log.
-          params: handed to all functions as a copy, plus batch_size per replica.
-          config: when to save; how to run.
-          strategy: where to run; the default strategy if None.
-          strategy_fn: makes the strategy anew after its devices were lost.
-          train_batch_size: images of one step over all replicas; so are the others.
-          warm_start_from: where a run without a checkpoint takes its weights from;
-            settings, just a path, or a function that is called with the network.
+            Required to train.
+          params: The parameters of all functions. Each gets a copy, with batch_size per
+            replica.
+          config: The settings of saving and execution.
+          strategy: The strategy to run under; None for TensorFlow's default.
+          strategy_fn: Makes a new strategy after the devices were lost.
+          train_batch_size: The number of images of a training step over all replicas.
+          eval_batch_size: The same for an evaluation step.
+          predict_batch_size: The same for a prediction step.
+          warm_start_from: The source of the weights of a run without a checkpoint:
+            settings, a path, or a function that is called with the network.
         Raises:
-          UserError: a batch size that the replicas cannot divide, a reserved param, or
-            a model_dir that TensorFlow takes for a pattern.
+          UserError: A batch size is not a multiple of the replicas, a param is
+            reserved, or TensorFlow would read model_dir as a pattern.
         """
         self.model_dir = model_dir.rstrip("/")
         files.check_path(self.model_dir, "--model_dir")
         self.config = config or run_config.RunConfig()
         self._strategy_fn = strategy_fn
-        self._model_fn, self._network_fn = model_fn, network_fn
+        self._model_fn = model_fn
+        self._network_fn = network_fn
         self._update_fn = update_fn
         self._params = params or {}
         self._batch_sizes = {
@@ -86,60 +94,59 @@ class TPUEstimator:
             spec.ModeKeys.EVAL: eval_batch_size,
             spec.ModeKeys.PREDICT: predict_batch_size,
         }
-        if isinstance(warm_start_from, str):
-            warm_start_from = warm_start.WarmStartSettings(warm_start_from)
-        has_source = getattr(warm_start_from, "checkpoint", warm_start_from)
-        self._warm_start_from = warm_start_from if has_source else None
+        self._warm_start_fn = warm_start.make_warm_start_fn(warm_start_from)
         self._place(strategy or tf.distribute.get_strategy())
 
     @property
     def num_replicas(self) -> int:
-        """Devices that each take a share of every batch."""
+        """The number of devices that each take a share of every batch."""
         return self.strategy.num_replicas_in_sync
 
     def reconnect(self) -> None:
-        """Starts anew on devices that were reset; only checkpoints are left."""
+        """Discards all variables and uses the devices anew, after they were reset."""
         self._place(self._strategy_fn() if self._strategy_fn else self.strategy)
 
     def train(
         self,
-        input_fn: Callable,
+        input_fn: spec.InputFn,
         max_steps: int,
-        saving_listeners: Sequence[Callable] = (),
+        saving_listeners: Sequence[spec.SavingListener] = (),
         *,
-        stop_reason: Callable[[], str | None] = preemption.no_stop,
+        stop_reason: spec.StopReason = preemption.no_stop,
         before_save: Callable[[], None] = preemption.no_stop,
     ) -> str:
-        """Trains up to a global step, going on from the latest checkpoint.
+        """Trains up to a global step, from the latest checkpoint if there is one.
 
         Args:
           input_fn: (params) -> endless tf.data.Dataset of (features, labels).
-          max_steps: absolute; steps of earlier runs count.
-          saving_listeners: each is called with (checkpoint path, step) after a save.
-          stop_reason: asked between loops, and while one waits for data; a reason
-            saves and ends the run.
-          before_save: called before a checkpoint is written, on the chief.
+          max_steps: The global step to train up to; steps of earlier runs count.
+          saving_listeners: Each is called with (checkpoint path, step) after a save.
+          stop_reason: Returns why to stop, or None. Called between loops, and while a
+            loop waits for data. A reason saves and ends the run.
+          before_save: Called before a checkpoint is written, on the chief.
         Returns:
           The path of the last checkpoint.
         Raises:
-          DivergedError: a loss is not finite; says which and at which step.
-          Interrupted: there was a reason to stop; all that was trained is saved.
-          UserError: a save interval above max_steps, which never fires.
+          DivergedError: A loss is not finite; contains its name and the step.
+          Preempted: There was a reason to stop; all trained steps are saved.
+          UserError: The save interval is above max_steps, or update_fn is None.
         """
         self.config.check_save_interval(max_steps)
+        if self._update_fn is None:
+            raise errors.UserError("TPUEstimator.update_fn is None; training needs it.")
         if self.config.deterministic:
-            strategy_lib.make_deterministic()
+            make_deterministic()
         with self.strategy.scope():
             state = train_loop.start(
                 self.model_dir,
                 lambda: self._network_fn(self._inputs.plain_params()),
                 self._update_fn,
-                self._warm_start_from,
-                self.workers,
+                warm_start_fn=self._warm_start_fn,
+                workers=self.workers,
             )
         if state.step >= max_steps:
-            logging.info("Step %d of %d is trained already", state.step, max_steps)
-            return checkpoints.latest(self.model_dir)
+            logging.info("Step %d of %d is already trained", state.step, max_steps)
+            return self._checkpoint(None)
         mode = spec.ModeKeys.TRAIN
         step_fn = train_step.make_step_fn(
             state,
@@ -147,146 +154,164 @@ class TPUEstimator:
             lambda: self._inputs.params(mode),
             deterministic=self.config.deterministic,
         )
-        where, batch_size = self.model_dir, self._inputs.batch_size(mode)
-        events_dir = where if self.workers.is_chief else None
+        saver = checkpoint_saver.Saver(
+            self.model_dir,
+            self.config,
+            first_step=state.step,
+            listeners=saving_listeners,
+            workers=self.workers,
+            before_save=before_save,
+        )
+        writer = summaries.LoopWriter(
+            self.model_dir if self.workers.is_chief else None,
+            max_steps,
+            self._inputs.batch_size(mode),
+        )
         train_loop.train(
             state,
             train_loop.TrainLoop(self.strategy, step_fn, self._jit_compile),
             lambda first: iter(self._inputs.dataset(input_fn, mode, first)),
             max_steps=max_steps,
             config=self.config,
-            saver=checkpoint_saver.Saver(
-                where,
-                self.config,
-                state.step,
-                saving_listeners,
-                self.workers,
-                before_save,
-            ),
-            writer=summaries.LoopWriter(events_dir, max_steps, batch_size),
+            saver=saver,
+            writer=writer,
             stop_reason=stop_reason,
             workers=self.workers,
         )
-        return checkpoints.latest(self.model_dir)
+        return self._checkpoint(None)
 
     def evaluate(
         self,
-        input_fn: Callable,
+        input_fn: spec.InputFn,
         *,
         steps: int | None = None,
         checkpoint_path: str | None = None,
         name: str | None = None,
-        stop_reason: Callable[[], str | None] = preemption.no_stop,
+        stop_reason: spec.StopReason = preemption.no_stop,
     ) -> dict[str, Any]:
-        """Scores one checkpoint on all that input_fn gives.
+        """Evaluates one checkpoint on the data of input_fn.
 
-        Writes scalars and images under the checkpoint's step to `eval[_name]/`, and
-        one line to `eval.jsonl` there.
+        Writes scalars and images under the checkpoint's step to `eval[_name]/`, and one
+        line to `eval.jsonl` there.
 
         Args:
           input_fn: (params) -> finite tf.data.Dataset of (features, labels).
-          steps: batches to score, None for all.
-          checkpoint_path: None for the latest.
-          name: of this evaluation, where there are several.
-          stop_reason: asked before each batch; a reason ends it without a result.
+          steps: The number of batches to evaluate; None for all.
+          checkpoint_path: The checkpoint; None for the latest.
+          name: The name of this evaluation, if there are several.
+          stop_reason: Returns why to stop, or None. Called before each batch. A reason
+            ends the evaluation without a result.
         Returns:
-          What metric_fn returned, with `loss` (mean over batches) and `global_step`.
+          The results of metric_fn, with `loss` (mean over batches) and `global_step`.
         Raises:
-          MissingFileError: there is no checkpoint.
-          Interrupted: there was a reason to stop.
+          MissingFileError: There is no checkpoint.
+          Preempted: There was a reason to stop.
+          UserError: input_fn returned no batch.
         """
         start = time.monotonic()
+        mode = spec.ModeKeys.EVAL
         path = self._checkpoint(checkpoint_path)
-        forward = self._forward_pass(spec.ModeKeys.EVAL, path)
-        losses = []
-        batches = self._batches(
-            forward, input_fn, spec.ModeKeys.EVAL, steps, losses, stop_reason
+        step = checkpoints.step_of(path)
+        forward = self._forward_pass(mode, path)
+        outputs = self._forward_outputs(
+            forward, input_fn, mode, steps=steps, stop_reason=stop_reason
         )
-        batches = preemption.stop_when(stop_reason, batches, checkpoints.step_of(path))
-        if (first := next(batches, None)) is None:
-            raise errors.UserError("The evaluation's input_fn gave no batch at all.")
-        batches = itertools.chain([first], batches)
+        outputs = preemption.stop_when(stop_reason, outputs, step)
+        # The first batch traces model_fn, which returns metric_fn.
+        if (first := next(outputs, None)) is None:
+            raise errors.UserError("The input_fn of the evaluation returned no batch.")
+        batches = inference.EvaluatedBatches(itertools.chain([first], outputs))
         metrics = forward.metric_fn(batches) if forward.metric_fn else {}
-        for _ in batches:  # What metric_fn left, it still counts in the loss.
+        for _ in batches:  # The loss includes batches that metric_fn did not read.
             pass
-        results = dict(metrics) | {
-            "loss": float(np.mean(losses)),
-            "global_step": checkpoints.step_of(path),
-        }
+        loss = float(np.mean(batches.losses))
+        results = {**metrics, "loss": loss, "global_step": step}
         secs = time.monotonic() - start
         summaries.write_evaluation(self._eval_dir(name), path, results, secs=secs)
         return results
 
-    def scores(self, checkpoint_path: str, name: str | None = None) -> dict | None:
-        """Returns the results written of a checkpoint, None if it was not scored."""
+    def evaluation_results(
+        self, checkpoint_path: str, name: str | None = None
+    ) -> dict[str, Any] | None:
+        """Returns the recorded results of a checkpoint; None if it has none."""
         records = summaries.read_evaluations(self._eval_dir(name))
         step = checkpoints.step_of(checkpoint_path)
         return next((r for r in records if r["global_step"] == step), None)
 
     def predict(
-        self, input_fn: Callable, *, checkpoint_path: str | None = None
-    ) -> Iterator:
+        self, input_fn: spec.InputFn, *, checkpoint_path: str | None = None
+    ) -> Iterator[Any]:
         """Yields the predictions of each global batch as NumPy arrays.
 
         Args:
           input_fn: (params) -> finite tf.data.Dataset of features.
-          checkpoint_path: None for the latest.
+          checkpoint_path: The checkpoint; None for the latest.
         Raises:
-          MissingFileError: there is no checkpoint.
+          MissingFileError: There is no checkpoint.
         """
-        forward = self._forward_pass(
-            spec.ModeKeys.PREDICT, self._checkpoint(checkpoint_path)
-        )
-        yield from self._batches(forward, input_fn, spec.ModeKeys.PREDICT, None, [])
+        mode = spec.ModeKeys.PREDICT
+        forward = self._forward_pass(mode, self._checkpoint(checkpoint_path))
+        for _, predictions in self._forward_outputs(forward, input_fn, mode):
+            yield predictions
 
     def export_saved_model(
         self,
         export_dir_base: str,
-        serving_fn: Callable,
+        serving_fn: spec.ServingFn,
         *,
         checkpoint_path: str | None = None,
-        scores: Mapping[str, Any] | None = None,
+        eval_result: Mapping[str, Any] | None = None,
     ) -> str:
-        """Writes what serves a checkpoint to `export_dir_base/<10-digit time>`.
+        """Exports a checkpoint to `export_dir_base/<10-digit time>`.
 
         Args:
-          export_dir_base: such as `<model_dir>/export/latest`.
+          export_dir_base: The directory of the exports, such as
+            `<model_dir>/export/latest`.
           serving_fn: (network, params) -> spec.Serving.
-          checkpoint_path: None for the latest.
-          scores: of the checkpoint, if they are known and not yet written.
+          checkpoint_path: The checkpoint; None for the latest.
+          eval_result: The results of its evaluation; None reads the recorded ones.
         Returns:
-          The directory written.
+          The new directory.
         Raises:
-          MissingFileError: there is no checkpoint.
+          MissingFileError: There is no checkpoint.
         """
         path = self._checkpoint(checkpoint_path)
         network = self._network_fn(self._inputs.plain_params())
         train_step.load(network, path)
         serving = serving_fn(network, self._inputs.plain_params())
-        scores = scores or self.scores(path)
-        exported = exporters.export_saved_model(serving, export_dir_base, path, scores)
-        logging.info("Exported %s to %s", path, exported)
-        return exported
+        eval_result = eval_result or self.evaluation_results(path)
+        directory = exporters.export_saved_model(
+            serving, export_dir_base, path, eval_result
+        )
+        logging.info("Exported %s to %s", path, directory)
+        return directory
 
     @property
     def _jit_compile(self):
-        """Whether to ask for XLA: a TPU has it anyway, and collectives stay outside."""
+        """The value of jit_compile to request.
+
+        A TPU compiles without a request. With several replicas, collectives must stay
+        outside the compiled function.
+        """
         is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
-        wanted = self.config.tpu_config.jit_compile
-        return wanted and self.num_replicas == 1 and not is_tpu
+        is_single = self.num_replicas == 1
+        return self.config.tpu_config.jit_compile and is_single and not is_tpu
 
     def _place(self, strategy):
-        """Takes a strategy, under which nothing is made yet."""
-        self.strategy, self.workers = strategy, worker_group.Workers(strategy)
+        """Sets the strategy and discards what was created under another one."""
+        self.strategy = strategy
+        self.workers = worker_group.Workers(strategy)
         self._inputs = inputs.Inputs(strategy, self._params, self._batch_sizes)
-        self._eval_network, self._forward_passes = None, {}
+        self._eval_network = None
+        self._forward_passes = {}
 
     def _eval_dir(self, name):
         return f"{self.model_dir}/eval" + (f"_{name}" if name else "")
 
     def _checkpoint(self, path):
-        if found := path or checkpoints.latest(self.model_dir):
-            return found
+        """Returns a path, or that of the latest checkpoint."""
+        if checkpoint := path or checkpoints.latest(self.model_dir):
+            return checkpoint
         raise errors.MissingFileError(
             f"No checkpoint in {self.model_dir}; train first or check --model_dir."
         )
@@ -309,13 +334,11 @@ class TPUEstimator:
             )
         return self._forward_passes[mode]
 
-    def _batches(
-        self, forward, input_fn, mode, steps, losses, stop_reason=preemption.no_stop
+    def _forward_outputs(
+        self, forward, input_fn, mode, *, steps=None, stop_reason=preemption.no_stop
     ):
-        """Yields each batch's tensors and notes its loss, until the data end."""
+        """Yields (loss, tensors) of each batch, until the data end."""
         dataset = self._inputs.dataset(input_fn, mode)
         stall = waits.Stall(stop_reason)
         for batch in itertools.islice(waits.iterate(dataset, stall), steps):
-            loss, tensors = forward(batch)
-            losses.append(loss)
-            yield tensors
+            yield forward(batch)

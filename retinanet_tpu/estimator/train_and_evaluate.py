@@ -1,6 +1,6 @@
-"""The life of a run: trains, scores checkpoints on the way and at the end, exports.
+"""A whole run: trains, evaluates checkpoints on the way and at the end, exports.
 
-It survives the loss of its devices, and tells others in run_state.json how it goes.
+A run survives the loss of its devices. It reports its state in run_state.json.
 """
 
 import gc
@@ -16,7 +16,7 @@ from retinanet_tpu.estimator import exporters, spec, tpu_estimator
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
-# What a TPU says whose worker was reset.
+# The errors of a TPU whose worker was reset.
 _DEVICES_LOST = (tf.errors.AbortedError, tf.errors.UnavailableError)
 
 
@@ -25,32 +25,35 @@ def train_and_evaluate(
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
     *,
-    stop_reason: Callable[[], str | None] = preemption.no_stop,
+    stop_reason: spec.StopReason = preemption.no_stop,
     prepare: Callable[[], None] = preemption.no_stop,
 ) -> dict[str, Any] | None:
-    """Trains to the end; scores every `eval_spec.every_steps` steps and at the end.
+    """Trains to the end; evaluates every `eval_spec.every_steps` steps and at the end.
 
-    Where the devices are lost, it connects anew and goes on from the last checkpoint,
-    RunConfig.max_restarts times in a row. An earlier run may have stopped before its
-    last checkpoint was scored and exported: that comes first.
+    If the devices are lost, it reconnects and resumes from the last checkpoint, at most
+    RunConfig.max_restarts times in a row. If an earlier run stopped before its last
+    checkpoint was evaluated and exported, that is done first.
 
     Args:
-      estimator: runs both.
-      train_spec: what to train, how long.
-      eval_spec: what to score and export; None leaves it to a process of its own.
-      stop_reason: asked between loops and batches; a reason saves and ends the run.
-      prepare: called before the first step, once no other trainer is in the model_dir.
+      estimator: Trains and evaluates.
+      train_spec: The input and the length of the training.
+      eval_spec: The input of the evaluations, and the exporters; None leaves both to
+        another process.
+      stop_reason: Returns why to stop, or None. Called between loops and batches. A
+        reason saves and ends the run.
+      prepare: Called before the first step, once no other trainer uses the model_dir.
     Returns:
-      The results of the last evaluation, None if there was none to make.
+      The results of the last evaluation, or None.
     Raises:
-      UserError: an evaluation interval that no checkpoint falls on, or workers that
-        are to score; another trainer in the model_dir, or checkpoints that are lost.
-      DivergedError: a loss or a weight is not finite.
-      Interrupted: there was a reason to stop, and all that was trained is saved; or
-        another worker was lost, and what it trained since the last checkpoint.
+      UserError: No checkpoint falls on an evaluation, several workers are to evaluate,
+        another trainer uses the model_dir, or checkpoints are lost.
+      DivergedError: A loss or a weight is not finite.
+      Preempted: There was a reason to stop, and all trained steps are saved; or another
+        worker was lost, with the steps since the last checkpoint.
     """
     check_intervals(estimator, train_spec, eval_spec)
-    model_dir, config = estimator.model_dir, estimator.config
+    model_dir = estimator.model_dir
+    config = estimator.config
     num_losses = 0
     check_nothing_lost(model_dir)
     with run_state.Heartbeat(
@@ -66,7 +69,13 @@ def train_and_evaluate(
                 if num_losses:
                     _pause(config.restart_secs * num_losses, stop_reason)
                     estimator.reconnect()
-                return _run(estimator, train_spec, eval_spec, heartbeat, stop_reason)
+                return _run(
+                    estimator,
+                    train_spec,
+                    eval_spec,
+                    heartbeat=heartbeat,
+                    stop_reason=stop_reason,
+                )
             except preemption.Preempted as stop:
                 heartbeat.state, heartbeat.step = run_state.PREEMPTED, stop.step
                 raise
@@ -88,7 +97,7 @@ def check_nothing_lost(model_dir: str) -> None:
     """Checks that a run without a checkpoint is a new one.
 
     Raises:
-      UserError: the directory had checkpoints, which are lost or incomplete.
+      UserError: The directory had checkpoints, which are lost or incomplete.
     """
     if not checkpoints.latest(model_dir):
         state = run_state.read(model_dir)
@@ -100,11 +109,15 @@ def check_intervals(
     train_spec: spec.TrainSpec,
     eval_spec: spec.EvalSpec | None,
 ) -> None:
-    """Checks before the first step that every interval will be reached.
+    """Checks before the first step that the run reaches every interval.
 
+    Args:
+      estimator: The estimator, with the interval of saves.
+      train_spec: The number of steps.
+      eval_spec: The interval of evaluations, and the exporters.
     Raises:
-      UserError: saving or evaluating would never be due, exporters share a name, or
-        several workers are to score.
+      UserError: A save or an evaluation would never be due, exporters share a name, or
+        several workers are to evaluate.
     """
     if eval_spec:
         estimator.workers.check_alone()
@@ -118,38 +131,47 @@ def check_intervals(
         raise errors.UserError(
             f"EVAL_EVERY (EvalSpec.every_steps) is {every}: evaluation would never be "
             f"due. Make it a multiple of save_checkpoints_steps ({saves}), at most "
-            f"max_steps ({train_spec.max_steps}), or None to score only the end."
+            f"max_steps ({train_spec.max_steps}), or None to evaluate only the end."
         )
 
 
-def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
-    """Trains and scores until the end, an error or a reason to stop."""
+def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
+    """Trains and evaluates until the end, an error or a reason to stop."""
     results = {}
 
     def is_stopped():
         heartbeat.check_seen()
         return stop_reason()
 
-    def beat(path, step):
+    def report_step(path, step):
         heartbeat.step = step
 
-    def score(path, step):
+    def evaluate(path, step):
         every = eval_spec.every_steps or train_spec.max_steps
         is_final = step >= train_spec.max_steps
         if is_final or step % every == 0:
-            results.update(_score(estimator, eval_spec, path, is_final, stop_reason))
+            results.update(
+                _evaluate(
+                    estimator,
+                    eval_spec,
+                    path,
+                    is_final=is_final,
+                    stop_reason=stop_reason,
+                )
+            )
 
     path = checkpoints.latest_valid(estimator.model_dir)
     if path:
-        beat(path, checkpoints.step_of(path))
+        report_step(path, checkpoints.step_of(path))
         if eval_spec:
-            score(path, checkpoints.step_of(path))
-    listeners = (beat, *train_spec.saving_listeners, *([score] if eval_spec else []))
-    steps = train_spec.max_steps
+            evaluate(path, checkpoints.step_of(path))
+    listeners = [report_step, *train_spec.saving_listeners]
+    if eval_spec:
+        listeners.append(evaluate)
     try:
         estimator.train(
             train_spec.input_fn,
-            steps,
+            train_spec.max_steps,
             listeners,
             stop_reason=is_stopped,
             before_save=heartbeat.check_claim,
@@ -158,17 +180,21 @@ def _run(estimator, train_spec, eval_spec, heartbeat, stop_reason):
         if estimator.workers.count == 1:
             raise
         logging.error("Lost a worker: %s", error.__cause__ or error)
-        # TensorFlow joins workers once in a process, so all begin anew.
+        # TensorFlow connects workers once in a process, so all of them must restart.
         step = _newest_step(estimator.model_dir)
         reason = "another worker was lost; start all of them again"
         raise preemption.Preempted(reason, step) from error
     return results or None
 
 
-def _score(estimator, eval_spec, path, is_final, stop_reason):
-    """Scores and exports a checkpoint; returns the results, none if they were there."""
-    results, known = {}, estimator.scores(path, eval_spec.name)
-    if known is None:
+def _evaluate(estimator, eval_spec, path, *, is_final, stop_reason):
+    """Evaluates and exports a checkpoint.
+
+    Returns the results, or an empty dict if they were recorded before.
+    """
+    results = {}
+    recorded = estimator.evaluation_results(path, eval_spec.name)
+    if recorded is None:
         logging.info("Evaluating %s", path)
         results = estimator.evaluate(
             eval_spec.input_fn,
@@ -178,10 +204,10 @@ def _score(estimator, eval_spec, path, is_final, stop_reason):
             stop_reason=stop_reason,
         )
     exporters.export_all(
-        eval_spec.exporters, estimator, path, results or known, is_final=is_final
+        eval_spec.exporters, estimator, path, results or recorded, is_final=is_final
     )
-    # Datasets stay in cycles, 5 MB an evaluation, and training makes no new objects
-    # that would have Python look for them.
+    # Each evaluation leaves datasets of 5 MB in reference cycles. Training creates too
+    # few objects to start Python's collector.
     gc.collect()
     return results
 
@@ -192,7 +218,7 @@ def _newest_step(model_dir):
 
 
 def _pause(secs, stop_reason):
-    """Lets a reset machine come back, unless the run is to stop."""
+    """Waits for a reset machine, unless there is a reason to stop."""
     end = time.monotonic() + secs
     while time.monotonic() < end and not stop_reason():
         time.sleep(min(1, secs))

@@ -1,6 +1,7 @@
-"""The loops of a training run: steps on the device; saves, stops and rollbacks between.
+"""The training loop: steps on the device; saves, stops and rollbacks on the host.
 
-Between two loops is the only place where a run is saved, scored or stopped.
+A run is saved, evaluated and stopped between two calls of the device loop. The only
+exception is a stop while the device loop waits for data; see stops.py.
 """
 
 import functools
@@ -16,6 +17,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoint_saver,
     run_config,
+    spec,
     stops,
     summaries,
     train_step,
@@ -27,40 +29,54 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 
 
 class LoopResult(NamedTuple):
-    """What a loop of steps tells."""
+    """The result of a loop of steps.
 
-    scalars: Mapping[str, float]  # means over the steps of the loop and all replicas
+    Attributes:
+      scalars: The means over the steps of the loop and all replicas, by name.
+      secs: The duration of the loop.
+      input_wait: The share of `secs` in which the device waited for the next batch.
+      num_traces: The number of traces of the loop so far; above 1 if shapes change.
+    """
+
+    scalars: Mapping[str, float]
     secs: float
-    input_wait: float  # share of secs in which the next batch was not there yet
-    num_traces: int  # of the loop so far; 1, or something changes shape
+    input_wait: float
+    num_traces: int
 
 
 def start(
     model_dir: str,
     network_fn: Callable[[], tf.Module],
-    update_fn: Callable[[tf.Module], Any],
-    warm_start_from: warm_start.WarmStartSettings | Callable[[tf.Module], Any] | None,
+    update_fn: spec.UpdateFn,
+    warm_start_fn: warm_start.WarmStartFn | None = None,
+    *,
     workers: worker_group.Workers = worker_group.SINGLE_WORKER,
 ) -> train_step.TrainState:
-    """Returns the state of the latest checkpoint, the same for all, or a new one."""
+    """Returns the state of the latest checkpoint, or a new one.
+
+    Args:
+      model_dir: The directory of the checkpoints.
+      network_fn: Makes the network.
+      update_fn: Makes the update of the network.
+      warm_start_fn: Initializes the network of a new run; None keeps random weights.
+      workers: All workers of the run, which must find the same checkpoint.
+    """
     if workers.is_chief:
         checkpoints.delete_incomplete(model_dir)
-    logging.info("Looking for checkpoints in %s", model_dir)
+    logging.info("Searching %s for checkpoints", model_dir)
     path = checkpoints.latest_valid(model_dir)
     if not path:
         checkpoints.check_nothing_lost(model_dir)
     network = network_fn()
-    if not path and callable(warm_start_from):
-        warm_start_from(network)
-    elif not path and warm_start_from:
-        warm_start.warm_start(network, warm_start_from)
-    # After the warm start: averages begin as copies of the weights.
+    if not path and warm_start_fn:
+        warm_start_fn(network)
+    # After the warm start, because averages begin as copies of the weights.
     state = train_step.TrainState(network, update_fn(network))
     if path:
         state.restore(path)
-        logging.info("Going on from %s", path)
-    elif not warm_start_from:
-        logging.warning("No checkpoint found; starting from random weights")
+        logging.info("Resuming from %s", path)
+    elif not warm_start_fn:
+        logging.warning("No checkpoint; starting from random weights")
     workers.check_same(state.step, "The step of the latest checkpoint")
     return state
 
@@ -68,38 +84,40 @@ def start(
 def train(
     state: train_step.TrainState,
     run_loop: "TrainLoop",
-    make_iterator: Callable[[int], Iterator],
+    make_iterator: Callable[[int], Iterator[Any]],
     *,
     max_steps: int,
     config: run_config.RunConfig,
     saver: checkpoint_saver.Saver,
     writer: summaries.LoopWriter,
-    stop_reason: Callable[[], str | None] = preemption.no_stop,
+    stop_reason: spec.StopReason = preemption.no_stop,
     workers: worker_group.Workers = worker_group.SINGLE_WORKER,
 ) -> None:
-    """Trains a state up to a global step, saving on the way and at the end.
+    """Trains a state up to a global step, and saves on the way and at the end.
 
-    Where it diverges it goes back to the newest checkpoint, config.max_rollbacks times.
-    The same data from the same weights would diverge again, so the data since then are
-    passed over, as PaLM's runs went around their spikes (arXiv:2204.02311, 5.1).
+    A run that diverges returns to the newest checkpoint, at most config.max_rollbacks
+    times. The same data from the same weights would diverge again, so the data since
+    then are skipped, as PaLM's training skipped its loss spikes (arXiv:2204.02311,
+    section 5.1).
 
     Args:
-      state: to go on from.
-      run_loop: runs the steps.
-      make_iterator: gives the batches from a place in their order on.
-      max_steps: above state.step.
-      config: says where loops end, and how often to go back.
-      saver: writes checkpoints.
-      writer: is told of each loop.
-      stop_reason: asked before each loop, and of this worker alone while a loop waits
-        for data; a reason saves and ends the run.
-      workers: of the run.
+      state: The state to train.
+      run_loop: Runs the steps.
+      make_iterator: Returns the batches from an index in the order of the data on.
+      max_steps: The global step to train up to, above state.step.
+      config: The ends of loops, and the number of rollbacks.
+      saver: Writes checkpoints.
+      writer: Reports each loop.
+      stop_reason: Returns why to stop, or None. Called before each loop, and on this
+        worker alone while a loop waits for data. A reason saves and ends the run.
+      workers: All workers of the run.
     Raises:
-      DivergedError: a loss or a weight is not finite.
-      Interrupted: there was a reason to stop.
+      DivergedError: A loss or a weight is not finite.
+      Preempted: There was a reason to stop.
     """
     stopper = stops.Stopper(state, saver, stop_reason, workers)
-    num_rollbacks, batches = 0, []  # One iterator, if any.
+    num_rollbacks = 0
+    batches: list[Iterator[Any]] = []  # At most one iterator; `release` needs a list.
     try:
         while state.step < max_steps:
             stopper.check()
@@ -108,7 +126,9 @@ def train(
                 batches.append(stopper.call(new))
             num_steps = config.next_stop(state.step, max_steps) - state.step
             run_loop.reset(state.step)
-            run = functools.partial(_run, run_loop, batches, state.step, num_steps)
+            run = functools.partial(
+                _run, run_loop, batches, step=state.step, num_steps=num_steps
+            )
             try:
                 result = stopper.call_loop(run, run_loop.progress)
                 state.step += num_steps
@@ -117,7 +137,7 @@ def train(
             except train_step.DivergedError as error:
                 num_rollbacks += 1
                 is_allowed = num_rollbacks <= config.max_rollbacks
-                if not is_allowed or not _go_back(state, saver.model_dir, error):
+                if not is_allowed or not _roll_back(state, saver.model_dir, error):
                     raise
                 batches.clear()
     finally:
@@ -135,8 +155,11 @@ def _report(writer, step, num_steps, result):
         logging.warning("The loop was traced %d times", result.num_traces)
 
 
-def _go_back(state, model_dir, error):
-    """Restores the newest checkpoint, if there is one, but goes on with new data."""
+def _roll_back(state, model_dir, error):
+    """Restores the newest checkpoint, but not its place in the data.
+
+    Returns False if there is no checkpoint.
+    """
     path = checkpoints.latest_valid(model_dir)
     if path is None:
         return False
@@ -144,7 +167,7 @@ def _go_back(state, model_dir, error):
     state.restore(path)
     state.num_skipped = next_batch - state.step
     logging.error(
-        "%s Going back to %s; of the data %d batches are passed over by now.",
+        "%s Rolling back to %s. Skipped batches so far: %d.",
         error,
         path,
         state.num_skipped,
@@ -153,54 +176,60 @@ def _go_back(state, model_dir, error):
 
 
 class TrainLoop:
-    """Runs steps in one call of TensorFlow, and gives the means of their scalars."""
+    """A loop of training steps in one TensorFlow call."""
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        step_fn: Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]],
+        step_fn: train_step.StepFn,
         jit_compile: bool = False,
     ):
-        """Takes what to run.
+        """Initializes the loop; it is traced at the first call.
 
         Args:
-          strategy: where the replicas run.
+          strategy: The strategy whose replicas run the steps.
           step_fn: (batch, global step) -> scalars by name; runs on every replica.
-          jit_compile: compile the step with XLA.
+          jit_compile: Whether to compile the step with XLA.
         """
-        self._names = []
-        replica_step = tf.function(
-            train_step.make_replica_fn(step_fn, self._names),
-            autograph=False,
-            jit_compile=jit_compile or None,
+        self._replica_step = train_step.ReplicaStep(step_fn)
+        run_step = tf.function(
+            self._replica_step.run, autograph=False, jit_compile=jit_compile or None
         )
         devices = _devices_of(strategy)
         with tf.device(_host_of(devices[0])):
             counters = [tf.Variable(0, dtype=tf.int64) for _ in [*devices, "steps"]]
-        self._num_fetched, self._num_done = counters[:-1], counters[-1]
+        self._num_fetched = counters[:-1]
+        self._num_done = counters[-1]
         self._loop = _make_loop(
-            strategy, replica_step, self._num_fetched, self._num_done
+            strategy,
+            run_step,
+            num_fetched=self._num_fetched,
+            num_done=self._num_done,
         )
 
     def reset(self, step: int) -> None:
-        """Says at which global step the next call begins."""
+        """Sets the global step at which the next call begins."""
         self._num_done.assign(step)
         for counter in self._num_fetched:
             counter.assign(stops.NOT_STARTED)
 
     def progress(self) -> stops.Progress:
-        """Returns how far a call in another thread is."""
+        """Returns the progress of a call in another thread."""
         num_fetched = tuple(int(counter) for counter in self._num_fetched)
         return stops.Progress(num_fetched, int(self._num_done))
 
     def __call__(
-        self, iterator: Iterator, first_step: int, num_steps: int
+        self, iterator: Iterator[Any], first_step: int, num_steps: int
     ) -> LoopResult:
         """Runs steps.
 
+        Args:
+          iterator: Yields the distributed batches.
+          first_step: The global step before the first step.
+          num_steps: The number of steps.
         Raises:
-          DivergedError: a scalar is not finite.
-          UserError: the data end.
+          DivergedError: A scalar is not finite.
+          UserError: The data ended.
         """
         start = time.monotonic()
         count = tf.constant(num_steps, tf.int32)
@@ -211,10 +240,11 @@ class TrainLoop:
         except tf.errors.OutOfRangeError as error:
             raise errors.UserError(
                 f"The training data ended before step {first_step + num_steps}; "
-                "training wants data without end: dataset.repeat()."
+                "training requires data without end: call dataset.repeat()."
             ) from error
-        history, secs = history.numpy(), time.monotonic() - start
-        names = self._names
+        history = history.numpy()
+        secs = time.monotonic() - start
+        names = self._replica_step.scalar_names
         _check_finite(history, names, first_step)
         means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
         if "learning-rate" in means:  # A setting, not a measurement: its newest value.
@@ -232,15 +262,16 @@ def _devices_of(strategy):
 
 
 def _host_of(device):
-    """Returns the CPU beside a device, on its machine."""
-    spec = tf.DeviceSpec.from_string(device)
-    return spec.replace(device_type="CPU", device_index=0).to_string()
+    """Returns the CPU of a device's machine."""
+    device_spec = tf.DeviceSpec.from_string(device)
+    return device_spec.replace(device_type="CPU", device_index=0).to_string()
 
 
-def _make_loop(strategy, replica_step, num_fetched, num_done):
+def _make_loop(strategy, run_step, *, num_fetched, num_done):
     """Returns (iterator, first_step, num_steps) -> scalars and times of each step.
 
-    Meanwhile it counts batches, by replica, and steps in variables.
+    The loop counts fetched batches, by replica, and finished steps in variables, which
+    other threads may read.
     """
 
     def count(counter, step, tensors):
@@ -261,9 +292,10 @@ def _make_loop(strategy, replica_step, num_fetched, num_done):
             shares = strategy.experimental_local_results(batch)
             for counter, share in zip(num_fetched, shares, strict=True):
                 count(counter, step + 1, [_first_tensor(share)])
-            means = strategy.run(replica_step, args=(batch, step))
+            means = strategy.run(run_step, args=(batch, step))
             replica_means = strategy.experimental_local_results(means)
-            with tf.device("CPU"):  # A GPU calls done what is queued, but not its copy.
+            # A GPU reports a queued operation as done. A copy to the CPU is not.
+            with tf.device("CPU"):
                 means = tf.identity(replica_means[0])
             count(num_done, step + 1, [*replica_means, means])
             history = history.write(i, means)
@@ -274,11 +306,11 @@ def _make_loop(strategy, replica_step, num_fetched, num_done):
 
 
 def input_wait(times: np.ndarray) -> float:
-    """Returns the share of a loop in which the device had no batch to work on.
+    """Returns the share of a loop in which the device waited for a batch.
 
     Args:
-      times: float64 [steps, 2], seconds since the loop began at which each step's batch
-        was there and its result was there. Batches may come while earlier steps run.
+      times: float64 [steps, 2], the seconds from the start of the loop to the batch and
+        to the result of each step. Batches may arrive while earlier steps run.
     """
     fed_at, done_at = times.T
     idle = fed_at - np.concatenate([[0.0], done_at[:-1]])
@@ -286,7 +318,7 @@ def input_wait(times: np.ndarray) -> float:
 
 
 def _time_of(values):
-    """Returns when the values were there, in seconds, by the host's clock."""
+    """Returns the time at which the values were computed, by the host's clock."""
     with tf.device("CPU"), tf.control_dependencies([_first_tensor(values)]):
         return tf.timestamp()
 
@@ -301,8 +333,8 @@ def _check_finite(history, names, first_step):
         row, column = bad[0]
         raise train_step.DivergedError(
             f"{names[column]} is {history[row, column]} at step "
-            f"{first_step + row + 1}; nothing of this loop was saved. Lower the "
+            f"{first_step + row + 1}; no step of this loop was saved. Lower the "
             "learning rate, lengthen the warm-up, or clip gradients, and start again; "
-            "or set RunConfig.max_rollbacks, to pass over the data it diverged on.",
+            "or set RunConfig.max_rollbacks, to skip the data that it diverged on.",
             int(first_step + row + 1),
         )

@@ -1,6 +1,7 @@
-"""The training step of a replica, and all that it changes."""
+"""The training step of a replica, and the state that it changes."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,30 +13,46 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 _WEIGHTS = "weights/"
 _AVERAGES = "averages/"
 
+# (batch, global step) -> scalars by name
+StepFn = Callable[[Any, tf.Tensor], Mapping[str, tf.Tensor]]
+
 
 class DivergedError(FloatingPointError):
-    """A loss or a weight is not finite; nothing of it was saved.
+    """A loss or a weight is not finite; it was not saved.
 
     Attributes:
-      step: the global step after which it was seen.
+      step: The global step after which it was seen.
     """
 
     def __init__(self, message: str, step: int):
+        """Initializes the error.
+
+        Args:
+          message: The name of the value, and the remedy.
+          step: The global step after which it was seen.
+        """
         super().__init__(message)
         self.step = step
 
 
 class TrainState:
-    """Everything that training changes and a checkpoint holds.
+    """The state that training changes and a checkpoint contains.
 
     Attributes:
-      network: the tf.Module that model_fn is given.
-      update: the object that turns gradients into new weights.
-      step: steps trained so far.
-      num_skipped: batches that were passed over, to go around those it diverged on.
+      network: The network of model_fn.
+      update: The object that applies gradients to the weights.
+      step: The number of trained steps.
+      num_skipped: The number of batches that rollbacks skipped, because the run
+        diverged on them.
     """
 
-    def __init__(self, network: tf.Module, update):
+    def __init__(self, network: tf.Module, update: spec.Update):
+        """Initializes the state of step 0.
+
+        Args:
+          network: The network of model_fn.
+          update: The object that applies gradients to its weights.
+        """
         self.network = network
         self.update = update
         self.step = 0
@@ -43,31 +60,34 @@ class TrainState:
 
     @property
     def next_batch(self) -> int:
-        """The place in the data's order of the batch to train on next."""
+        """The index of the next batch in the order of the data."""
         return self.step + self.num_skipped
 
     def variables(self) -> dict[str, tf.Variable]:
         """Returns all variables by their names in a checkpoint.
 
         Raises:
-          UserError: the network has two of one name.
+          UserError: The network has two variables of one name.
         """
         weights = _by_path(self.network)
-        return {_WEIGHTS + p: v for p, v in weights.items()} | self.update.variables
+        return {
+            **{_WEIGHTS + path: v for path, v in weights.items()},
+            **self.update.variables,
+        }
 
     def save(self, model_dir: str) -> str:
-        """Writes the checkpoint of this step; returns its path.
+        """Writes the checkpoint of this step and returns its path.
 
         Raises:
-          DivergedError: a value is not finite; nothing is written.
+          DivergedError: A value is not finite; nothing is written.
         """
         return checkpoints.save(model_dir, self.step, self.tensors())
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Returns what a checkpoint of this step holds, by name.
+        """Returns the values of a checkpoint of this step, by name.
 
         Raises:
-          DivergedError: a value is not finite.
+          DivergedError: A value is not finite.
         """
         tensors = {
             name: variable.numpy() for name, variable in self.variables().items()
@@ -76,7 +96,7 @@ class TrainState:
         if bad:
             raise DivergedError(
                 f"{len(bad)} variables are not finite at step {self.step}, first "
-                f"{bad[0]}; no checkpoint of them is written.",
+                f"{bad[0]}; no checkpoint is written.",
                 self.step,
             )
         tensors["global_step"] = np.int64(self.step)
@@ -84,28 +104,29 @@ class TrainState:
         return tensors
 
     def restore(self, path: str) -> None:
-        """Takes all values from a checkpoint.
+        """Reads all values from a checkpoint.
 
         Raises:
-          UserError: it holds other variables than this state.
+          UserError: The checkpoint contains other variables than this state.
         """
         tensors = checkpoints.read(path)
         step = int(tensors.pop("global_step"))
         num_skipped = int(tensors.pop("num_skipped", 0))
         assign(self.variables(), tensors, path)
-        self.step, self.num_skipped = step, num_skipped
+        self.step = step
+        self.num_skipped = num_skipped
 
 
 def network_weights(path: str) -> dict[str, np.ndarray]:
-    """Returns a checkpoint's weights for evaluation: their averages if it has them."""
+    """Returns the weights to evaluate: the averages if a checkpoint has them."""
     return checkpoints.read(path, _AVERAGES) or checkpoints.read(path, _WEIGHTS)
 
 
 def load(network: tf.Module, path: str) -> None:
-    """Gives a network the weights for evaluation that a checkpoint holds.
+    """Assigns a network the weights to evaluate from a checkpoint.
 
     Raises:
-      UserError: it is of another network.
+      UserError: The checkpoint is of another network.
     """
     assign(_by_path(network), network_weights(path), path)
 
@@ -115,16 +136,20 @@ def assign(
 ) -> None:
     """Assigns tensors to the variables of the same names.
 
+    Args:
+      variables: The variables by name.
+      tensors: The values by name.
+      source: The path of the checkpoint, for the message.
     Raises:
-      UserError: a name or a shape is on one side only.
+      UserError: The names or the shapes differ.
     """
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if shapes != found:
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != given:
         wrong = sorted(
-            f"{name} is {found.get(name, 'absent')}, not {shapes.get(name, 'used')}"
-            for name in shapes.keys() | found.keys()
-            if shapes.get(name) != found.get(name)
+            f"{name} is {given.get(name, 'absent')}, not {shapes.get(name, 'used')}"
+            for name in shapes.keys() | given.keys()
+            if shapes.get(name) != given.get(name)
         )
         raise errors.UserError(
             f"Checkpoint {source} belongs to another configuration; {len(wrong)} "
@@ -136,58 +161,82 @@ def assign(
 
 
 def _by_path(network):
-    found = {replicas.variable_path(v): v for v in network.variables}
-    if len(found) < len(network.variables):
+    by_path = {replicas.variable_path(v): v for v in network.variables}
+    if len(by_path) < len(network.variables):
         paths = [replicas.variable_path(v) for v in network.variables]
-        twice = sorted(p for p in found if paths.count(p) > 1)
+        repeated = sorted(p for p in by_path if paths.count(p) > 1)
         raise errors.UserError(
-            f"Several variables of the network are named {', '.join(twice[:4])}, and a "
-            "checkpoint has one place for each name; make them under name scopes."
+            f"Several variables of the network are named {', '.join(repeated[:4])}; a "
+            "checkpoint requires unique names. Create them under name scopes."
         )
-    return found
+    return by_path
 
 
-def make_replica_fn(step_fn: Callable, names: list[str]) -> Callable:
-    """Returns what every replica runs: a step, and the means of its scalars.
+class ReplicaStep:
+    """The function that every replica runs: a step, and the means of its scalars.
 
-    Args:
-      step_fn: (batch, global step) -> scalars by name.
-      names: gets the scalars' names when the function is traced.
+    The loop over steps carries tensors only, so the names of the scalars are kept here.
+
+    Attributes:
+      scalar_names: The names of the scalars in the order of `run`'s result. Empty until
+        `run` is traced; every trace has the same names.
     """
 
-    def replica_step(batch, step):
-        scalars = step_fn(batch, step)
-        names[:] = scalars  # The same at every trace.
-        return replicas.cross_replica_mean(tf.stack([*scalars.values()]))
+    def __init__(self, step_fn: StepFn):
+        """Initializes the function.
 
-    return replica_step
+        Args:
+          step_fn: (batch, global step) -> scalars by name.
+        """
+        self._step_fn = step_fn
+        self.scalar_names: tuple[str, ...] = ()
+
+    def run(self, batch: Any, step: tf.Tensor) -> tf.Tensor:
+        """Runs one step on a replica.
+
+        Args:
+          batch: The batch of the replica.
+          step: int64, the number of steps trained before this one.
+        Returns:
+          float32 [number of scalars]: The means of the scalars over replicas.
+        """
+        scalars = self._step_fn(batch, step)
+        self.scalar_names = tuple(scalars)
+        return replicas.cross_replica_mean(tf.stack([*scalars.values()]))
 
 
 def make_step_fn(
     state: TrainState,
-    model_fn: Callable,
-    params_fn: Callable,
+    model_fn: spec.ModelFn,
+    params_fn: spec.ParamsFn,
     *,
     deterministic: bool = False,
-) -> Callable[[tf.Tensor, tf.Tensor], Mapping[str, tf.Tensor]]:
+) -> StepFn:
     """Returns the training step of one replica: loss, gradients, reduction, update.
 
     Args:
-      state: what it changes.
-      model_fn: of the estimator.
-      params_fn: gives the params of model_fn.
-      deterministic: add the gradients of a weight that is used several times, as
-        heads are, in a fixed order; it also needs strategy.make_deterministic.
+      state: The state that the step changes. If its update has `statistics`, the
+        variables that the forward pass may assign, `apply` also gets their values
+        before the forward pass, to restore them if it skips the step.
+      model_fn: The model_fn of the estimator.
+      params_fn: Returns the params of model_fn.
+      deterministic: Whether to add the gradients of a weight that is used several
+        times, such as those of the heads, in a fixed order. This also requires
+        strategy.make_deterministic.
     """
 
     def step_fn(batch, step):
         weights = list(state.network.trainable_variables)
-        # Before the forward pass moves them, for a skipped step to restore.
+        # Read before the forward pass assigns them.
         statistics = [v.read_value() for v in getattr(state.update, "statistics", ())]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
             result = call_model_fn(
-                model_fn, batch, spec.ModeKeys.TRAIN, params_fn(), state.network
+                model_fn,
+                batch,
+                spec.ModeKeys.TRAIN,
+                params=params_fn(),
+                network=state.network,
             )
             objective = state.update.scale(result.loss)
         gradients = (
@@ -198,26 +247,37 @@ def make_step_fn(
         _check_all_used(gradients, weights)
         gradients = replicas.cross_replica_mean(gradients)
         restorable = {"statistics_before": statistics} if statistics else {}
-        # Between two steps, while a batch is awaited, no variable changes.
+        # While a loop waits for a batch, between two steps, no variable may change.
         with tf.control_dependencies([result.loss]):
-            moved = state.update.apply(gradients, step, **restorable)
+            update_scalars = state.update.apply(gradients, step, **restorable)
         scalars = dict(result.scalars or {})
         if not any(value is result.loss for value in scalars.values()):
-            # All that is reported is held to be finite.
+            # Reported scalars are checked for finite values, so the loss must be one.
             scalars.setdefault("loss", result.loss)
-        scalars |= moved
+        scalars |= update_scalars
         return {name: tf.cast(value, tf.float32) for name, value in scalars.items()}
 
     return step_fn
 
 
 def call_model_fn(
-    model_fn: Callable, batch, mode: str, params: Mapping, network: tf.Module
+    model_fn: spec.ModelFn,
+    batch: Any,
+    mode: str,
+    *,
+    params: Mapping[str, Any],
+    network: tf.Module,
 ) -> spec.TPUEstimatorSpec:
-    """Calls model_fn and checks what it returns.
+    """Calls model_fn and checks its result.
 
+    Args:
+      model_fn: The model_fn of the estimator.
+      batch: (features, labels), or features.
+      mode: One of spec.ModeKeys.
+      params: The params of model_fn.
+      network: The network of model_fn.
     Raises:
-      UserError: the spec lacks what its mode needs.
+      UserError: The result has no loss, or no predictions in the mode PREDICT.
     """
     features, labels = batch if type(batch) is tuple else (batch, None)
     result = spec.call_by_name(
@@ -237,7 +297,8 @@ def call_model_fn(
 def _ordered_gradients(objective, weights):
     """Returns gradients whose terms are added two at a time; a tape adds all at once.
 
-    Of more than two, TensorFlow's CPU runtime adds first what is ready first.
+    TensorFlow's CPU runtime adds more than two terms in the order in which they are
+    computed, which differs between runs.
     """
     tree = tf.AggregationMethod.EXPERIMENTAL_TREE
     return tf.gradients(objective, weights, aggregation_method=tree)
@@ -251,5 +312,5 @@ def _check_all_used(gradients, weights):
     ]
     if unused:
         raise errors.UserError(
-            f"The loss does not depend on {unused[:4]}; freeze them."
+            f"The loss does not depend on the weights {unused[:4]}; freeze them."
         )

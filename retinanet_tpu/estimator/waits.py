@@ -1,8 +1,8 @@
-"""Makes calls that wait in C++, so that the main thread hears signals meanwhile.
+"""Calls that wait in C++, made so that the main thread still handles signals.
 
 Python handles a signal in the main thread, between two bytecodes. TensorFlow waits for
-the next batch in C++, for ever if none comes. Here a thread of its own waits, and the
-caller may give the call up. Nothing ends such a thread but the process.
+the next batch in C++, without a time limit. Here another thread waits, and the caller
+may give the call up. Only the end of the process ends such a thread.
 """
 
 import atexit
@@ -14,41 +14,46 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tensorflow as tf
+
+from retinanet_tpu.estimator import spec
 
 T = TypeVar("T")
 
 _POLL_SECS = 0.2
-# A batch that takes longer is not waited for by a process that is asked to stop.
+# A process that must stop does not wait longer than this for a batch.
 STALL_SECS = 1.0
-_RELEASE_SECS = (
-    10.0  # Deleting an iterator takes milliseconds, unless it waits for data.
-)
+# To delete an iterator takes milliseconds, unless it waits for data.
+_RELEASE_SECS = 10.0
 
 
 class _Waiter:
     """A thread that runs calls, one after another, for one caller.
 
-    It serves many calls because TensorFlow keeps objects of every thread for good.
+    It runs many calls, because TensorFlow keeps objects of every thread until the
+    process ends.
     """
 
     def __init__(self):
-        self._calls = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], futures.Future]] = (
+            queue.SimpleQueue()
+        )
         threading.Thread(target=self._run, name="waiter", daemon=True).start()
 
-    def start(self, fn):
+    def start(self, fn: Callable[[], T]) -> "futures.Future[T]":
         """Returns the future of a call."""
-        future = futures.Future()
+        future: futures.Future[T] = futures.Future()
         self._calls.put((fn, future))
         return future
 
     def _run(self):
         while True:
             fn, future = self._calls.get()
-            # Sets nothing. But a thread keeps the options of its first function call,
-            # whatever tf.config is set to later in another thread, until it sets some.
+            # Sets no option, but makes TensorFlow read all of them again. Otherwise a
+            # thread keeps the options of its first call, even if another thread has
+            # changed them with tf.config.
             tf.config.optimizer.set_experimental_options({})
             try:
                 future.set_result(fn())
@@ -64,51 +69,55 @@ _releasing: list[threading.Thread] = []
 
 
 class GivenUpError(Exception):
-    """A call was given up, for the reason it contains; its thread still runs."""
+    """A call was given up for the reason in the message; its thread still runs."""
 
 
 class Stall:
-    """Decides when a call is given up: nothing moves, and there is a reason to stop."""
+    """A call without progress, which is given up if there is a reason to stop."""
 
     def __init__(
         self,
-        stop_reason: Callable[[], str | None],
+        stop_reason: spec.StopReason,
         progress_fn: Callable[[], object] = lambda: None,
     ):
-        """Takes what is observed.
+        """Initializes the stall.
 
         Args:
-          stop_reason: Why to stop, None if there is no reason; asked while nothing
-            moves.
+          stop_reason: Returns why to stop, or None. Called while there is no progress.
           progress_fn: Returns a value that differs as long as the call makes progress.
         """
-        self._stop_reason, self._progress_fn = stop_reason, progress_fn
-        self._seen, self._since = None, time.monotonic()
+        self._stop_reason = stop_reason
+        self._progress_fn = progress_fn
+        self._progress: object = None
+        self._since = time.monotonic()
 
     def restart(self) -> None:
-        """Begins anew, for the next call."""
+        """Resets the time without progress, for the next call."""
         self._since = time.monotonic()
 
     def reason(self) -> str | None:
-        """Returns the reason to stop if nothing has moved for STALL_SECS, else None."""
-        now, seen = time.monotonic(), self._progress_fn()
-        if seen != self._seen:
-            self._seen, self._since = seen, now
+        """Returns the reason to stop, None if there was progress within STALL_SECS."""
+        now = time.monotonic()
+        progress = self._progress_fn()
+        if progress != self._progress:
+            self._progress = progress
+            self._since = now
         return self._stop_reason() if now - self._since >= STALL_SECS else None
 
 
-def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
-    """Returns what a function returns, or raises what it raises.
+def call(fn: Callable[[], T], give_up_reason: spec.StopReason) -> T:
+    """Calls a function in another thread; returns its value or raises its error.
 
     Args:
-      fn: Runs in a thread of its own.
-      give_up_reason: Asked several times a second, in the caller's thread; returns None
-        while the call is to go on.
+      fn: The function.
+      give_up_reason: Returns why to give the call up, or None. Called several times a
+        second in the caller's thread.
     Raises:
       GivenUpError: There was a reason while the function still ran.
     """
     waiter = getattr(_callers, "waiter", None) or _Waiter()
-    _callers.waiter = None  # It is busy, for good if the call is given up.
+    # The waiter is busy; it remains so if the call is given up.
+    _callers.waiter = None
     future = waiter.start(fn)
     try:
         while not futures.wait([future], _POLL_SECS).done:
@@ -123,28 +132,31 @@ def call(fn: Callable[[], T], give_up_reason: Callable[[], str | None]) -> T:
 
 
 def iterate(items: Iterable[T], stall: Stall) -> Iterator[T]:
-    """Yields items, each of which may take for ever to come.
+    """Yields items, each of which may never arrive.
 
+    Args:
+      items: The items.
+      stall: Decides when to give up.
     Raises:
-      GivenUpError: There was a reason while the next one did not come.
+      GivenUpError: There was a reason while the next item did not arrive.
     """
-    end = object()
-    held = [call(lambda: iter(items), stall.reason)]
+    end: Any = object()
+    iterators = [call(lambda: iter(items), stall.reason)]
     try:
-        while (item := call(lambda: next(held[0], end), stall.reason)) is not end:
+        while (item := call(lambda: next(iterators[0], end), stall.reason)) is not end:
             yield item
             stall.restart()
     finally:
-        release(held)
+        release(iterators)
 
 
-def release(held: list) -> None:
-    """Empties a list of iterators.
+def release(iterators: list[Iterator[Any]]) -> None:
+    """Empties a list of iterators in another thread.
 
-    TensorFlow may wait for the next batch before it deletes an iterator. A thread of
-    its own does so here; nothing else must refer to them.
+    TensorFlow may wait for the next batch before it deletes an iterator. Nothing else
+    may refer to the iterators, or they would be deleted in the caller's thread.
     """
-    thread = threading.Thread(target=held.clear, name="release", daemon=True)
+    thread = threading.Thread(target=iterators.clear, name="release", daemon=True)
     thread.start()
     _forget_finished()
     _unfinished.append(thread.is_alive)
@@ -153,9 +165,9 @@ def release(held: list) -> None:
 
 @atexit.register
 def _wait_for_releases():
-    """Waits a little for iterators that are being deleted.
+    """Waits at most _RELEASE_SECS for each iterator that is being deleted.
 
-    A process that ends meanwhile may abort: Python ends its threads within C++.
+    Without the wait the process may abort, because Python ends its threads within C++.
     """
     for thread in _releasing:
         thread.join(_RELEASE_SECS)
@@ -165,16 +177,16 @@ def _forget_finished():
     _unfinished[:] = [is_unfinished for is_unfinished in _unfinished if is_unfinished()]
 
 
-def leave(code: int) -> None:
-    """Ends the process with an exit code, whatever was given up or closed.
+def leave(code: int) -> NoReturn:
+    """Ends the process with an exit code, even if calls were given up.
 
     Raises:
-      SystemExit: The usual way, if it keeps the exit code and can do no harm.
+      SystemExit: No thread waits in C++, and the standard streams can be flushed.
     """
     _forget_finished()
     is_flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
-    # The usual way would take down TensorFlow while such a thread still uses it, and
-    # would end with 120 if the terminal is gone.
+    # sys.exit would destroy TensorFlow's objects while such a thread still uses them,
+    # and would change the exit code to 120 if the terminal is gone.
     if not _unfinished and all(is_flushed):
         sys.exit(code)
     python_logging.shutdown()

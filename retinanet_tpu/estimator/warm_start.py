@@ -1,7 +1,9 @@
-"""Starts a network from the weights of another run."""
+"""Initializes a network with the weights of another run."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -14,14 +16,18 @@ from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartSettings:
-    """Which weights to take from where.
+    """The source of the first weights of a network.
 
     Attributes:
-      checkpoint: its path, or a model_dir for its latest; averages are preferred. None
-        for no warm start.
-      variables: regular expression that a path must match from its beginning; batch
-        norm's statistics are variables too.
-      min_share: of the matching variables at least this many must be found, 0 to 1.
+      checkpoint: The path of a checkpoint, or a model_dir for its latest. Averages are
+        preferred. None for no warm start.
+      variables: A regular expression that a variable's path must match from its
+        beginning. The statistics of batch norm are variables too.
+      min_share: The share of the matching variables that the checkpoint must contain,
+        0 to 1.
+
+    Raises:
+      UserError: A path, an expression or a share is not valid.
     """
 
     checkpoint: str | None
@@ -29,14 +35,14 @@ class WarmStartSettings:
     min_share: float = 0.5
 
     def __post_init__(self):
-        """Raises UserError for a path, an expression or a share that cannot be used."""
+        """Checks the settings."""
         files.check_path(self.checkpoint or "", "WarmStartSettings.checkpoint")
         try:
             re.compile(self.variables)
         except re.error as error:
             raise errors.UserError(
-                f"WarmStartSettings.variables is '{self.variables}', no regular "
-                f"expression ({error}); 'backbone/' is one, say."
+                f"WarmStartSettings.variables is '{self.variables}', not a regular "
+                f"expression ({error}); use one such as 'backbone/'."
             ) from error
         if not 0 <= self.min_share <= 1:
             raise errors.UserError(
@@ -45,25 +51,62 @@ class WarmStartSettings:
 
 
 class WarmStartReport(NamedTuple):
-    """Paths by what became of them."""
+    """The result of a warm start: paths of variables.
+
+    Attributes:
+      loaded: The variables that have the values of the checkpoint.
+      mismatched: Those with another shape in the checkpoint, such as for other classes.
+      absent: Those that the checkpoint does not contain.
+      skipped: Those that WarmStartSettings.variables does not match.
+      unused: Those that only the checkpoint contains.
+    """
 
     loaded: list[str]
-    mismatched: list[str]  # of another shape in the checkpoint, such as other classes
-    absent: list[str]  # not in the checkpoint
-    skipped: list[str]  # not asked for
-    unused: list[str]  # only in the checkpoint
+    mismatched: list[str]
+    absent: list[str]
+    skipped: list[str]
+    unused: list[str]
+
+
+# network -> anything; assigns the first weights of a run
+WarmStartFn = Callable[[tf.Module], object]
+Source = WarmStartSettings | WarmStartFn | str | None
+
+
+def make_warm_start_fn(source: Source) -> WarmStartFn | None:
+    """Returns the function that initializes a network; None for random weights.
+
+    Args:
+      source: Settings, the path of a checkpoint or model_dir, or the function itself.
+    """
+    if source is None or callable(source):
+        return source
+    settings = WarmStartSettings(source) if isinstance(source, str) else source
+    if not settings.checkpoint:
+        return None
+    return functools.partial(warm_start, settings=settings)
 
 
 def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartReport:
     """Assigns the checkpoint's values to the variables of the same path and shape.
 
+    Args:
+      network: The network.
+      settings: The checkpoint and the variables.
+    Returns:
+      The paths of the variables, by result.
     Raises:
-      MissingFileError: there is no checkpoint.
-      UserError: fewer were found than settings.min_share.
+      MissingFileError: There is no checkpoint.
+      UserError: The settings have no checkpoint, or it contains fewer variables than
+        settings.min_share.
     """
+    if not settings.checkpoint:
+        raise errors.UserError(
+            "WarmStartSettings.checkpoint is None; set a checkpoint or a model_dir."
+        )
     path = checkpoints.latest(settings.checkpoint) or settings.checkpoint
     tensors = train_step.network_weights(path)
-    report = WarmStartReport([], [], [], [], [])
+    report = WarmStartReport(loaded=[], mismatched=[], absent=[], skipped=[], unused=[])
     for variable in network.variables:
         name = replicas.variable_path(variable)
         value = tensors.pop(name, None)
@@ -83,20 +126,21 @@ def warm_start(network: tf.Module, settings: WarmStartSettings) -> WarmStartRepo
 
 
 def table(report: WarmStartReport) -> str:
-    """Returns a line for each fate, with its count and its first paths."""
+    """Returns a line for each result, with its count and its first paths."""
     rows = []
-    for fate, names in report._asdict().items():
-        some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        rows.append(f"{fate:<10} {len(names):>5}  {some}")
+    for result, paths in report._asdict().items():
+        first = ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+        rows.append(f"{result:<10} {len(paths):>5}  {first}")
     return "\n".join(rows)
 
 
 def _check_share(report, settings, path):
-    wanted = len(report.loaded) + len(report.mismatched) + len(report.absent)
-    if len(report.loaded) < max(1, settings.min_share * wanted):
+    num_matching = len(report.loaded) + len(report.mismatched) + len(report.absent)
+    if len(report.loaded) < max(1, settings.min_share * num_matching):
         raise errors.UserError(
-            f"Only {len(report.loaded)} of {wanted} variables were found in {path}, "
-            f"less than WarmStartSettings.min_share {settings.min_share}:\n"
-            f"{table(report)}\nIs it of the same architecture? To take only a "
-            "part, set WarmStartSettings.variables, to 'backbone/' for instance."
+            f"Only {len(report.loaded)} of {num_matching} variables are in {path} with "
+            "the same shape, less than WarmStartSettings.min_share "
+            f"{settings.min_share}:\n{table(report)}\nCheck that its architecture is "
+            "the same. To load only a part, set WarmStartSettings.variables, for "
+            "example to 'backbone/'."
         )

@@ -5,9 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import tensorflow as tf
-
-from retinanet_tpu import annotation_fields, errors
+from retinanet_tpu import annotation_fields, errors, json_files
 
 _LISTS = ("images", "annotations", "categories")
 _BOX = "[x, y, width, height] in pixels"
@@ -31,7 +29,7 @@ def read(path: str) -> dict[str, Any]:
     Raises:
       UserError: The file is not such a file; contains the path and the entry.
     """
-    dataset = _parse(path)
+    dataset = json_files.read(path)
     _check_lists(dataset, path)
     for key, name in (("images", "image"), ("categories", "category")):
         _set_ids(dataset[key], key, "id", path)
@@ -49,21 +47,6 @@ def few(values: Iterable[Any]) -> str:
     rest = len(values) - _NUM_SHOWN
     named = ", ".join(map(str, values[:_NUM_SHOWN]))
     return f"{named} and {rest} more" if rest > 0 else named
-
-
-def _parse(path):
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
-    try:
-        return json.loads(content)  # Of bytes it detects UTF-8, UTF-16 and UTF-32.
-    except UnicodeDecodeError as error:
-        raise errors.UserError(f"{path} is not a JSON file: not UTF-8.") from error
-    except ValueError as error:
-        raise errors.UserError(f"{path} is not a JSON file: {error}.") from error
-    except RecursionError as error:
-        raise errors.UserError(
-            f"{path} is not a COCO file: its lists are nested too deeply."
-        ) from error
 
 
 def _check_lists(dataset, path):

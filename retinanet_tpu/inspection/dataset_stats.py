@@ -1,14 +1,13 @@
 """What the records of a split hold, counted and measured: images, boxes, classes."""
 
 import collections
-import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.data import (
     annotations,
     category_map,
@@ -194,13 +193,7 @@ def read_annotations(annotation_file: str) -> dict[str, Any]:
     Raises:
       UserError: it lacks images or annotations, or is no JSON.
     """
-    with tf.io.gfile.GFile(annotation_file) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise errors.UserError(
-                f"{annotation_file} is not JSON: {error}."
-            ) from error
+    content = json_files.read(annotation_file)
     lacking = {"images", "annotations"} - set(content)
     if lacking:
         raise errors.UserError(

@@ -57,7 +57,7 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
     scalar = tf.TensorSpec([], tf.int32)
     return {
         "train": ReplicaFn(
-            train_step.make_replica_fn(train_fn, []),
+            train_step.ReplicaStep(train_fn).run,
             lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
             run.plan.batch_size // num_replicas,
             num_replicas,

@@ -1,9 +1,9 @@
 """Checks and configures the TPU packages before TensorFlow is imported.
 
-TensorFlow's TPU build loads libtpu while it is imported, and aborts the process if that
-libtpu is of another age. TPUs from v5 on need environment variables at that time. Each
-program imports `startup_cpu` or `startup_tpu` before all else; both call `run`, which
-reads package metadata only. Without a TPU build of TensorFlow it does nothing.
+TensorFlow's TPU build loads libtpu while it is imported. It aborts the process if the
+version of libtpu does not fit. TPUs from v5 on need environment variables at that time.
+Each program imports `startup.cpu` or `startup.tpu` first. Both call `run`, which reads
+only package metadata. Without a TPU build of TensorFlow it does nothing.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from importlib import metadata
 
 from retinanet_tpu import errors
 
-# The libtpu that each TPU build needs; docs/guides/tpu.md has the evidence.
+# The libtpu that each TPU build needs; docs/guides/tpu.md lists the tests.
 LIBTPU = {"2.19": "libtpu==0.0.10", "2.20": "libtpu>=0.0.14,<0.0.22"}
 _OPERATORS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
 # Packages that install the same files as tensorflow-tpu.
@@ -75,12 +75,12 @@ def check(build: str, environment: Mapping[str, str]) -> None:
     if environment.get("TPU_LOAD_LIBRARY") == "0":
         if environment.get(_PLUGIN):
             raise errors.UserError(
-                f"TPU_LOAD_LIBRARY is 0 and {_PLUGIN} is set, with which the import of "
-                f"TensorFlow aborts; to leave the TPU alone, run: unset {_PLUGIN}"
+                f"TPU_LOAD_LIBRARY is 0 and {_PLUGIN} is set; with both, the import of "
+                f"TensorFlow aborts; to disable the TPU, run: unset {_PLUGIN}"
             )
         return
     libtpu = _version("libtpu")
-    if libtpu and needed and _is_loaded(environment) and not _fits(libtpu, needed):
+    if libtpu and needed and _loads_package(environment) and not _fits(libtpu, needed):
         raise errors.UserError(
             f"libtpu {libtpu} does not fit tensorflow-tpu {build}, whose import can "
             "abort with it (the extra [preflight] needs an environment without "
@@ -89,17 +89,17 @@ def check(build: str, environment: Mapping[str, str]) -> None:
 
 
 def set_pjrt_variables(environment: MutableMapping[str, str]) -> None:
-    """Sets the variables with which TensorFlow finds TPUs from v5 on.
+    """Sets the variables that TensorFlow needs for TPUs from v5 on.
 
-    What is already set remains. Older TPUs need none. Where libtpu is no package, the
-    machine's image sets them.
+    Variables that are already set remain. Older TPUs need none. If libtpu is not
+    installed as a package, the image of the machine sets the variables.
 
     Args:
-      environment: The environment of the process.
+      environment: The environment of the process, which is changed.
     """
     library = _libtpu_library()
-    is_left_alone = environment.get("TPU_LOAD_LIBRARY") == "0"
-    if library is None or is_left_alone or not needs_pjrt(environment):
+    is_disabled = environment.get("TPU_LOAD_LIBRARY") == "0"
+    if library is None or is_disabled or not needs_pjrt(environment):
         return
     environment.setdefault("PJRT_DEVICE", "TPU")
     environment.setdefault("NEXT_PLUGGABLE_DEVICE_USE_C_API", "true")
@@ -110,10 +110,11 @@ def set_pjrt_variables(environment: MutableMapping[str, str]) -> None:
 
 
 def leave_tpu(environment: MutableMapping[str, str]) -> None:
-    """Leaves the TPU to another process, as only one at a time can load libtpu.
+    """Prevents this process from loading libtpu, which only one process can load.
 
     Args:
-      environment: The environment of the process. What is already set remains.
+      environment: The environment of the process, which is changed. Variables that are
+        already set remain.
     """
     if not environment.get(_PLUGIN):
         environment.setdefault("TPU_LOAD_LIBRARY", "0")
@@ -122,10 +123,11 @@ def leave_tpu(environment: MutableMapping[str, str]) -> None:
 def needs_pjrt(
     environment: Mapping[str, str], pci_devices: pathlib.Path = _PCI_DEVICES
 ) -> bool:
-    """Returns whether the TPUs of this machine are of generation v5 or later.
+    """Returns True if the TPUs of this machine are of generation v5 or later.
 
     Args:
-      environment: TPU_ACCELERATOR_TYPE in it decides, such as v5litepod-8 or tpu7x-8.
+      environment: The environment of the process. TPU_ACCELERATOR_TYPE decides if it is
+        set, for example to v5litepod-8 or tpu7x-8.
       pci_devices: The directory in which Linux lists the devices of the machine.
     """
     kind = environment.get("TPU_ACCELERATOR_TYPE", "")
@@ -140,30 +142,31 @@ def needs_pjrt(
     return False
 
 
-def _is_loaded(environment):
-    """Returns whether the libtpu that TensorFlow loads is that of the package."""
+def _loads_package(environment: Mapping[str, str]) -> bool:
+    """Returns True if TensorFlow will load the libtpu of the installed package."""
     chosen = environment.get("TPU_LIBRARY_PATH")
-    return not chosen or os.path.realpath(chosen) == os.path.realpath(_libtpu_library())
+    library = _libtpu_library() or ""
+    return not chosen or os.path.realpath(chosen) == os.path.realpath(library)
 
 
-def _libtpu_library():
-    """Returns the path of the package's libtpu.so; None if there is no package."""
+def _libtpu_library() -> str | None:
+    """Returns the path of the package's libtpu.so, or None without the package."""
     try:
         return str(metadata.distribution("libtpu").locate_file("libtpu/libtpu.so"))
     except metadata.PackageNotFoundError:
         return None
 
 
-def _version(package):
-    """Returns the version of an installed package; None if it is not installed."""
+def _version(package: str) -> str | None:
+    """Returns the version of an installed package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _fits(version, requirement):
-    """Returns whether a version is one that a requirement admits."""
+def _fits(version: str, requirement: str) -> bool:
+    """Returns True if a version meets a requirement."""
     bounds = re.findall(r"(==|>=|<)([\d.]+)", requirement)
     return all(
         _OPERATORS[relation](_numbers(version), _numbers(bound))
@@ -171,5 +174,5 @@ def _fits(version, requirement):
     )
 
 
-def _numbers(version):
+def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version)))

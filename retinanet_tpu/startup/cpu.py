@@ -1,4 +1,4 @@
-"""Prepares a program that leaves the TPU alone; import this before TensorFlow."""
+"""Prepares a program that does not use the TPU; import it before TensorFlow."""
 
 from retinanet_tpu.startup import checks
 

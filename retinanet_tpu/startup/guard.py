@@ -1,16 +1,22 @@
-"""The one place where the errors of a command become text for its user."""
+"""Runs a command and prints the errors that its user can correct as messages."""
 
 import contextlib
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import tensorflow as tf
 from absl import app, logging
 
 from retinanet_tpu import errors
 
-# TensorFlow raises these for storage, devices and damaged records.
+# The main function of a command. It returns the exit code, None for 0. If the command
+# accepts arguments that are not flags, they are its only parameter.
+CommandFn: TypeAlias = Callable[..., int | None]
+
+# TensorFlow raises these for storage, devices and corrupt records.
 _ENVIRONMENT = (
     tf.errors.AbortedError,
     tf.errors.DataLossError,
@@ -20,17 +26,17 @@ _ENVIRONMENT = (
     tf.errors.UnauthenticatedError,
     tf.errors.UnavailableError,
 )
-# tf.io.gfile; an error of any kind from there is about a file.
+# The modules of tf.io.gfile. Every error from there is about a file.
 _FILE_ACCESS = re.compile(r"tensorflow/python/(lib/io/|training/py_checkpoint_reader)")
-# The kernels that save, restore and list files carry no frame of the above.
+# Errors of the kernels that save, restore and list files have no such frame.
 _ABOUT_A_FILE = re.compile(
     r"File system scheme|is not a directory"
     r"|; (No such file|Is a directory|Not a directory|Permission|Read-only file system"
     r"|No space left)|Error executing an HTTP request"
 )
-# gin and AutoGraph add these to the text of an error that passes through them.
+# gin and AutoGraph add these to the text of an error that they raise again.
 _ADDED_TEXT = re.compile(r"\n  In call to configurable '|^in user code:", re.MULTILINE)
-# TensorFlow puts the names of its nodes and kernels around what happened.
+# TensorFlow adds the names of its nodes and kernels to a message.
 _DECORATION = re.compile(
     r"\{\{[^}]*\}\} ?|\[\[[^]]*\]\]| ?\[Op:.*|^[\w ]+constructor: "
 )
@@ -40,20 +46,15 @@ _HINTS = {
 }
 
 
-def run(
-    main: Callable[[], int | None] | Callable[[Sequence[str]], int | None],
-    *,
-    takes_arguments: bool = False,
-) -> None:
+def run(main: CommandFn, *, takes_arguments: bool = False) -> None:
     """Runs a command and exits the process.
 
     An error that the user can correct is printed as one message and exits with 1. Any
     other exception keeps its traceback. With --verbosity=1 both print one.
 
     Args:
-      main: Returns the exit code, None for 0. It is called with the arguments that are
-        no flags if `takes_arguments`, else with nothing.
-      takes_arguments: Whether the command accepts arguments that are no flags.
+      main: The main function of the command.
+      takes_arguments: Whether the command accepts arguments that are not flags.
     """
 
     def guarded(argv):
@@ -70,7 +71,7 @@ def run(
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Exits with a message in place of an error that the user can correct."""
+    """Converts an error that the user can correct into an exit with a message."""
     try:
         yield
     except Exception as error:
@@ -82,10 +83,10 @@ def explained() -> Iterator[None]:
 
 
 def check_utf8(flags: Sequence[str]) -> None:
-    """Checks that flags are UTF-8, as TensorFlow requires of paths.
+    """Checks that flags are UTF-8, which TensorFlow requires of paths.
 
     Raises:
-      UserError: One is not.
+      UserError: A flag is not UTF-8.
     """
     for flag in flags:
         if flag != flag.encode(errors="ignore").decode():
@@ -93,10 +94,10 @@ def check_utf8(flags: Sequence[str]) -> None:
 
 
 def check_no_arguments(arguments: Sequence[str]) -> None:
-    """Checks that the shell passed nothing but flags.
+    """Checks that all arguments of the command are flags.
 
     Raises:
-      UserError: There are arguments; contains the quotes that are missing.
+      UserError: There are others; the message contains the missing quotes.
     """
     if not arguments:
         return
@@ -108,9 +109,10 @@ def check_no_arguments(arguments: Sequence[str]) -> None:
 
 
 def explanation(error: BaseException) -> str | None:
-    """Returns the message of an error that the user can correct, else None.
+    """Returns the message of an error that the user can correct, or None.
 
-    AutoGraph and gin re-raise errors with longer texts; the original text is returned.
+    AutoGraph and gin raise errors again with longer texts. The message is the original
+    text.
     """
     original = _original(error)
     if isinstance(original, errors.UserError | FloatingPointError):
@@ -122,21 +124,21 @@ def explanation(error: BaseException) -> str | None:
     return None
 
 
-def _original(error):
-    """Returns the error that gin or AutoGraph raised again, else the error itself."""
+def _original(error: BaseException) -> BaseException:
+    """Returns the error that gin or AutoGraph raised again, or the error itself."""
     while _ADDED_TEXT.search(str(error)) and error.__context__ is not None:
         error = error.__context__
     return error
 
 
-def _os_message(error):
+def _os_message(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
     name = f"{error.filename}: " if error.filename else ""
     return f"{name}{error.strerror}."
 
 
-def _op_message(error):
+def _op_message(error: tf.errors.OpError) -> str:
     lines = error.message.strip().partition("\n\n")[0].partition("Detected at")[0]
     text = _DECORATION.sub("", " ".join(lines.split()))
     text = text.replace("; ", ": ", 1).strip(" .")
@@ -144,15 +146,16 @@ def _op_message(error):
     return f"{text}.{''.join(hints)}"
 
 
-def _is_environmental(error):
+def _is_environmental(error: tf.errors.OpError) -> bool:
+    """Returns True if the cause is outside the program: storage, devices or files."""
     return (
         isinstance(error, _ENVIRONMENT)
         or bool(_ABOUT_A_FILE.search(error.message))
-        or _comes_from_file_access(error.__traceback__)
+        or _is_from_file_access(error.__traceback__)
     )
 
 
-def _comes_from_file_access(traceback):
+def _is_from_file_access(traceback: types.TracebackType | None) -> bool:
     while traceback is not None:
         if _FILE_ACCESS.search(traceback.tb_frame.f_code.co_filename):
             return True

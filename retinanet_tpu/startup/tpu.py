@@ -1,4 +1,4 @@
-"""Prepares a program that computes on the TPU; import this before TensorFlow."""
+"""Prepares a program that uses the TPU; import it before TensorFlow."""
 
 from retinanet_tpu.startup import checks
 

@@ -32,12 +32,12 @@ SERVING = spec.Serving(MODULE, {"serving_default": MODULE.add})
 
 
 class Estimator:
-    """Exports a module of one addition, whatever the checkpoint."""
+    """Exports the same module of one addition for every checkpoint."""
 
     def __init__(self):
         self.exported = []
 
-    def export_saved_model(self, base_dir, serving_fn, *, checkpoint_path, scores):
+    def export_saved_model(self, base_dir, serving_fn, *, checkpoint_path, eval_result):
         self.exported.append(checkpoints.step_of(checkpoint_path))
         module = serving_fn()
         serving = spec.Serving(
@@ -45,20 +45,22 @@ class Estimator:
             {"serving_default": module.add},
             {"step.txt": str(self.exported[-1])},
         )
-        return exporters.export_saved_model(serving, base_dir, checkpoint_path, scores)
+        return exporters.export_saved_model(
+            serving, base_dir, checkpoint_path, eval_result
+        )
 
 
-def export(exporter, base_dir, scores, estimator=None, is_final=False):
-    """Lets an exporter see results by step; returns the steps it exported."""
+def export(exporter, base_dir, ap_by_step, estimator=None, is_final=False):
+    """Calls an exporter with the AP of each step; returns the steps it exported."""
     estimator = estimator or Estimator()
-    for step, score in scores.items():
+    for step, ap in ap_by_step.items():
         path = f"somewhere/model.ckpt-{step}"
-        exporter.export(estimator, base_dir, path, {"AP": score}, is_final)
+        exporter.export(estimator, base_dir, path, {"AP": ap}, is_final)
     return estimator.exported
 
 
 def kept_steps(base_dir):
-    """Returns the steps of what lies there, which must be what is listed."""
+    """Returns the steps of the exports, and checks that the list has the same."""
     listed = exporters.list_exports(base_dir)
     names = {name.rstrip("/") for name in tf.io.gfile.listdir(base_dir)}
     assert names == {e.version for e in listed} | {exporters.LIST_FILE}
@@ -70,7 +72,7 @@ def kept_steps(base_dir):
     return sorted(entry.step for entry in listed)
 
 
-def test_the_best_stay_whatever_comes_later(base_dir):
+def test_worse_checkpoints_never_replace_the_best(base_dir):
     exporter = exporters.BestExporter(Module, exports_to_keep=2)
     export(exporter, base_dir, {10: 0.3, 20: 0.5})
     assert kept_steps(base_dir) == [10, 20]
@@ -78,19 +80,19 @@ def test_the_best_stay_whatever_comes_later(base_dir):
     assert kept_steps(base_dir) == [20, 50]
 
 
-def test_of_two_that_scored_the_same_the_earlier_stays(base_dir):
+def test_of_two_equal_checkpoints_the_earlier_is_kept(base_dir):
     exporter = exporters.BestExporter(Module)
     assert export(exporter, base_dir, {20: 0.5, 10: 0.5, 30: 0.5}) == [20, 10]
     assert kept_steps(base_dir) == [10]
 
 
-def test_lower_is_better_where_it_is_said(base_dir):
+def test_is_lower_better_keeps_the_lowest_metric(base_dir):
     exporter = exporters.BestExporter(Module, is_lower_better=True)
     export(exporter, base_dir, {1: 3.0, 2: -1.0, 3: 0.0})
     assert kept_steps(base_dir) == [2]
 
 
-def test_after_a_restart_a_worse_one_does_not_replace_a_better_one(base_dir):
+def test_after_a_restart_a_worse_export_does_not_replace_a_better_one(base_dir):
     export(exporters.BestExporter(Module), base_dir, {10: 0.5})
     assert export(exporters.BestExporter(Module), base_dir, {20: 0.4, 10: 0.5}) == []
     assert kept_steps(base_dir) == [10]
@@ -109,19 +111,19 @@ def test_after_a_restart_a_worse_one_does_not_replace_a_better_one(base_dir):
         b'[{"version": "1234567890", "step": "x", "value": 1}]',
     ],
 )
-def test_a_damaged_list_is_named_and_written_anew(base_dir, content, caplog):
+def test_a_corrupt_list_is_reported_and_rewritten(base_dir, content, caplog):
     export(exporters.BestExporter(Module), base_dir, {10: 0.5})
     (before,) = exporters.list_exports(base_dir)
     with tf.io.gfile.GFile(f"{base_dir}/{exporters.LIST_FILE}", "wb") as file:
         file.write(content)
     assert export(exporters.BestExporter(Module), base_dir, {20: 0.4}) == [20]
-    assert f"{base_dir}/{exporters.LIST_FILE} is damaged" in caplog.text
+    assert f"{base_dir}/{exporters.LIST_FILE} is corrupt" in caplog.text
     (listed,) = exporters.list_exports(base_dir)
     assert listed.step == 20
     assert tf.io.gfile.isdir(f"{base_dir}/{before.version}")
 
 
-def test_what_is_sound_in_a_damaged_list_stays(base_dir):
+def test_valid_entries_of_a_corrupt_list_are_kept(base_dir):
     export(exporters.BestExporter(Module), base_dir, {10: 0.5})
     path = f"{base_dir}/{exporters.LIST_FILE}"
     listed = json.loads(files.read_if_there(path))
@@ -129,18 +131,18 @@ def test_what_is_sound_in_a_damaged_list_stays(base_dir):
     assert export(exporters.BestExporter(Module), base_dir, {20: 0.4}) == []
 
 
-@pytest.mark.parametrize("score", [float("nan"), None, "0.5"])
-def test_what_is_not_a_number_is_not_exported(base_dir, score):
-    assert export(exporters.BestExporter(Module), base_dir, {10: score}) == []
+@pytest.mark.parametrize("ap", [float("nan"), None, "0.5"])
+def test_a_metric_that_is_not_a_number_is_not_exported(base_dir, ap):
+    assert export(exporters.BestExporter(Module), base_dir, {10: ap}) == []
 
 
-def test_a_metric_that_is_not_there_is_an_error_that_names_those_that_are():
+def test_an_unknown_metric_is_an_error_that_lists_the_known_ones():
     exporter = exporters.BestExporter(Module, metric="mAP")
     with pytest.raises(ValueError, match=r"metric is 'mAP'.*\['AP'\]"):
         export(exporter, "nowhere", {10: 0.5})
 
 
-def test_the_latest_stay_and_the_final_is_the_last(base_dir):
+def test_the_latest_are_kept_and_the_final_is_the_last(base_dir):
     latest = exporters.LatestExporter(Module, exports_to_keep=2)
     assert export(latest, base_dir, dict.fromkeys((10, 20, 30))) == [10, 20, 30]
     assert export(latest, base_dir, {30: None}) == []
@@ -155,7 +157,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("number", range(1, 9))
-def test_killed_at_any_moment_the_next_start_keeps_the_best(
+def test_after_a_kill_at_any_moment_the_next_start_keeps_the_best(
     base_dir, monkeypatch, number
 ):
     exporter = exporters.BestExporter(Module, exports_to_keep=1)
@@ -188,7 +190,7 @@ def test_killed_at_any_moment_the_next_start_keeps_the_best(
     assert served.signatures["serving_default"](x=tf.constant(1.0))["y"] == 1 + BIAS
 
 
-def test_what_was_not_listed_is_not_touched(tmp_path):
+def test_unlisted_directories_are_not_touched(tmp_path):
     base_dir = str(tmp_path)
     by_hand = exporters.export_saved_model(SERVING, base_dir, "model.ckpt-1")
     other = tmp_path / "notes"
@@ -199,28 +201,28 @@ def test_what_was_not_listed_is_not_touched(tmp_path):
     assert [e.step for e in exporters.list_exports(base_dir)] == [3]
 
 
-def test_what_finishes_an_export_sees_it_before_others_do(tmp_path):
-    told = []
+def test_finish_fn_runs_before_the_export_is_visible(tmp_path):
+    calls = []
 
-    def finish(directory, checkpoint_path, scores):
+    def finish(directory, checkpoint_path, eval_result):
         assert not [p for p in tmp_path.iterdir() if p.name.isdigit()]
         assert tf.saved_model.contains_saved_model(directory)
         (pathlib.Path(directory) / "more.txt").write_text("more")
-        told.append((checkpoint_path, scores))
+        calls.append((checkpoint_path, eval_result))
 
     serving = SERVING._replace(finish_fn=finish)
     path = exporters.export_saved_model(
         serving, str(tmp_path), "model.ckpt-1", {"AP": 0.5}
     )
-    assert told == [("model.ckpt-1", {"AP": 0.5})]
+    assert calls == [("model.ckpt-1", {"AP": 0.5})]
     assert (pathlib.Path(path) / "more.txt").read_text() == "more"
 
 
-def test_an_export_that_is_refused_leaves_nothing(tmp_path):
-    def refuse(directory, checkpoint_path, scores):
-        raise ValueError("It finds other boxes.")
+def test_a_refused_export_leaves_nothing(tmp_path):
+    def refuse(directory, checkpoint_path, eval_result):
+        raise ValueError("The boxes differ.")
 
-    with pytest.raises(ValueError, match="other boxes"):
+    with pytest.raises(ValueError, match="boxes differ"):
         exporters.export_saved_model(
             SERVING._replace(finish_fn=refuse), str(tmp_path), "model.ckpt-1"
         )
@@ -234,7 +236,7 @@ def test_without_signatures_no_saved_model_is_written(tmp_path):
     assert (pathlib.Path(path) / "assets.extra" / "a.txt").read_text() == "a"
 
 
-def test_half_an_export_of_a_day_ago_is_removed_a_younger_one_is_not(tmp_path):
+def test_partial_exports_older_than_a_day_are_removed(tmp_path):
     now = int(time.time())
     old, young = f"temp-{now - 90_000}", f"temp-{now - 80_000}"
     for name in (old, young, "temp-mine"):
@@ -244,7 +246,7 @@ def test_half_an_export_of_a_day_ago_is_removed_a_younger_one_is_not(tmp_path):
     assert (tmp_path / young).exists() and (tmp_path / "temp-mine").exists()
 
 
-def test_versions_rise_though_the_clock_goes_back(tmp_path, monkeypatch):
+def test_versions_rise_even_if_the_clock_goes_back(tmp_path, monkeypatch):
     versions = []
     for now in (1_800_000_000, 1_700_000_000, 1_800_000_000):
         monkeypatch.setattr(time, "time", lambda now=now: now + 0.5)
@@ -253,7 +255,7 @@ def test_versions_rise_though_the_clock_goes_back(tmp_path, monkeypatch):
     assert list(np.diff(versions)) == [1, 1]
 
 
-def test_two_exporters_of_one_name_are_an_error():
+def test_two_exporters_with_one_name_are_an_error():
     pair = [exporters.BestExporter(Module), exporters.LatestExporter(Module, "best")]
     with pytest.raises(ValueError, match=r"\['best', 'best'\]; give each its own"):
         exporters.check_names(pair)

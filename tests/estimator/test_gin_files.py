@@ -25,22 +25,22 @@ def test_a_binding_reaches_the_function():
     assert BOUND["paint"]() == ("red", 3)
 
 
-def test_a_misspelt_parameter_is_told_the_right_one():
+def test_a_misspelled_parameter_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"(?s)num_coat'.*Did you mean num_coats\?"):
         _parse("paint.num_coat = 3")
 
 
-def test_a_misspelt_function_is_told_the_right_one():
+def test_a_misspelled_function_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"Did you mean paint\?"):
         _parse("piant.num_coats = 3")
 
 
-def test_a_macro_that_nothing_uses_is_told_the_right_one():
+def test_an_unused_macro_gets_a_suggestion():
     with pytest.raises(ValueError, match=r"COATZ is set.*Did you mean COATS\?"):
         _parse("COATS = 2", "paint.num_coats = %COATS", "COATZ = 3")
 
 
-def test_a_macro_that_is_never_set_is_named():
+def test_an_unset_macro_is_an_error_with_its_name():
     with pytest.raises(ValueError, match="COATS is used, but never set"):
         _parse("paint.num_coats = %COATS")
 
@@ -50,7 +50,7 @@ def test_bad_syntax_is_an_error():
         _parse("paint.num_coats = (1")
 
 
-def test_later_bindings_win_and_files_include_their_neighbors(tmp_path):
+def test_later_bindings_override_and_files_include_their_neighbors(tmp_path):
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "base.gin").write_text("paint.color = 'blue'\nCOATS = 1\n")
     run = tmp_path / "run.gin"
@@ -76,7 +76,7 @@ def test_the_text_parses_back_to_itself(tmp_path):
     ]
 
 
-def test_a_missing_file_is_named():
+def test_a_missing_file_is_an_error_with_its_name():
     with pytest.raises(FileNotFoundError, match=r"absent\.gin"):
         gin_files.parse(["absent.gin"], [], known=KNOWN)
 
@@ -132,7 +132,7 @@ def _parse_shapes(*bindings, **more):
         "Brush.width = 2",
     ],
 )
-def test_a_value_that_fits_is_accepted(binding):
+def test_a_value_of_the_right_type_is_accepted(binding):
     assert binding.partition(" =")[0] in _parse_shapes(binding)
 
 
@@ -154,7 +154,7 @@ def test_a_value_that_fits_is_accepted(binding):
         ("draw.weights = 2.0", "a list, each element a number"),
         ("draw.weights = ('a',)", "a list, each element a number"),
         ("draw.weights = (1, 0)", "must be above 0"),
-        ("draw.name = 5", "a text in quotes or None"),
+        ("draw.name = 5", "a string in quotes or None"),
         ("draw.is_filled = 'False'", r"True or False\. Write False\."),
         ("draw.is_filled = 1", "True or False"),
         ("draw.shade_fn = 0.1", "a function, @name"),
@@ -169,7 +169,7 @@ def test_a_value_of_another_type_or_range_is_refused(binding, expected):
         _parse_shapes(binding)
 
 
-def test_a_wrong_value_is_named_by_the_macro_that_was_set():
+def test_the_error_for_a_wrong_value_contains_its_macro():
     expected = r"SIDES is 2e5|SIDES is 200000\.0; draw\.sides must be .* Write 200000\."
     with pytest.raises(errors.UserError, match=expected):
         _parse_shapes("SIDES = 2e5", "draw.sides = %SIDES")
@@ -188,7 +188,7 @@ def test_a_wrong_value_is_named_by_the_macro_that_was_set():
         ("draw.sides", "--gin_param='draw.sides'"),
     ],
 )
-def test_a_setting_that_is_no_gin_is_named_with_the_missing_quotes(setting, expected):
+def test_the_error_for_a_setting_that_is_not_gin_suggests_quotes(setting, expected):
     with pytest.raises(errors.UserError, match=expected):
         _parse_shapes(setting)
 
@@ -221,7 +221,7 @@ def test_a_saved_configuration_may_only_set_values(tmp_path, line):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe\x00", b"draw.sides = (1,", b"(" * 5000, b"draw = = 1"]
 )
-def test_a_corrupt_saved_configuration_is_named(tmp_path, content):
+def test_a_corrupt_saved_configuration_is_an_error_with_its_path(tmp_path, content):
     saved = tmp_path / "config.gin"
     saved.write_bytes(content)
     with pytest.raises(errors.UserError, match=r"config\.gin is corrupt"):

@@ -27,7 +27,7 @@ def test_counts_and_times_below_0_are_refused(name):
 
 
 @pytest.mark.parametrize("steps", [2e5, "7", 0, -1, True, None])
-def test_steps_that_are_no_count_are_refused_before_training(steps):
+def test_max_steps_that_is_not_a_count_is_refused_before_training(steps):
     with pytest.raises(errors.UserError, match=r"max_steps is .*whole number"):
         run_config.RunConfig().check_save_interval(steps)
     run_config.RunConfig().check_save_interval(np.int64(7))

@@ -13,7 +13,7 @@ def directory(request, tmp_path):
     return str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
 
 
-def score(directory, step, **results):
+def write(directory, step, **results):
     results = {"global_step": step, "AP": step / 100} | results
     path = f"run/model.ckpt-{step}"
     summaries.write_evaluation(directory, path, results, secs=1.23)
@@ -35,8 +35,8 @@ def steps(directory):
 
 def test_an_evaluation_is_a_line(directory):
     assert summaries.read_evaluations(directory) == []
-    pictures = np.zeros([2, 4, 4, 3], np.uint8)
-    score(directory, 10, detections=pictures, per_class={"red": 0.5})
+    images = np.zeros([2, 4, 4, 3], np.uint8)
+    write(directory, 10, detections=images, per_class={"red": 0.5})
     record = {
         "global_step": 10,
         "checkpoint": "model.ckpt-10",
@@ -48,33 +48,33 @@ def test_an_evaluation_is_a_line(directory):
     assert summaries.read_evaluations(directory) == [record]
 
 
-def test_what_is_not_finite_becomes_null(directory):
-    score(directory, 10, AP=float("nan"), loss=np.float32("inf"))
+def test_numbers_that_are_not_finite_become_null(directory):
+    write(directory, 10, AP=float("nan"), loss=np.float32("inf"))
     assert '"AP": null, "loss": null' in text(directory)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 60])
-def test_half_a_line_at_the_end_is_mended_by_the_next(directory, cut):
-    score(directory, 10)
+def test_a_partial_last_line_is_removed_by_the_next_write(directory, cut):
+    write(directory, 10)
     whole = text(directory)
     append(directory, whole.replace("10", "20")[:cut])
     assert steps(directory) == [10]
-    score(directory, 30)
+    write(directory, 30)
     assert steps(directory) == [10, 30]
     assert text(directory).startswith(whole)
     assert [json.loads(line) for line in text(directory).splitlines()]
 
 
-def test_a_last_line_without_its_end_counts(directory):
-    score(directory, 10)
+def test_a_last_line_without_a_newline_is_read(directory):
+    write(directory, 10)
     append(directory, text(directory).replace("10", "20").rstrip())
     assert steps(directory) == [10, 20]
-    score(directory, 30)
+    write(directory, 30)
     assert steps(directory) == [10, 20, 30]
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corruption",
     [
         b"[1]\n",
         b"7\n",
@@ -87,42 +87,42 @@ def test_a_last_line_without_its_end_counts(directory):
         b"[" * 100_000 + b"\n",
     ],
 )
-def test_damage_in_the_middle_costs_only_its_own_line(directory, damage, caplog):
-    score(directory, 10)
+def test_a_corrupt_line_in_the_middle_is_skipped_alone(directory, corruption, caplog):
+    write(directory, 10)
     with tf.io.gfile.GFile(f"{directory}/eval.jsonl", "ab") as file:
-        file.write(damage)
-    score(directory, 20)
+        file.write(corruption)
+    write(directory, 20)
     assert steps(directory) == [10, 20]
-    assert f"{directory}/eval.jsonl, line 2 is damaged" in caplog.text
+    assert f"{directory}/eval.jsonl, line 2 is corrupt" in caplog.text
 
 
 def test_a_nan_that_another_program_wrote_does_not_stop_the_next_line(directory):
     append_first = '{"global_step": 5, "AP": NaN}\n'
     append(directory, append_first)
-    score(directory, 10)
+    write(directory, 10)
     assert summaries.read_evaluations(directory)[0] == {"global_step": 5, "AP": None}
 
 
-def test_a_step_scored_again_has_its_new_line_only(directory):
-    score(directory, 10, AP=0.1)
-    score(directory, 20)
-    score(directory, 10, AP=0.3)
+def test_a_step_evaluated_again_has_only_its_new_line(directory):
+    write(directory, 10, AP=0.1)
+    write(directory, 20)
+    write(directory, 10, AP=0.3)
     records = summaries.read_evaluations(directory)
     assert [(r["global_step"], r["AP"]) for r in records] == [(20, 0.2), (10, 0.3)]
 
 
-def test_the_line_comes_after_everything_else(tmp_path, monkeypatch):
+def test_the_line_is_written_after_everything_else(tmp_path, monkeypatch):
     def killed(self):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(summaries.Writer, "close", killed)
     with pytest.raises(KeyboardInterrupt):
-        score(str(tmp_path), 10)
+        write(str(tmp_path), 10)
     assert list(tmp_path.glob("events.*")) and steps(str(tmp_path)) == []
 
 
-def test_a_writer_killed_half_way_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    score(str(tmp_path), 10)
+def test_a_killed_writer_leaves_the_file_unchanged(tmp_path, monkeypatch):
+    write(str(tmp_path), 10)
     whole = text(str(tmp_path))
 
     def killed(*args, **kwargs):
@@ -131,15 +131,15 @@ def test_a_writer_killed_half_way_leaves_the_file_as_it_was(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(tf.io.gfile, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
-            score(str(tmp_path), 20)
+            write(str(tmp_path), 20)
     assert text(str(tmp_path)) == whole
-    score(str(tmp_path), 30)
+    write(str(tmp_path), 30)
     assert steps(str(tmp_path)) == [10, 30]
 
 
 def test_no_line_is_lost_among_many_writers(directory):
     threads = [
-        threading.Thread(target=score, args=(directory, step)) for step in range(8)
+        threading.Thread(target=write, args=(directory, step)) for step in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -26,7 +26,7 @@ def test_training_reduces_the_loss_and_ends_at_max_steps(tmp_path, jit_compile):
     )
 
 
-def test_saves_fall_on_their_steps_though_loops_do_not_divide_them(tmp_path):
+def test_saves_are_on_time_even_if_loops_do_not_divide_the_interval(tmp_path):
     saved = []
     runner = linear.make_estimator(tmp_path, keep_checkpoint_max=2)
     runner.train(linear.train_input_fn, 25, [lambda path, step: saved.append(step)])
@@ -34,7 +34,7 @@ def test_saves_fall_on_their_steps_though_loops_do_not_divide_them(tmp_path):
     assert checkpoints.steps(str(tmp_path)) == [20, 25]
 
 
-def test_stopped_and_resumed_equals_straight_to_the_bit(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
     straight = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
     linear.make_estimator(tmp_path / "b").train(linear.train_input_fn, 13)
     resumed = linear.make_estimator(tmp_path / "b").train(linear.train_input_fn, 23)
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_evaluation_sees_every_example_once(tmp_path, num_replicas):
+def test_evaluation_reads_every_example_once(tmp_path, num_replicas):
     runner = linear.make_estimator(tmp_path, num_replicas=num_replicas)
     path = runner.train(linear.train_input_fn, 10)
 
@@ -113,7 +113,7 @@ def test_each_evaluation_is_a_json_line(tmp_path):
     assert list((tmp_path / "eval").glob("events.*"))
 
 
-def test_a_finished_run_is_not_scored_again(tmp_path):
+def test_a_finished_run_is_not_evaluated_again(tmp_path):
     train_spec = spec.TrainSpec(linear.train_input_fn, 10)
     for _ in range(2):
         runner = linear.make_estimator(tmp_path)
@@ -123,7 +123,7 @@ def test_a_finished_run_is_not_scored_again(tmp_path):
     assert len((tmp_path / "eval" / "eval.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_named_checkpoint_is_scored_not_the_latest(tmp_path):
+def test_a_given_checkpoint_is_evaluated_instead_of_the_latest(tmp_path):
     runner = linear.make_estimator(tmp_path)
     runner.train(linear.train_input_fn, 20)
     path = checkpoints.path_of(str(tmp_path), 10)
@@ -132,7 +132,7 @@ def test_a_named_checkpoint_is_scored_not_the_latest(tmp_path):
     )
 
 
-def test_averages_are_evaluated_where_there_are_any(tmp_path):
+def test_averages_are_evaluated_if_there_are_any(tmp_path):
     class Averaged(linear.Descent):
         def __init__(self, network):
             super().__init__(network)
@@ -182,7 +182,7 @@ def test_an_export_appears_whole_under_a_ten_digit_name(tmp_path):
     )
 
 
-def test_a_checkpoint_of_another_network_is_refused_with_names(tmp_path):
+def test_a_checkpoint_of_another_network_is_an_error_with_names(tmp_path):
     checkpoints.save(
         str(tmp_path),
         3,
@@ -222,22 +222,22 @@ def test_model_fn_gets_its_arguments_by_name(tmp_path):
     def model_fn(mode, network, labels, features, unknown):
         raise AssertionError("never called")
 
-    with pytest.raises(ValueError, match=r"asks for \['unknown'\]"):
+    with pytest.raises(ValueError, match=r"requires the arguments \['unknown'\]"):
         linear.make_estimator(tmp_path, fn=model_fn).train(linear.train_input_fn, 10)
 
 
-def test_the_batch_size_that_functions_see_is_per_replica(tmp_path):
-    seen = []
+def test_the_batch_size_in_params_is_per_replica(tmp_path):
+    inputs = []
 
     def input_fn(params):
-        seen.append((params["batch_size"], params["context"].num_replicas))
+        inputs.append((params["batch_size"], params["context"].num_replicas))
         return linear.train_input_fn(params)
 
     linear.make_estimator(tmp_path, num_replicas=2).train(input_fn, 10)
-    assert seen == [(4, 2)]
+    assert inputs == [(4, 2)]
 
 
-def test_the_life_of_a_run_needs_no_local_files(tmp_path):
+def test_a_run_needs_no_local_files(tmp_path):
     model_dir = f"ram://{tmp_path.name}/run"
     runner = linear.make_estimator(model_dir)
     results = train_and_evaluate.train_and_evaluate(
@@ -250,7 +250,7 @@ def test_the_life_of_a_run_needs_no_local_files(tmp_path):
         assert len(file.read().splitlines()) == 2
 
 
-def test_an_update_that_blows_weights_up_is_not_saved(tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     class Exploding(linear.Descent):
         def apply(self, gradients, step):
             scalars = super().apply(gradients, step)

@@ -1,4 +1,4 @@
-"""The way to a TPU, where TensorFlow's calls that need one are replaced."""
+"""The connection to a TPU; TensorFlow's calls that need one are replaced."""
 
 import functools
 import signal
@@ -21,7 +21,7 @@ POD = "grpc://10.0.0.2:8470,grpc://10.0.0.3:8470"
 
 
 class TPUs:
-    """What TensorFlow was told to do, in order; each TPU is a CPU."""
+    """Records the calls of TensorFlow in order; each TPU is a CPU."""
 
     def __init__(self, monkeypatch):
         self.calls, self.hosts = [], []
@@ -53,15 +53,15 @@ def tpus(monkeypatch):
 
 @pytest.fixture
 def look_ups(monkeypatch):
-    """What was asked of the Cloud TPU API; it always finds a pod."""
-    asked = []
+    """Records the requests to the Cloud TPU API, which always finds a pod."""
+    requests = []
 
     def wait_until_ready(name, **settings):
-        asked.append((name, settings))
+        requests.append((name, settings))
         return POD
 
     monkeypatch.setattr(tpu_nodes, "wait_until_ready", wait_until_ready)
-    return asked
+    return requests
 
 
 def test_a_tpu_vms_own_tpu_is_neither_looked_up_nor_connected_to(
@@ -101,7 +101,7 @@ def parse(device, *bindings):
 
 
 @pytest.mark.parametrize("device", ["device/tpu_node.gin", "device/tpu_pod.gin"])
-def test_the_gin_files_say_the_name_and_leave_the_tpu_alone(device, tpus, look_ups):
+def test_the_gin_files_pass_the_name_and_do_not_change_the_tpu(device, tpus, look_ups):
     parse(device, "TPU_NAME = 'my-tpu'")
     configurables.make_run(None)
     ((name, settings),) = look_ups
@@ -109,12 +109,12 @@ def test_the_gin_files_say_the_name_and_leave_the_tpu_alone(device, tpus, look_u
     assert len(tpus.hosts) == 1
 
 
-def test_a_gin_file_without_a_name_asks_for_one():
+def test_a_gin_file_without_a_name_requires_one():
     with pytest.raises(ValueError, match="%TPU_NAME is used, but never set"):
         parse("device/tpu_pod.gin")
 
 
-def test_the_tpu_vms_gin_file_takes_its_own_tpu(tpus, look_ups):
+def test_the_gin_file_of_a_tpu_vm_uses_its_own_tpu(tpus, look_ups):
     parse("device/tpu_vm.gin")
     configurables.make_run(None)
     assert tpus.hosts == [[]] and not look_ups
@@ -122,7 +122,7 @@ def test_the_tpu_vms_gin_file_takes_its_own_tpu(tpus, look_ups):
 
 @pytest.fixture
 def evaluate_once():
-    """Runs the sidecar's command; there is no checkpoint to score."""
+    """Runs the sidecar's command; there is no checkpoint to evaluate."""
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(model_dir):
@@ -142,7 +142,7 @@ def test_the_sidecar_of_a_run_on_a_tpu_never_touches_it(
     run_state.write(str(tmp_path), run_state.RunState(run_state.FINISHED, 0, 1))
     evaluate_once(tmp_path)
     assert not look_ups and not tpus.calls
-    # The trainer, by the same file, does.
+    # The trainer connects to it with the same file.
     gin_files.parse(
         [str(tmp_path / cli.CONFIG_FILE)], [], known=configurables.CONFIGURABLES
     )
@@ -151,7 +151,7 @@ def test_the_sidecar_of_a_run_on_a_tpu_never_touches_it(
 
 
 class Preempted:
-    """A listener that loses the TPU at the first save, after which a test goes on."""
+    """A listener that loses the TPU at the first save."""
 
     def __init__(self, happen):
         self._happen, self.steps = happen, []
@@ -174,15 +174,15 @@ def cloud(monkeypatch, tmp_path):
         )
         monkeypatch.setattr(tpu_nodes, "wait_until_ready", wait)
         cloud.node = fake_cloud_tpu.node
-        cloud.say(cloud.node(version=tf.__version__))
+        cloud.set_answers(cloud.node(version=tf.__version__))
         yield cloud
 
 
 def train(model_dir, happen):
     """Trains on the TPU by name; returns the steps that were saved."""
     runner = linear.make_estimator(model_dir, restart_secs=0)
-    where = {"tpu": "my-tpu", "tpu_zone": "here-1a", "tpu_project": "mine"}
-    runner._strategy_fn = functools.partial(strategy.make_strategy, "tpu", **where)
+    tpu = {"tpu": "my-tpu", "tpu_zone": "here-1a", "tpu_project": "mine"}
+    runner._strategy_fn = functools.partial(strategy.make_strategy, "tpu", **tpu)
     runner.reconnect()
     lost = Preempted(happen)
     train_spec = spec.TrainSpec(linear.train_input_fn, 20, saving_listeners=[lost])
@@ -190,21 +190,19 @@ def train(model_dir, happen):
     return lost.steps
 
 
-def test_after_a_preemption_the_run_goes_on_when_the_tpu_is_made_anew(
-    tmp_path, tpus, cloud
-):
+def test_after_a_preemption_the_run_resumes_on_the_recreated_tpu(tmp_path, tpus, cloud):
     def preempt():
         ours = tf.__version__
         coming, anew = cloud.node("CREATING", ours), cloud.node(version=ours, hosts=2)
-        cloud.say(cloud.node("PREEMPTED", ours), 404, coming, anew)
+        cloud.set_answers(cloud.node("PREEMPTED", ours), 404, coming, anew)
 
     assert train(tmp_path, preempt) == [10, 20]
     assert tpus.hosts == [["10.0.0.2:8470"], ["10.0.0.2:8470", "10.0.0.3:8470"]]
 
 
-def test_a_tpu_that_stays_away_ends_the_run_in_time(tmp_path, tpus, cloud):
+def test_a_tpu_that_never_returns_ends_the_run_in_time(tmp_path, tpus, cloud):
     def preempt():
-        cloud.say(cloud.node("PREEMPTED", tf.__version__))
+        cloud.set_answers(cloud.node("PREEMPTED", tf.__version__))
 
     with pytest.raises(TimeoutError, match=r"PREEMPTED.*gcloud compute tpus delete"):
         train(tmp_path, preempt)

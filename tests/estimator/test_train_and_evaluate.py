@@ -27,7 +27,7 @@ def make_runner(model_dir, **more):
     return linear.make_estimator(model_dir, restart_secs=0, **more)
 
 
-def scored_steps(model_dir):
+def evaluated_steps(model_dir):
     return [r["global_step"] for r in summaries.read_evaluations(f"{model_dir}/eval")]
 
 
@@ -50,12 +50,13 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [tf.errors.UnavailableError, tf.errors.AbortedError])
-def test_after_a_loss_of_the_devices_the_run_goes_on_to_the_same_end(tmp_path, error):
+def test_after_a_loss_of_the_devices_the_run_ends_with_the_same_bits(tmp_path, error):
     run(make_runner(tmp_path / "a"))
-    runner, places = make_runner(tmp_path / "b"), []
-    runner._strategy_fn = lambda: places.append(runner.strategy) or runner.strategy
+    runner = make_runner(tmp_path / "b")
+    strategies = []
+    runner._strategy_fn = lambda: strategies.append(runner.strategy) or runner.strategy
     run(runner, listeners=[Failing([10, 10, 20], error)])
-    assert len(places) == 2  # Step 10 is saved once.
+    assert len(strategies) == 2  # Step 10 is saved once.
     expected = checkpoints.read(checkpoints.latest(str(tmp_path / "a")))
     got = checkpoints.read(checkpoints.latest(str(tmp_path / "b")))
     for name, value in expected.items():
@@ -63,7 +64,7 @@ def test_after_a_loss_of_the_devices_the_run_goes_on_to_the_same_end(tmp_path, e
     assert run_state.read(str(tmp_path / "b"))[:2] == ("finished", 25)
 
 
-def test_losses_without_progress_end_the_run_after_a_number(tmp_path, caplog):
+def test_device_losses_without_progress_are_limited(tmp_path, caplog):
     def input_fn(params):
         raise tf.errors.UnavailableError(None, None, "no such worker")
 
@@ -76,13 +77,13 @@ def test_losses_without_progress_end_the_run_after_a_number(tmp_path, caplog):
     assert run_state.read(str(tmp_path))[:2] == ("failed", 0)
 
 
-def test_losses_with_progress_between_them_do_not_add_up(tmp_path):
+def test_progress_resets_the_count_of_device_losses(tmp_path):
     runner = make_runner(tmp_path, max_restarts=1, save_checkpoints_steps=4)
     run(runner, listeners=[Failing([4, 8, 12, 16])])
     assert run_state.read(str(tmp_path))[:2] == ("finished", 25)
 
 
-def test_a_preempted_run_says_so_and_finishes_when_started_again(tmp_path):
+def test_a_preempted_run_records_it_and_finishes_after_a_restart(tmp_path):
     reasons = iter([None, None, "signal SIGTERM"])
     with pytest.raises(preemption.Preempted, match="SIGTERM"):
         run(make_runner(tmp_path), stop_reason=lambda: next(reasons))
@@ -91,7 +92,7 @@ def test_a_preempted_run_says_so_and_finishes_when_started_again(tmp_path):
     assert run_state.read(str(tmp_path))[:2] == ("finished", 25)
 
 
-def test_a_trainer_that_was_taken_for_dead_saves_nothing_more(tmp_path):
+def test_a_trainer_that_lost_its_claim_saves_nothing_more(tmp_path):
     state = run_state.RunState("running", 10, 99, claim="another")
 
     def claim(path, step):
@@ -103,7 +104,7 @@ def test_a_trainer_that_was_taken_for_dead_saves_nothing_more(tmp_path):
     assert run_state.read(str(tmp_path)) == state
 
 
-def test_settings_are_written_by_the_only_trainer_of_a_run_that_lost_nothing(tmp_path):
+def test_prepare_runs_only_in_the_only_trainer_of_a_complete_run(tmp_path):
     prepared = []
 
     def prepare():
@@ -120,7 +121,7 @@ def test_settings_are_written_by_the_only_trainer_of_a_run_that_lost_nothing(tmp
 
 
 @pytest.mark.parametrize("is_diverged", [True, False])
-def test_a_failed_run_says_so(tmp_path, is_diverged):
+def test_a_failed_run_records_it(tmp_path, is_diverged):
     error = train_step.DivergedError("inf", 7) if is_diverged else ValueError("no")
 
     def fail(path, step):
@@ -131,11 +132,11 @@ def test_a_failed_run_says_so(tmp_path, is_diverged):
     assert run_state.read(str(tmp_path))[:2] == ("failed", 10)
 
 
-def test_a_score_that_was_interrupted_is_made_up_for(tmp_path):
-    is_scoring = []
+def test_an_interrupted_evaluation_is_repeated(tmp_path):
+    is_evaluating = []
 
     def eval_input_fn(params):
-        is_scoring.append(True)
+        is_evaluating.append(True)
         return linear.eval_input_fn(params)
 
     eval_spec = spec.EvalSpec(eval_input_fn, every_steps=10)
@@ -143,21 +144,21 @@ def test_a_score_that_was_interrupted_is_made_up_for(tmp_path):
         run(
             make_runner(tmp_path),
             eval_spec=eval_spec,
-            stop_reason=lambda: "enough" if is_scoring else None,
+            stop_reason=lambda: "enough" if is_evaluating else None,
         )
-    assert scored_steps(tmp_path) == []
+    assert evaluated_steps(tmp_path) == []
     assert run_state.read(str(tmp_path))[:2] == ("preempted", 10)
     run(make_runner(tmp_path), eval_spec=eval_spec)
-    assert scored_steps(tmp_path) == [10, 20, 25]
+    assert evaluated_steps(tmp_path) == [10, 20, 25]
     assert run(make_runner(tmp_path), eval_spec=eval_spec) is None
-    assert scored_steps(tmp_path) == [10, 20, 25]
+    assert evaluated_steps(tmp_path) == [10, 20, 25]
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
-def test_an_export_that_was_not_made_is_made_up_for(tmp_path, monkeypatch):
+def test_a_missing_export_is_made_at_the_next_start(tmp_path, monkeypatch):
     eval_spec = spec.EvalSpec(
         linear.eval_input_fn,
         every_steps=10,
@@ -174,7 +175,7 @@ def test_an_export_that_was_not_made_is_made_up_for(tmp_path, monkeypatch):
         patch.setattr(exporters, "export_saved_model", killed)
         run(make_runner(tmp_path), eval_spec=eval_spec)
     run(make_runner(tmp_path), eval_spec=eval_spec)
-    assert scored_steps(tmp_path) == [10, 20, 25]
+    assert evaluated_steps(tmp_path) == [10, 20, 25]
     for name in ("best", "final"):
         (listed,) = exporters.list_exports(f"{tmp_path}/export/{name}")
         assert listed.step == 25  # The loss of this model falls all the time.
@@ -186,7 +187,7 @@ def test_an_export_that_was_not_made_is_made_up_for(tmp_path, monkeypatch):
     assert best.value == losses[25] == min(losses.values())
 
 
-def test_the_life_of_a_run_needs_no_local_files(tmp_path):
+def test_a_run_with_exports_needs_no_local_files(tmp_path):
     model_dir = f"ram://{tmp_path.name}/run"
     eval_spec = spec.EvalSpec(
         linear.eval_input_fn,
@@ -203,7 +204,7 @@ def test_the_life_of_a_run_needs_no_local_files(tmp_path):
     runner = make_runner(model_dir, keep_checkpoint_max=2)
     assert run(runner, eval_spec=eval_spec)["global_step"] == 25
     assert checkpoints.steps(model_dir) == [20, 25]
-    assert scored_steps(model_dir) == [10, 20, 25]
+    assert evaluated_steps(model_dir) == [10, 20, 25]
     assert run_state.read(model_dir)[:2] == ("finished", 25)
     (listed,) = exporters.list_exports(f"{model_dir}/export/latest")
     with tf.io.gfile.GFile(f"{model_dir}/export/latest/exports.json") as file:
@@ -226,13 +227,13 @@ def test_exporters_of_one_name_are_an_error_before_the_first_step(tmp_path):
         )
 
 
-def test_the_memory_of_a_trainer_stays_flat_over_evaluations(tmp_path):
+def test_evaluations_do_not_increase_the_memory_of_a_trainer(tmp_path):
     def eval_input_fn(params):
         ballast = tf.ones([2_000_000])  # 8 MB, for as long as the dataset lives.
         data = linear.eval_input_fn(params)
         return data.map(lambda x, y: (x * ballast[0], y))
 
-    def look(path, step):
+    def record_memory(path, step):
         with open("/proc/self/statm") as file:
             resident.append(int(file.read().split()[1]) * 4096)
 
@@ -240,7 +241,7 @@ def test_the_memory_of_a_trainer_stays_flat_over_evaluations(tmp_path):
     run(
         make_runner(tmp_path, save_checkpoints_steps=1, keep_checkpoint_max=1),
         max_steps=14,
-        listeners=[look],
+        listeners=[record_memory],
         eval_spec=spec.EvalSpec(eval_input_fn, every_steps=1),
     )
     assert max(resident[8:]) - resident[4] < 24e6, resident

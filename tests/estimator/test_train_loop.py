@@ -20,25 +20,25 @@ from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 @pytest.fixture(autouse=True)
-def plain_again():
+def default_optimizer_options():
     yield
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
 
 
 @pytest.fixture
 def loops(monkeypatch):
-    """What was reported of each loop: (step, scalars)."""
-    told = []
+    """Returns a list that gets (step, scalars) of each reported loop."""
+    reports = []
 
     def report_loop(self, step, num_steps, scalars, *, secs):
-        told.append((step, scalars))
+        reports.append((step, scalars))
 
     monkeypatch.setattr(summaries.LoopWriter, "report_loop", report_loop)
-    return told
+    return reports
 
 
 def reason_at(step, loops):
-    """Returns a stop_reason that comes once a step was reported."""
+    """Returns a stop_reason that has a reason once a step was reported."""
     return lambda: "enough" if loops and loops[-1][0] >= step else None
 
 
@@ -67,7 +67,7 @@ def test_a_reason_before_the_first_step_saves_nothing(tmp_path):
     assert checkpoints.steps(str(tmp_path)) == []
 
 
-def test_what_is_saved_already_is_not_saved_again(tmp_path, loops):
+def test_a_saved_step_is_not_saved_again(tmp_path, loops):
     saved = []
     runner = linear.make_estimator(tmp_path)
     with pytest.raises(preemption.Preempted, match="step 10"):
@@ -108,8 +108,8 @@ def clean_input_fn(skipped):
     return input_fn
 
 
-def test_a_run_that_diverges_goes_back_and_passes_over_the_data_since(tmp_path, caplog):
-    # Saved at 10 and 20. Batch 13 is bad: 10 to 13 are passed over, so that step 20
+def test_a_diverged_run_rolls_back_and_skips_the_data_since_then(tmp_path, caplog):
+    # Saved at 10 and 20. Batch 13 is bad: 10 to 13 are skipped, so that step 20
     # ends on batch 23; batches 25 and 30 are bad: 24 to 25, then 26 to 30.
     input_fn = bad_data_input_fn([13, 25, 30])
     runner = linear.make_estimator(tmp_path / "a", max_rollbacks=3)
@@ -117,7 +117,7 @@ def test_a_run_that_diverges_goes_back_and_passes_over_the_data_since(tmp_path, 
     tensors = checkpoints.read(path)
     assert tensors["num_skipped"] == 4 + 2 + 5
     assert checkpoints.read(f"{tmp_path}/a/model.ckpt-20")["num_skipped"] == 4
-    assert "loss is inf at step 14" in caplog.text and "Going back to" in caplog.text
+    assert "loss is inf at step 14" in caplog.text and "Rolling back to" in caplog.text
     skipped = [10, 11, 12, 13, 24, 25, 26, 27, 28, 29, 30]
     straight = linear.make_estimator(tmp_path / "b")
     expected = checkpoints.read(straight.train(clean_input_fn(skipped), 30))
@@ -125,7 +125,7 @@ def test_a_run_that_diverges_goes_back_and_passes_over_the_data_since(tmp_path, 
         np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
 
 
-def test_a_resumed_run_still_passes_over_what_it_passed_over(tmp_path):
+def test_a_resumed_run_still_skips_the_skipped_data(tmp_path):
     input_fn = bad_data_input_fn([13])
     straight = linear.make_estimator(tmp_path / "a", max_rollbacks=1)
     linear.make_estimator(tmp_path / "b", max_rollbacks=1).train(input_fn, 20)
@@ -133,21 +133,21 @@ def test_a_resumed_run_still_passes_over_what_it_passed_over(tmp_path):
     assert_same(straight.train(input_fn, 30), resumed.train(input_fn, 30))
 
 
-def test_a_run_goes_back_only_so_often(tmp_path, caplog):
+def test_the_number_of_rollbacks_is_limited(tmp_path, caplog):
     runner = linear.make_estimator(tmp_path, max_rollbacks=2)
     with pytest.raises(train_step.DivergedError, match="inf at step 11"):
         runner.train(bad_data_input_fn(list(range(10, 99))), 30)
-    assert caplog.text.count("Going back to") == 2
+    assert caplog.text.count("Rolling back to") == 2
     assert checkpoints.steps(str(tmp_path)) == [10]
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
+def test_without_a_checkpoint_there_is_no_rollback(tmp_path):
     runner = linear.make_estimator(tmp_path, max_rollbacks=2)
     with pytest.raises(train_step.DivergedError, match="inf at step 3"):
         runner.train(bad_data_input_fn([2]), 30)
 
 
-def test_a_damaged_checkpoint_is_passed_by_and_written_anew(tmp_path):
+def test_a_corrupt_checkpoint_is_skipped_and_rewritten(tmp_path):
     straight = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
     runner = linear.make_estimator(tmp_path / "b", keep_checkpoint_max=2)
     shards = []
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_by_and_written_anew(tmp_path):
 
 
 @pytest.mark.parametrize("lost", [".index", ".data-00000-of-00001", "all"])
-def test_a_run_does_not_start_anew_over_checkpoints_that_are_lost(tmp_path, lost):
+def test_a_run_does_not_restart_over_lost_checkpoints(tmp_path, lost):
     linear.make_estimator(tmp_path).train(linear.train_input_fn, 10)
     names = [n for n in os.listdir(tmp_path) if n.startswith("model.ckpt-")]
     for name in names:
@@ -179,10 +179,10 @@ def test_a_run_does_not_start_anew_over_checkpoints_that_are_lost(tmp_path, lost
 
 def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
     with contextlib.ExitStack() as reader:
-        seen = {}
+        steps = {}
 
         def listen(path, step):
-            seen[step] = checkpoints.steps(str(tmp_path))
+            steps[step] = checkpoints.steps(str(tmp_path))
             if step == 10:
                 reader.enter_context(leases.lease_checkpoint(str(tmp_path), path))
             if step == 30:
@@ -190,22 +190,24 @@ def test_a_checkpoint_that_is_being_read_is_deleted_later(tmp_path):
 
         runner = linear.make_estimator(tmp_path, keep_checkpoint_max=1)
         runner.train(linear.train_input_fn, 50, [listen])
-    assert seen == {10: [10], 20: [10, 20], 30: [10, 30], 40: [40], 50: [50]}
+    assert steps == {10: [10], 20: [10, 20], 30: [10, 30], 40: [40], 50: [50]}
 
 
-def test_an_older_checkpoint_than_a_damaged_one_is_not_deleted_for_it(tmp_path):
+def test_a_corrupt_newer_checkpoint_does_not_delete_an_older_one(tmp_path):
     state = train_step.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
     settings = run_config.RunConfig(save_checkpoints_steps=1, keep_checkpoint_max=1)
-    saves = checkpoint_saver.Saver(str(tmp_path), settings, first_step=0)
-    checkpoints.save(str(tmp_path), 9, {"global_step": np.int64(9)})  # Damaged, say.
+    saver = checkpoint_saver.Saver(str(tmp_path), settings, first_step=0)
+    checkpoints.save(
+        str(tmp_path), 9, {"global_step": np.int64(9)}
+    )  # Stands for a corrupt one.
     for step in (3, 5):
         state.step = step
-        saves.save(state)
+        saver.save(state)
         assert checkpoints.steps(str(tmp_path)) == [step, 9]
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_a_deterministic_run_is_the_same_run(tmp_path, num_replicas):
+def test_deterministic_runs_have_the_same_bits(tmp_path, num_replicas):
     def settings(**more):
         return {"num_replicas": num_replicas, **more}
 
@@ -221,7 +223,7 @@ def test_a_deterministic_run_is_the_same_run(tmp_path, num_replicas):
         np.testing.assert_allclose(value, expected[name], rtol=1e-6, err_msg=name)
 
 
-def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
+def test_gradients_of_a_reused_weight_are_added_two_at_a_time():
     with tf.name_scope("net"):
         weight = replicas.make_variable([1.0, 2.0], name="weight", trainable=True)
     network = tf.Module()
@@ -248,21 +250,21 @@ def test_a_weight_that_is_used_often_has_its_gradients_added_two_at_a_time():
         np.testing.assert_allclose(weight, before - 0.1 * 1111 * np.array([1.0, 2.0]))
 
 
-def test_the_wait_for_input_is_what_the_device_idled():
-    # A batch at 1 s, 0.5 s of work; the next came meanwhile; the third 2 s later.
+def test_the_input_wait_is_the_idle_time_of_the_device():
+    # A batch at 1 s, 0.5 s of work; the next arrived meanwhile; the third 2 s later.
     times = np.array([[1.0, 1.5], [1.2, 2.0], [4.0, 4.5]])
     assert train_loop.input_wait(times) == pytest.approx((1 + 0 + 2) / 4.5)
 
 
 def busy(x, rounds):
-    """Returns x after work that no optimizer can leave out."""
+    """Returns x after work that no optimizer can remove."""
     return tf.while_loop(
         lambda i, _: i < rounds, lambda i, y: (i + 1, tf.sin(y)), (0, x)
     )[1]
 
 
 @pytest.mark.parametrize("is_slow_input", [True, False])
-def test_each_loop_tells_whether_it_waited_for_input(tmp_path, loops, is_slow_input):
+def test_each_loop_reports_its_input_wait(tmp_path, loops, is_slow_input):
     rounds = 3000
 
     def input_fn(params):
@@ -303,7 +305,7 @@ def test_saves_evaluations_and_rollbacks_trace_nothing_twice(tmp_path, monkeypat
 
 
 def test_a_loop_that_is_traced_again_is_counted():
-    where = strategy.make_strategy("cpu")
+    cpu = strategy.make_strategy("cpu")
     state = train_step.TrainState(linear.Linear(), linear.Descent(linear.Linear()))
 
     def model_fn(features, network):
@@ -313,7 +315,7 @@ def test_a_loop_that_is_traced_again_is_counted():
     network = state.network
     state.update = linear.Descent(network)
     step_fn = train_step.make_step_fn(state, model_fn, dict)
-    run_loop = train_loop.TrainLoop(where, step_fn)
+    run_loop = train_loop.TrainLoop(cpu, step_fn)
     counts = []
     for width in (2, 2, 4):
         data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()
@@ -321,14 +323,14 @@ def test_a_loop_that_is_traced_again_is_counted():
     assert counts == [1, 1, 2]
 
 
-def test_variables_of_one_name_are_an_error_not_lost(tmp_path):
+def test_two_variables_with_one_name_are_an_error(tmp_path):
     network = tf.Module()
     network.weights = [replicas.make_variable(1.0, name="weight") for _ in range(2)]
     with pytest.raises(ValueError, match=r"Several variables .* named weight"):
         train_step.TrainState(network, linear.Descent(network)).save(str(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_is_seen_whatever_is_reported(tmp_path):
+def test_a_loss_that_is_not_finite_is_detected_even_if_not_reported(tmp_path):
     def model_fn(features, labels, mode, network):
         result = linear.model_fn(features, labels, mode, network)
         return result._replace(loss=result.loss * np.nan, scalars={"other": 1.0})
@@ -339,7 +341,7 @@ def test_a_loss_that_is_not_finite_is_seen_whatever_is_reported(tmp_path):
         runner.train(linear.train_input_fn, 10)
 
 
-def test_training_data_that_end_are_an_error_that_says_so(tmp_path):
+def test_finite_training_data_are_an_error(tmp_path):
     runner = linear.make_estimator(tmp_path)
     with pytest.raises(ValueError, match=r"ended before step 4; .*repeat\(\)"):
         runner.train(lambda params: linear.train_input_fn(params).take(3), 10)

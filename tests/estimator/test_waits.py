@@ -21,7 +21,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def blocked():
-    """An event that data wait for; it is set at the end, so that no thread stays."""
+    """Returns an event that data wait for; it is set at the end to free the threads."""
     event = threading.Event()
     yield event
     event.set()
@@ -32,7 +32,7 @@ def never():
 
 
 class Stalling:
-    """An input_fn whose data stop coming after some batches, until a test's end."""
+    """An input_fn whose data stall after some batches, until the end of a test."""
 
     def __init__(self, make_data, num_batches, event):
         self.make_data, self.num_batches, self.event = make_data, num_batches, event
@@ -86,7 +86,7 @@ def test_a_call_that_does_not_return_is_given_up_for_a_reason(blocked):
     assert waits.call(lambda: 7, never) == 7
 
 
-def test_a_stall_begins_anew_with_whatever_moves(monkeypatch):
+def test_progress_resets_a_stall(monkeypatch):
     now, moved, reasons = [0.0], [0], []
     monkeypatch.setattr(waits, "STALL_SECS", 1.0)
     monkeypatch.setattr(waits.time, "monotonic", lambda: now[0])
@@ -103,7 +103,7 @@ def test_a_stall_begins_anew_with_whatever_moves(monkeypatch):
 
 
 @pytest.mark.parametrize(("num_steps", "num_replicas"), [(0, 1), (6, 1), (6, 2)])
-def test_what_was_trained_before_the_data_stall_is_saved(
+def test_steps_before_the_data_stall_are_saved(
     tmp_path, blocked, num_steps, num_replicas
 ):
     more = {"num_replicas": num_replicas, "iterations_per_loop": 30}
@@ -181,7 +181,7 @@ def test_an_evaluation_whose_data_stall_is_interrupted(tmp_path, blocked):
 
 
 @pytest.mark.parametrize("is_given_up", [False, True])
-def test_a_process_leaves_with_its_code_whatever_is_given_up_or_closed(is_given_up):
+def test_a_process_keeps_its_exit_code_after_a_given_up_call(is_given_up):
     script = f"""
 import os, threading
 from retinanet_tpu.estimator import waits

@@ -24,7 +24,7 @@ def trained(tmp_path):
     return runner.train(linear.train_input_fn, 10)
 
 
-def test_what_fits_is_loaded_and_the_rest_is_told(trained):
+def test_matching_variables_are_loaded_and_the_rest_is_reported(trained):
     network = Wider()
     settings = warm_start.WarmStartSettings(trained, min_share=0.3)
     report = warm_start.warm_start(network, settings)
@@ -45,12 +45,12 @@ def test_a_pattern_limits_what_is_loaded(trained):
     np.testing.assert_array_equal(network.matrix, np.zeros([3, 1]))
 
 
-def test_too_little_is_an_error_that_shows_the_table(trained):
+def test_too_few_variables_are_an_error_with_the_table(trained):
     with pytest.raises(ValueError, match=r"(?s)Only 1 of 3 .*absent         1"):
         warm_start.warm_start(Wider(), warm_start.WarmStartSettings(trained))
 
 
-def test_a_new_run_starts_from_it_and_a_resumed_one_does_not(trained, tmp_path):
+def test_only_a_new_run_is_warm_started(trained, tmp_path):
     old = checkpoints.read(trained, "weights/")
     settings = warm_start.WarmStartSettings(str(tmp_path / "old"))
     runner = linear.make_estimator(
@@ -74,16 +74,16 @@ def test_a_missing_checkpoint_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"variables": "(backbone"}, r"'\(backbone', no regular expression"),
+        ({"variables": "(backbone"}, r"'\(backbone', not a regular expression"),
         ({"min_share": 50}, "min_share is 50; it must be 0 to 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_at_once(setting, message):
+def test_wrong_settings_are_refused_at_once(setting, message):
     with pytest.raises(ValueError, match=message):
         warm_start.WarmStartSettings("somewhere", **setting)
 
 
-def test_statistics_come_along_with_the_weights(tmp_path):
+def test_statistics_are_loaded_like_weights(tmp_path):
     path = checkpoints.save(
         str(tmp_path),
         5,

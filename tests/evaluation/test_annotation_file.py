@@ -135,13 +135,13 @@ def test_annotation_without_a_box_is_named(path, box, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a JSON file"),
-        (b"{", "not a JSON file"),
-        (b"\x00\x01\x02\x03", "not a JSON file"),
-        ('{"a": "é"}'.encode("latin-1"), "not a JSON file: not UTF-8"),
+        (b"", "is not JSON, or cut off"),
+        (b"{", "is not JSON, or cut off"),
+        (b"\x00\x01\x02\x03", "is not JSON, or cut off"),
+        ('{"a": "é"}'.encode("latin-1"), "is not JSON: not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b'{"images": ' + b"9" * 5000 + b"}", "not a JSON file"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "is not JSON, or cut off"),
     ],
     ids=range(7),
 )

@@ -1,11 +1,13 @@
-"""What happens to a run's processes, and what must be left of it.
+"""Injects faults into the processes of a run and checks its results.
 
-Whatever happened: the run finishes, every checkpoint that is kept has one line under
-its own step, and every score is that of a run to which nothing happened.
+After every fault:
+  * the run finishes
+  * each remaining checkpoint has one line in eval.jsonl, under its own step
+  * all results are equal to those of an undisturbed run
 
-The first test is the short version. `tools/test.sh -n0 -s -m slow tests/faults` does
-one thing many times over in each of the others, which prints a row of the README's
-table: what | how often | processes | checkpoints scored | checkpoints kept | time.
+The first test is the short version. `tools/test.sh -n0 -s -m slow tests/faults` runs
+the others. Each injects one fault many times and prints a row of the README's table:
+fault | number of times | processes | evaluated checkpoints | kept checkpoints | time.
 """
 
 import contextlib
@@ -20,18 +22,22 @@ import pytest
 
 import processes
 import toy_data
+from retinanet_tpu.exit_codes import ExitCode
 
 
 def steps(last, every):
-    """Returns bindings by which SIGTERM too saves at multiples of `every` only."""
-    saves = f"RunConfig.save_checkpoints_steps = {every}"
-    return f"MAX_STEPS = {last}", saves, f"TPUConfig.iterations_per_loop = {every}"
+    """Returns bindings with which SIGTERM also saves only at multiples of `every`."""
+    return (
+        f"MAX_STEPS = {last}",
+        f"RunConfig.save_checkpoints_steps = {every}",
+        f"TPUConfig.iterations_per_loop = {every}",
+    )
 
 
-SHORT, LONG = steps(32, 4), steps(1500, 25)
-EVERYTHING = "RunConfig.keep_checkpoint_max = None"
-PREEMPTED = 42
-WATCH = ("--policy=all", "--timeout_secs=60")
+SHORT = steps(32, 4)
+LONG = steps(1500, 25)
+KEEP_ALL = "RunConfig.keep_checkpoint_max = None"
+SIDECAR_FLAGS = ("--policy=all", "--timeout_secs=60")
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +47,19 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make_reference(tmp_path_factory, data_dir):
-    """Returns the scores of all checkpoints of a run that nothing happened to."""
-    made = {}
+    """Returns the results of all checkpoints of an undisturbed run."""
+    references = {}
 
     def make(bindings):
-        if bindings not in made:
+        if bindings not in references:
             directory = tmp_path_factory.mktemp("reference") / "run"
-            run = processes.Run(directory, data_dir, *bindings, EVERYTHING)
+            run = processes.Run(directory, data_dir, *bindings, KEEP_ALL)
             trainer = run.train()
-            sidecar = run.evaluate(*WATCH)
+            sidecar = run.evaluate(*SIDECAR_FLAGS)
             assert (trainer.wait(300), sidecar.wait(600)) == (0, 0), sidecar.tail()
-            made[bindings] = processes.scores(run.records())
-            assert sorted(made[bindings]) == run.steps()
-        return made[bindings]
+            references[bindings] = processes.results(run.records())
+            assert sorted(references[bindings]) == run.steps()
+        return references[bindings]
 
     return make
 
@@ -71,13 +77,13 @@ def make_run(tmp_path, data_dir):
         run.end()
 
 
-def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
+def test_a_run_with_many_faults_has_the_results_of_an_undisturbed_run(
     make_run, make_reference
 ):
     reference = make_reference(SHORT)
     run = make_run(*SHORT)
-    # The sidecar is there first, and dies with a score in hand.
-    sidecars = [run.evaluate(*WATCH, fault="killed_before_record")]
+    # The sidecar starts first. It is killed before it records its first results.
+    sidecars = [run.evaluate(*SIDECAR_FLAGS, fault="killed_before_record")]
     trainer = run.train()
     run.wait_for(lambda: len(run.steps()) >= 3)
     trainer.kill()
@@ -90,25 +96,28 @@ def test_a_run_to_which_everything_happens_ends_like_one_to_which_nothing_does(
     trainer.kill(signal.SIGTERM)
     assert sidecars[0].wait() == -signal.SIGKILL
     assert run.records() == []
-    assert trainer.wait() == PREEMPTED, trainer.tail()
-    # Two at once, of which one lives through a full disk.
-    sidecars = [run.evaluate(*WATCH, fault=fault) for fault in ("full_disk", "")]
+    assert trainer.wait() == ExitCode.PREEMPTED, trainer.tail()
+    # Two sidecars at once; for one of them the disk is full for a while.
+    sidecars = [
+        run.evaluate(*SIDECAR_FLAGS, fault=fault) for fault in ("full_disk", "")
+    ]
     assert run.train(fault="clock_jumps").wait() == 0
     assert [sidecar.wait() for sidecar in sidecars] == [0, 0]
     run.check(reference)
 
 
 class Pair:
-    """A trainer and a sidecar, each started again whenever it ends badly."""
+    """A trainer and a sidecar; each is restarted when it exits with an error."""
 
     def __init__(self, run, *, trainer_fault="", sidecar_faults=()):
-        self.run, self.trainer_fault = run, trainer_fault
+        self.run = run
+        self.trainer_fault = trainer_fault
         self.sidecar_faults = list(sidecar_faults)
         self.num_done = 0
         self.trainer = self.sidecar = None
 
-    def see_through(self, mischief, secs=1800):
-        """Runs both to their good ends, while a generator makes mischief."""
+    def run_to_end(self, faults, secs=1800):
+        """Runs both until they succeed, while a generator injects faults."""
         end = time.monotonic() + secs
         while any(p is None or p.code != 0 for p in (self.trainer, self.sidecar)):
             assert time.monotonic() < end, self.sidecar.tail()
@@ -116,8 +125,8 @@ class Pair:
                 self.trainer = self.run.train(fault=self.trainer_fault)
             if self.sidecar is None or self.sidecar.code not in (None, 0):
                 fault = self.sidecar_faults.pop(0) if self.sidecar_faults else ""
-                self.sidecar = self.run.evaluate(*WATCH, fault=fault)
-            next(mischief, None)
+                self.sidecar = self.run.evaluate(*SIDECAR_FLAGS, fault=fault)
+            next(faults, None)
             time.sleep(0.02)
 
 
@@ -128,7 +137,7 @@ def pause(secs):
 
 
 def signals(pair, rng, name, number, count):
-    """Sends a signal at random moments, of starting up and of work by turns."""
+    """Sends a signal at random times, alternately during start-up and during work."""
     progress = pair.run.steps if name == "trainer" else pair.run.records
     for i in range(count):
         before = progress()
@@ -142,15 +151,15 @@ def signals(pair, rng, name, number, count):
             if pair.trainer.code == pair.sidecar.code == 0:
                 return
             yield
-        hit = getattr(pair, name)
-        hit.kill(number)
+        process = getattr(pair, name)
+        process.kill(number)
         pair.num_done += 1
-        while hit.code is None:
+        while process.code is None:
             yield
 
 
 def deletions(pair, rng, count):
-    """Deletes one checkpoint or another that is not the newest."""
+    """Deletes random checkpoints except the newest."""
     while pair.num_done < count and pair.trainer.code != 0:
         yield from pause(rng.uniform(0, 1))
         if older := pair.run.steps()[:-1]:
@@ -160,7 +169,7 @@ def deletions(pair, rng, count):
 
 
 def truncations(pair, rng, count):
-    """Kills the trainer, and cuts the newest checkpoint short."""
+    """Kills the trainer and truncates the newest checkpoint."""
     while pair.num_done < count and pair.trainer.code != 0:
         before = pair.run.steps()
         while pair.run.steps() == before:
@@ -191,7 +200,7 @@ def full_disks(pair, rng, count):
 
 
 def old_and_new_files(pair, rng, count):
-    """Makes files a day older or younger, as a clock that jumps does."""
+    """Moves modification times by a day, as a clock that jumps does."""
     while pair.num_done < count and pair.trainer.code != 0:
         yield from pause(0.5)
         for path in pair.run.model_dir.rglob("*"):
@@ -201,8 +210,8 @@ def old_and_new_files(pair, rng, count):
         pair.num_done += 1
 
 
-def damages(pair, rng, count):
-    """Writes bytes that are no text over what trainer and sidecar write, or into it."""
+def corruptions(pair, rng, count):
+    """Overwrites files with random bytes, or appends such bytes to eval.jsonl."""
     names = ["run_state.json", "checkpoint", "eval/eval.jsonl", "leases/x.json"]
     while pair.num_done < count and pair.trainer.code != 0:
         yield from pause(rng.uniform(0, 2))
@@ -215,7 +224,7 @@ def damages(pair, rng, count):
 
 
 def read_only_times(pair, rng, count):
-    """Lets nothing be written for a while."""
+    """Makes all writes fail for a while."""
     mark = pathlib.Path(f"{pair.run.model_dir}.read_only")
     while pair.num_done < count and pair.trainer.code != 0:
         before = pair.run.steps()
@@ -252,17 +261,19 @@ def rng():
 def report(request, make_reference):
     """Returns a function that checks a run and prints its row of the table."""
 
-    def write(run, *, times):
-        kept, scored = run.check(make_reference(LONG))
+    def check_and_print(run, *, times):
+        kept, evaluated = run.check(make_reference(LONG))
         assert run.steps()[-1] == 1500
         name = request.node.name.removeprefix("test_").replace("_", " ")
         started = len(run.processes)
         secs = time.monotonic() - start
-        print(f"\n| {name} | {times} | {started} | {scored} | {kept} | {secs:.0f} s |")
+        print(
+            f"\n| {name} | {times} | {started} | {evaluated} | {kept} | {secs:.0f} s |"
+        )
 
     make_reference(LONG)
     start = time.monotonic()
-    return write
+    return check_and_print
 
 
 @pytest.mark.slow
@@ -276,9 +287,9 @@ def report(request, make_reference):
     ],
 )
 def test_a_signal_to_the(make_run, rng, report, name, number, times):
-    pair = Pair(make_run(*LONG, *([EVERYTHING] if name == "sidecar" else [])))
+    pair = Pair(make_run(*LONG, *([KEEP_ALL] if name == "sidecar" else [])))
     number = getattr(signal, number)
-    pair.see_through(signals(pair, rng, name, number, times))
+    pair.run_to_end(signals(pair, rng, name, number, times))
     assert pair.num_done == times
     report(pair.run, times=pair.num_done)
 
@@ -286,7 +297,7 @@ def test_a_signal_to_the(make_run, rng, report, name, number, times):
 @pytest.mark.slow
 def test_a_deleted_checkpoint(make_run, rng, report):
     pair = Pair(make_run(*LONG))
-    pair.see_through(deletions(pair, rng, 20))
+    pair.run_to_end(deletions(pair, rng, 20))
     assert pair.num_done == 20
     report(pair.run, times=pair.num_done)
 
@@ -294,7 +305,7 @@ def test_a_deleted_checkpoint(make_run, rng, report):
 @pytest.mark.slow
 def test_a_truncated_data_shard(make_run, rng, report):
     pair = Pair(make_run(*LONG))
-    pair.see_through(truncations(pair, rng, 5))
+    pair.run_to_end(truncations(pair, rng, 5))
     assert pair.num_done == 5
     report(pair.run, times=pair.num_done)
 
@@ -308,7 +319,7 @@ def test_a_full_disk(make_run, rng, report, tmp_path):
         pytest.skip("Only root may mount a small file system.")
     try:
         pair = Pair(make_run(*LONG, model_dir=disk / "run"))
-        pair.see_through(full_disks(pair, rng, 3))
+        pair.run_to_end(full_disks(pair, rng, 3))
         assert pair.num_done == 3
         report(pair.run, times=pair.num_done)
         pair.run.end()
@@ -317,19 +328,19 @@ def test_a_full_disk(make_run, rng, report, tmp_path):
 
 
 @pytest.mark.slow
-def test_bytes_that_are_no_text(make_run, rng, report):
+def test_corrupt_files(make_run, rng, report):
     pair = Pair(make_run(*LONG))
-    pair.see_through(damages(pair, rng, 20))
+    pair.run_to_end(corruptions(pair, rng, 20))
     assert pair.num_done == 20
     report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
-def test_a_directory_that_is_read_only_for_a_while(make_run, rng, report):
+def test_a_directory_that_is_temporarily_read_only(make_run, rng, report):
     pair = Pair(
         make_run(*LONG), trainer_fault="read_only", sidecar_faults=["read_only"]
     )
-    pair.see_through(read_only_times(pair, rng, 3))
+    pair.run_to_end(read_only_times(pair, rng, 3))
     assert pair.num_done == 3
     report(pair.run, times=pair.num_done)
 
@@ -337,7 +348,7 @@ def test_a_directory_that_is_read_only_for_a_while(make_run, rng, report):
 @pytest.mark.slow
 def test_further_trainers(make_run, rng, report):
     pair = Pair(make_run(*LONG))
-    pair.see_through(second_trainers(pair, rng, 5))
+    pair.run_to_end(second_trainers(pair, rng, 5))
     assert pair.num_done
     report(pair.run, times=pair.num_done)
 
@@ -346,23 +357,23 @@ def test_further_trainers(make_run, rng, report):
 def test_a_clock_that_jumps(make_run, rng, report):
     faults = ["clock_jumps"] * 5
     pair = Pair(make_run(*LONG), trainer_fault=faults[0], sidecar_faults=faults)
-    pair.see_through(old_and_new_files(pair, rng, 20))
+    pair.run_to_end(old_and_new_files(pair, rng, 20))
     assert pair.num_done == 20
     report(pair.run, times=pair.num_done)
 
 
 @pytest.mark.slow
 def test_two_sidecars_at_once(make_run, report):
-    pair = Pair(make_run(*LONG, EVERYTHING))
-    second = pair.run.evaluate(*WATCH)
-    pair.see_through(iter(()))
+    pair = Pair(make_run(*LONG, KEEP_ALL))
+    second = pair.run.evaluate(*SIDECAR_FLAGS)
+    pair.run_to_end(iter(()))
     assert second.wait() == 0
     report(pair.run, times=1)
 
 
 @pytest.mark.slow
-def test_a_sidecar_killed_between_artifact_and_record(make_run, report):
+def test_a_sidecar_killed_before_it_records_its_results(make_run, report):
     pair = Pair(make_run(*LONG), sidecar_faults=["killed_before_record"] * 5)
-    pair.see_through(iter(()))
+    pair.run_to_end(iter(()))
     assert pair.sidecar_faults == []
     report(pair.run, times=5)

@@ -1,6 +1,6 @@
-"""What could lose a run, or start it anew without a word.
+"""Tests that a run is not lost and does not silently start from step 0 again.
 
-test_faults.py does some of it many times over.
+test_faults.py injects some of these faults many times.
 """
 
 import os
@@ -15,8 +15,8 @@ import processes
 import toy_data
 from retinanet_tpu import errors, train
 from retinanet_tpu.estimator.model_dir import run_state
+from retinanet_tpu.exit_codes import ExitCode
 
-PREEMPTED = 42
 # One loop of steps, longer than any test.
 BINDINGS = (
     "MAX_STEPS = 100000",
@@ -52,10 +52,8 @@ def state_of(run):
     return run_state.read(str(run.model_dir))
 
 
-def test_brackets_in_the_model_dir_are_refused_before_anything_is_written(
-    tmp_path, data_dir
-):
-    with pytest.raises(errors.UserError, match=r"takes '\[lr=0\.1\]' for a pattern"):
+def test_brackets_in_the_model_dir_are_refused_before_any_write(tmp_path, data_dir):
+    with pytest.raises(errors.UserError, match=r"treats '\[lr=0\.1\]' as a pattern"):
         commands.run(train.main, tmp_path / "run[lr=0.1]", data_dir)
     assert os.listdir(tmp_path) == []
 
@@ -68,7 +66,7 @@ def test_brackets_in_the_model_dir_are_refused_before_anything_is_written(
         ("EVAL_EVERY = 'None'", r"EVAL_EVERY is 'None'; .* Write None\."),
     ],
 )
-def test_a_setting_of_another_type_is_refused_before_anything_is_written(
+def test_a_setting_of_another_type_is_refused_before_any_write(
     tmp_path, data_dir, binding, message
 ):
     with pytest.raises(errors.UserError, match=message):
@@ -76,39 +74,41 @@ def test_a_setting_of_another_type_is_refused_before_anything_is_written(
     assert os.listdir(tmp_path) == []
 
 
-def start_and_stall(run, **more):
-    """Returns a trainer that is done with 20 steps and waits for data."""
-    trainer = run.train(fault="data_stall", **more)
+def start_and_stall(run, **settings):
+    """Returns a trainer that has trained 20 steps and waits for data."""
+    trainer = run.train(fault="data_stall", **settings)
     mark = pathlib.Path(f"{run.model_dir}.stalled")
     run.wait_for(lambda: mark.exists() or trainer.code is not None)
     return trainer
 
 
 def write_bytes(run, *names):
-    """Leaves files that are no text where a run has its own."""
+    """Writes random bytes to files of a run."""
     for path in [run.model_dir / name for name in names]:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(random.Random(0).randbytes(1000))
 
 
-def test_a_second_trainer_is_refused_and_the_first_outlives_its_terminal(make_run):
+def test_a_second_trainer_is_refused_and_the_first_saves_when_its_terminal_closes(
+    make_run,
+):
     run = make_run()
     write_bytes(run, "run_state.json", "eval/eval.jsonl", "checkpoint", "leases/x.json")
     first = start_and_stall(run, has_terminal=True)
     with pytest.raises(errors.UserError, match=r"process \d+ on .* is training in"):
         train_here(run)
     first.hang_up()
-    assert first.wait() == PREEMPTED
+    assert first.wait() == ExitCode.PREEMPTED
     assert run.steps() == [20] and state_of(run)[:2] == ("preempted", 20)
 
 
-def test_SIGTERM_in_a_directory_that_turned_read_only_has_its_exit_code(make_run):
+def test_sigterm_in_a_read_only_directory_has_its_exit_code(make_run):
     run = make_run()
     trainer = start_and_stall(run)
     pathlib.Path(f"{run.model_dir}.read_only").touch()
     trainer.kill(signal.SIGTERM)
-    assert trainer.wait() == PREEMPTED, trainer.tail()
+    assert trainer.wait() == ExitCode.PREEMPTED, trainer.tail()
     assert "Step 20 could not be saved: Read-only system" in trainer.tail()
     assert "Stopped at step 20; nothing is saved: signal SIGTERM" in trainer.tail()
-    assert "does not say that the run is preempted: Read-only" in trainer.tail()
+    assert "it lacks the final state 'preempted': Read-only" in trainer.tail()
     assert run.steps() == [] and state_of(run).state == "running"

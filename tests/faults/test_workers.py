@@ -1,7 +1,7 @@
-"""What happens to one worker of several, and what the others make of it.
+"""Stops or kills one of several workers and checks the others.
 
-Two processes of two replicas each stand in for two machines of two GPUs. The first test
-is the short version; the second does the same many times over, at random moments.
+Two processes with two replicas each stand for two machines with two GPUs each. The
+first test is the short version. The second injects faults many times, at random times.
 """
 
 import random
@@ -14,10 +14,10 @@ import pytest
 import toy_data
 import worker_processes
 from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.exit_codes import ExitCode
 
-PREEMPTED = 42
-PATIENCE = 400  # s; a loaded machine is slow to start TensorFlow four times
-# A batch of all images, whose order and shards then do not matter.
+PATIENCE_SECS = 400  # A loaded machine is slow to start TensorFlow four times.
+# A batch of all images, so that their order and the shards do not matter.
 BATCH = (
     f"BATCH_SIZE = {toy_data.NUM_TRAIN}",
     "Augmentation.horizontal_flip = False",
@@ -49,49 +49,53 @@ def stop_step(worker):
     return int(step)
 
 
-def test_workers_train_stop_and_go_on_together(make_team, tmp_path, data_dir):
+def test_workers_train_stop_and_resume_together(make_team, tmp_path, data_dir):
     team = make_team("MAX_STEPS = 100000")
     chief, other = team.start(num_devices=2)
-    team.wait_for(lambda: 4 in team.steps(), PATIENCE)
+    team.wait_for(lambda: 4 in team.steps(), PATIENCE_SECS)
     other.kill()
-    # The chief cannot go on alone.
-    assert chief.wait(PATIENCE) == PREEMPTED, chief.tail()
+    # The chief cannot continue alone.
+    assert chief.wait(PATIENCE_SECS) == ExitCode.PREEMPTED, chief.tail()
     last = team.steps()[-1]
     assert stop_step(chief) == last
     assert "another worker was lost" in chief.tail()
-    # All started again, they go on, and stop at one step when one of them is told to.
-    # On one device each: tracing the exchanges of two takes 20 s of a processor more.
+    # After a restart they resume. When one of them is stopped, all stop at one step.
+    # They have one device each: tracing collectives of two takes 20 s more CPU time.
     chief, other = team.start(num_devices=1)
-    team.wait_for(lambda: team.steps()[-1] > last, PATIENCE)
+    team.wait_for(lambda: team.steps()[-1] > last, PATIENCE_SECS)
     other.kill(signal.SIGTERM)
-    assert [w.wait(PATIENCE) for w in (chief, other)] == [PREEMPTED] * 2, chief.tail()
+    assert [w.wait(PATIENCE_SECS) for w in (chief, other)] == [
+        ExitCode.PREEMPTED
+    ] * 2, chief.tail()
     assert stop_step(chief) == stop_step(other) == team.steps()[-1] > last
     assert "worker 1 was asked to stop" in chief.tail()
     assert "signal SIGTERM" in other.tail()
-    # The first steps are those of one process and one replica.
+    # The first steps are equal to those of one process with one replica.
     alone = toy_data.experiment(
         tmp_path / "alone", data_dir, *team.bindings, "MAX_STEPS = 4"
     )
     expected = checkpoints.read(toy_data.train(alone))
-    found = checkpoints.read(checkpoints.path_of(str(team.model_dir), 4))
-    assert found.keys() == expected.keys()
+    trained = checkpoints.read(checkpoints.path_of(str(team.model_dir), 4))
+    assert trained.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(trained[name], value, rtol=1e-3, atol=1e-5)
 
 
 class Supervisor:
-    """Starts each worker again, as soon as it has ended badly."""
+    """Restarts each worker as soon as it exits with an error."""
 
     def __init__(self, team):
-        self.team, self.workers, self.codes = team, team.start(num_devices=1), []
+        self.team = team
+        self.workers = team.start(num_devices=1)
+        self.codes = []
 
     def wait_for(self, condition):
-        self.team.wait_for(lambda: self._look() or condition(), 3 * PATIENCE)
+        self.team.wait_for(lambda: self._restart() or condition(), 3 * PATIENCE_SECS)
 
     def is_over(self):
         return all(worker.code == 0 for worker in self.workers)
 
-    def _look(self):
+    def _restart(self):
         for index, worker in enumerate(self.workers):
             if worker.code not in (None, 0):
                 self.codes.append(worker.code)
@@ -99,7 +103,7 @@ class Supervisor:
 
 
 @pytest.mark.slow
-def test_workers_outlive_twenty_signals(make_team):
+def test_workers_survive_twenty_signals(make_team):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -112,4 +116,4 @@ def test_workers_outlive_twenty_signals(make_team):
         rng.choice(supervisor.workers).kill(number)
     supervisor.wait_for(supervisor.is_over)
     assert team.steps()[-1] == 3000
-    assert set(supervisor.codes) <= {PREEMPTED, -signal.SIGKILL}
+    assert set(supervisor.codes) <= {ExitCode.PREEMPTED, -signal.SIGKILL}

@@ -1,4 +1,4 @@
-"""The commands in this process, as their command lines would run them."""
+"""Runs commands in this process, with the flags of a command line."""
 
 from absl import flags
 from absl.testing import flagsaver
@@ -7,11 +7,19 @@ import toy_data
 from retinanet_tpu import train
 
 
-def run(main, model_dir, data_dir, *bindings, **more):
-    """Runs a command's main() on the tiny network; more flags by name."""
+def run(main, model_dir, data_dir, *bindings, **flag_values):
+    """Runs the main() of a command on the tiny network.
+
+    Args:
+      main: The function.
+      model_dir: The value of --model_dir.
+      data_dir: The data directory of train.main.
+      *bindings: The gin bindings of train.main.
+      **flag_values: The values of other flags.
+    """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
-    settings = {"model_dir": str(model_dir)} | more
+    settings = {"model_dir": str(model_dir)} | flag_values
     if main is train.main:
         settings["gin_file"] = [str(toy_data.GIN_CONFIGS / "quickstart.gin")]
         settings["gin_param"] = [

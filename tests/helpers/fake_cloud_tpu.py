@@ -1,4 +1,4 @@
-"""Google Cloud on this machine, with one TPU whose life a test writes."""
+"""Serves the Cloud TPU API on this machine, with one TPU that a test controls."""
 
 import collections
 import contextlib
@@ -21,32 +21,39 @@ _METHOD = {
 
 
 def node(state="READY", version="2.20.0", hosts=1, **more):
-    """Returns a TPU as the API describes it, healthy where it is ready."""
+    """Returns the API's description of a TPU, which is healthy if it is ready."""
     health = {"health": "HEALTHY"} if state == "READY" else {}
     endpoints = [{"ipAddress": f"10.0.0.{i + 2}", "port": 8470} for i in range(hosts)]
-    told = {"state": state, "tensorflowVersion": version, "networkEndpoints": endpoints}
-    return told | health | more
+    description = {
+        "state": state,
+        "tensorflowVersion": version,
+        "networkEndpoints": endpoints,
+    }
+    return description | health | more
 
 
 class Cloud:
-    """What the server answers, what it was asked, and a clock of its own.
+    """The answers and requests of the server, and a clock.
 
     Attributes:
-      answers: of the API about the TPU: dicts, or numbers for HTTP errors. Each sleep
-        goes to the next, and the last one stays.
-      requests: "METHOD path" of all that came.
-      version_code: what the version switcher answers.
-      token_code: what is answered to who wants a token.
-      secs: what the clock shows.
+      answers: The API's answers for the TPU: dicts, or numbers for HTTP errors. Each
+        sleep moves to the next answer; the last one remains.
+      requests: "METHOD path" of all requests.
+      version_code: The HTTP code of the version switcher.
+      token_code: The HTTP code of requests for a token.
+      secs: The time of the clock, in seconds.
+      sleeps: The durations of all sleeps, in seconds.
     """
 
     def __init__(self):
-        self.answers, self.requests = collections.deque([node()]), []
+        self.answers = collections.deque([node()])
+        self.requests = []
         self.version_code = self.token_code = 200
-        self.secs, self.sleeps = 0.0, []
+        self.secs = 0.0
+        self.sleeps = []
 
-    def say(self, *answers):
-        """Sets the answers."""
+    def set_answers(self, *answers):
+        """Sets the answers of the API."""
         self.answers = collections.deque(answers)
 
     def clock(self):
@@ -60,12 +67,12 @@ class Cloud:
 
     @property
     def changes(self):
-        """All requests that would change something."""
+        """The requests that would change something."""
         reads = ("GET ", "POST /token")
         return [request for request in self.requests if not request.startswith(reads)]
 
-    def answer(self, method, path, is_known):
-        """Returns code and body."""
+    def answer(self, method, path, is_authorized):
+        """Returns the HTTP code and the body."""
         self.requests.append(f"{method} {path}")
         head, _, rest = path.lstrip("/").partition("/")
         if head == "token":
@@ -77,15 +84,15 @@ class Cloud:
             return 200, self._discovery
         if head == "requestversion":
             return self.version_code, ""
-        if not is_known:
+        if not is_authorized:
             return 401, {}
         if rest.partition("?")[0] != _NODE + NAME:
             return 404, {}
-        said = self.answers[0]
-        return (said, {}) if isinstance(said, int) else (200, said)
+        answer = self.answers[0]
+        return (answer, {}) if isinstance(answer, int) else (200, answer)
 
     def serve_at(self, url):
-        """Learns its own address."""
+        """Sets the address in the API's discovery document."""
         nodes = {"nodes": {"methods": {"get": _METHOD}}}
         self._discovery = {
             "name": "tpu",
@@ -101,14 +108,14 @@ class Cloud:
 
 @contextlib.contextmanager
 def serve(monkeypatch, folder):
-    """Yields a Cloud that cloud-tpu-client talks to, with credentials in a folder."""
+    """Yields a Cloud that cloud-tpu-client uses, with credentials in a folder."""
     cloud = Cloud()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.rfile.read(int(self.headers["Content-Length"] or 0))
-            is_known = self.headers["Authorization"] == "Bearer sesame"
-            code, body = cloud.answer(self.command, self.path, is_known)
+            is_authorized = self.headers["Authorization"] == "Bearer sesame"
+            code, body = cloud.answer(self.command, self.path, is_authorized)
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.end_headers()

@@ -1,10 +1,11 @@
-"""Stands in for `gcloud compute tpus tpu-vm`: a slice whose hosts are folders here.
+"""Replaces `gcloud compute tpus tpu-vm`; the hosts of its slice are folders.
 
-A process of its own, as the scripts of tools/deploy/tpu_vm call it.
-FAKE_CLOUD is a folder:
-`calls` gets a line of JSON for each call, `state` is that of the slice, `host0` and so
-on are the home directories of its hosts, and `bin` comes first on their PATH. Where
-there is a file `error`, every call fails with what it says.
+The scripts of tools/deploy/tpu_vm call it as a process. FAKE_CLOUD is a folder with
+  calls        a line of JSON for each call
+  state        the state of the slice
+  host0, …     the home directories of its hosts
+  bin          the first folder on their PATH
+  error        if it exists, every call fails with its text
 """
 
 import contextlib
@@ -23,9 +24,9 @@ SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
 DEADLINE_SECS = 120
 CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
 
-# On a host: notes how it was called. Code given by -c ends as `code_ends` says. As a
-# trainer it ends as the next line of `ends` says, or says that it trains and waits for
-# SIGTERM, which it takes for a preemption.
+# Python on a host. It records its calls. With -c it exits with the code in the file
+# `code_ends`. As a trainer it exits with the next code in the file `ends`. If that is
+# "stopped", it waits for SIGTERM and exits as after a preemption.
 PYTHON = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys
 home = pathlib.Path.home()
@@ -71,20 +72,20 @@ def main(arguments: list[str]) -> int:
         for home in hosts(flags["worker"]):
             shutil.copy(names[0], home / names[1].partition(":")[2])
     elif command == "ssh":
-        # As gcloud does, which hands ssh the words and ssh joins them.
+        # gcloud passes the words to ssh, which joins them.
         script = " ".join(flags["command"].split(" "))
         return max(run(script, home) for home in hosts(flags["worker"]))
     return 0
 
 
 def hosts(worker: str) -> list[pathlib.Path]:
-    """Returns the home directories that --worker means."""
+    """Returns the home directories of the hosts given by --worker."""
     homes = sorted(CLOUD.glob("host*"))
     return homes if worker == "all" else [homes[int(worker)]]
 
 
 def run(script: str, home: pathlib.Path) -> int:
-    """Runs a shell script as a host would; returns its exit code."""
+    """Runs a shell script on a host; returns its exit code."""
     environment = {
         "HOME": str(home),
         "PATH": f"{CLOUD / 'bin'}:{os.environ['PATH']}",
@@ -98,8 +99,15 @@ class Cloud:
     """A slice that this file serves, and the scripts of tools/deploy/tpu_vm for it."""
 
     def __init__(self, folder, flags, num_hosts=1):
-        """Takes where it is, the flags to start trainers with, and its size."""
-        self.folder, self._flags = folder, flags
+        """Initializes the slice.
+
+        Args:
+          folder: The folder FAKE_CLOUD.
+          flags: The flags of start.sh.
+          num_hosts: The number of hosts.
+        """
+        self.folder = folder
+        self._flags = flags
         self.host = folder / "host0"
         for name in ("bin", "local", *(f"host{i}" for i in range(num_hosts))):
             (folder / name).mkdir()
@@ -117,7 +125,7 @@ class Cloud:
         }
 
     def run(self, script, *arguments, **changes):
-        """Runs a script; returns the finished process, its output in one."""
+        """Runs a script; returns the finished process, with stderr in stdout."""
         settings = {k: v for k, v in (self.settings | changes).items() if v is not None}
         return subprocess.run(
             [str(SCRIPTS / script), *arguments],
@@ -133,7 +141,7 @@ class Cloud:
         )
 
     def install(self, *ends):
-        """Makes the slice, as set up, and says how its trainers end."""
+        """Creates the slice after setup.sh, and sets how its trainers end."""
         (self.folder / "state").write_text("READY")
         there = self.host / "retinanet_tpu" / "tools" / "deploy" / "tpu_vm"
         if not there.exists():
@@ -141,29 +149,29 @@ class Cloud:
         (self.host / "ends").write_text(" ".join(ends))
 
     def start(self):
-        """Runs start.sh with a trainer that waits, until that trainer trains."""
+        """Runs start.sh with a trainer that waits; returns once the trainer runs."""
         trains = self.host / "trains"
         os.mkfifo(trains)
         reader = os.open(trains, os.O_RDONLY | os.O_NONBLOCK)
         done = self.run("start.sh", *self._flags)
-        # A writer that comes and goes makes the end of the file readable.
+        # After a writer has closed the file, its end can be read.
         assert select.select([reader], [], [], DEADLINE_SECS)[0], done.stdout
         os.close(reader)
         trains.unlink()
         return done
 
     def calls(self):
-        """Returns the commands so far, without what all of them share."""
+        """Returns the commands so far, without the flags that all of them share."""
         if not (self.folder / "calls").exists():
             return []
         lines = (self.folder / "calls").read_text().splitlines()
         calls = [json.loads(line)[3:] for line in lines]
-        place = ["--project=mine", "--zone=us-east1-d"]
-        assert all(set(place) <= set(call) for call in calls)
-        return [[word for word in call if word not in place] for call in calls]
+        location_flags = ["--project=mine", "--zone=us-east1-d"]
+        assert all(set(location_flags) <= set(call) for call in calls)
+        return [[word for word in call if word not in location_flags] for call in calls]
 
     def trainers(self):
-        """Returns (folder, flags, variables) of each start of a trainer."""
+        """Returns (folder, flags, environment variables) of each start of a trainer."""
         lines = (self.host / "python_calls").read_text().splitlines()
         calls = [json.loads(line) for line in lines]
         return [
@@ -173,7 +181,7 @@ class Cloud:
         ]
 
     def end(self):
-        """Kills what still runs."""
+        """Kills the trainer if it still runs."""
         pid = self.host / "retinanet_tpu_run" / "pid"
         if pid.exists():
             with contextlib.suppress(ProcessLookupError):

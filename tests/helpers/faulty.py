@@ -1,13 +1,14 @@
-"""Runs a command of the package in a process where something goes wrong.
+"""Runs a command of the package in a process with an injected fault.
 
   python faulty.py FAULT retinanet_tpu.evaluate --flags…
 
-killed_before_record  SIGKILL when everything of a score is written but its line
-full_disk             the first 3 writings of eval.jsonl find no space
-clock_jumps           the wall clock is a day early, right or a day late at each look
-read_only             nothing can be written as long as MODEL_DIR.read_only exists
-data_stall            the same; and after 20 batches no other one comes, which
-                      MODEL_DIR.stalled tells
+killed_before_record  SIGKILL after all results of an evaluation are written except
+                      the line of eval.jsonl
+full_disk             the first 3 writes of eval.jsonl fail: no space is left
+clock_jumps           each reading of the wall clock is a day early, right or a day late
+read_only             all writes fail as long as MODEL_DIR.read_only exists
+data_stall            the same; also, the input stops after 20 batches and creates the
+                      file MODEL_DIR.stalled
 """
 
 import os
@@ -37,7 +38,8 @@ def killed_before_record():
 
 
 def full_disk():
-    write_whole, failures = files.write_whole, [None] * 3
+    write_whole = files.write_whole
+    failures = [None] * 3
 
     def fail(path, text):
         if path.endswith(summaries.EVALUATIONS) and failures:
@@ -49,8 +51,9 @@ def full_disk():
 
 
 def clock_jumps():
-    right, day = time.time, 86400
-    time.time = lambda: right() + random.choice([-day, 0, day])
+    true_time = time.time
+    day_secs = 86400
+    time.time = lambda: true_time() + random.choice([-day_secs, 0, day_secs])
 
 
 def data_stall():
@@ -93,7 +96,7 @@ def _model_dir():
 
 if __name__ == "__main__":
     fault, module = sys.argv[1:3]
-    faults = (killed_before_record, full_disk, clock_jumps, data_stall, read_only)
-    {f.__name__: f for f in faults}[fault]()
+    inject_fns = (killed_before_record, full_disk, clock_jumps, data_stall, read_only)
+    {fn.__name__: fn for fn in inject_fns}[fault]()
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""A model of one matrix, to test the estimator without detection."""
+"""A linear model to test the estimator without detection."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,8 @@ NUM_EXAMPLES = 64
 
 
 class Linear(tf.Module):
+    """The network: three inputs, one output."""
+
     def __init__(self):
         with tf.name_scope("linear"):
             self.matrix = replicas.make_variable(
@@ -26,10 +28,11 @@ class Linear(tf.Module):
 
 
 class Descent:
-    """Plain gradient descent that counts its steps in a slot."""
+    """An optimizer: gradient descent that counts its steps in a slot."""
 
     def __init__(self, network, rate=0.1):
-        self._weights, self._rate = list(network.trainable_variables), rate
+        self._weights = list(network.trainable_variables)
+        self._rate = rate
         self._count = replicas.make_variable(0.0, name="count")
         self.variables = {"slots/count": self._count}
 
@@ -45,12 +48,13 @@ class Descent:
 
 
 def examples():
+    """Returns float32 inputs [NUM_EXAMPLES, 3] and outputs [NUM_EXAMPLES, 1]."""
     x = np.random.default_rng(0).normal(size=[NUM_EXAMPLES, 3]).astype(np.float32)
     return x, (x @ [[1.0], [2.0], [3.0]] + 0.5).astype(np.float32)
 
 
 def train_input_fn(params):
-    """Endless batches, from first_step on."""
+    """Returns endless batches, starting at the step of the context."""
     batch_size, context = params["batch_size"], params["context"]
     dataset = tf.data.Dataset.from_tensor_slices(examples()).repeat()
     used = context.first_step * batch_size * context.num_of_replicas_per_host
@@ -81,9 +85,10 @@ def mean_output(batches):
 
 
 def make_estimator(
-    model_dir, *, num_replicas=1, fn=model_fn, update_fn=Descent, **more
+    model_dir, *, num_replicas=1, fn=model_fn, update_fn=Descent, **settings
 ):
-    settings = {"save_checkpoints_steps": 10, "iterations_per_loop": 4} | more
+    """Returns an estimator of the linear model; `settings` override RunConfig's."""
+    settings = {"save_checkpoints_steps": 10, "iterations_per_loop": 4} | settings
     loop = run_config.TPUConfig(
         iterations_per_loop=settings.pop("iterations_per_loop"),
         jit_compile=settings.pop("jit_compile", False),
@@ -104,11 +109,11 @@ def make_estimator(
 
 
 def lowered(num_replicas):
-    """Returns the HLO of the training step, for that many replicas."""
-    where = lower.AheadOfTimeStrategy(num_replicas)
-    with where.scope():
+    """Returns the HLO of the training step for a number of replicas."""
+    ahead_of_time = lower.AheadOfTimeStrategy(num_replicas)
+    with ahead_of_time.scope():
         network = Linear()
         state = train_step.TrainState(network, Descent(network))
     step_fn = train_step.make_step_fn(state, model_fn, dict)
     batch = (tf.TensorSpec([4, 3]), tf.TensorSpec([4, 1]))
-    return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], where).hlo
+    return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], ahead_of_time).hlo

@@ -1,19 +1,20 @@
-"""A cloud VM's metadata server on this machine, which says what a test wants."""
+"""Serves the metadata of a cloud VM on this machine."""
 
 import contextlib
 import http.server
 import threading
+from collections.abc import Iterator, Mapping
 
 
 @contextlib.contextmanager
-def serve(said):
-    """Yields "host:port" of a server of {path under instance/: text}."""
+def serve(values: Mapping[str, str]) -> Iterator[str]:
+    """Yields "host:port" of a server with values by path under instance/."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            text = said.get(self.path.removeprefix("/computeMetadata/v1/instance/"))
-            is_asked_right = self.headers["Metadata-Flavor"] == "Google"
-            self.send_response(200 if text and is_asked_right else 403)
+            text = values.get(self.path.removeprefix("/computeMetadata/v1/instance/"))
+            has_header = self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if text and has_header else 403)
             self.end_headers()
             self.wfile.write((text or "").encode())
 

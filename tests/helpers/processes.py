@@ -1,4 +1,4 @@
-"""A trainer and its sidecars as processes, to be killed, and what is left of them."""
+"""Runs a trainer and its sidecars as processes that tests stop or kill."""
 
 import contextlib
 import json
@@ -15,7 +15,8 @@ import toy_data
 from retinanet_tpu.estimator.model_dir import checkpoints
 
 FAULTY = pathlib.Path(__file__).parent / "faulty.py"
-# So quick that starting a process is most of the time; findings, so that scores differ.
+# Steps are so fast that most time is spent on starting processes. The low score
+# threshold gives each checkpoint detections, so that their results differ.
 BINDINGS = (
     *toy_data.TINY,
     *toy_data.TWO_LEVELS,
@@ -25,7 +26,7 @@ BINDINGS = (
     "TrainingPlan.evaluate_during_training = False",
     "RunConfig.heartbeat_secs = 1",
 )
-# XLA's LLVM passes are most of a start, as in conftest.py; GPUs are left alone.
+# XLA's LLVM passes take most of the start-up time, as in conftest.py. GPUs are hidden.
 ENVIRONMENT = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "CUDA_VISIBLE_DEVICES": "",
@@ -35,7 +36,11 @@ ENVIRONMENT = {
 
 
 class Process:
-    """A command of the package; its log goes to a file."""
+    """A process that runs a command of the package and writes its log to a file.
+
+    Attributes:
+      log: The log file.
+    """
 
     def __init__(
         self,
@@ -45,14 +50,14 @@ class Process:
         fault: str = "",
         has_terminal: bool = False,
     ):
-        """Starts it.
+        """Starts the process.
 
         Args:
-          command: "train" or "evaluate".
-          flags: of the command.
-          log: file for all that it says.
-          fault: what is to go wrong inside it, see faulty.py.
-          has_terminal: it writes to a pipe instead of the log, for `hang_up`.
+          command: The command, "train" or "evaluate".
+          *flags: The flags of the command.
+          log: The file for the output.
+          fault: The fault to inject, see faulty.py.
+          has_terminal: Whether it writes to a pipe instead of the log, for `hang_up`.
         """
         module = f"retinanet_tpu.{command}"
         start = [str(FAULTY), fault, module] if fault else ["-m", module]
@@ -67,21 +72,21 @@ class Process:
 
     @property
     def code(self) -> int | None:
-        """The exit code; minus the signal that killed it; None while it runs."""
+        """The exit code, minus the number of a signal, or None while it runs."""
         return self._popen.poll()
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if the process still runs."""
         if self.code is None:
             self._popen.send_signal(number)
 
     def hang_up(self) -> None:
-        """Does what the end of an ssh session does to a process."""
+        """Closes the pipe and sends SIGHUP, as the end of an ssh session does."""
         self._popen.stdout.close()
         self.kill(signal.SIGHUP)
 
     def wait(self, secs: float = 120) -> int:
-        """Returns the exit code once it has ended."""
+        """Waits until the process has ended; returns the exit code."""
         try:
             return self._popen.wait(secs)
         except subprocess.TimeoutExpired:
@@ -96,7 +101,13 @@ class Process:
 
 
 class Run:
-    """A model_dir, and the processes at it."""
+    """A model_dir and the processes that use it.
+
+    Attributes:
+      model_dir: The directory.
+      bindings: The gin bindings of the trainer.
+      processes: All processes that were started.
+    """
 
     def __init__(self, model_dir, data_dir, *bindings: str):
         self.model_dir = pathlib.Path(model_dir)
@@ -124,28 +135,34 @@ class Run:
         return self._start("evaluate", *flags, fault=fault)
 
     def steps(self) -> list[int]:
-        """Returns the steps of the checkpoints that are whole."""
+        """Returns the steps of the complete checkpoints."""
         return checkpoints.steps(str(self.model_dir))
 
     def records(self) -> list[dict]:
-        """Returns the lines of eval.jsonl, all of which must be whole."""
+        """Returns the records of eval.jsonl; every line must be valid."""
         path = self.model_dir / "eval" / "eval.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
     def check(self, reference: dict[int, dict]) -> tuple[int, int]:
-        """Compares with a run to which nothing happened; counts those kept and scored.
+        """Compares the results with those of an undisturbed run.
 
-        Every checkpoint that is there must be scored, and every score be the same.
+        Every remaining checkpoint must be evaluated, and all results must be equal.
+
+        Args:
+          reference: The results of the undisturbed run, by step.
+        Returns:
+          The number of remaining checkpoints and the number of evaluated ones.
         """
-        kept, got = self.steps(), scores(self.records())
-        assert kept and set(kept) <= set(got)
-        for step, score in got.items():
-            assert score == pytest.approx(reference[step], rel=1e-5)
-        return len(kept), len(got)
+        kept = self.steps()
+        evaluated = results(self.records())
+        assert kept and set(kept) <= set(evaluated)
+        for step, values in evaluated.items():
+            assert values == pytest.approx(reference[step], rel=1e-5)
+        return len(kept), len(evaluated)
 
     def truncate(self, step: int) -> None:
-        """Cuts a checkpoint's data in half."""
+        """Truncates the data of a checkpoint to half of its size."""
         (shard,) = self.model_dir.glob(f"model.ckpt-{step}.data-*")
         os.truncate(shard, shard.stat().st_size // 2)
 
@@ -155,7 +172,7 @@ class Run:
             path.unlink(missing_ok=True)
 
     def wait_for(self, condition, secs: float = 120) -> None:
-        """Waits until something is so."""
+        """Waits until a condition is true."""
         end = time.monotonic() + secs
         while not condition():
             if time.monotonic() > end:
@@ -164,22 +181,22 @@ class Run:
             time.sleep(0.02)
 
     def end(self) -> None:
-        """Kills what still runs."""
+        """Kills all processes that still run."""
         for process in self.processes:
             process.kill()
             with contextlib.suppress(AssertionError):
                 process.wait()
 
-    def _start(self, command, *flags, **more):
+    def _start(self, command, *flags, **settings):
         log = self.model_dir.parent / f"{self.model_dir.name}-{len(self.processes)}.log"
         flags = (f"--model_dir={self.model_dir}", *flags)
-        process = Process(command, *flags, log=log, **more)
+        process = Process(command, *flags, log=log, **settings)
         self.processes.append(process)
         return process
 
 
-def scores(records: list[dict]) -> dict[int, dict[str, float]]:
-    """Returns what was measured, by step; each step once, under its own name."""
+def results(records: list[dict]) -> dict[int, dict[str, float]]:
+    """Returns the metrics by step; checks that each step has one correct line."""
     steps = [record["global_step"] for record in records]
     assert len(set(steps)) == len(steps), f"A step has two lines: {steps}"
     for record in records:

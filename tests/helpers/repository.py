@@ -1,4 +1,4 @@
-"""Where the parts of this repository are."""
+"""Returns paths and settings of this repository."""
 
 import pathlib
 import re
@@ -7,6 +7,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def setting(name: str) -> str:
-    """Returns the right side of a line of pyproject.toml, as text."""
+    """Returns the text after `name = ` in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text()
     return re.search(f"^{name} = (.+)$", text, re.MULTILINE)[1]

@@ -1,4 +1,4 @@
-"""A server that finds many objects without having been trained."""
+"""Makes a serving module with random weights that has many detections."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ CATEGORIES = category_map.Categories(
 
 
 def make(*bindings: str, seed: int = 0) -> server.ServingModule:
-    """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
+    """Returns a tiny module whose scores spread over (0, 1); index 1 is unused."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
     run = toy_data.experiment(None, "no_data", *settings)
     recipe = dataclasses.replace(run.recipe, categories=CATEGORIES)

@@ -1,4 +1,4 @@
-"""Commands and tools as processes, with TensorFlow started once for many runs."""
+"""Runs commands and tools as processes; one TensorFlow start serves many runs."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ _ENVIRONMENT = {
     "PYTHONPATH": str(repository.ROOT),
     "CUDA_VISIBLE_DEVICES": "",
 }
-# Runs a tool's main() once for each line of flags: TensorFlow starts only once.
+# Runs the main() of a command once for each line of flags. TensorFlow starts once.
 _SERVER = """
 import contextlib, importlib, io, json, sys, traceback
 from absl import flags
@@ -36,19 +36,19 @@ for line in sys.stdin:
 
 
 def path(tool):
-    """Returns the path of a program, given relative to the repository."""
+    """Returns the absolute path of a program of the repository."""
     return str(repository.ROOT / tool)
 
 
 def run_python(*arguments):
-    """Runs Python in a process of its own; returns its status and what it wrote."""
+    """Runs Python in another process; returns its exit code and output."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT)
 
 
 @contextlib.contextmanager
 def serve(command):
-    """Yields a function that runs a command's main() with flags, as often as needed."""
+    """Yields a function that runs the main() of a command with flags."""
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER, f"retinanet_tpu.{command}"],
         stdin=subprocess.PIPE,

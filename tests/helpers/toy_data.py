@@ -1,4 +1,4 @@
-"""A data directory of a few drawn images, and the smallest RetinaNet to see them."""
+"""Makes a data directory of a few drawn images, and the smallest RetinaNet for it."""
 
 import functools
 import pathlib
@@ -14,11 +14,11 @@ from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.task import configurables
 
 GIN_CONFIGS = repository.ROOT / "gin_configs"
-# Ids with gaps and not from 1, so that an index never passes for an id.
+# Ids with gaps that do not start at 1, so that no index is equal to an id.
 CATEGORIES = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
 COLORS = {3: (220, 30, 30), 7: (30, 30, 220)}
 NUM_TRAIN, NUM_VAL = 12, 6
-# On top of quickstart.gin: nothing can be smaller and still have all parts.
+# Bindings on top of quickstart.gin: the smallest network that has all parts.
 TINY = (
     "NUM_CLASSES = 2",
     "ResNet.width = 8",
@@ -36,7 +36,7 @@ TINY = (
     "TPUConfig.iterations_per_loop = 2",
     "cosine.warmup_steps = 1",
 )
-# A pyramid of P4 and P5 only, for tests that compile much or trace many replicas.
+# A pyramid of P4 and P5 only, for tests that compile or trace many replicas.
 TWO_LEVELS = (
     "IMAGE_SIZE = (64, 64)",
     "FPN.min_level = 4",
@@ -45,7 +45,7 @@ TWO_LEVELS = (
     "Anchors.max_level = 5",
     "Anchors.size = 1.0",
 )
-# AdamW divides by the gradient's own size, so that its rounding errors become moves.
+# AdamW divides by the size of the gradient, which amplifies rounding errors.
 SGD = (
     "WeightUpdate.optimizer = @SGD()",
     "SGD.learning_rate = @constant_rate",
@@ -54,23 +54,23 @@ SGD = (
 
 
 def write(data_dir: pathlib.Path) -> str:
-    """Writes records, annotations and categories of two splits; returns the folder."""
+    """Writes a data directory with the splits train and val; returns its path."""
     write_split(data_dir, "train", NUM_TRAIN, first_id=100)
     write_split(data_dir, "val", NUM_VAL, first_id=500)
-    listed = category_map.from_coco(CATEGORIES)
-    category_map.write(listed, f"{data_dir}/{category_map.FILE_NAME}")
+    categories = category_map.from_coco(CATEGORIES)
+    category_map.write(categories, f"{data_dir}/{category_map.FILE_NAME}")
     return str(data_dir)
 
 
 def write_split(data_dir, split, count, *, first_id=1):
-    """Writes `split.json`, two record files, and the images in data_dir/pictures."""
-    pictures = pathlib.Path(data_dir) / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    images = [_draw(pictures, first_id + i) for i in range(count)]
+    """Writes `<split>.json`, two record files, and images in data_dir/pictures."""
+    images_dir = pathlib.Path(data_dir) / "pictures"
+    images_dir.mkdir(parents=True, exist_ok=True)
+    images = [_draw(images_dir, first_id + i) for i in range(count)]
     annotated = annotations.AnnotatedSet(images, CATEGORIES)
     converter.write_shards(
         annotated,
-        images_dir=str(pictures),
+        images_dir=str(images_dir),
         output_dir=str(data_dir),
         split=split,
         num_shards=2,
@@ -79,7 +79,7 @@ def write_split(data_dir, split, count, *, first_id=1):
 
 
 def parse(data_dir, *bindings: str) -> str:
-    """Configures gin for the tiny network; returns the whole configuration."""
+    """Configures gin for the tiny network; returns the full configuration."""
     return gin_files.parse(
         [str(GIN_CONFIGS / "quickstart.gin")],
         [*TINY, f"DATA_DIR = '{data_dir}'", *bindings],
@@ -88,10 +88,19 @@ def parse(data_dir, *bindings: str) -> str:
 
 
 def experiment(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
-    """Returns the tiny run on logical CPUs; model_dir None makes only its network."""
+    """Returns the tiny run on logical CPUs.
+
+    Args:
+      model_dir: The directory of the run; None if only its network is used.
+      data_dir: The data directory.
+      *bindings: Further gin bindings.
+      num_replicas: The number of logical CPUs.
+    """
     parse(data_dir, *bindings)
-    where = functools.partial(strategy.make_strategy, "cpu", num_devices=num_replicas)
-    return configurables.make_run(model_dir and str(model_dir), strategy_fn=where)
+    strategy_fn = functools.partial(
+        strategy.make_strategy, "cpu", num_devices=num_replicas
+    )
+    return configurables.make_run(model_dir and str(model_dir), strategy_fn=strategy_fn)
 
 
 def train(run, max_steps: int | None = None) -> str:
@@ -102,14 +111,14 @@ def train(run, max_steps: int | None = None) -> str:
 
 
 def train_dataset(run, batch_size: int = 8):
-    """Returns the batches that one replica trains on."""
+    """Returns the training batches of a single replica."""
     context = spec.TPUContext(num_replicas=1, num_hosts=1, current_host=0)
     params = run.params | {"batch_size": batch_size, "context": context}
     return run.train_spec.input_fn(params)
 
 
-def _draw(pictures, image_id):
-    """Draws one to three colored rectangles on gray, lying or standing."""
+def _draw(images_dir, image_id):
+    """Draws one to three colored rectangles on gray, in landscape or portrait."""
     rng = np.random.default_rng(image_id)
     height, width = (96, 128) if image_id % 2 else (128, 96)
     pixels = rng.normal(128, 8, [height, width, 3])
@@ -120,11 +129,11 @@ def _draw(pictures, image_id):
         y, x = rng.integers(0, height - h), rng.integers(0, width - w)
         pixels[y : y + h, x : x + w] = COLORS[category]
         box = tuple(float(v) for v in (x, y, w, h))
-        identity = 10 * image_id + number
+        object_id = 10 * image_id + number
         objects.append(
-            annotations.AnnotatedObject(identity, category, box, float(h * w), False)
+            annotations.AnnotatedObject(object_id, category, box, float(h * w), False)
         )
     name = f"{image_id}.jpg"
-    picture = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    picture.save(pictures / name)
+    image = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image.save(images_dir / name)
     return annotations.AnnotatedImage(image_id, name, height, width, tuple(objects))

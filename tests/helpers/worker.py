@@ -1,9 +1,9 @@
-"""Runs a module of the package as a worker with several logical CPUs as its replicas.
+"""Runs a module of the package as a worker with several logical CPUs as replicas.
 
   python worker.py NUM_DEVICES retinanet_tpu.train --flags…
 
-TensorFlow takes one CPU of each worker; this has it take as many as there are, as it
-does with GPUs. Given a file instead of a module, it runs that.
+TensorFlow uses one CPU of each worker. This script makes it use NUM_DEVICES logical
+CPUs, as it does with GPUs. The argument may also be a file instead of a module.
 """
 
 import os
@@ -14,8 +14,8 @@ import tensorflow as tf
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
 
-def take_cpus(num_devices: int) -> None:
-    """Makes logical CPUs, and has the strategy of several workers use all of them."""
+def use_logical_cpus(num_devices: int) -> None:
+    """Makes logical CPUs, all of which the strategy of several workers uses."""
 
     def local_devices(self, resolver, worker):
         return tuple(f"{worker}/device:CPU:{i}" for i in range(num_devices)), "CPU"
@@ -29,7 +29,7 @@ def take_cpus(num_devices: int) -> None:
 
 
 if __name__ == "__main__":
-    take_cpus(int(sys.argv[1]))
+    use_logical_cpus(int(sys.argv[1]))
     target, sys.argv = sys.argv[2], sys.argv[2:]
     if os.path.exists(target):
         runpy.run_path(target, run_name="__main__")

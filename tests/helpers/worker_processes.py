@@ -1,4 +1,4 @@
-"""Workers as processes on this machine, each with logical CPUs as its replicas."""
+"""Starts workers as processes of this machine, with logical CPUs as replicas."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _WORKER = pathlib.Path(__file__).parent / "worker.py"
 
 
 class Worker(processes.Process):
-    """A module or file that runs as one of several workers."""
+    """A process that runs a module or file as one of several workers."""
 
     def __init__(
         self,
@@ -25,7 +25,15 @@ class Worker(processes.Process):
         tf_config: str,
         num_devices: int,
     ):
-        """Starts it."""
+        """Starts the process.
+
+        Args:
+          target: The module or file.
+          *flags: The flags of the command line.
+          log: The file for the output.
+          tf_config: The value of TF_CONFIG.
+          num_devices: The number of logical CPUs of the worker.
+        """
         self.log = log
         path = os.pathsep.join([str(repository.ROOT), os.environ.get("PYTHONPATH", "")])
         with log.open("w") as out:
@@ -40,7 +48,7 @@ class Worker(processes.Process):
 
 
 class Team(processes.Run):
-    """A model_dir, and workers that train in it."""
+    """A model_dir and the workers that train in it."""
 
     def __init__(self, model_dir, data_dir, *bindings: str, count: int = 2):
         super().__init__(model_dir, data_dir, *bindings)
@@ -72,13 +80,13 @@ class Team(processes.Run):
 
 
 def tf_config(addresses: list[str], index: int) -> str:
-    """Returns the TF_CONFIG of one of the workers at some addresses."""
+    """Returns the TF_CONFIG of the worker with an index."""
     task = {"type": "worker", "index": index}
     return json.dumps({"cluster": {"worker": addresses}, "task": task})
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine that nobody listens at."""
+    """Returns ports of this machine that are not in use."""
     sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:

@@ -183,7 +183,7 @@ def test_files_run_with_as_many_threads_as_wanted(artifact):
 def test_saved_model_below_brackets_says_why_it_cannot_be_read(tmp_path):
     directory = tmp_path / "run[1]"
     touch(directory / "saved_model.pb")
-    with pytest.raises(errors.UserError, match=r"'\[1\]' for a pattern; use a path"):
+    with pytest.raises(errors.UserError, match=r"'\[1\]' as a pattern; use a path"):
         artifacts.load(str(directory))
 
 
@@ -253,7 +253,7 @@ def test_saved_model_below_brackets_is_refused(tmp_path):
     module = tf.Module()
     module.variable = tf.Variable(1.0)
     tf.saved_model.save(module, path)
-    with pytest.raises(errors.UserError, match=r"--model is .* for a pattern"):
+    with pytest.raises(errors.UserError, match=r"--model is .* as a pattern"):
         artifacts.load(artifacts.find(path))
 
 

@@ -1,4 +1,4 @@
-"""What happens before TensorFlow is imported, where its TPU build is installed."""
+"""Tests the checks before TensorFlow is imported, with its TPU build installed."""
 
 import ast
 import os
@@ -18,6 +18,7 @@ PROGRAMS = sorted(
     for path in repository.ROOT.glob(pattern)
     if re.search("^(from|import) retinanet_tpu", path.read_text(), re.MULTILINE)
     and '__name__ == "__main__"' in path.read_text()
+    and path.name != "__main__.py"  # It does not import TensorFlow.
 )
 USES_TPU = {"retinanet_tpu/train.py", "tools/examples/train_digits.py"}
 PLUGIN = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
@@ -33,7 +34,7 @@ def name_of(path):
 
 
 def write_packages(folder, packages):
-    """Writes the metadata of packages, as pip leaves it."""
+    """Writes the metadata of packages, as pip does."""
     for name, version in packages.items():
         info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir(parents=True)
@@ -42,7 +43,7 @@ def write_packages(folder, packages):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Returns a function after which these packages, and no others, are installed."""
+    """Returns a function that makes exactly the given packages appear installed."""
 
     def install_only(**versions):
         packages = {name.replace("_", "-"): v for name, v in versions.items()}
@@ -69,10 +70,14 @@ def install(tmp_path, monkeypatch):
         ("2.19.1", "0.0.10", True),
         ("2.19.1", "0.0.10.1", False),
         ("2.19.1", "0.0.21", False),
-        ("2.18.0", "2.18.0", True),  # Has no row; its wheel requires exactly this.
+        (
+            "2.18.0",
+            "2.18.0",
+            True,
+        ),  # Not in the table; its wheel requires exactly this version.
     ],
 )
-def test_a_pair_that_would_abort_is_refused(install, build, libtpu, fits):
+def test_versions_that_would_abort_are_refused(install, build, libtpu, fits):
     install(tensorflow_tpu=build, libtpu=libtpu)
     if fits:
         checks.check(build, {})
@@ -88,12 +93,12 @@ def test_the_refusal_contains_the_command_that_corrects_it(install):
     assert str(caught.value) == MISFIT
 
 
-def test_a_libtpu_of_the_machines_image_is_not_judged(install):
+def test_a_libtpu_of_the_machines_image_is_not_checked(install):
     install(tensorflow_tpu="2.20.0")
     checks.check("2.20.0", {})
 
 
-def test_only_the_library_that_is_loaded_is_judged(install):
+def test_only_the_library_that_is_loaded_is_checked(install):
     library = install(tensorflow_tpu="2.20.0", libtpu="0.0.52")
     checks.check("2.20.0", {"TPU_LIBRARY_PATH": "/lib/libtpu.so"})
     checks.check("2.20.0", {"TPU_LOAD_LIBRARY": "0"})
@@ -114,14 +119,14 @@ def test_two_builds_of_tensorflow_are_refused(install, other):
     )
 
 
-def test_a_plugin_without_the_library_it_needs_is_refused(install):
+def test_a_plugin_without_its_library_is_refused(install):
     install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
     environment = {"TPU_LOAD_LIBRARY": "0", PLUGIN: "/lib/libtpu.so"}
     with pytest.raises(errors.UserError, match=f"run: unset {PLUGIN}"):
         checks.check("2.20.0", environment)
 
 
-def test_the_extras_require_what_is_checked():
+def test_the_extras_require_the_checked_versions():
     extras = (repository.ROOT / "pyproject.toml").read_text()
     for build, libtpu in checks.LIBTPU.items():
         assert re.search(rf'"tensorflow-tpu[=~]={build}\.\d", "{libtpu}"', extras)
@@ -140,7 +145,9 @@ def test_the_extras_require_what_is_checked():
         ("tpu7x-8", True),
     ],
 )
-def test_the_accelerator_type_says_whether_a_tpu_needs_pjrt(tmp_path, kind, expected):
+def test_the_accelerator_type_decides_whether_a_tpu_needs_pjrt(
+    tmp_path, kind, expected
+):
     assert checks.needs_pjrt({"TPU_ACCELERATOR_TYPE": kind}, tmp_path) == expected
 
 
@@ -156,12 +163,14 @@ def test_the_accelerator_type_says_whether_a_tpu_needs_pjrt(tmp_path, kind, expe
         ("0x10de", "0x0063", False),
     ],
 )
-def test_else_the_devices_of_the_machine_say_so(tmp_path, vendor, chip, expected):
-    for place, ids in {"0": ("0x8086", "0x1237"), "5": (vendor, chip)}.items():
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "vendor").write_text(f"{ids[0]}\n")
-        (tmp_path / place / "device").write_text(f"{ids[1]}\n")
-    (tmp_path / "6").mkdir()  # Gone while it is read.
+def test_without_an_accelerator_type_the_pci_devices_decide(
+    tmp_path, vendor, chip, expected
+):
+    for slot, ids in {"0": ("0x8086", "0x1237"), "5": (vendor, chip)}.items():
+        (tmp_path / slot).mkdir()
+        (tmp_path / slot / "vendor").write_text(f"{ids[0]}\n")
+        (tmp_path / slot / "device").write_text(f"{ids[1]}\n")
+    (tmp_path / "6").mkdir()  # A device that disappears while it is read.
     assert checks.needs_pjrt({}, tmp_path) == expected
 
 
@@ -169,7 +178,7 @@ def test_a_machine_without_pci_has_no_tpu(tmp_path):
     assert not checks.needs_pjrt({}, tmp_path / "absent")
 
 
-def test_a_tpu_from_v5_on_gets_its_four_variables(install):
+def test_tpus_from_v5_on_need_four_variables(install):
     library = install(tensorflow_tpu="2.20.0", libtpu="0.0.21")
     environment = {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
     checks.set_pjrt_variables(environment)
@@ -214,7 +223,7 @@ def test_older_tpus_and_programs_without_one_get_no_variables(install, environme
     assert environment == before
 
 
-def test_the_image_sets_the_variables_of_its_own_library(install):
+def test_without_a_libtpu_package_no_variables_are_set(install):
     install(tensorflow_tpu="2.20.0")
     environment = {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}
     checks.set_pjrt_variables(environment)
@@ -229,7 +238,7 @@ def test_the_image_sets_the_variables_of_its_own_library(install):
         ({PLUGIN: "x.so"}, {PLUGIN: "x.so"}),
     ],
 )
-def test_a_program_on_the_cpu_leaves_the_tpu_to_others(before, after):
+def test_a_program_on_the_cpu_does_not_load_libtpu(before, after):
     environment = dict(before)
     checks.leave_tpu(environment)
     assert environment == after
@@ -244,7 +253,7 @@ def test_without_a_tpu_build_nothing_happens(install, uses_tpu):
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
-def test_every_program_imports_it_before_all_else(path):
+def test_every_program_imports_startup_first(path):
     first = next(
         node
         for node in ast.parse(path.read_text()).body
@@ -255,12 +264,12 @@ def test_every_program_imports_it_before_all_else(path):
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=name_of)
-def test_every_program_refuses_the_pair_in_one_line(tmp_path, path):
+def test_every_program_refuses_wrong_versions_in_one_line(tmp_path, path):
     write_packages(tmp_path, {"tensorflow-tpu": "2.20.0", "libtpu": "0.0.52"})
     (tmp_path / "tensorflow.py").write_text("import os\nos.abort()\n")
     name = path.relative_to(repository.ROOT).with_suffix("")
     is_command = name.parts[0] == "retinanet_tpu"
-    # -S: none of the packages that are really installed.
+    # -S hides the packages that are really installed.
     ended = subprocess.run(
         [
             sys.executable,

@@ -39,7 +39,7 @@ def test_a_programming_error_in_a_step_keeps_its_traceback():
     assert guard.explanation(raised(lambda: bad(tf.zeros([2])))) is None
 
 
-def test_what_gin_adds_to_an_error_is_left_out():
+def test_text_that_gin_adds_to_an_error_is_removed():
     with gin.unlock_config():  # A test before this one may have parsed a gin file.
         configured = gin.external_configurable(refuse, name="refuse_for_guard")
     error = raised(configured)
@@ -94,12 +94,12 @@ def _save_below_a_file(path):
         (_save_below_a_file, "file/x"),
     ],
 )
-def test_storage_that_fails_is_one_line_that_names_the_file(tmp_path, access, expected):
+def test_a_storage_error_is_one_line_with_the_file(tmp_path, access, expected):
     text = guard.explanation(raised(lambda: access(tmp_path)))
     assert text is not None and expected in text and "\n" not in text
 
 
-def test_a_full_disk_is_named_with_its_file():
+def test_a_full_disk_is_an_error_with_the_file():
     error = OSError(errno.ENOSPC, "No space left on device", "/data/x")
     assert guard.explanation(error) == "/data/x: No space left on device."
 

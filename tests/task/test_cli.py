@@ -133,7 +133,7 @@ def test_a_model_dir_that_tensorflow_cannot_read_is_refused(base, name):
 @pytest.mark.parametrize("name", ["WARM_START", "BACKBONE_CHECKPOINT"])
 def test_first_weights_that_tensorflow_cannot_read_are_refused(base, name):
     shutil.copytree("run", "other[1]")
-    with pytest.raises(errors.UserError, match=r"takes '\[1\]' for a pattern"):
+    with pytest.raises(errors.UserError, match=r"treats '\[1\]' as a pattern"):
         commands.run(train.main, "new", "data", *SAVES, f"{name} = 'other[1]'")
     assert not (base / "new").exists()
 

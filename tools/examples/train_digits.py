@@ -192,8 +192,8 @@ def main() -> None:
         spec.TrainSpec(train_input_fn, _MAX_STEPS.value),
         spec.EvalSpec(eval_input_fn, every_steps=100, exporters=(best,)),
     )
-    scores = runner.scores(checkpoints.latest(_MODEL_DIR.value))
-    print(f"Accuracy on {NUM_TEST} test images: {scores['accuracy']:.3f}")
+    results = runner.evaluation_results(checkpoints.latest(_MODEL_DIR.value))
+    print(f"Accuracy on {NUM_TEST} test images: {results['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

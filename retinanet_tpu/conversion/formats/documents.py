@@ -1,6 +1,5 @@
 """Parses untrusted JSON and XML, and checks the types of their fields."""
 
-import json
 import reprlib
 import xml.etree.ElementTree
 import xml.parsers.expat
@@ -110,13 +109,7 @@ def load_json(
       UserError: The file is not JSON, is truncated or is nested too deeply.
     """
     text = content if isinstance(content, str) else files.decode(content, path)
-    try:
-        return json.loads(text, object_hook=object_hook)
-    # JSONDecodeError, or ValueError for an integer of more than 4,300 digits.
-    except ValueError as error:
-        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
-    except RecursionError as error:
-        raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
+    return json_files.parse(text, path, object_hook=object_hook)
 
 
 def expect(value: Any, kind: type[_Value], where: str) -> _Value:

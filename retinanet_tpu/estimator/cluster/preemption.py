@@ -1,8 +1,8 @@
-"""What asks a trainer to stop: signals, and the notices of a cloud VM.
+"""Detects requests to stop a trainer: signals and the notices of a cloud VM.
 
-Nothing stops at once: whoever runs a loop asks `reason()` between two rounds, saves,
-and raises Interrupted. (TensorFlow's PreemptionCheckpointHandler does nothing on a TPU
-VM.)
+A request does not interrupt the trainer. The caller polls `reason()` between two loops,
+saves a checkpoint and raises Preempted. (TensorFlow's PreemptionCheckpointHandler does
+nothing on a TPU VM.)
 """
 
 import contextlib
@@ -10,21 +10,25 @@ import os
 import pathlib
 import signal
 import threading
+import types
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from absl import logging
 
 from retinanet_tpu.estimator import waits
 
 T = TypeVar("T")
+# Returns why to stop, or None if there is no reason.
+StopReasonFn: TypeAlias = Callable[[], str | None]
 
-# The machine's make as Linux shows it: tells without a network whether it is Google's.
+# The product name of the machine in Linux. It shows without network access whether this
+# is a VM of Google Cloud.
 _PRODUCT = "/sys/class/dmi/id/product_name"
 _METADATA_HOST = "metadata.google.internal"
-# What announces this VM's end, under instance/ of the server. A machine that is moved
-# while it runs (MIGRATE_ON_HOST_MAINTENANCE) need not stop.
+# The values that announce the end of this VM, under instance/ of the metadata server. A
+# live migration (MIGRATE_ON_HOST_MAINTENANCE) requires no stop.
 _NOTICES = {
     "preempted": "TRUE",
     "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE",
@@ -32,88 +36,98 @@ _NOTICES = {
 
 
 class Preempted(Exception):
-    """A run stopped from outside; started again it goes on from the step it names.
+    """A run was stopped from outside; the next start resumes from the saved step.
 
     Attributes:
-      step: of its newest checkpoint, 0 if there is none.
+      step: The step of the newest checkpoint, 0 if there is none.
     """
 
     def __init__(self, reason: str, step: int, *, num_lost: int = 0):
-        """Takes what the message contains.
+        """Initializes the error and its message.
 
         Args:
-          reason: Why it stopped.
-          step: The step of its newest checkpoint, 0 if there is none.
-          num_lost: How many steps were trained since then.
+          reason: Why the run was stopped.
+          step: The step of the newest checkpoint, 0 if there is none.
+          num_lost: The number of steps trained since then.
         """
         saved = f"the newest checkpoint is of step {step}"
         if not step:
             saved = "nothing is saved"
         elif not num_lost:
             saved = "which is saved"
-        joint = ", " if step and not num_lost else "; "
-        super().__init__(f"Stopped at step {step + num_lost}{joint}{saved}: {reason}.")
+        separator = ", " if step and not num_lost else "; "
+        stopped = f"Stopped at step {step + num_lost}"
+        super().__init__(f"{stopped}{separator}{saved}: {reason}.")
         self.step = step
 
 
 class PreemptionListener:
-    """Hears, while a `with` block runs, what asks the process to stop.
+    """A context manager that listens for requests to stop the process.
 
-    SIGTERM, SIGINT and SIGHUP are heard in the main thread of a process only; a second
-    SIGINT (Ctrl-C) is a KeyboardInterrupt. SIGHUP stays ignored under nohup.
+    Python delivers SIGTERM, SIGINT and SIGHUP to the main thread only. A second SIGINT
+    (Ctrl-C) raises KeyboardInterrupt. Under nohup, SIGHUP remains ignored.
     """
 
     def __init__(self, metadata_host: str | None = None, poll_secs: float = 5):
-        """Takes the metadata server to ask, None for none, and the time between."""
-        self._host, self._poll_secs = metadata_host, poll_secs
-        self._reason, self._handlers = None, {}
+        """Initializes the listener.
+
+        Args:
+          metadata_host: The metadata server to poll, or None for signals only.
+          poll_secs: The time between two polls, in seconds.
+        """
+        self._host = metadata_host
+        self._poll_secs = poll_secs
+        self._reason: str | None = None
+        self._handlers: dict[int, Any] = {}  # Any: the type that signal.signal returns.
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._poll, name="notices", daemon=True)
 
     def __enter__(self) -> "PreemptionListener":
-        """Begins to listen."""
+        """Installs the signal handlers and starts to poll the metadata server."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *ending_signals()):
+            for number in (signal.SIGINT, *stop_signals()):
                 self._handlers[number] = signal.signal(number, self._on_signal)
         if self._host:
-            logging.info("Asking %s for notices of preemption", self._host)
-            self._thread.start()
+            logging.info("Polling %s for notices of preemption", self._host)
+            args = (self._host,)
+            threading.Thread(
+                target=self._poll, args=args, name="notices", daemon=True
+            ).start()
         return self
 
-    def __exit__(self, *error):
-        """Leaves signals to whom they were left before."""
+    def __exit__(self, *error: object) -> None:
+        """Restores the previous signal handlers and stops polling."""
         self._is_over.set()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def reason(self) -> str | None:
-        """Returns why to stop, None while there is no reason."""
+        """Returns why to stop, or None if there is no reason."""
         return self._reason
 
-    def _on_signal(self, number, frame):
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         if number == signal.SIGINT and self._reason:
             signal.default_int_handler(number, frame)
         self._reason = f"signal {signal.Signals(number).name}"
 
-    def _poll(self):
+    def _poll(self, host: str) -> None:
         while not self._is_over.wait(self._poll_secs):
             for name, bad in _NOTICES.items():
-                said = ask_metadata(self._host, f"instance/{name}")
-                if said == bad:
-                    self._reason = f"the machine's {name} is {said}"
+                value = read_metadata(host, f"instance/{name}")
+                if value == bad:
+                    self._reason = f"the machine's {name} is {value}"
                     return
 
 
 @contextlib.contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Puts the handlers of signals back after code that sets its own.
+def preserve_signal_handlers() -> Iterator[None]:
+    """Restores the signal handlers after code that sets its own.
 
-    Meanwhile a signal ends the process, unless that code takes it: what waits in C++
-    would not let Python hear it.
+    Inside the block a signal ends the process, unless that code handles it. A Python
+    handler would not run there, because the code waits in C++.
     """
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGINT, *ending_signals())
+        numbers = (signal.SIGINT, *stop_signals())
         handlers = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
     try:
         yield
@@ -122,20 +136,21 @@ def handlers_kept() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def ending_signals() -> list[int]:
-    """Returns the signals by which others end a process.
+def stop_signals() -> list[int]:
+    """Returns the signals with which other processes stop this one.
 
-    SIGHUP is one of them: the terminal or the ssh session is gone. Under nohup a
-    process ignores it, and goes on doing so.
+    SIGHUP is one of them: the terminal or the ssh session is closed. It is omitted if
+    the process ignores it, as under nohup.
     """
     is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGTERM] if is_ignored else [signal.SIGTERM, signal.SIGHUP]
 
 
 def find_metadata_host() -> str | None:
-    """Returns the metadata server of the Google Cloud VM that this is, else None.
+    """Returns the metadata server of this Google Cloud VM, or None on other machines.
 
-    GCE_METADATA_HOST overrides it, as for Google's own libraries; empty, it is None.
+    GCE_METADATA_HOST overrides it, as in Google's own libraries. If it is empty, the
+    result is None.
     """
     host = os.environ.get("GCE_METADATA_HOST")
     if host is not None:
@@ -147,13 +162,13 @@ def find_metadata_host() -> str | None:
     return _METADATA_HOST if product.startswith("Google") else None
 
 
-def ask_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
-    """Returns what the metadata server has under a path, None without an answer."""
+def read_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
+    """Returns a value of the metadata server, or None if there is no answer."""
     request = urllib.request.Request(
         f"http://{host}/computeMetadata/v1/{path}",
         headers={"Metadata-Flavor": "Google"},
     )
-    # The server is on the machine's own link; a proxy would not find it.
+    # The server is on the machine's own link, which a proxy cannot reach.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=timeout_secs) as answer:
@@ -163,16 +178,18 @@ def ask_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
 
 
 def no_stop() -> None:
-    """Is the `reason` of who is never asked to stop."""
+    """Returns None: a `StopReasonFn` that never has a reason."""
 
 
-def stop_when(
-    stop_reason: Callable[[], str | None], items: Iterable[T], step: int
-) -> Iterator[T]:
-    """Yields the items as long as there is no reason to stop.
+def stop_when(stop_reason: StopReasonFn, items: Iterable[T], step: int) -> Iterator[T]:
+    """Yields the items until there is a reason to stop.
 
+    Args:
+      stop_reason: Called after each item of the input.
+      items: The input.
+      step: The step that is saved, for the error.
     Raises:
-      Interrupted: there is one; says that `step` is saved.
+      Preempted: There is a reason to stop.
     """
     try:
         for item in items:

@@ -1,4 +1,4 @@
-"""Identifies a process so that another one can tell that it has ended."""
+"""Identifies a process, so that another process can detect that it has ended."""
 
 import os
 import pathlib
@@ -10,12 +10,20 @@ _PROC = pathlib.Path("/proc")
 
 
 class ProcessId(NamedTuple):
-    """A process, as it describes itself in a file that others read."""
+    """The identity of a process, as it writes it to a file that others read.
+
+    Attributes:
+      host: The name of the host.
+      pid: The process number.
+      machine: The ids of the boot and of the process namespace; "" if the system has
+        none.
+      start: The clock ticks from the boot to the start of the process.
+    """
 
     host: str
     pid: int
-    machine: str  # boot and process namespace; "" if the system does not tell
-    start: str  # clock ticks from the boot to the start of the process
+    machine: str
+    start: str
 
 
 def current() -> ProcessId:
@@ -27,12 +35,12 @@ def current() -> ProcessId:
 
 
 def from_json(value: Mapping[str, Any]) -> ProcessId:
-    """Returns the id that `_asdict` of another one became in JSON.
+    """Returns the id whose `_asdict` was stored as JSON.
 
     Raises:
       KeyError: A field is missing.
       TypeError: The value is not a mapping.
-      ValueError: The pid is not a number of a process.
+      ValueError: The pid is not a process number.
     """
     host, machine, start = (str(value[x]) for x in ("host", "machine", "start"))
     pid = int(value["pid"])
@@ -44,8 +52,8 @@ def from_json(value: Mapping[str, Any]) -> ProcessId:
 def has_ended(process: ProcessId) -> bool:
     """Returns True if a process has certainly ended.
 
-    False for a process of another machine or container: it cannot be seen from here. A
-    number that the system gave to a new process does not matter.
+    The result is False for a process of another machine or container, which is not
+    visible from here. It is True if the system gave the number to a new process.
     """
     if not process.machine or process.machine != _machine():
         return False
@@ -53,11 +61,12 @@ def has_ended(process: ProcessId) -> bool:
         state, start = _state_and_start(process.pid)
     except OSError:
         return _is_unused(process.pid)
-    return state in "ZX" or start != process.start  # Z and X: dead, not yet reaped.
+    # Z and X: the process is dead, but its parent has not yet read the exit code.
+    return state in "ZX" or start != process.start
 
 
-def _machine():
-    """Returns what processes that can see each other have in common."""
+def _machine() -> str:
+    """Returns an id that is the same for all processes that see each other."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink(_PROC / 'self/ns/pid')}"
@@ -65,16 +74,19 @@ def _machine():
         return ""
 
 
-def _state_and_start(pid):
-    """Returns the letter of a process's state, and when it started."""
+def _state_and_start(pid: int) -> tuple[str, str]:
+    """Returns the state letter of a process and its start time."""
     text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    # The second field is a name in parentheses, which may contain anything.
+    # The second field is a name in parentheses, which may contain any character.
     fields = text.rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
-def _is_unused(pid):
-    """Returns True if no process has a number; /proc may hide those of other users."""
+def _is_unused(pid: int) -> bool:
+    """Returns True if no process has the number.
+
+    /proc may hide the processes of other users.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

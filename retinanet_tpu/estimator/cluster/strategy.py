@@ -1,4 +1,4 @@
-"""Where the step runs: one TPU, a pod, GPUs of one or several machines, or CPUs."""
+"""Makes tf.distribute strategies for TPUs, pods, GPUs, several machines and CPUs."""
 
 import contextlib
 from typing import Literal
@@ -20,26 +20,28 @@ def make_strategy(
     may_change_tpu_version: bool = False,
     num_devices: int | None = None,
     single_process: bool = False,
-):
+) -> tf.distribute.Strategy:
     """Returns the tf.distribute strategy for a kind of device.
 
     Args:
-      device: "tpu", "gpu" or "cpu".
-      tpu: "local" on a TPU VM of one host; else a TPU's name or grpc:// address, also
-        of a pod, whose one coordinator runs the program. Only a name is looked up.
-      tpu_zone: of a TPU by name; None for that of this VM.
-      tpu_project: of a TPU by name; None for that of this VM.
-      tpu_wait_secs: how long a TPU by name may take to be ready.
-      may_change_tpu_version: a TPU Node that runs another TensorFlow is restarted with
-        ours, which ends whatever runs on it.
-      num_devices: GPUs or logical CPUs to use, None for every GPU or one CPU; of each
-        machine where TF_CONFIG names several.
-      single_process: pass TF_CONFIG over; of who only looks at what workers train.
+      device: The kind: "tpu", "gpu" or "cpu".
+      tpu: The TPU: "local" on a TPU VM of one host, else a name or a grpc:// address.
+        For a pod, one coordinator runs the program. Only names are looked up in
+        Google Cloud.
+      tpu_zone: The zone of a TPU given by name; None for the zone of this VM.
+      tpu_project: The project of a TPU given by name; None for that of this VM.
+      tpu_wait_secs: The longest time until a TPU given by name is ready, in seconds.
+      may_change_tpu_version: Whether a TPU Node that runs another version of TensorFlow
+        may be restarted with ours, which ends all programs on it.
+      num_devices: The number of GPUs or logical CPUs; None for every GPU or one CPU. If
+        TF_CONFIG names several machines, it is the number per machine.
+      single_process: Whether to ignore TF_CONFIG; for evaluators of a run that several
+        workers train.
     Raises:
-      UserError: no such kind, fewer devices than asked for, or a TF_CONFIG that makes
-        no sense; no TPU of that name, or not one for us.
-      TimeoutError: the TPU was not ready in time.
-      LostError: the workers that TF_CONFIG names did not come together.
+      UserError: The kind does not exist, there are fewer devices than requested,
+        TF_CONFIG is invalid, or the TPU does not exist or is not accessible.
+      TimeoutError: The TPU was not ready in time.
+      LostError: The workers in TF_CONFIG did not all connect.
     """
     if device == "tpu":
         return _tpu_strategy(
@@ -57,87 +59,110 @@ def make_strategy(
         _hide_gpus()
     if not single_process and worker_group.count_in_environment() > 1:
         return _strategy_of_workers(device, num_devices)
-    found = tf.config.list_logical_devices(device.upper())
-    wanted = num_devices or (len(found) if device == "gpu" else 1)
-    if not found or wanted > len(found):
+    num_available = len(tf.config.list_logical_devices(device.upper()))
+    count = num_devices or (num_available if device == "gpu" else 1)
+    if not num_available or count > num_available:
         raise errors.UserError(
-            f"make_strategy asks for {wanted or 'a'} {device.upper()}, but TensorFlow "
-            f"sees {len(found)}; set make_strategy.num_devices or make_strategy.device."
+            f"make_strategy requests {count or 'a'} {device.upper()}, but TensorFlow "
+            f"has {num_available}; set make_strategy.num_devices or "
+            "make_strategy.device."
         )
-    names = [f"{device}:{i}" for i in range(wanted)]
-    if wanted == 1:
+    names = [f"{device}:{i}" for i in range(count)]
+    if count == 1:
         return tf.distribute.OneDeviceStrategy(names[0])
-    # CPU stand-ins of several sizes in one process would mix up collective groups.
-    exchange = tf.distribute.ReductionToOneDevice() if device == "cpu" else None
-    return tf.distribute.MirroredStrategy(names, cross_device_ops=exchange)
+    # Tests make strategies of several sizes from logical CPUs in one process. The
+    # default collectives would confuse their groups.
+    cross_device_ops = tf.distribute.ReductionToOneDevice() if device == "cpu" else None
+    return tf.distribute.MirroredStrategy(names, cross_device_ops=cross_device_ops)
 
 
-def _strategy_of_workers(device, num_devices):
-    """Joins the workers that TF_CONFIG names, waiting until all are there."""
+def _strategy_of_workers(
+    device: str, num_devices: int | None
+) -> tf.distribute.Strategy:
+    """Connects to the workers in TF_CONFIG; waits until all are connected."""
     if device == "gpu":
-        _show_gpus(num_devices)
+        _limit_gpus(num_devices)
     kinds = tf.distribute.experimental.CommunicationImplementation
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=kinds.NCCL if device == "gpu" else kinds.RING
     )
     logging.info("Waiting for all %d workers", worker_group.count_in_environment())
     try:
-        with preemption.handlers_kept():  # TensorFlow takes SIGTERM for itself.
-            made = tf.distribute.MultiWorkerMirroredStrategy(
+        # TensorFlow installs a handler for SIGTERM.
+        with preemption.preserve_signal_handlers():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(
                 communication_options=options
             )
     except worker_group.WORKER_LOST_ERRORS as error:
         raise worker_group.LostError(
-            "The workers that TF_CONFIG names did not all come, or one left again; "
-            f"start the same command on all of them. TensorFlow says: {error}"
+            "The workers in TF_CONFIG did not all connect, or one was lost again; "
+            f"start the same command on all of them. TensorFlow's error: {error}"
         ) from error
-    except RuntimeError as error:  # TensorFlow joins them before it computes anything.
+    except RuntimeError as error:  # TensorFlow is already initialized.
         raise errors.UserError(
-            f"make_strategy must come first in a process: {error}"
+            "make_strategy must be called before TensorFlow computes anything in this "
+            f"process: {error}"
         ) from error
-    tf.get_logger().setLevel("WARNING")  # Else each exchange of a step is a line.
-    found = len(made.extended.worker_devices)
-    if num_devices not in (None, found):
+    # At level INFO TensorFlow logs a line for each collective of a step.
+    tf.get_logger().setLevel("WARNING")
+    num_used = len(strategy.extended.worker_devices)
+    if num_devices not in (None, num_used):
         raise errors.UserError(
-            f"make_strategy.num_devices is {num_devices}, but TensorFlow takes {found} "
-            f"{device.upper()} of each worker; leave num_devices out."
+            f"make_strategy.num_devices is {num_devices}, but TensorFlow uses "
+            f"{num_used} {device.upper()} of each worker; omit num_devices."
         )
-    return made
+    return strategy
 
 
 def make_deterministic() -> None:
-    """Makes a step on CPUs give the same bits again, in this whole process.
+    """Makes steps on CPUs bit-exact between runs, for this whole process.
 
-    TensorFlow's arithmetic optimizer joins additions to one of many terms, and of more
-    than two terms the threads add first what is ready first. Nothing else was found to
-    differ between runs; enable_op_determinism does not reach this.
+    TensorFlow's arithmetic optimizer fuses additions into one operation of many terms.
+    With more than two terms, its threads add the terms in the order in which they are
+    ready. No other difference between runs was found. enable_op_determinism does not
+    change this operation.
     """
     tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
-def _show_gpus(num_devices):
-    """Leaves the first GPUs in sight, for workers take all that they see."""
-    found = tf.config.list_physical_devices("GPU")
-    if len(found) < (num_devices or 1):
+def _limit_gpus(num_devices: int | None) -> None:
+    """Makes only the first GPUs visible, because workers use all visible ones."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if len(gpus) < (num_devices or 1):
         raise errors.UserError(
-            f"make_strategy asks for {num_devices or 'a'} GPU of each worker, but "
-            f"TensorFlow sees {len(found)} here; set make_strategy.num_devices or "
+            f"make_strategy requests {num_devices or 'a'} GPU of each worker, but "
+            f"TensorFlow has {len(gpus)} here; set make_strategy.num_devices or "
             "make_strategy.device."
         )
-    tf.config.set_visible_devices(found[:num_devices], "GPU")
+    tf.config.set_visible_devices(gpus[:num_devices], "GPU")
 
 
-def _hide_gpus():
-    """Leaves a GPU's memory to the trainer beside which this may be an evaluator."""
-    with contextlib.suppress(RuntimeError):  # TensorFlow has started: too late.
+def _hide_gpus() -> None:
+    """Hides the GPUs, because the trainer on this machine may need their memory."""
+    with contextlib.suppress(RuntimeError):  # TensorFlow is already initialized.
         tf.config.set_visible_devices([], "GPU")
 
 
-def _tpu_strategy(tpu, **look_up):
-    """Connects to a TPU; on a TPU VM ('local') there is nothing to connect to."""
+def _tpu_strategy(
+    tpu: str,
+    *,
+    zone: str | None,
+    project: str | None,
+    wait_secs: float,
+    may_change_version: bool,
+) -> tf.distribute.Strategy:
+    """Connects to a TPU; on a TPU VM ('local') no connection is needed."""
     is_local = tpu == "local"
     is_name = not is_local and not tpu.startswith("grpc://")
-    address = tpu_nodes.wait_until_ready(tpu, **look_up) if is_name else tpu
+    address = tpu
+    if is_name:
+        address = tpu_nodes.wait_until_ready(
+            tpu,
+            zone=zone,
+            project=project,
+            wait_secs=wait_secs,
+            may_change_version=may_change_version,
+        )
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
     if not is_local:
         tf.config.experimental_connect_to_cluster(resolver)

@@ -1,20 +1,20 @@
-"""TPUs by name: looks one up in Google Cloud, and waits until it can be used.
+"""Finds a TPU in Google Cloud by its name and waits until it is ready.
 
-It reads and no more, unless the caller allows a change of version: a TPU may be at work
-for somebody else.
+Somebody else may be using the TPU. This module therefore only reads its state, unless
+the caller allows a change of its version.
 """
 
 import re
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
 
-try:  # Of the extra [tpu]; a TPU VM does without for its own TPU.
+try:  # In the extra [tpu]; a TPU VM does not need it for its own TPU.
     import cloud_tpu_client
     import httplib2
     import oauth2client.client
@@ -22,21 +22,22 @@ try:  # Of the extra [tpu]; a TPU VM does without for its own TPU.
 except ImportError:
     cloud_tpu_client = None
 
-# A TPU takes minutes to come, and each look is some ten requests.
+# Creating a TPU takes minutes, and each poll makes about ten requests.
 POLL_SECS = 20
-# Of a TPU Node "2.12.0", of a TPU VM "tpu-vm-tf-2.12.0-pod"; other names say nothing.
+# A TPU Node has a version like "2.12.0", a TPU VM one like "tpu-vm-tf-2.12.0-pod".
+# Other names contain no version of TensorFlow.
 _VERSION = re.compile(r"(?:tpu-vm-tf-)?((\d+\.\d+)[.\d]*)")
 _DELETED = "deleted"
-_MAKE = ("create", "makes it anew, with --accelerator-type and --version as before")
-_CLEAR = ("delete", "clears it away; then create it anew under the same name")
-# What waiting does not mend: the gcloud command that does.
+_CREATE = ("create", "recreates it, with the same --accelerator-type and --version")
+_DELETE = ("delete", "deletes it; then create it again with the same name")
+# The gcloud commands for the states that do not end by themselves, with their effects.
 _REMEDIES = {
     "STOPPED": ("start", "starts it"),
     "STOPPING": ("start", "starts it, once it has stopped"),
-    "PREEMPTED": _CLEAR,
-    "TERMINATED": _CLEAR,
-    "DELETING": _MAKE,
-    _DELETED: _MAKE,
+    "PREEMPTED": _DELETE,
+    "TERMINATED": _DELETE,
+    "DELETING": _CREATE,
+    _DELETED: _CREATE,
 }
 
 
@@ -52,24 +53,25 @@ def wait_until_ready(
 ) -> str:
     """Returns the addresses of a TPU's hosts, once it is ready and healthy.
 
-    A TPU that is preempted or stopped may be made anew by somebody meanwhile, so that
-    is waited for too; the log says how.
+    The function also waits for a TPU that is preempted or stopped, because somebody may
+    recreate it meanwhile. The log contains the command that does so.
 
     Args:
-      name: of a TPU Node or of a TPU VM's slice.
-      zone: where it is; None for that of this VM.
-      project: whose it is; None for that of this VM.
-      wait_secs: the longest to wait, and again after a change of version; 0 looks once.
-      may_change_version: a TPU Node that runs another TensorFlow is restarted with
-        ours, which ends whatever runs on it.
-      clock: returns seconds.
-      sleep: waits for so many seconds.
+      name: The name of a TPU Node or of a slice of TPU VMs.
+      zone: The zone; None for the zone of this VM.
+      project: The project; None for the project of this VM.
+      wait_secs: The longest time to wait, in seconds; the wait is repeated after a
+        change of the version. 0 polls once.
+      may_change_version: Whether a TPU Node that runs another version of TensorFlow may
+        be restarted with ours, which ends all programs on it.
+      clock: Returns the time in seconds.
+      sleep: Waits for the given seconds.
     Returns:
-      "grpc://HOST:PORT", several with commas between; TPUClusterResolver takes it.
+      The addresses "grpc://HOST:PORT", separated by commas, for TPUClusterResolver.
     Raises:
-      UserError: cloud-tpu-client is missing; no such TPU; no credentials for it; its
-        TensorFlow is not ours.
-      TimeoutError: it was not ready in time.
+      UserError: cloud-tpu-client is missing, the TPU does not exist, there are no
+        credentials for it, or its version of TensorFlow differs from ours.
+      TimeoutError: The TPU was not ready in time.
     """
     node = _Node(name, zone, project)
     status = _wait(node, wait_secs, may_change_version, clock, sleep)
@@ -77,10 +79,10 @@ def wait_until_ready(
         node.change_version()
         status = _wait(node, wait_secs, may_change_version, clock, sleep)
     logging.info("TPU '%s' is ready at %s", name, status.address)
-    if not _VERSION.match(status.version):
+    if _numbers(status.version) is None:
         logging.warning(
-            "TPU '%s' runs '%s', which names no version of TensorFlow; this program "
-            "has %s, and they must agree.",
+            "TPU '%s' runs '%s', which names no version of TensorFlow; it must agree "
+            "with the version of this program, %s.",
             name,
             status.version,
             tf.__version__,
@@ -88,8 +90,14 @@ def wait_until_ready(
     return status.address
 
 
-def _wait(node, wait_secs, may_change_version, clock, sleep):
-    """Returns the _Status of a TPU that is ready."""
+def _wait(
+    node: "_Node",
+    wait_secs: float,
+    may_change_version: bool,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> "_Status":
+    """Waits until a TPU is ready; returns its status."""
     end = clock() + wait_secs
     while True:
         status = node.look_up()
@@ -97,39 +105,50 @@ def _wait(node, wait_secs, may_change_version, clock, sleep):
             node.check_may_change(status.version, may_change_version)
         if status.address:
             return status
-        left = end - clock()
-        if left <= 0:
+        remaining_secs = end - clock()
+        if remaining_secs <= 0:
             raise TimeoutError(
                 f"TPU '{node.name}' was not ready in {wait_secs:.0f} s: {status.text}. "
-                f"{node.remedy(status.state)}; make_strategy.tpu_wait_secs is how long "
-                "to wait."
+                f"{node.remedy(status.state)}; make_strategy.tpu_wait_secs is the "
+                "longest time to wait."
             )
         hint = node.remedy(status.state) if status.state in _REMEDIES else ""
         logging.warning(
-            "TPU '%s': %s; waiting %.0f s more. %s", node.name, status.text, left, hint
+            "TPU '%s': %s; waiting %.0f s more. %s",
+            node.name,
+            status.text,
+            remaining_secs,
+            hint,
         )
-        sleep(min(POLL_SECS, left))
+        sleep(min(POLL_SECS, remaining_secs))
 
 
 class _Status(NamedTuple):
-    """What the API says at one moment."""
+    """The status of a TPU at one time.
 
-    state: str | None = None  # As the API names it; None without an answer.
-    text: str = ""  # State and health, or why there was no answer.
-    version: str = ""  # Of the TPU's software.
-    address: str = ""  # Once it is ready.
+    Attributes:
+      state: The state in the terms of the API; None without an answer.
+      text: The state and health, or why there was no answer.
+      version: The version of the TPU's software.
+      address: The addresses of the hosts; "" unless the TPU is ready.
+    """
+
+    state: str | None = None
+    text: str = ""
+    version: str = ""
+    address: str = ""
 
 
 class _Node:
-    """A TPU, as the Cloud TPU API tells of it."""
+    """A TPU in the Cloud TPU API."""
 
-    def __init__(self, name, zone, project):
-        """Raises UserError where it cannot be asked for."""
+    def __init__(self, name: str, zone: str | None, project: str | None):
+        """Initializes the client; raises UserError if it cannot look up the TPU."""
         if cloud_tpu_client is None:
             raise errors.UserError(
-                f"TPU '{name}' is looked up by cloud-tpu-client, which is missing: "
-                "pip install -e '.[tpu]'; or set make_strategy.tpu to 'local' or to "
-                "grpc://HOST:8470."
+                f"Looking up TPU '{name}' requires cloud-tpu-client, which is not "
+                "installed: pip install -e '.[tpu]'; or set make_strategy.tpu to "
+                "'local' or to grpc://HOST:8470."
             )
         if not name:
             raise errors.UserError(
@@ -139,15 +158,17 @@ class _Node:
             self._client = cloud_tpu_client.Client(name, zone, project)
         except OSError as error:
             raise errors.UserError(
-                f"This machine does not know where TPU '{name}' is ({error}); set "
-                "make_strategy.tpu_zone and make_strategy.tpu_project."
+                f"This machine has no default zone and project for TPU '{name}' "
+                f"({error}); set make_strategy.tpu_zone and make_strategy.tpu_project."
             ) from error
-        self.name, self._is_node, self._was_seen = name, False, False
-        self._place = f" --zone={zone}" * bool(zone)
-        self._place += f" --project={project}" * bool(project)
+        self.name = name
+        self._is_node = False
+        self._was_seen = False
+        self._location_flags = f" --zone={zone}" * bool(zone)
+        self._location_flags += f" --project={project}" * bool(project)
 
-    def look_up(self):
-        """Returns its _Status; raises ValueError for what waiting cannot mend."""
+    def look_up(self) -> _Status:
+        """Returns the status; raises UserError if waiting cannot help."""
         client = self._client
         try:
             state, health = client.state(), client.health()
@@ -155,35 +176,36 @@ class _Node:
             # TPU VMs need not report their health.
             is_ready = state == "READY" and health in ("HEALTHY", None)
             address = _address(client.network_endpoints()) if is_ready else ""
-        except Exception as error:  # The client hides what happened in a ValueError.
+        except Exception as error:  # The client wraps the cause in a ValueError.
             return self._explain(error)
         self._was_seen, self._is_node = True, version[0].isdigit()
         return _Status(state, f"{state}, health {health}", version, address)
 
-    def remedy(self, state):
-        """Returns the gcloud command to run in a state."""
-        verb, effect = _REMEDIES.get(state, ("describe", "shows more"))
+    def remedy(self, state: str | None) -> str:
+        """Returns the gcloud command to run in a state, and its effect."""
+        verb, effect = _REMEDIES.get(state or "", ("describe", "shows more"))
         return f"`{self._gcloud(verb, self.name)}` {effect}"
 
-    def check_may_change(self, version, is_allowed):
-        """Raises UserError for another version that is to stay, or has to."""
+    def check_may_change(self, version: str, is_allowed: bool) -> None:
+        """Raises UserError for a version that may not or cannot be changed."""
         if is_allowed and self._is_node:
             return
-        ours, theirs = tf.__version__, _VERSION.match(version)
+        ours = tf.__version__
+        number, release = _numbers(version) or (version, version)
         text = (
-            f"TPU '{self.name}' runs TensorFlow {theirs[1]}, this program {ours}, and "
-            f"they must agree. Install tensorflow~={theirs[2]}.0 here, or make the TPU "
-            f"anew with --version={version.replace(theirs[1], ours)}"
+            f"TPU '{self.name}' runs TensorFlow {number}, this program {ours}, and "
+            f"they must agree. Install tensorflow~={release}.0 here, or recreate the "
+            f"TPU with --version={version.replace(number, ours)}"
         )
         if self._is_node:
             text += (
                 ", or set make_strategy.may_change_tpu_version = True, which restarts "
-                "the TPU and ends whatever runs on it"
+                "the TPU and ends all programs on it"
             )
         raise errors.UserError(f"{text}.")
 
-    def change_version(self):
-        """Restarts the TPU with our TensorFlow."""
+    def change_version(self) -> None:
+        """Restarts the TPU with this program's version of TensorFlow."""
         logging.warning(
             "Restarting TPU '%s' with TensorFlow %s: "
             "make_strategy.may_change_tpu_version is True.",
@@ -194,52 +216,58 @@ class _Node:
             self._client.configure_tpu_version(tf.__version__, restart_type="ifNeeded")
         except Exception as error:  # The client raises no other type.
             raise errors.UserError(
-                f"TPU '{self.name}' did not take TensorFlow {tf.__version__}: {error} "
-                f"{self.remedy(None)}."
+                f"TPU '{self.name}' did not accept TensorFlow {tf.__version__}: "
+                f"{error} {self.remedy(None)}."
             ) from error
 
-    def _gcloud(self, verb, *names):
+    def _gcloud(self, verb: str, *names: str) -> str:
         group = "tpus" if self._is_node else "tpus tpu-vm"
-        return " ".join(["gcloud compute", group, verb, *names]) + self._place
+        return " ".join(["gcloud compute", group, verb, *names]) + self._location_flags
 
-    def _explain(self, error):
-        """Returns the _Status of an error that may pass; raises for another."""
+    def _explain(self, error: Exception) -> _Status:
+        """Returns the status for a transient error; raises for any other error."""
         is_wrapped = isinstance(error, ValueError) and error.__context__
         cause = error.__context__ if is_wrapped else error
         code = getattr(getattr(cause, "resp", None), "status", None)
         if isinstance(cause, oauth2client.client.Error):
             raise errors.UserError(
-                f"No credentials to look up TPU '{self.name}' with: {cause} Run "
+                f"No credentials to look up TPU '{self.name}': {cause} Run "
                 "`gcloud auth application-default login`, or give this VM's service "
                 "account the role roles/tpu.viewer and the scope cloud-platform."
             ) from error
         if code in (401, 403):
             raise errors.UserError(
-                f"Google Cloud does not let this account see TPU '{self.name}': "
-                f"{cause}. It needs the role roles/tpu.viewer, and the project "
-                "`gcloud services enable tpu.googleapis.com`."
+                f"Google Cloud denies this account access to TPU '{self.name}': "
+                f"{cause}. The account needs the role roles/tpu.viewer. The project "
+                "needs `gcloud services enable tpu.googleapis.com`."
             ) from error
         if code == 404 and self._was_seen:
             return _Status(_DELETED, _DELETED)
         if code in (400, 404):
             raise errors.UserError(
                 f"There is no TPU '{self.name}': {cause}. "
-                f"`{self._gcloud('list')}` shows those there are; set "
+                f"`{self._gcloud('list')}` lists the existing ones; set "
                 "make_strategy.tpu, make_strategy.tpu_zone and "
                 "make_strategy.tpu_project."
             ) from error
-        passing = (api_errors.Error, httplib2.HttpLib2Error, OSError, RuntimeError)
-        if isinstance(cause, passing):
+        transient = (api_errors.Error, httplib2.HttpLib2Error, OSError, RuntimeError)
+        if isinstance(cause, transient):
             return _Status(text=f"no answer ({cause})")
         raise error
 
 
-def _agrees(version):
-    """Tells whether a TPU runs our release, or does not say what it runs."""
-    theirs = _VERSION.match(version)
-    return not theirs or theirs[2] == _VERSION.match(tf.__version__)[2]
+def _numbers(version: str) -> tuple[str, str] | None:
+    """Returns the version and release of TensorFlow, such as 2.12.1 and 2.12."""
+    match = _VERSION.match(version)
+    return (match[1], match[2]) if match else None
 
 
-def _address(endpoints):
+def _agrees(version: str) -> bool:
+    """Returns True if a TPU runs our release, or if its release is unknown."""
+    theirs, ours = _numbers(version), _numbers(tf.__version__)
+    return theirs is None or ours is None or theirs[1] == ours[1]
+
+
+def _address(endpoints: Iterable[Mapping[str, Any]]) -> str:
     hosts = (f"{endpoint['ipAddress']}:{endpoint['port']}" for endpoint in endpoints)
     return ",".join(f"grpc://{host}" for host in hosts)

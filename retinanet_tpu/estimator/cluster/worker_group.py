@@ -1,28 +1,27 @@
-"""The processes that train one run together, on one machine each; most often just one.
+"""The processes that train one run together, one per machine; most often just one.
 
-All run the same command; TF_CONFIG tells each of them who they are. They hold the same
-weights and take each step together, so that whatever decides over a step, a save or a
-stop must come out the same on all of them.
+All workers run the same command. TF_CONFIG contains the address of each worker and the
+index of this one. The workers have equal weights and take each step together. Every
+decision about a step, a checkpoint or a stop must therefore be the same on all of them.
 """
 
-import json
 import os
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors, json_files, replicas
+from retinanet_tpu.estimator.cluster import preemption
 
-# Of TF_CONFIG's kinds of tasks those that take steps; the first of them is the chief.
+# The tasks in TF_CONFIG that take steps; the first of them is the chief.
 _JOBS = ("chief", "worker")
 
 
 class LostError(ConnectionError):
-    """Another worker did not come, or is gone; all must be started again."""
+    """Another worker did not connect or was lost; all workers must be restarted."""
 
 
-# What a run ends in where a worker died, went silent or began anew.
+# The errors of a worker when another worker died, was silent or restarted.
 WORKER_LOST_ERRORS = (
     LostError,
     tf.errors.AbortedError,
@@ -33,17 +32,23 @@ WORKER_LOST_ERRORS = (
 
 
 class Workers:
-    """The workers of a strategy, as one of them sees them; without one it is alone.
+    """The workers of a strategy, as one of them sees them.
 
     Attributes:
-      count: of processes; 1 for every strategy that is not of several machines.
-      index: of this one among them.
-      is_chief: whether it is the one that writes.
+      count: The number of workers; 1 for every strategy on a single machine.
+      index: The index of this worker.
+      is_chief: Whether this worker is the one that writes files.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
-        """Takes the strategy, under which all workers make the same calls."""
-        self.count, self.index = 1, 0
+        """Initializes the group.
+
+        Args:
+          strategy: The strategy, under which all workers must make the same calls; None
+            for a single worker.
+        """
+        self.count = 1
+        self.index = 0
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             resolver = strategy.cluster_resolver
             cluster = resolver.cluster_spec().as_dict()
@@ -53,113 +58,132 @@ class Workers:
             self.count = len(tasks)
             self.index = tasks.index((resolver.task_type, resolver.task_id))
         self.is_chief = self.index == 0
-        self._exchange = tf.function(
-            lambda values: strategy.run(replicas.cross_replica_mean, args=(values,))
-        )
         self._strategy = strategy
+        if strategy is not None:
+            self._mean_fn = tf.function(
+                lambda values: strategy.run(replicas.cross_replica_mean, args=(values,))
+            )
 
     def gather(self, number: float) -> np.ndarray:
-        """Returns every worker's number, float64 [count], once all have called this.
+        """Returns the numbers of all workers, once all of them have called this.
 
+        Args:
+          number: The number of this worker.
+        Returns:
+          float64 [count], by index of the worker.
         Raises:
-          LostError: a worker is gone.
+          LostError: A worker is lost.
         """
         own = np.zeros([self.count])
         own[self.index] = number
-        if self.count == 1:
+        if self._strategy is None or self.count == 1:
             return own
-        # Replicas of one worker all give its number, so their mean is a count-th of it.
+        # All replicas of a worker contribute the same vector. The mean over replicas is
+        # therefore the sum over workers divided by their number.
         try:
-            means = self._exchange(tf.constant(own))
+            means = self._mean_fn(tf.constant(own))
         except WORKER_LOST_ERRORS as error:
-            raise LostError("Another worker was lost; start all again.") from error
+            raise LostError("Another worker was lost; restart all workers.") from error
         first = self._strategy.experimental_local_results(means)[0]
         return first.numpy() * self.count
 
-    def any(self, flag: bool) -> bool:
-        """Tells whether the flag of any worker is set."""
+    def any_worker(self, flag: bool) -> bool:
+        """Returns True on all workers if the flag of any worker is True."""
         return bool(self.gather(flag).any())
 
     def wait(self) -> None:
-        """Waits until all workers are here."""
+        """Waits until all workers have called this."""
         self.gather(0)
 
     def check_alone(self) -> None:
-        """Raises UserError where there are several workers: scoring knows but one."""
-        if self.count > 1:
-            raise errors.UserError(
-                f"The run has {self.count} workers, which do not score; set "
-                "TrainingPlan.evaluate_during_training = False, and run evaluate.py beside it."
-            )
-
-    def check_same(self, number: int, what: str) -> None:
-        """Checks that all workers have the same number.
+        """Checks that there is a single worker, as evaluation requires.
 
         Raises:
-          UserError: they do not; `what` begins the sentence.
+          UserError: There are several workers.
         """
-        found = np.rint(self.gather(number)).astype(int)
-        if len(set(found)) > 1:
+        if self.count > 1:
             raise errors.UserError(
-                f"{what} must be the same on all workers, but is {found.tolist()}, by "
-                "worker. Start all with the same command and a --model_dir that all "
-                "of them read, such as gs://."
+                f"The run has {self.count} workers, which cannot evaluate; set "
+                "TrainingPlan.evaluate_during_training = False and run evaluate.py "
+                "as a sidecar."
             )
 
-    def agreed(self, stop_reason: Callable) -> Callable[[], str | None]:
-        """Returns a stop_reason that has the same answer on all, if all ask it at once.
+    def check_same(self, number: int, name: str) -> None:
+        """Checks that all workers have the same number.
 
         Args:
-          stop_reason: why this worker is to stop, None if it is not.
+          number: The number of this worker.
+          name: The name of the number, with which the message starts.
+        Raises:
+          UserError: The numbers differ.
+        """
+        numbers = np.rint(self.gather(number)).astype(int)
+        if len(set(numbers)) > 1:
+            raise errors.UserError(
+                f"{name} must be the same on all workers, but is {numbers.tolist()}, "
+                "by worker. Start all with the same command and a --model_dir that all "
+                "of them can read, such as gs://."
+            )
+
+    def synchronized_stop_reason(
+        self, stop_reason: preemption.StopReasonFn
+    ) -> preemption.StopReasonFn:
+        """Returns a function that has a reason on all workers if any worker has one.
+
+        All workers must call it at the same time.
+
+        Args:
+          stop_reason: Returns why this worker is to stop, or None.
         """
 
-        def reason():
+        def synchronized() -> str | None:
             own = stop_reason()
-            asked = np.flatnonzero(self.gather(own is not None))
-            if own is not None or not len(asked):
+            stopped = np.flatnonzero(self.gather(own is not None))
+            if own is not None or not len(stopped):
                 return own
-            return f"worker {asked[0]} was asked to stop"
+            return f"worker {stopped[0]} was asked to stop"
 
-        return reason
+        return synchronized
 
 
 SINGLE_WORKER = Workers()
 
+_EXAMPLE = (
+    'Example for the first of two machines: {"cluster": {"worker": ["host0:12345", '
+    '"host1:12345"]}, "task": {"type": "worker", "index": 0}}.'
+)
+
 
 def count_in_environment() -> int:
-    """Returns how many workers TF_CONFIG names, 1 where it is not set.
+    """Returns the number of workers in TF_CONFIG, 1 if it is not set.
 
     Raises:
-      UserError: it makes no sense, or names what is no worker.
+      UserError: TF_CONFIG is invalid or contains tasks that are not workers.
     """
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        config = json.loads(text)
-        cluster, task = dict(config.get("cluster", {})), dict(config.get("task", {}))
+        config = json_files.parse(text, "TF_CONFIG")
+        cluster = dict(config.get("cluster", {}))
+        task = dict(config.get("task", {}))
         sizes = {job: len(addresses) for job, addresses in cluster.items() if addresses}
     except (ValueError, TypeError, AttributeError) as error:
         raise errors.UserError(
-            f"TF_CONFIG is no JSON of a cluster: {text}. {_HELP}"
+            f"TF_CONFIG is not the JSON of a cluster: {text}. {_EXAMPLE}"
         ) from error
-    job, index = task.get("type"), task.get("index")
+    job = task.get("type")
+    index = task.get("index")
     others = sorted({*sizes, *([job] if job else [])} - set(_JOBS))
     if others:
         raise errors.UserError(
-            f"TF_CONFIG has {others}; only {list(_JOBS)} train. There are no parameter "
-            "servers here, and evaluate.py scores beside the run, without TF_CONFIG. "
-            + _HELP
+            f"TF_CONFIG contains {others}; only {list(_JOBS)} train. There are no "
+            "parameter servers; evaluate.py runs as a sidecar, without TF_CONFIG. "
+            + _EXAMPLE
         )
     if sum(sizes.values()) <= 1:
         return 1
     if not isinstance(index, int) or not 0 <= index < sizes.get(job, 0):
         raise errors.UserError(
-            f"TF_CONFIG says that this is {job} {index}, but the cluster has {sizes}. "
-            + _HELP
+            f"TF_CONFIG contains {job} {index} as this task, but the cluster has "
+            f"{sizes}. {_EXAMPLE}"
         )
     return sum(sizes.values())
-
-
-_HELP = (
-    'Of two machines the first has {"cluster": {"worker": ["host0:12345", '
-    '"host1:12345"]}, "task": {"type": "worker", "index": 0}}.'
-)

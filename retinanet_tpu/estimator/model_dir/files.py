@@ -1,19 +1,17 @@
-"""Small text files that other processes read at any moment, and paths."""
+"""Writes, reads and removes small files that other processes may read at any time."""
 
 import contextlib
-import json
 import os
 import re
 import uuid
-from typing import Any
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
 
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{12}\.tmp")
-# TensorFlow's readers of checkpoints treat their path as a pattern. These parts of it
-# do not match themselves; "*" and "?" do.
+# TensorFlow's checkpoint readers treat their path as a glob pattern. Backslashes and
+# brackets in it do not match themselves; "*" and "?" do.
 _PATTERN = re.compile(r"\\|\[.*\]")
 
 
@@ -26,19 +24,20 @@ def check_path(path: str, name: str) -> None:
     Raises:
       UserError: The path contains a part that TensorFlow reads as a pattern.
     """
-    if found := _PATTERN.search(path):
+    if match := _PATTERN.search(path):
         raise errors.UserError(
             f"{name} is {path}, and TensorFlow cannot read checkpoints there, because "
-            f"it takes '{found[0]}' for a pattern; use a path without brackets and "
+            f"it treats '{match[0]}' as a pattern; use a path without brackets and "
             "backslashes."
         )
 
 
 def write_whole(path: str, text: str) -> None:
-    """Writes a text file; a reader sees what was there before, or all of it.
+    """Writes a text file atomically: a reader gets the old content or the new one.
 
-    The text goes to a file of its own first, so a writer that is killed leaves the old
-    file as it was. Several processes may write at the same time: one of them wins.
+    The text is written to a temporary file, which is then renamed. If the writer is
+    killed, the old file remains. If several processes write at the same time, the last
+    rename wins.
     """
     temporary = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
@@ -52,7 +51,10 @@ def write_whole(path: str, text: str) -> None:
 
 
 def remove_temporaries(directory: str) -> None:
-    """Removes what killed calls of `write_whole` left; for the sole writer."""
+    """Removes the temporary files of killed `write_whole` calls.
+
+    Only the sole writer of the directory may call this.
+    """
     for name in list_directory(directory):
         if _TEMPORARY.fullmatch(name):
             remove_file(f"{directory}/{name}")
@@ -61,7 +63,7 @@ def remove_temporaries(directory: str) -> None:
 def list_directory(path: str) -> list[str]:
     """Returns the names in a directory, without slashes; none if it does not exist.
 
-    Names that are not UTF-8 are left out: TensorFlow has no path for them.
+    Names that are not UTF-8 are omitted, because TensorFlow cannot open such paths.
     """
     try:
         return [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
@@ -76,53 +78,39 @@ def list_directory(path: str) -> list[str]:
 
 
 def read_if_there(path: str) -> bytes | None:
-    """Returns the content of a file, None if there is none (any more)."""
+    """Returns the content of a file, or None if the file does not exist."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            # read() would ask gs:// for a cached length.
+            # read() uses the file's cached length on gs://; readlines() does not.
             return b"".join(file.readlines())
     except tf.errors.NotFoundError:
         return None
 
 
-def parse_json(content: bytes) -> Any:
-    """Returns the value of a JSON text that may contain anything.
-
-    NaN and infinity become None.
-
-    Raises:
-      ValueError: The content is not JSON in UTF-8, or is nested too deeply.
-    """
-    try:
-        return json.loads(content.decode(), parse_constant=lambda _: None)
-    except RecursionError:
-        raise ValueError("It is nested too deeply.") from None
-
-
 def remove_file(path: str) -> None:
-    """Removes a file, if it is still there."""
+    """Removes a file if it exists."""
     with contextlib.suppress(tf.errors.NotFoundError):
         tf.io.gfile.remove(path)
 
 
 def rename_directory(source: str, target: str) -> None:
-    """Renames a directory: locally in one step; on gs:// and ram:// file by file."""
+    """Renames a directory: atomically on local disks, else file by file."""
     if not source.startswith("ram://"):
         tf.io.gfile.rename(source, target)
         return
-    # There TensorFlow renames a directory without what is in it, and lists in `assets`
-    # what is in `assets.extra`.
+    # On ram:// TensorFlow renames a directory without its content. Its listing of
+    # `assets` also contains the files of `assets.extra`.
     for directory, _, names in list(tf.io.gfile.walk(source)):
-        place = target + directory.removeprefix(source)
-        tf.io.gfile.makedirs(place)
+        target_directory = target + directory.removeprefix(source)
+        tf.io.gfile.makedirs(target_directory)
         for name in names:
             if tf.io.gfile.exists(f"{directory}/{name}"):
-                tf.io.gfile.rename(f"{directory}/{name}", f"{place}/{name}")
+                tf.io.gfile.rename(f"{directory}/{name}", f"{target_directory}/{name}")
     remove_directory(source)
 
 
 def remove_directory(path: str) -> None:
-    """Removes a directory and what is in it, if it is still there."""
+    """Removes a directory and its content if it exists."""
     with contextlib.suppress(tf.errors.NotFoundError):
         tf.io.gfile.rmtree(path)
 

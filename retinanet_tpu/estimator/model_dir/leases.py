@@ -1,9 +1,13 @@
-"""Leases: a file each that says "I am at this", for as long as it goes on changing.
+"""Lease files. A lease is held as long as its holder keeps rewriting the file.
 
-A reader's lease keeps the trainer from deleting a checkpoint; a scorer's tells other
-scorers whose turn it is; a writer's keeps a file to one writer. They lie in
-`DIRECTORY/leases/`. Who looks judges by his own monotonic clock whether a lease still
-changes, so that no clocks are compared and a process that died holds nothing for long.
+Leases are in `DIRECTORY/leases/` and have three uses:
+  * The lease of a reader prevents the trainer from deleting a checkpoint.
+  * The lease of a sidecar shows other sidecars which checkpoint it evaluates.
+  * The lease of a writer gives one writer at a time access to a directory.
+
+An observer decides by its own monotonic clock whether a lease still changes. The clocks
+of two machines are therefore never compared, and a process that died does not hold a
+lease for long.
 """
 
 import contextlib
@@ -23,12 +27,12 @@ _WRITE = "write"
 # Other files in the directory are not leases: they are neither counted nor removed.
 _NAME = re.compile(rf"(?:([0-9]+)-(.+)|{_WRITE})-[0-9a-f]+\.json")
 RENEW_SECS = 3
-# Five renewals missed: the holder died or stands still.
+# Five missed renewals: the holder has died or is blocked.
 TIMEOUT_SECS = 15
 
 
 class LeaseTable:
-    """Who holds what in a directory, as seen by one observer."""
+    """The leases of a directory, as one observer sees them."""
 
     def __init__(
         self,
@@ -36,46 +40,52 @@ class LeaseTable:
         timeout_secs: float = TIMEOUT_SECS,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Takes where to look and what counts as dead.
+        """Initializes the table.
 
         Args:
-          directory: the model_dir, for the leases on its checkpoints.
-          timeout_secs: a lease that does not change for so long is removed.
-          clock: the observer's own, in seconds; needs no relation to any other.
+          directory: The directory that the leases belong to. It is the model_dir for
+            leases on checkpoints.
+          timeout_secs: The time without a change after which a lease is removed, in
+            seconds.
+          clock: Returns the time in seconds; it needs no relation to other clocks.
         """
         self._directory = f"{directory}/leases"
-        self._timeout_secs, self._clock = timeout_secs, clock
-        self._seen = {}
+        self._timeout_secs = timeout_secs
+        self._clock = clock
+        # The content of each lease, and the time at which it was seen to change.
+        self._seen: dict[str, tuple[list[bytes], float]] = {}
 
-    def live(self) -> list[str]:
-        """Returns the names of the leases that may be held, and removes dead ones."""
-        now, seen = self._clock(), {}
+    def active_leases(self) -> list[str]:
+        """Returns the names of active leases, and removes expired ones."""
+        now = self._clock()
+        seen: dict[str, tuple[list[bytes], float]] = {}
         for name in filter(_NAME.fullmatch, files.list_directory(self._directory)):
             content = _content(f"{self._directory}/{name}")
-            before, since = self._seen.get(name, (None, now))
-            if content is not None:
-                seen[name] = (content, since if content == before else now)
+            if content is None:
+                continue
+            before, since = self._seen.get(name, (content, now))
+            seen[name] = (content, since if content == before else now)
         self._seen = seen
-        dead = [n for n, (_, t) in seen.items() if now - t > self._timeout_secs]
-        for name in dead:
-            logging.warning("The holder of lease %s is gone; removing it", name)
+        expired = [n for n, (_, t) in seen.items() if now - t > self._timeout_secs]
+        for name in expired:
+            logging.warning("Lease %s has expired; removing it", name)
             files.remove_file(f"{self._directory}/{name}")
-        return sorted(seen.keys() - dead)
+        return sorted(seen.keys() - expired)
 
     def held_steps(
         self, own: Collection[str] = (), purposes: Collection[str] | None = None
     ) -> set[int]:
-        """Returns the steps whose checkpoints others than the `own` leases hold.
+        """Returns the steps of the checkpoints on which others hold leases.
 
         Args:
-          own: The names of leases to leave out.
+          own: The names of the caller's leases, which are omitted.
           purposes: The purposes that count; None for all.
         """
-        names = [_NAME.fullmatch(name) for name in self.live() if name not in own]
+        matches = [_NAME.fullmatch(n) for n in self.active_leases() if n not in own]
         return {
-            int(name[1])
-            for name in names
-            if name[1] and (purposes is None or name[2] in purposes)
+            int(match[1])
+            for match in matches
+            if match and match[1] and (purposes is None or match[2] in purposes)
         }
 
 
@@ -85,13 +95,13 @@ def lease_checkpoint(
 ) -> Iterator[str]:
     """Holds a lease on a checkpoint; yields its name `<step>-<purpose>-<id>.json`.
 
-    The trainer may have looked just before: whether the checkpoint is still complete is
-    to be asked after the lease is taken.
+    The trainer may have listed the leases just before. The caller must therefore check
+    that the checkpoint is still complete, after it has the lease.
 
     Args:
-      model_dir: where it lies.
-      checkpoint_path: what is read.
-      purpose: whoever counts the leases of one kind may name it.
+      model_dir: The directory of the checkpoint.
+      checkpoint_path: The path prefix of the checkpoint.
+      purpose: A word in the name of the lease, see `LeaseTable.held_steps`.
     """
     step = checkpoints.step_of(checkpoint_path)
     with _lease(model_dir, f"{step}-{purpose}") as name:
@@ -102,22 +112,27 @@ def lease_checkpoint(
 def directory_lock(
     directory: str, patience_secs: float = 10 * TIMEOUT_SECS
 ) -> Iterator[None]:
-    """Makes the writers of a directory take turns.
+    """Holds the lock of a directory, which one writer at a time can have.
 
-    No file system needs to create files exclusively: whoever sees no other lease after
-    writing his own is alone, because all others will see his. Who is not alone takes
-    his back and tries again. It wants listings that show every finished write, as local
-    file systems and gs:// give. A writer that stands still for TIMEOUT_SECS is taken
-    for dead, and may then overwrite what another wrote meanwhile.
+    The file system need not support exclusive creation of files. A writer first writes
+    its lease, then lists the leases. If there is no other, it has the lock, because all
+    other writers will see its lease. Otherwise it removes its lease and retries.
 
+    Listings must contain every finished write, as on local file systems and gs://. A
+    writer that is blocked for TIMEOUT_SECS loses the lock. It may then overwrite what
+    another process wrote meanwhile.
+
+    Args:
+      directory: The directory to write to.
+      patience_secs: The longest time to wait for the lock, in seconds.
     Raises:
-      TimeoutError: someone else wrote for all of patience_secs.
+      TimeoutError: Other writers held the lock for all of patience_secs.
     """
-    book = LeaseTable(directory, TIMEOUT_SECS)
+    table = LeaseTable(directory, TIMEOUT_SECS)
     end = time.monotonic() + patience_secs
     while True:
         with _lease(directory, _WRITE) as name:
-            if [n for n in book.live() if n.startswith(_WRITE)] == [name]:
+            if [n for n in table.active_leases() if n.startswith(_WRITE)] == [name]:
                 yield
                 return
         if time.monotonic() > end:
@@ -129,8 +144,8 @@ def directory_lock(
 
 
 @contextlib.contextmanager
-def _lease(directory, kind):
-    """Writes a file and goes on changing it, until the block ends."""
+def _lease(directory: str, kind: str) -> Iterator[str]:
+    """Writes a lease and renews it until the block ends; yields its name."""
     name = f"{kind}-{uuid.uuid4().hex[:12]}.json"
     path = f"{directory}/leases/{name}"
     tf.io.gfile.makedirs(f"{directory}/leases")
@@ -143,11 +158,11 @@ def _lease(directory, kind):
     finally:
         ended.set()
         if thread.ident:
-            thread.join()  # Or a last renewal would bring the file back.
+            thread.join()  # A later renewal would create the file again.
         files.remove_file(path)
 
 
-def _renew(path, ended):
+def _renew(path: str, ended: threading.Event) -> None:
     beat = 0
     while not ended.wait(RENEW_SECS):
         beat += 1
@@ -157,17 +172,17 @@ def _renew(path, ended):
             logging.warning("Could not renew the lease %s: %s", path, error)
 
 
-def _write(path, beat):
-    # No rename: all that counts is that the content differs from the one before, and
-    # it does so half written, or appended to, as "w" does on ram://.
+def _write(path: str, beat: int) -> None:
+    # Without a rename: it suffices that the content changes. It also does if it is
+    # half written, or appended to, as mode "w" does on ram://.
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(f'{{"beat": {beat}}}\n')
 
 
-def _content(path):
-    """Returns what a lease says, None if it was given back meanwhile."""
+def _content(path: str) -> list[bytes] | None:
+    """Returns the lines of a lease, or None if it was removed meanwhile."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return file.readlines()  # read() would ask gs:// for a cached length.
+            return file.readlines()  # read() uses a cached length on gs://.
     except (tf.errors.NotFoundError, tf.errors.FailedPreconditionError):
-        return None  # The latter is a directory's.
+        return None  # FailedPreconditionError: the path is a directory.

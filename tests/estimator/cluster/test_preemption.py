@@ -14,12 +14,12 @@ QUIET = {"preempted": "FALSE", "maintenance-event": "NONE"}
 def wait_for_reason(listener):
     end = time.monotonic() + 20
     while listener.reason() is None:
-        assert time.monotonic() < end, "Nothing was heard."
+        assert time.monotonic() < end, "The listener has no reason."
     return listener.reason()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_signal_is_a_reason_to_stop_and_no_more(name):
+def test_a_signal_is_a_reason_to_stop(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
     with preemption.PreemptionListener() as listener:
@@ -29,18 +29,18 @@ def test_a_signal_is_a_reason_to_stop_and_no_more(name):
     assert signal.getsignal(number) is before
 
 
-def test_who_asks_twice_from_the_keyboard_is_heard_at_once():
+def test_a_second_ctrl_c_stops_at_once():
     with pytest.raises(KeyboardInterrupt), preemption.PreemptionListener():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_process_of_nohup_goes_on_ignoring_that_its_terminal_is_gone():
+def test_a_process_under_nohup_ignores_sighup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with preemption.PreemptionListener() as listener:
             os.kill(os.getpid(), signal.SIGHUP)
-            with preemption.handlers_kept():
+            with preemption.preserve_signal_handlers():
                 os.kill(os.getpid(), signal.SIGHUP)
             assert listener.reason() is None
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -57,68 +57,68 @@ def test_a_process_of_nohup_goes_on_ignoring_that_its_terminal_is_gone():
         (4, 3, "Stopped at step 7; the newest checkpoint is of step 4: enough."),
     ],
 )
-def test_a_stop_says_what_is_saved(step, num_lost, message):
+def test_the_message_of_a_stop_contains_the_saved_step(step, num_lost, message):
     stop = preemption.Preempted("enough", step, num_lost=num_lost)
     assert str(stop) == message and stop.step == step
 
 
-def test_in_another_thread_signals_are_left_alone():
+def test_signal_handlers_are_set_in_the_main_thread_only():
     def listen():
         with preemption.PreemptionListener() as listener:
-            heard.append((signal.getsignal(signal.SIGTERM), listener.reason()))
+            states.append((signal.getsignal(signal.SIGTERM), listener.reason()))
 
-    heard, before = [], signal.getsignal(signal.SIGTERM)
+    states, before = [], signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert heard == [(before, None)]
+    assert states == [(before, None)]
 
 
 @pytest.mark.parametrize(
-    "name, text",
+    ("name", "text"),
     [
         ("preempted", "TRUE"),
         ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE"),
     ],
 )
 def test_a_notice_of_the_cloud_is_a_reason_to_stop(name, text):
-    said = dict(QUIET)
+    values = dict(QUIET)
     with (
-        metadata_server.serve(said) as host,
+        metadata_server.serve(values) as host,
         preemption.PreemptionListener(host, poll_secs=0.01) as listener,
     ):
-        assert preemption.ask_metadata(host, "instance/preempted") == "FALSE"
+        assert preemption.read_metadata(host, "instance/preempted") == "FALSE"
         assert listener.reason() is None
-        said[name] = text
+        values[name] = text
         assert wait_for_reason(listener) == f"the machine's {name} is {text}"
 
 
-def test_a_machine_that_is_moved_while_it_runs_need_not_stop():
+def test_a_live_migration_is_no_reason_to_stop():
     asked = []
 
-    class Said(dict):
+    class Values(dict):
         def get(self, path):
             asked.append(path)
             return super().get(path)
 
-    said = Said(QUIET | {"maintenance-event": "MIGRATE_ON_HOST_MAINTENANCE"})
+    values = Values(QUIET | {"maintenance-event": "MIGRATE_ON_HOST_MAINTENANCE"})
     with (
-        metadata_server.serve(said) as host,
+        metadata_server.serve(values) as host,
         preemption.PreemptionListener(host, poll_secs=0.01) as listener,
     ):
         end = time.monotonic() + 20
         while asked.count("maintenance-event") < 3:
-            assert time.monotonic() < end, "Nobody asks."
+            assert time.monotonic() < end, "The listener does not poll."
         assert listener.reason() is None
 
 
 def test_without_an_answer_there_is_no_notice():
     with metadata_server.serve({}) as host:
-        assert preemption.ask_metadata(host, "instance/preempted") is None
-    assert preemption.ask_metadata(host, "instance/preempted") is None
+        assert preemption.read_metadata(host, "instance/preempted") is None
+    assert preemption.read_metadata(host, "instance/preempted") is None
 
 
-def test_only_a_machine_of_google_is_asked(monkeypatch, tmp_path):
+def test_only_a_google_cloud_vm_has_a_metadata_host(monkeypatch, tmp_path):
     monkeypatch.delenv("GCE_METADATA_HOST", raising=False)
     product = tmp_path / "product_name"
     monkeypatch.setattr(preemption, "_PRODUCT", str(product))
@@ -133,7 +133,7 @@ def test_only_a_machine_of_google_is_asked(monkeypatch, tmp_path):
     assert preemption.find_metadata_host() is None
 
 
-def test_items_come_until_there_is_a_reason():
+def test_items_are_yielded_until_there_is_a_reason():
     reasons = iter([None, None, "enough"])
     got = []
     with pytest.raises(preemption.Preempted, match=r"step 8.*enough") as caught:

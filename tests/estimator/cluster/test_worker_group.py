@@ -17,7 +17,7 @@ CLUSTER = {"worker": ["a:1", "b:1"]}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Returns what each of two workers said, and where each was told to write."""
+    """Returns the reports of two workers and the model_dir of each."""
     directory = tmp_path_factory.mktemp("pair")
     dirs = [directory / "chief", directory / "other"]
     addresses = [f"localhost:{port}" for port in worker_processes.free_ports(2)]
@@ -37,11 +37,11 @@ def pair(tmp_path_factory):
     finally:
         for worker in started:
             worker.kill()
-    said = [re.findall(r"^{.*}$", w.log.read_text(), re.M) for w in started]
-    found = [
-        {k: v for line in lines for k, v in json.loads(line).items()} for lines in said
-    ]
-    return found, dirs
+    reports = []
+    for worker in started:
+        lines = re.findall(r"^{.*}$", worker.log.read_text(), re.M)
+        reports.append({k: v for x in lines for k, v in json.loads(x).items()})
+    return reports, dirs
 
 
 @pytest.fixture
@@ -67,18 +67,21 @@ def test_the_chief_is_one_of_the_workers(tf_config):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "TF_CONFIG is no JSON of a cluster"),
-        ("[]", "TF_CONFIG is no JSON of a cluster"),
-        ('{"cluster": ["a:1"]}', "TF_CONFIG is no JSON of a cluster"),
-        ('{"cluster": {"worker": 2}}', "TF_CONFIG is no JSON of a cluster"),
-        ({"ps": ["p:1"], **CLUSTER}, r"TF_CONFIG has \['ps'\]"),
-        ((CLUSTER, "evaluator", 0), r"\['evaluator'\].*evaluate.py scores"),
-        ((CLUSTER, "worker", 2), r"this is worker 2, but the cluster has.*'worker': 2"),
-        ((CLUSTER, "chief", 0), "this is chief 0, but"),
-        (CLUSTER, "this is None None, but"),
+        ("{", "TF_CONFIG is not the JSON of a cluster"),
+        ("[]", "TF_CONFIG is not the JSON of a cluster"),
+        ('{"cluster": ["a:1"]}', "TF_CONFIG is not the JSON of a cluster"),
+        ('{"cluster": {"worker": 2}}', "TF_CONFIG is not the JSON of a cluster"),
+        ({"ps": ["p:1"], **CLUSTER}, r"TF_CONFIG contains \['ps'\]"),
+        ((CLUSTER, "evaluator", 0), r"\['evaluator'\].*evaluate.py runs"),
+        (
+            (CLUSTER, "worker", 2),
+            r"contains worker 2 as this task, but the cluster has.*'worker': 2",
+        ),
+        ((CLUSTER, "chief", 0), "contains chief 0 as this"),
+        (CLUSTER, "contains None None as this"),
     ],
 )
-def test_a_tf_config_that_makes_no_sense_is_told(tf_config, config, message):
+def test_an_invalid_tf_config_is_an_error(tf_config, config, message):
     if isinstance(config, dict):
         config = json.dumps({"cluster": config})
     if isinstance(config, tuple):
@@ -91,48 +94,48 @@ def test_a_tf_config_that_makes_no_sense_is_told(tf_config, config, message):
     assert strategy.make_strategy("cpu", single_process=True).num_replicas_in_sync == 1
 
 
-def test_a_strategy_of_workers_comes_first_in_a_process(tf_config):
-    tf.config.list_logical_devices()  # With this TensorFlow has started.
+def test_a_strategy_of_workers_must_be_made_before_tensorflow_starts(tf_config):
+    tf.config.list_logical_devices()  # This starts TensorFlow.
     task = {"type": "worker", "index": 0}
     tf_config(json.dumps({"cluster": CLUSTER, "task": task}))
-    with pytest.raises(ValueError, match="make_strategy must come first"):
+    with pytest.raises(ValueError, match="make_strategy must be called before"):
         strategy.make_strategy("cpu")
 
 
-def test_one_worker_agrees_with_itself():
+def test_a_single_worker_needs_no_other():
     alone = worker_group.Workers()
     assert (alone.count, alone.index, alone.is_chief) == (1, 0, True)
-    assert alone.agreed(lambda: None)() is None
-    assert alone.agreed(lambda: "enough")() == "enough"
-    assert alone.any(True) and not alone.any(False)
+    assert alone.synchronized_stop_reason(lambda: None)() is None
+    assert alone.synchronized_stop_reason(lambda: "enough")() == "enough"
+    assert alone.any_worker(True) and not alone.any_worker(False)
     alone.check_same(3, "Three")
     alone.check_alone()
 
 
-def test_workers_know_who_they_are(pair):
-    for index, said in enumerate(pair[0]):
-        assert (said["count"], said["index"]) == (2, index)
-        assert said["is_chief"] == (index == 0)
+def test_each_worker_has_its_index(pair):
+    for index, report in enumerate(pair[0]):
+        assert (report["count"], report["index"]) == (2, index)
+        assert report["is_chief"] == (index == 0)
 
 
-def test_workers_hear_of_each_other(pair):
-    for said in pair[0]:
-        assert said["gathered"] == [10, 11]
-        assert said["any"] == [True, False]
-        assert re.match(r"The index must be.* but is \[0, 1\]", said["different"])
-    assert [said["reason"] for said in pair[0]] == [
+def test_workers_exchange_numbers_and_stop_reasons(pair):
+    for report in pair[0]:
+        assert report["gathered"] == [10, 11]
+        assert report["any"] == [True, False]
+        assert re.match(r"The index must be.* but is \[0, 1\]", report["different"])
+    assert [report["reason"] for report in pair[0]] == [
         "worker 1 was asked to stop",
         "enough",
     ]
 
 
-def test_workers_give_the_weights_of_one_process_with_the_same_batch(pair, tmp_path):
+def test_workers_train_the_weights_of_one_process_with_the_same_batch(pair, tmp_path):
     alone = linear.make_estimator(tmp_path).train(linear.train_input_fn, 12)
     expected = checkpoints.read(alone)
-    found = checkpoints.read(checkpoints.latest(str(pair[1][0])))
-    assert found.keys() == expected.keys()
+    trained = checkpoints.read(checkpoints.latest(str(pair[1][0])))
+    assert trained.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-5)
+        np.testing.assert_allclose(trained[name], value, rtol=1e-5)
 
 
 def test_only_the_chief_writes(pair):
@@ -143,13 +146,15 @@ def test_only_the_chief_writes(pair):
 
 
 def test_workers_that_see_different_checkpoints_stop_at_once(pair):
-    for said in pair[0]:
-        assert re.match(r"The step of the latest.* but is \[12, 0\]", said["elsewhere"])
+    for report in pair[0]:
+        assert re.match(
+            r"The step of the latest.* but is \[12, 0\]", report["elsewhere"]
+        )
 
 
-def test_workers_leave_scoring_to_the_sidecar(pair):
-    for said in pair[0]:
+def test_workers_refuse_to_evaluate(pair):
+    for report in pair[0]:
         assert re.search(
             "has 2 workers.*TrainingPlan.evaluate_during_training = False",
-            said["scoring"],
+            report["evaluation"],
         )

@@ -22,7 +22,7 @@ def _save(model_dir, step):
     return checkpoints.save(model_dir, step, tensors | {"slots/x": np.float32(2)})
 
 
-def test_what_is_saved_is_read(model_dir):
+def test_saved_tensors_are_read_unchanged(model_dir):
     path = _save(model_dir, 7)
     weights = checkpoints.read(path, "weights/")
     assert list(weights) == ["a/b", "c"]
@@ -37,7 +37,7 @@ def test_the_latest_is_the_highest_step_not_the_newest_file(model_dir):
     assert checkpoints.latest(model_dir).endswith("model.ckpt-100")
 
 
-def test_a_checkpoint_without_a_data_shard_does_not_count(model_dir):
+def test_a_checkpoint_without_a_data_shard_is_incomplete(model_dir):
     _save(model_dir, 1)
     path = _save(model_dir, 2)
     tf.io.gfile.remove(f"{path}.data-00000-of-00001")
@@ -46,7 +46,7 @@ def test_a_checkpoint_without_a_data_shard_does_not_count(model_dir):
         checkpoints.read(path)
 
 
-def test_what_is_deleted_is_neither_there_nor_named(model_dir):
+def test_deleted_checkpoints_leave_no_file_and_no_entry(model_dir):
     for step in range(1, 6):
         _save(model_dir, step)
     checkpoints.delete(model_dir, [1, 3, 4])
@@ -56,17 +56,17 @@ def test_what_is_deleted_is_neither_there_nor_named(model_dir):
     assert len(tf.io.gfile.listdir(model_dir)) == 5
 
 
-def test_the_newest_sound_checkpoint_is_the_one_that_can_be_read(model_dir):
+def test_the_newest_valid_checkpoint_is_the_newest_readable_one(model_dir):
     paths = [_save(model_dir, step) for step in (1, 2, 3)]
-    _cut_short(f"{paths[2]}.data-00000-of-00001")
-    _cut_short(f"{paths[1]}.index")
+    _truncate(f"{paths[2]}.data-00000-of-00001")
+    _truncate(f"{paths[1]}.index")
     assert checkpoints.latest(model_dir) == paths[2]
     assert checkpoints.latest_valid(model_dir) == paths[0]
     checkpoints.delete(model_dir, [1])
     assert checkpoints.latest_valid(model_dir) is None
 
 
-def test_what_a_killed_save_left_is_removed(model_dir):
+def test_files_of_a_killed_save_are_removed(model_dir):
     path = _save(model_dir, 3)
     for part in (f"{path}.index", f"{model_dir}/model.ckpt-4.data-00000-of-00001"):
         with tf.io.gfile.GFile(f"{part}.tempstate123456789", "w") as file:
@@ -76,7 +76,7 @@ def test_what_a_killed_save_left_is_removed(model_dir):
     assert checkpoints.latest_valid(model_dir) == path
 
 
-def _cut_short(path):
+def _truncate(path):
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
     tf.io.gfile.remove(path)  # On ram:// "w" would append.
@@ -85,7 +85,7 @@ def _cut_short(path):
 
 
 @pytest.mark.parametrize("name", ["run*", "run?", "run[1]", "run{1,2}"])
-def test_no_file_of_another_run_is_touched(tmp_path, name):
+def test_files_of_another_run_are_not_changed(tmp_path, name):
     sibling, own = str(tmp_path / "run1"), str(tmp_path / name)
     for model_dir in (sibling, own):
         os.makedirs(model_dir)
@@ -105,16 +105,16 @@ def test_no_file_of_another_run_is_touched(tmp_path, name):
     assert sorted(os.listdir(sibling)) == before
 
 
-def test_a_path_that_tensorflow_takes_for_a_pattern_is_not_called_damaged(tmp_path):
+def test_a_path_that_is_a_pattern_is_an_error_and_not_corrupt(tmp_path):
     os.makedirs(tmp_path / "run[1]")
     path = _save(str(tmp_path / "run[1]"), 3)
-    with pytest.raises(errors.UserError, match=r"takes '\[1\]' for a pattern"):
+    with pytest.raises(errors.UserError, match=r"treats '\[1\]' as a pattern"):
         checkpoints.read(path)
-    with pytest.raises(errors.UserError, match="for a pattern"):
+    with pytest.raises(errors.UserError, match="as a pattern"):
         checkpoints.latest_valid(str(tmp_path / "run[1]"))
 
 
-def test_foreign_names_are_passed_over(tmp_path):
+def test_other_file_names_are_ignored(tmp_path):
     path = _save(str(tmp_path), 3)
     names = [
         "model.ckpt-x.index",
@@ -127,23 +127,26 @@ def test_foreign_names_are_passed_over(tmp_path):
         "model.ckpt-3.backup",
     ]
     for name in names:
-        (tmp_path / name).write_text("foreign")
+        (tmp_path / name).write_text("other")
     (tmp_path / "model.ckpt-8.index").mkdir()
     (tmp_path / "checkpoint").write_bytes(b"\xff\xfe\0")
     open(os.fsencode(tmp_path) + b"/model.ckpt-\xff.index", "w").close()
     assert checkpoints.steps(str(tmp_path)) == [3]
     assert checkpoints.latest_valid(str(tmp_path)) == path
     checkpoints.delete(str(tmp_path), [3])
-    left = os.listdir(os.fsencode(tmp_path))
+    remaining = os.listdir(os.fsencode(tmp_path))
     kept = {*map(os.fsencode, names), b"model.ckpt-8.index", b"model.ckpt-\xff.index"}
-    assert set(left) == kept
+    assert set(remaining) == kept
 
 
 @pytest.mark.parametrize(
-    ("lost", "message"),
+    ("deleted", "message"),
     [
         (["model.ckpt-7.index"], r"lacks model\.ckpt-7, which its file `checkpoint`"),
-        (["model.ckpt-7.data-00000-of-00001"], r"holds model\.ckpt-7\.index, but no"),
+        (
+            ["model.ckpt-7.data-00000-of-00001"],
+            r"contains model\.ckpt-7\.index, but no",
+        ),
         (["model.ckpt-7.index", "model.ckpt-7.data-00000-of-00001"], "lacks model"),
         (
             ["checkpoint", "model.ckpt-7.index", "model.ckpt-7.data-00000-of-00001"],
@@ -151,16 +154,16 @@ def test_foreign_names_are_passed_over(tmp_path):
         ),
     ],
 )
-def test_a_checkpoint_that_was_there_is_missed(model_dir, lost, message):
+def test_a_lost_checkpoint_is_an_error(model_dir, deleted, message):
     checkpoints.check_nothing_lost(model_dir)
     _save(model_dir, 7)
-    for name in lost:
+    for name in deleted:
         tf.io.gfile.remove(f"{model_dir}/{name}")
     with pytest.raises(errors.UserError, match=message):
         checkpoints.check_nothing_lost(model_dir, 7)
 
 
-def test_the_data_of_a_first_save_that_was_killed_are_no_checkpoint(model_dir):
+def test_data_of_a_killed_first_save_are_not_a_lost_checkpoint(model_dir):
     tf.io.gfile.makedirs(model_dir)
     with tf.io.gfile.GFile(f"{model_dir}/model.ckpt-4.data-00000-of-00001", "w"):
         pass
@@ -178,6 +181,6 @@ def test_an_empty_or_absent_directory_has_no_checkpoint(tmp_path):
     assert checkpoints.latest(str(tmp_path / "absent")) is None
 
 
-def test_a_name_without_a_step_is_refused():
+def test_a_name_without_a_step_is_an_error():
     with pytest.raises(ValueError, match=r"model\.ckpt-1000"):
         checkpoints.step_of("dir/model.ckpt")

@@ -34,9 +34,7 @@ def directory(request, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_paths_that_are_refused_are_those_that_tensorflow_cannot_read(
-    tmp_path, name
-):
+def test_exactly_the_paths_that_tensorflow_cannot_read_are_refused(tmp_path, name):
     path = f"{tmp_path}/{name}"
     os.makedirs(path)
     tensors = {"global_step": np.int64(3)}
@@ -45,14 +43,14 @@ def test_the_paths_that_are_refused_are_those_that_tensorflow_cannot_read(
         reader = tf.compat.v1.train.NewCheckpointReader(saved)
         assert reader.get_tensor("global_step") == 3
     except Exception:
-        with pytest.raises(errors.UserError, match=r"--model_dir is .* for a pattern"):
+        with pytest.raises(errors.UserError, match=r"--model_dir is .* as a pattern"):
             files.check_path(path, "--model_dir")
     else:
         files.check_path(path, "--model_dir")
         assert checkpoints.latest_valid(path) == saved
 
 
-def test_writers_of_one_file_do_not_meet(directory):
+def test_concurrent_writers_of_one_file_do_not_mix_their_texts(directory):
     tf.io.gfile.makedirs(directory)
     texts = [f"{i}" * 1000 for i in range(8)]
     threads = [
@@ -67,14 +65,14 @@ def test_writers_of_one_file_do_not_meet(directory):
     assert files.list_directory(directory) == ["x"]
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(tf.errors.OpError):
         files.write_whole(f"{tmp_path}/x", "text")
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+def test_only_temporary_files_of_killed_writers_are_removed(tmp_path):
     others = ["x", "x.tmp", "x.0123456789abcdef.tmp", "0123456789ab.tmp"]
     for name in [*others, "x.0123456789ab.tmp"]:
         (tmp_path / name).write_text("")
@@ -87,9 +85,3 @@ def test_a_name_that_is_not_utf8_does_not_hide_the_others(tmp_path):
     open(os.fsencode(tmp_path) + b"/\xff\xfe", "w").close()
     assert files.list_directory(str(tmp_path)) == ["x"]
     assert files.list_directory(f"{tmp_path}/absent") == []
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"{", b"\0\0"])
-def test_what_is_no_json_is_a_value_error(content):
-    with pytest.raises(ValueError):
-        files.parse_json(content)

@@ -22,11 +22,11 @@ def model_dir(request, tmp_path):
 def wait_for_beat(model_dir, beat):
     end = time.monotonic() + 20
     while run_state.read(model_dir).beat < beat:
-        assert time.monotonic() < end, "The heart stands still."
+        assert time.monotonic() < end, "The beat does not rise."
     return run_state.read(model_dir)
 
 
-def test_what_is_written_is_read(model_dir):
+def test_a_written_state_is_read_unchanged(model_dir):
     assert run_state.read(model_dir) is None
     for step in (3, 4):
         run_state.write(model_dir, RUNNING._replace(step=step))
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(model_dir):
         b"[" * 100_000,
     ],
 )
-def test_what_makes_no_sense_reads_as_nothing(tmp_path, text):
+def test_a_corrupt_file_is_ignored(tmp_path, text):
     (tmp_path / run_state.FILE_NAME).write_bytes(text)
     assert run_state.read(str(tmp_path)) is None
     with run_state.Heartbeat(str(tmp_path), 60):
@@ -64,10 +64,11 @@ def test_a_file_of_an_older_version_is_read(tmp_path):
 
 
 class Sleeper:
-    """A clock that only sleeping moves, and what happens at each sleep."""
+    """A clock that only sleep() moves, and the events of each sleep."""
 
     def __init__(self, *events):
-        self.now, self.events = 0.0, list(events)
+        self.now = 0.0
+        self.events = list(events)
 
     def sleep(self, secs):
         self.now += secs
@@ -81,14 +82,14 @@ class Sleeper:
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "preempted"])
-def test_a_trainer_that_ended_delays_nobody(model_dir, state):
+def test_a_trainer_that_ended_causes_no_delay(model_dir, state):
     assert Sleeper().await_end(model_dir) is None
     run_state.write(model_dir, ELSEWHERE._replace(state=state))
     sleeper = Sleeper()
     assert sleeper.await_end(model_dir).state == state and sleeper.now == 0
 
 
-def test_a_trainer_that_was_killed_on_this_machine_delays_nobody(model_dir):
+def test_a_trainer_killed_on_this_machine_causes_no_delay(model_dir):
     run_state.write(model_dir, DEAD)
     sleeper = Sleeper()
     assert sleeper.await_end(model_dir) == DEAD and sleeper.now == 0
@@ -96,7 +97,7 @@ def test_a_trainer_that_was_killed_on_this_machine_delays_nobody(model_dir):
 
 @pytest.mark.parametrize("trainer", [None, ELSEWHERE.trainer])
 @pytest.mark.parametrize(("every_secs", "wait_secs"), [(0, 30), (5, 30), (60, 180)])
-def test_a_trainer_that_was_killed_elsewhere_is_waited_for_once(
+def test_a_trainer_killed_elsewhere_causes_one_delay(
     model_dir, trainer, every_secs, wait_secs
 ):
     state = ELSEWHERE._replace(trainer=trainer, every_secs=every_secs)
@@ -106,7 +107,7 @@ def test_a_trainer_that_was_killed_elsewhere_is_waited_for_once(
     assert wait_secs <= sleeper.now < wait_secs + 1
 
 
-def test_a_trainer_whose_heart_beats_is_not_disturbed(model_dir):
+def test_a_second_trainer_is_refused_while_the_first_beats(model_dir):
     run_state.write(model_dir, ELSEWHERE)
 
     def beat():
@@ -118,14 +119,14 @@ def test_a_trainer_whose_heart_beats_is_not_disturbed(model_dir):
     assert sleeper.now < 2
 
 
-def test_a_trainer_that_stops_while_it_is_watched_is_followed(model_dir):
+def test_a_trainer_that_ends_during_the_wait_is_succeeded(model_dir):
     run_state.write(model_dir, ELSEWHERE)
     ended = ELSEWHERE._replace(state="preempted", beat=9)
     sleeper = Sleeper(lambda: run_state.write(model_dir, ended))
     assert sleeper.await_end(model_dir) == ended and sleeper.now < 1
 
 
-def test_who_waits_for_a_trainer_may_be_stopped(model_dir):
+def test_the_wait_for_a_trainer_can_be_stopped(model_dir):
     run_state.write(model_dir, ELSEWHERE)
     with pytest.raises(preemption.Preempted, match="enough"):
         Sleeper().await_end(model_dir, stop_reason=lambda: "enough")
@@ -154,7 +155,7 @@ def test_of_trainers_that_start_at_the_same_time_one_runs(model_dir):
     assert run_state.read(model_dir).state == "finished"
 
 
-def test_a_trainer_that_was_taken_for_dead_stops_and_writes_nothing(model_dir):
+def test_a_trainer_that_lost_its_claim_stops_and_writes_nothing(model_dir):
     other = ELSEWHERE._replace(claim="b", beat=20)
     with (
         pytest.raises(run_state.ClaimLostError, match=r"taken over .* step 7 is not"),
@@ -177,7 +178,7 @@ def test_a_trainer_that_was_taken_for_dead_stops_and_writes_nothing(model_dir):
 
 
 @pytest.mark.parametrize("num_failures", [2, 99])
-def test_an_end_that_cannot_be_written_changes_nothing_else(
+def test_a_final_state_that_cannot_be_written_hides_no_error(
     model_dir, monkeypatch, caplog, num_failures
 ):
     write, failures = run_state.write, [None] * num_failures
@@ -188,7 +189,7 @@ def test_an_end_that_cannot_be_written_changes_nothing_else(
             raise tf.errors.ResourceExhaustedError(None, None, "No space left")
         write(*args)
 
-    monkeypatch.setattr(run_state, "_LAST_PAUSES_SECS", (0, 0, 0))
+    monkeypatch.setattr(run_state, "_FINAL_PAUSES_SECS", (0, 0, 0))
     with pytest.raises(KeyError), run_state.Heartbeat(model_dir, 60) as heartbeat:
         heartbeat.state = run_state.PREEMPTED
         monkeypatch.setattr(run_state, "write", fail)
@@ -196,10 +197,10 @@ def test_an_end_that_cannot_be_written_changes_nothing_else(
     is_written = num_failures < 3
     state = "preempted" if is_written else "running"
     assert run_state.read(model_dir).state == state
-    assert ("does not say that the run is preempted" in caplog.text) != is_written
+    assert ("it lacks the final state 'preempted'" in caplog.text) != is_written
 
 
-def test_the_heart_beats_until_the_end_and_says_which_end(model_dir):
+def test_the_heartbeat_ends_with_the_final_state(model_dir):
     with run_state.Heartbeat(f"{model_dir}/new", 0.01) as heartbeat:
         assert run_state.read(f"{model_dir}/new")[:3] == ("running", 0, 1)
         heartbeat.step = 40
@@ -211,18 +212,18 @@ def test_the_heart_beats_until_the_end_and_says_which_end(model_dir):
     assert files.list_directory(f"{model_dir}/new/leases") == []
 
 
-def test_an_error_is_a_failure_and_a_preemption_is_said_to_be_one(model_dir):
+def test_an_error_is_a_failure_unless_the_run_was_preempted(model_dir):
     with pytest.raises(ValueError), run_state.Heartbeat(model_dir, 60):
         raise ValueError
     assert run_state.read(model_dir)[:3] == ("failed", 0, 2)
     with pytest.raises(OSError), run_state.Heartbeat(model_dir, 60) as heartbeat:
         heartbeat.state, heartbeat.step = run_state.PREEMPTED, 7
         raise OSError
-    # A restart counts on: a reader sees that something changed.
+    # A restart continues to count, so that a reader sees a change.
     assert run_state.read(model_dir)[:3] == ("preempted", 7, 4)
 
 
-def test_storage_that_fails_for_a_while_does_not_stop_the_heart(model_dir, monkeypatch):
+def test_transient_storage_errors_do_not_stop_the_heartbeat(model_dir, monkeypatch):
     write, failures = run_state.write, [None] * 3
 
     def fail(*args):
@@ -237,18 +238,18 @@ def test_storage_that_fails_for_a_while_does_not_stop_the_heart(model_dir, monke
     assert not failures and run_state.read(model_dir).state == "finished"
 
 
-def test_a_watch_counts_from_the_last_change_by_its_own_clock(model_dir):
+def test_a_monitor_measures_from_the_last_change_by_its_own_clock(model_dir):
     now = [100.0]
-    watch = run_state.TrainerMonitor(model_dir, clock=lambda: now[0])
+    monitor = run_state.TrainerMonitor(model_dir, clock=lambda: now[0])
     now[0] = 130.0
-    assert watch.look() is None and watch.secs_since_change() == 30
+    assert monitor.poll() is None and monitor.secs_since_change() == 30
     run_state.write(model_dir, RUNNING)
-    assert watch.secs_since_change() == 0
+    assert monitor.secs_since_change() == 0
     now[0] = 150.0
-    run_state.write(model_dir, RUNNING)  # The same beat: nobody lives there.
-    assert watch.secs_since_change() == 20
+    run_state.write(model_dir, RUNNING)  # The same beat: no change.
+    assert monitor.secs_since_change() == 20
     run_state.write(model_dir, RUNNING._replace(beat=9))
-    assert watch.secs_since_change() == 0 and watch.look().beat == 9
+    assert monitor.secs_since_change() == 0 and monitor.poll().beat == 9
     tf.io.gfile.remove(f"{model_dir}/{run_state.FILE_NAME}")
     now[0] = 155.0
-    assert watch.secs_since_change() == 5 and watch.look().beat == 9
+    assert monitor.secs_since_change() == 5 and monitor.poll().beat == 9

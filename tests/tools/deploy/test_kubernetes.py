@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 
 import repository
 from retinanet_tpu import data_service, evaluate, train
+from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.task import cli
 
 yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
@@ -170,11 +171,11 @@ def test_a_preempted_trainer_comes_back_and_a_failed_one_does_not(manifest):
     job = one("Job", "trainer", manifest)
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert job["spec"]["podReplacementPolicy"] == "Failed"
-    assert outcome(job, code=train.EXIT_PREEMPTED) == "Ignore"
+    assert outcome(job, code=ExitCode.PREEMPTED) == "Ignore"
     assert outcome(job, condition="DisruptionTarget") == "Ignore"
     # A node that goes may break what it runs before the signal comes.
     assert outcome(job, code=1, condition="DisruptionTarget") == "Ignore"
-    assert outcome(job, code=1) == outcome(job, code=train.EXIT_DIVERGED) == "FailJob"
+    assert outcome(job, code=1) == outcome(job, code=ExitCode.DIVERGED) == "FailJob"
     assert outcome(job, code=137) == "Count" and job["spec"]["backoffLimit"] > 0
 
 
@@ -182,7 +183,7 @@ def test_a_sidecar_comes_back_unless_it_is_done_or_cannot_be():
     job = one("Job", "sidecar")
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert outcome(job, code=143) == "Ignore"  # SIGTERM
-    for code in set(evaluate.EXIT_CODES.values()):
+    for code in (ExitCode.FAILED, ExitCode.TRAINER_GONE, ExitCode.TRAINER_FAILED):
         assert outcome(job, code=code) == "FailJob"
 
 
