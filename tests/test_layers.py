@@ -9,7 +9,7 @@ PACKAGE = repository.ROOT / "retinanet_tpu"
 # Folders of one layer do not know each other; commands import what they start.
 LAYERS = [
     {"errors"},
-    {"startup", "structures", "replicas", "annotation_fields"},
+    {"startup", "structures", "replicas", "annotation_fields", "optional_packages"},
     {"boxes"},
     {"data", "model", "learning", "detections", "evaluation", "estimator", "xla"},
     {"conversion", "inspection", "serving"},

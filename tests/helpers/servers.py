@@ -1,4 +1,4 @@
-"""A server that finds many objects without having been trained."""
+"""A serving module that detects many objects without training."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ CATEGORIES = category_map.Categories(
 
 
 def make(*bindings: str, seed: int = 0) -> server.ServingModule:
-    """Returns a tiny server whose scores spread over (0, 1); index 1 is no class."""
+    """Returns a tiny module whose scores spread over (0, 1); index 1 has no category."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
     run = toy_data.experiment(None, "no_data", *settings)
     recipe = dataclasses.replace(run.recipe, categories=CATEGORIES)
@@ -34,13 +34,13 @@ def make(*bindings: str, seed: int = 0) -> server.ServingModule:
     return server.ServingModule(network, recipe)
 
 
-def pictures(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
+def images(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
     """Returns uint8 [num, *size, 3] of colored rectangles on noise."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
-    for image in images:
+    result = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
+    for image in result:
         for _ in range(6):
             y, x = (int(rng.integers(0, side - 12)) for side in size)
             height, width = rng.integers(8, 40, 2)
             image[y : y + height, x : x + width] = rng.integers(60, 256, 3)
-    return images
+    return result
