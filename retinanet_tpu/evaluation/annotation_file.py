@@ -144,9 +144,9 @@ def _check_annotations(dataset: dict[str, Any], path: str) -> None:
             first = annotations.index(unlisted[0])
             raise errors.UserError(
                 f"{path}: {len(unlisted)} of {len(annotations)} annotations, first "
-                f"annotations[{first}], have a {field} that {key} does not list: "
-                f"{few(sorted({a[field] for a in unlisted}))}. Listed are "
-                f"{few(sorted(listed))}."
+                f"annotations[{first}], refer to {key} that the file does not "
+                f"list: {field} {few(sorted({a[field] for a in unlisted}))}. Listed "
+                f"are {few(sorted(listed))}."
             )
     for position, annotation in enumerate(annotations):
         if problem := _box_problem(annotation.get("bbox")):

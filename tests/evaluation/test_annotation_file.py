@@ -71,10 +71,10 @@ def assert_rejected(path, message):
         ),
         (
             with_annotation(image_id=9),
-            r"1 of 2 annotations, first annotations\[1\], have an image_id that images "
-            "does not list: 9. Listed are 1, 2",
+            r"1 of 2 annotations, first annotations\[1\], refer to images that the "
+            "file does not list: image_id 9. Listed are 1, 2",
         ),
-        (with_annotation(category_id=0), "category_id that categories does not list"),
+        (with_annotation(category_id=0), "refer to categories .* list: category_id 0"),
     ],
 )
 def test_invalid_file_is_rejected_in_one_sentence(path, content, message):

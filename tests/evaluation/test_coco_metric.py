@@ -39,7 +39,7 @@ def read(annotations, *, image_ids, categories=CATEGORIES):
 
 
 def batch(*per_image, depth=8):
-    """Returns Detections of lists of (category, xywh, score), padded with invalid rows."""
+    """Returns Detections of lists of (category, xywh, score), with invalid padding."""
     shape = (len(per_image), depth)
     boxes, scores = np.full((*shape, 4), 7.0, np.float32), np.ones(shape, np.float32)
     classes = np.full(shape, -5, np.int32)
