@@ -140,21 +140,16 @@ def test_all_formats_return_the_same_detections_in_pixels_of_the_images(artifact
 
 
 def test_boxes_of_a_resized_image_end_at_its_edge(artifact):
-    size = (
-        256,
-        128,
-    )  # TFLite's input is 64 px high; the image covers 32 px of its width.
+    # TFLite's input is 64 px high; the image covers 32 px of its width.
+    size = (256, 128)
     detections = artifact.detect(images_of(np.array([[0, 0, *size]]), size))
     np.testing.assert_array_equal(detections.boxes_yxyx[0, 0], [0, 0, *size])
 
 
 def test_no_images_give_no_detections(artifact):
     detections = artifact.detect(np.zeros([0, 30, 40, 3], np.uint8))
-    assert detections.boxes_yxyx.shape == (
-        0,
-        0,
-        4,
-    ) and detections.num_detections.shape == (0,)
+    assert detections.boxes_yxyx.shape == (0, 0, 4)
+    assert detections.num_detections.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +173,8 @@ def test_selected_detections_have_no_padding_and_always_a_category(artifact):
     assert one.num_detections == 1 and one.classes.tolist() == [90]
     np.testing.assert_allclose(one.boxes_yxyx, BOXES_YXYX[1:2], atol=0.5)
     assert artifacts.select_image(detections, 1, min_score=0.75).num_detections == 1
-    assert artifacts.select_image(detections, 1, min_score=0.76).boxes_yxyx.shape == (
-        0,
-        4,
-    )
+    nothing = artifacts.select_image(detections, 1, min_score=0.76)
+    assert nothing.boxes_yxyx.shape == (0, 4)
 
 
 def test_names_are_those_of_the_export_or_empty(artifact):
