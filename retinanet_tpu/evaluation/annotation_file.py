@@ -121,7 +121,7 @@ def _set_names(categories: list[dict[str, Any]], path: str) -> None:
         if name is None:
             raise errors.UserError(
                 f"{path}: categories[{position}] has "
-                f"{_format_field(category, 'name')}; expected a text."
+                f"{_format_field(category, 'name')}; expected a string."
             )
         category["name"] = name
 

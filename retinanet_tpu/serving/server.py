@@ -22,27 +22,27 @@ class Detector(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """The number of classes K."""
+        """Returns the number of classes K."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """The height and width of the network's input, px."""
+        """Returns the height and width of the network's input, px."""
 
     @property
     def anchors(self) -> Anchors:
-        """The anchors."""
+        """Returns the anchors."""
 
     @property
     def nms_fn(self) -> nms.NMS:
-        """The non-maximum suppression."""
+        """Returns the non-maximum suppression."""
 
     @property
     def limits(self) -> request_limits.Limits:
-        """The limits of one request."""
+        """Returns the limits of one request."""
 
     @property
     def categories(self) -> category_map.Categories:
-        """The dataset's categories."""
+        """Returns the dataset's categories."""
 
     def detect(
         self,

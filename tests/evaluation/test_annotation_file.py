@@ -60,7 +60,7 @@ def assert_rejected(path, message):
         (dataset(categories=[{"id": [1]}]), r"categories\[0\] has id \[1\]"),
         (dataset(categories=[{"id": -1}]), r"categories\[0\] has id -1; ids must"),
         (dataset(categories=[{"id": 1}]), r"categories\[0\] has no name"),
-        (dataset(categories=[{"id": 1, "name": None}]), "has name null; .* a text"),
+        (dataset(categories=[{"id": 1, "name": None}]), "has name null; .* a string"),
         (
             dataset(categories=[{"id": i, "name": "x"} for i in (1, 2)]),
             "category name x more than once",
