@@ -215,9 +215,8 @@ def test_tensorrts_nms_returns_the_detections_of_the_module(module, raw, is_glob
     assert list(node.input) == ["boxes_yxyx", "scores"]
     if is_global:
         module = make_module("NMS.variant = 'global_hard'")
-    images = servers.images(
-        3, (64, 64)
-    )  # The network's size, so that inputs are not resized.
+    # The network's size, so that images are not resized.
+    images = servers.images(3, (64, 64))
     expected = module.detect_images(images)
     session = onnx_format.make_session(raw)
     arrays = run(session, inputs=images.astype(np.float32))

@@ -8,11 +8,8 @@ from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.serving import onnx_format, tflite_format
 
 NUM = 500  # More than a tile of hard NMS and the windows of soft NMS.
-INPUTS = (
-    "given_boxes",
-    "given_scores",
-    "given_classes",
-)  # Different from the outputs' names.
+# The names differ from those of the outputs.
+INPUTS = ("given_boxes", "given_scores", "given_classes")
 OUTPUTS = ("boxes_yxyx", "scores", "classes", "num_detections")
 
 
