@@ -172,7 +172,7 @@ def test_export_without_the_format_saved_model_has_no_saved_model(model_dir):
     [
         ({"format": ["onxx"]}, r"--format is 'onxx'; choose from saved_model, onnx"),
         ({"format": []}, r"--format is ''; choose from saved_model"),
-        ({"nms": "gentle"}, r"nms\.variant is 'gentle'; choose one of combined"),
+        ({"nms": "gentle"}, r"NMS\.variant is 'gentle'; choose one of combined"),
         ({"format": ["tensorrt"], "nms": "global_soft"}, r"--nms=per_class_hard"),
         (
             {"format": ["tensorrt"], "gin_param": ["NMS.score_threshold = 0.001"]},
