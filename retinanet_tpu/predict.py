@@ -1,16 +1,16 @@
-"""Finds objects in images with an exported model.
+"""Detects objects in images with an exported model.
 
-Needs nothing but the model:
+Requires only the exported model:
   python -m retinanet_tpu.predict --model=export/latest --images=photos \
-      --output_dir=found
---images takes a folder, a glob or a file, and may be repeated; more files may follow as
-plain arguments. --model takes a SavedModel, a .onnx or .tflite file, or a folder of
-exports, whose newest version is used. Writes to --output_dir:
+      --output_dir=detections
+--images is a folder, a glob or a file, and may be repeated; further files may follow as
+plain arguments. --model is a SavedModel, a .onnx or .tflite file, or a folder of
+exports, whose newest version is used. Files in --output_dir:
   detections.json  COCO results: image_id, category_id, bbox (xywh, pixels), score
-  images.json      which file has which image_id, with width and height
+  images.json      the file, width and height of each image_id
   NAME.jpg|.png    a drawing of each image
-Images are seen as viewers show them: turned as their EXIF orientation says. Files
-that cannot be read are named and skipped; the exit code is 0 if any could.
+Images are rotated as their EXIF orientation requires. Files that cannot be read are
+logged and skipped. The exit code is 0 if at least one file could be read.
 """
 
 import retinanet_tpu.startup.cpu
@@ -19,6 +19,7 @@ import functools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +36,15 @@ from retinanet_tpu.startup import guard
 FLAGS = flags.FLAGS
 
 
+class _Result(NamedTuple):
+    """The detections in one image."""
+
+    image_id: int
+    height: int  # px
+    width: int  # px
+    detections: structures.Detections  # without the batch dimension
+
+
 def predict_files(
     artifact: artifacts.Artifact,
     paths: Sequence[str],
@@ -43,42 +53,44 @@ def predict_files(
     min_score: float = 0.3,
     batch_size: int = 8,
 ) -> int:
-    """Predicts and draws files, and writes detections.json and images.json.
+    """Writes detections.json, images.json and the drawings of image files.
 
     Args:
-      artifact: finds the objects.
-      paths: images; an image's id is its place in them, from 1.
-      output_dir: made if it is not there; must not be a folder of `paths`.
-      min_score: lowest score that is written and drawn.
-      batch_size: images of one size that go through the model at once.
+      artifact: The exported model.
+      paths: The paths of the images; the id of an image is its position, from 1.
+      output_dir: The output directory. It is made if necessary, and must not contain
+        `paths`.
+      min_score: The lowest score that is written and drawn.
+      batch_size: The most images of one size that are processed together.
     Returns:
-      How many of the files could be read.
+      The number of files that could be read.
     Raises:
-      UserError: a drawing would overwrite an image.
+      UserError: A drawing would overwrite an image.
     """
     folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
     if os.path.realpath(output_dir) in folders:
         raise errors.UserError(
-            f"--output_dir={output_dir} holds the images themselves, which the "
+            f"--output_dir={output_dir} contains the images themselves, which the "
             "drawings would overwrite; choose another folder."
         )
     tf.io.gfile.makedirs(output_dir)
     meter = batching.Meter("predict", len(paths))
-    read = enumerate(batching.ahead(_load_or_skip, paths), start=1)
-    pictures = ((image_id, image) for image_id, image in read if image is not None)
-    found = batching.detect(
+    loaded = enumerate(batching.map_in_threads(_load_or_skip, paths), start=1)
+    batches = batching.detect_batches(
         artifact,
-        pictures,
+        ((image_id, image) for image_id, image in loaded if image is not None),
         batch_size=batch_size,
         meter=meter,
         skip_fn=functools.partial(_skip_batch, paths=paths),
     )
-    drawings = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
-    draw_fn = functools.partial(_draw, drawings=drawings, names=artifact.names)
-    results = list(batching.ahead(draw_fn, _each(found, min_score)))
+    drawing_paths = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
+    draw_fn = functools.partial(_draw, paths=drawing_paths, names=artifact.names)
+    results = list(batching.map_in_threads(draw_fn, _iter_images(batches, min_score)))
     meter.close()
-    _save_results(sorted(results, key=lambda result: result[0]), paths, output_dir)
-    logging.info(f"predict | done | {meter} | {output_dir}")
+    _save_results(
+        sorted(results, key=lambda result: result.image_id), paths, output_dir
+    )
+    logging.info("predict | done | %s | %s", meter, output_dir)
     return len(results)
 
 
@@ -90,7 +102,9 @@ def _load_or_skip(path: str) -> np.ndarray | None:
         return None
 
 
-def _skip_batch(batch: batching.Batch, error: errors.UserError, *, paths) -> None:
+def _skip_batch(
+    batch: batching.Batch, error: errors.UserError, *, paths: Sequence[str]
+) -> None:
     for image_id in batch.ids:
         _log_skipped(f"{paths[image_id - 1]}: {error}")
 
@@ -100,31 +114,39 @@ def _log_skipped(reason: object) -> None:
         logging.warning("predict | skipped %s", reason)
 
 
-def _each(
-    found: Iterable[tuple[batching.Batch, structures.Detections]], min_score: float
+def _iter_images(
+    batches: Iterable[tuple[batching.Batch, structures.Detections]], min_score: float
 ) -> Iterator[tuple[int, np.ndarray, structures.Detections]]:
-    """Yields id, image and objects of each image of each batch."""
-    for batch, detections in found:
+    """Yields id, image and detections of each image of each batch."""
+    for batch, detections in batches:
         for row, image_id in enumerate(batch.ids):
-            objects = artifacts.objects(detections, row, min_score=min_score)
-            yield image_id, batch.pictures[row], objects
+            selected = artifacts.select_image(detections, row, min_score=min_score)
+            yield image_id, batch.images[row], selected
 
 
 def _draw(
     item: tuple[int, np.ndarray, structures.Detections],
     *,
-    drawings: Sequence[str],
+    paths: Sequence[str],
     names: Mapping[int, str],
-) -> tuple[int, tuple[int, int], structures.Detections]:
-    """Saves the drawing of an image; returns its id, its size and its objects."""
-    image_id, image, objects = item
-    drawing = visualize.draw_detections(image, *objects[:3], names=names, min_score=0)
-    visualize.save(drawing, drawings[image_id - 1])
-    return image_id, image.shape[:2], objects
+) -> _Result:
+    """Writes the drawing of an image."""
+    image_id, image, detections = item
+    drawing = visualize.draw_detections(
+        image,
+        detections.boxes_yxyx,
+        detections.scores,
+        detections.classes,
+        names=names,
+        min_score=0,
+    )
+    visualize.save(drawing, paths[image_id - 1])
+    height, width = image.shape[:2]
+    return _Result(image_id, height, width, detections)
 
 
 def _drawing_names(paths: Sequence[str]) -> list[str]:
-    """Returns a name for the drawing of each path, no name twice."""
+    """Returns a unique file name for the drawing of each path."""
     names = {}
     for path in paths:
         stem, extension = os.path.splitext(os.path.basename(path))
@@ -135,25 +157,41 @@ def _drawing_names(paths: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _save_results(results, paths: Sequence[str], output_dir: str) -> None:
-    """Writes detections.json and images.json, each whole or not at all."""
-    records, images = [], []
-    for image_id, (height, width), objects in results:
-        records += coco_metric.detection_records(*objects[:3], image_id)
-        name = {"id": image_id, "file_name": paths[image_id - 1]}
-        images.append(name | {"width": width, "height": height})
-    for name, content in (("detections", records), ("images", images)):
-        files.write_whole(f"{output_dir}/{name}.json", json.dumps(content))
+def _save_results(
+    results: Iterable[_Result], paths: Sequence[str], output_dir: str
+) -> None:
+    """Writes detections.json and images.json, each atomically."""
+    records = []
+    images = []
+    for image_id, height, width, detections in results:
+        records += coco_metric.detection_records(
+            detections.boxes_yxyx, detections.scores, detections.classes, image_id
+        )
+        images.append(
+            {
+                "id": image_id,
+                "file_name": paths[image_id - 1],
+                "width": width,
+                "height": height,
+            }
+        )
+    files.write_whole(f"{output_dir}/detections.json", json.dumps(records))
+    files.write_whole(f"{output_dir}/images.json", json.dumps(images))
 
 
 def define_flags() -> None:
     """Defines this command's flags; not on import, when another command may run."""
-    flags.DEFINE_string("model", None, "SavedModel, .onnx, .tflite, or their folder.")
+    flags.DEFINE_string(
+        "model", None, "SavedModel, .onnx or .tflite file, or folder of exports."
+    )
     flags.DEFINE_multi_string("images", [], "Folder, glob or file; may be repeated.")
-    flags.DEFINE_string("output_dir", None, "Where findings and drawings go.")
+    flags.DEFINE_string("output_dir", None, "Folder for the detections and drawings.")
     flags.DEFINE_float("min_score", 0.3, "Lowest score that is written and drawn.")
     flags.DEFINE_integer(
-        "batch_size", 8, "Photos of one size to take at once.", lower_bound=1
+        "batch_size",
+        8,
+        "Images of one size that are processed together.",
+        lower_bound=1,
     )
     flags.mark_flags_as_required(["model", "output_dir"])
 
@@ -163,7 +201,7 @@ def main(paths: Sequence[str]) -> int:
     paths = image_files.find([*FLAGS.images, *paths])
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     logging.info(
-        f"predict | {artifact.kind} {artifact.path} | {len(paths)} images to read"
+        "predict | %s %s | %d images to read", artifact.kind, artifact.path, len(paths)
     )
     num_read = predict_files(
         artifact,
@@ -173,7 +211,7 @@ def main(paths: Sequence[str]) -> int:
         batch_size=FLAGS.batch_size,
     )
     if num_read == 0:
-        logging.error(f"predict | none of the {len(paths)} files could be read.")
+        logging.error("predict | none of the %d files could be read.", len(paths))
         return 1
     return 0
 

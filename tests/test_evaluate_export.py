@@ -21,7 +21,7 @@ CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
 BINDINGS = (
     *toy_data.TWO_LEVELS,
     *toy_data.SGD,
-    # Of larger images the tool averages pixels, where libjpeg averages frequencies.
+    # For larger images this command averages pixels, but libjpeg averages frequencies.
     "IMAGE_SIZE = (128, 128)",
     "NMS.score_threshold = 0.0001",  # After four steps all scores are about 0.01.
     "TrainingPlan.num_visualized_images = 0",
@@ -29,18 +29,18 @@ BINDINGS = (
 
 
 @pytest.fixture(scope="module")
-def sound_dir(tmp_path_factory):
+def valid_dir(tmp_path_factory):
     return toy_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def data_dir(sound_dir, tmp_path):
-    """A copy of the data directory, to damage."""
-    return pathlib.Path(shutil.copytree(sound_dir, tmp_path / "data"))
+def data_dir(valid_dir, tmp_path):
+    """Returns a copy of the data directory, to corrupt."""
+    return pathlib.Path(shutil.copytree(valid_dir, tmp_path / "data"))
 
 
 @pytest.fixture
-def tool():
+def command():
     return evaluate_export
 
 
@@ -48,27 +48,27 @@ def artifact_of(detect_fn=None, known=CATEGORIES):
     return artifacts.Artifact("model.onnx", "ONNX", known, detect_fn)
 
 
-def find_nothing(pictures):
+def detect_nothing(images):
     shapes = ([1, 4], [1], [1], [])
     return structures.Detections(
-        *(np.zeros([len(pictures), *shape], int) for shape in shapes)
+        *(np.zeros([len(images), *shape], int) for shape in shapes)
     )
 
 
-def ids_seen(tool, data_dir, **more):
-    """Returns the ids of the images that a model is shown, as the tool does it."""
+def batched_ids(command, data_dir):
+    """Returns the image ids of the batches that the command passes to a model."""
     truth = coco_metric.ground_truth(str(data_dir / "val.json"))
-    found = tool.detections(
-        artifact_of(find_nothing),
+    batches = command.detect_annotated_images(
+        artifact_of(detect_nothing),
         truth,
         str(data_dir / "pictures"),
         batch_size=4,
         meter=batching.Meter("test", len(truth.imgs)),
     )
-    return [ids.tolist() for _, ids in found]
+    return [ids.tolist() for _, ids in batches]
 
 
-def test_saved_model_gets_exactly_the_scores_of_its_checkpoint(data_dir, tmp_path):
+def test_saved_model_has_exactly_the_metrics_of_its_checkpoint(data_dir, tmp_path):
     run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
     toy_data.train(run)
     expected = run.estimator.evaluate(run.eval_spec.input_fn)
@@ -87,89 +87,91 @@ def test_saved_model_gets_exactly_the_scores_of_its_checkpoint(data_dir, tmp_pat
     assert coco_metric.table(expected) in done.stdout
     assert coco_metric.per_class_table(expected) in done.stdout
     assert "6/6 images" in done.stderr and "of the model alone" in done.stderr
-    result = scored(json.loads(output.read_text()), f"{data_dir}/val.json")
+    result = evaluated(json.loads(output.read_text()), f"{data_dir}/val.json")
     for metric in coco_metric.METRICS:
         assert result[metric.name] == expected[metric.name], metric.name
 
 
-def scored(records, annotation_file):
-    """Returns the scores of a results file."""
+def evaluated(records, annotation_file):
+    """Returns the metrics of a results file."""
     truth = coco_metric.ground_truth(annotation_file)
     batches = []
     for image_id in truth.imgs:
         of_image = [r for r in records if r["image_id"] == image_id]
         boxes_xywh = np.array([r["bbox"] for r in of_image]).reshape(-1, 4)
         x, y, width, height = boxes_xywh.T
-        found = structures.Detections(
+        detections = structures.Detections(
             boxes_yxyx=np.stack([y, x, y + height, x + width], axis=-1)[None],
             scores=np.array([[r["score"] for r in of_image]]),
             classes=np.array([[r["category_id"] for r in of_image]]),
             num_detections=np.array([len(of_image)]),
         )
-        batches.append((found, np.array([image_id])))
+        batches.append((detections, np.array([image_id])))
     return coco_metric.evaluate(batches, truth)
 
 
-def test_every_annotated_picture_is_shown_once_in_batches_of_one_size(tool, data_dir):
-    # Odd ids lie, even ones stand.
-    assert sorted(ids_seen(tool, data_dir)) == [[500, 502, 504], [501, 503, 505]]
+def test_every_annotated_image_is_detected_once_in_batches_of_one_size(
+    command, data_dir
+):
+    # Images with odd ids are landscape, those with even ids portrait.
+    assert sorted(batched_ids(command, data_dir)) == [[500, 502, 504], [501, 503, 505]]
 
 
-def test_pictures_are_those_that_the_pipeline_reads(tool, data_dir):
+def test_images_are_those_that_the_pipeline_reads(command, data_dir):
     spec = pipeline.DatasetSpec(str(data_dir), "val", CATEGORIES, (128, 128))
     dataset = pipeline.make_eval_dataset(spec, batch_size=toy_data.NUM_VAL)
     features, _ = next(dataset.as_numpy_iterator())
     for image, image_id in zip(features.images, features.image_ids, strict=True):
-        picture = tool.load_picture(f"{data_dir}/pictures/{image_id}.jpg")
-        height, width = picture.shape[:2]
-        assert max(height, width) == 128 and picture.dtype == np.uint8
-        np.testing.assert_array_equal(picture, image[:height, :width])
+        loaded = command.load_image(f"{data_dir}/pictures/{image_id}.jpg")
+        height, width = loaded.shape[:2]
+        assert max(height, width) == 128 and loaded.dtype == np.uint8
+        np.testing.assert_array_equal(loaded, image[:height, :width])
 
 
-def test_missing_picture_is_named_before_anything_is_run(tool, data_dir):
+def test_missing_image_is_an_error_before_the_model_runs(command, data_dir):
     (data_dir / "pictures" / "503.jpg").unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of 6 .*such as 503\.jpg"):
-        ids_seen(tool, data_dir)
+        batched_ids(command, data_dir)
     shutil.rmtree(data_dir / "pictures")
-    with pytest.raises(ValueError, match=r"--images=.*images lacks 6 of 6"):
-        ids_seen(tool, data_dir)
+    with pytest.raises(ValueError, match=r"--images=\S* lacks 6 of 6"):
+        batched_ids(command, data_dir)
 
 
-def test_broken_picture_is_named(tool, data_dir):
+def test_corrupt_image_is_an_error_with_its_path(command, data_dir):
     (data_dir / "pictures" / "503.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"503\.jpg cannot be read"):
-        ids_seen(tool, data_dir)
+        batched_ids(command, data_dir)
 
 
-def test_picture_of_another_size_than_annotated_is_named(tool, data_dir):
+def test_image_of_another_size_than_annotated_is_an_error(command, data_dir):
     PIL.Image.new("RGB", (128, 95)).save(data_dir / "pictures" / "503.jpg")
     message = r"503\.jpg is 95 px high and 128 wide but annotated as 96 and 128"
     with pytest.raises(ValueError, match=message):
-        ids_seen(tool, data_dir)
+        batched_ids(command, data_dir)
 
 
-def test_picture_that_exif_turns_is_taken_upright(tool, data_dir):
+def test_image_is_rotated_by_its_exif_orientation(command, data_dir):
     path = data_dir / "pictures" / "503.jpg"
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.new("RGB", (128, 96)).save(path, exif=exif)
     with pytest.raises(ValueError, match=r"128 px high and 96 wide, turned upright,"):
-        ids_seen(tool, data_dir)
+        batched_ids(command, data_dir)
     PIL.Image.new("RGB", (96, 128)).save(path, exif=exif)
-    assert len(ids_seen(tool, data_dir)) == 2
+    assert len(batched_ids(command, data_dir)) == 2
 
 
 @pytest.mark.parametrize("name", [None, 7, "", ["a.jpg"]])
-def test_annotated_image_without_a_file_name_is_named(tool, data_dir, name):
+def test_annotated_image_without_a_file_name_is_an_error(command, data_dir, name):
     path = data_dir / "val.json"
     content = json.loads(path.read_text())
     content["images"][2]["file_name"] = name
     path.write_text(json.dumps(content))
     with pytest.raises(errors.UserError, match=r"image 502 has the file_name .*; exp"):
-        ids_seen(tool, data_dir)
+        batched_ids(command, data_dir)
 
 
-def test_annotations_that_cannot_be_scored_end_in_one_sentence(tmp_path):
+def test_invalid_annotations_are_an_error_in_one_sentence(tmp_path):
     path = tmp_path / "truth.json"
     path.write_bytes(b"[" * 9999)
     options = ("--model=absent", "--images=absent", f"--annotations={path}")
@@ -189,17 +191,19 @@ def test_annotations_that_cannot_be_scored_end_in_one_sentence(tmp_path):
         [*toy_data.CATEGORIES, {"id": 9, "name": "green"}],
     ],
 )
-def test_other_categories_are_found_before_anything_is_run(tool, data_dir, known):
+def test_other_categories_are_an_error_before_the_model_runs(command, data_dir, known):
     truth = coco_metric.ground_truth(str(data_dir / "val.json"))
-    tool.check_categories(artifact_of(), truth)
-    tool.check_categories(artifact_of(known=None), truth)
+    command.check_categories(artifact_of(), truth)
+    command.check_categories(artifact_of(known=None), truth)
     other = artifact_of(known=category_map.from_coco(known))
     with pytest.raises(ValueError, match=r"differ in [12] categories, such as id [79]"):
-        tool.check_categories(other, truth)
+        command.check_categories(other, truth)
 
 
-def test_wrong_path_ends_in_a_sentence(tool, tmp_path, monkeypatch):
+def test_missing_annotation_file_is_an_error_with_its_path(
+    command, tmp_path, monkeypatch
+):
     flags = {"annotations": f"{tmp_path}/absent.json", "images": "", "model": ""}
-    monkeypatch.setattr(tool, "FLAGS", type("Flags", (), flags))
+    monkeypatch.setattr(command, "FLAGS", type("Flags", (), flags))
     with pytest.raises(tf.errors.NotFoundError, match=r"absent\.json"):
-        tool.main()
+        command.main()

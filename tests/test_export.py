@@ -12,11 +12,12 @@ from PIL import Image
 import commands
 import repository
 import toy_data
-from retinanet_tpu import errors, export, train
-from retinanet_tpu.serving import artifacts, formats, onnx_format, parity, warm_up
+from retinanet_tpu import errors, export, optional_packages, train
+from retinanet_tpu.serving import artifacts, formats, parity, warm_up
 
-# So that a network of twelve steps finds something, with scores far enough apart.
-FINDS = (
+# With these settings a network has detections after twelve steps, and their scores
+# differ enough.
+DETECTS = (
     "Heads.prior = 0.3",
     "MAX_STEPS = 12",
     "SEED = 2",
@@ -33,7 +34,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_dir(data_dir, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("runs") / "run"
-    commands.run(train.main, model_dir, data_dir, *FINDS)
+    commands.run(train.main, model_dir, data_dir, *DETECTS)
     return model_dir
 
 
@@ -43,7 +44,7 @@ def run_export(model_dir, **more):
     return max((model_dir / "export" / "latest").glob("[0-9]*"))
 
 
-def test_hostile_requests_leave_a_server_small_and_alive(exported):
+def test_server_survives_hostile_requests_with_little_memory(exported):
     client = pathlib.Path(__file__).parent / "helpers" / "hostile_client.py"
     done = subprocess.run(
         [sys.executable, str(client), str(exported)], capture_output=True, text=True
@@ -55,8 +56,8 @@ def test_hostile_requests_leave_a_server_small_and_alive(exported):
         limit = {"many": "max_request_images = 64", "GIF": "send JPEG, PNG or BMP"}
         expected = limit.get(name.split()[0], "max_image_pixels = 50000000")
         assert error.startswith("InvalidArgumentError") and expected in error, name
-        assert growth_mb < 100, name  # The pixels would take gigabytes.
-        assert secs < 5, name  # Without a limit minutes.
+        assert growth_mb < 100, name  # The decoded pixels take gigabytes.
+        assert secs < 5, name  # Without a limit it takes minutes.
 
 
 def exports(model_dir):
@@ -69,16 +70,18 @@ def exported(model_dir):
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_every_format_finds_what_the_saved_model_finds(exported, data_dir, name):
-    path = exported / formats.FORMATS[name].file
+def test_every_format_returns_the_detections_of_the_saved_model(
+    exported, data_dir, name
+):
+    file = exported / formats.FORMATS[name].file
     if name == "tensorrt":
         with pytest.raises(ValueError, match="build_engine"):
-            artifacts.load(str(path))
+            artifacts.load(str(file))
         return
-    pictures = sorted(pathlib.Path(data_dir, "pictures").glob("50*.jpg"))[:2]
-    batches = [np.array(Image.open(picture))[None] for picture in pictures]
+    paths = sorted(pathlib.Path(data_dir, "pictures").glob("50*.jpg"))[:2]
+    batches = [np.array(Image.open(path))[None] for path in paths]
     expected = artifacts.load(str(exported))
-    artifact = artifacts.load(str(path))
+    artifact = artifacts.load(str(file))
     result = parity.compare(
         [artifact.detect(batch) for batch in batches],
         [expected.detect(batch) for batch in batches],
@@ -89,7 +92,7 @@ def test_every_format_finds_what_the_saved_model_finds(exported, data_dir, name)
     assert artifact.names == {3: "red", 7: "blue"}
 
 
-def test_an_export_carries_all_that_a_server_needs(exported):
+def test_export_contains_all_files_for_a_server(exported):
     signatures = tf.saved_model.load(str(exported)).signatures
     assert set(signatures) == {"serving_default", "images", "image_bytes", "tf_example"}
     extra = exported / "assets.extra"
@@ -100,23 +103,23 @@ def test_an_export_carries_all_that_a_server_needs(exported):
     warm_up = tf.data.TFRecordDataset(str(extra / "tf_serving_warmup_requests"))
     assert len(list(warm_up)) == 3
     card = (exported / "model_card.md").read_text()
-    for wanted in ("model.ckpt-12", "red, blue", "| AP | ", "MAX_STEPS = 12"):
-        assert wanted in card
-    verdicts = re.findall(r"(\d+) of (\d+) detections agree", card)
-    assert len(verdicts) == len(formats.FORMATS)
-    assert all(int(compared) > 0 for _, compared in verdicts)
+    for expected in ("model.ckpt-12", "red, blue", "| AP | ", "MAX_STEPS = 12"):
+        assert expected in card
+    check_results = re.findall(r"(\d+) of (\d+) detections agree", card)
+    assert len(check_results) == len(formats.FORMATS)
+    assert all(int(compared) > 0 for _, compared in check_results)
 
 
-def test_the_snippet_of_the_readme_runs(exported, data_dir):
-    readme = (repository.ROOT / "docs/guides/export.md").read_text()
-    (snippet,) = re.findall(r"```python\n(import json\n.*?)```", readme, re.DOTALL)
-    picture = next(pathlib.Path(data_dir, "pictures").glob("*.jpg"))
-    for told, there in (
+def test_snippet_of_the_guide_runs(exported, data_dir):
+    guide = (repository.ROOT / "docs/guides/export.md").read_text()
+    (snippet,) = re.findall(r"```python\n(import json\n.*?)```", guide, re.DOTALL)
+    image_file = next(pathlib.Path(data_dir, "pictures").glob("*.jpg"))
+    for quoted, actual in (
         ("run1/export/latest/1795000000", exported),
-        ("photo.jpg", picture),
+        ("photo.jpg", image_file),
     ):
-        assert snippet.count(told) == 1
-        snippet = snippet.replace(told, str(there))
+        assert snippet.count(quoted) == 1
+        snippet = snippet.replace(quoted, str(actual))
     names = {}
     exec(snippet, names)
     count = names["valid_detections"]
@@ -131,7 +134,7 @@ def small_export(model_dir):
     return run_export(model_dir, nms="global_hard", gin_param=settings)
 
 
-def test_suppression_and_limits_can_be_chosen_for_an_export(small_export):
+def test_nms_and_limits_can_be_set_for_an_export(small_export):
     card = (small_export / "model_card.md").read_text()
     assert "global_hard (hard)" in card
     assert "1 images (`Recipe.max_request_images`) of 20,000 pixels" in card
@@ -150,14 +153,14 @@ def test_warm_up_requests_are_within_the_limits(small_export):
         assert model.signatures[request.model_spec.signature_name](**inputs)
 
 
-def test_a_checkpoint_can_be_chosen_and_is_named(model_dir):
+def test_checkpoint_can_be_set_and_is_in_the_model_card(model_dir):
     path = run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-12")
     assert "model.ckpt-12" in (path / "model_card.md").read_text()
     with pytest.raises(FileNotFoundError, match=r"model\.ckpt-7"):
         run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-7")
 
 
-def test_formats_without_a_saved_model_have_none(model_dir):
+def test_export_without_the_format_saved_model_has_no_saved_model(model_dir):
     path = run_export(model_dir, format=["tflite"])
     assert not tf.saved_model.contains_saved_model(str(path))
     assert (path / "model.tflite").exists()
@@ -165,11 +168,11 @@ def test_formats_without_a_saved_model_have_none(model_dir):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
-        ({"format": ["onxx"]}, r"--format is 'onxx'; choose of saved_model, onnx"),
-        ({"format": []}, r"--format is ''; choose of saved_model"),
-        ({"nms": "gentle"}, r"nms\.variant is 'gentle'; choose one of combined"),
+        ({"format": ["onxx"]}, r"--format is 'onxx'; choose from saved_model, onnx"),
+        ({"format": []}, r"--format is ''; choose from saved_model"),
+        ({"nms": "gentle"}, r"NMS\.variant is 'gentle'; choose one of combined"),
         ({"format": ["tensorrt"], "nms": "global_soft"}, r"--nms=per_class_hard"),
         (
             {"format": ["tensorrt"], "gin_param": ["NMS.score_threshold = 0.001"]},
@@ -182,29 +185,29 @@ def test_formats_without_a_saved_model_have_none(model_dir):
         ),
     ],
 )
-def test_what_cannot_be_exported_is_told_and_leaves_nothing(model_dir, flags, told):
+def test_export_that_fails_is_an_error_and_leaves_nothing(model_dir, flags, message):
     before = exports(model_dir)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         run_export(model_dir, **flags)
     assert exports(model_dir) == before
 
 
-def test_a_missing_package_is_named_with_its_extra(model_dir, monkeypatch):
+def test_error_for_a_missing_package_contains_its_extra(model_dir, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(onnx_format.importlib, "import_module", missing)
+    monkeypatch.setattr(optional_packages.importlib, "import_module", missing)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[onnx\]'"):
         run_export(model_dir, format=["onnx"])
 
 
-def test_a_run_without_a_checkpoint_is_told_to_train(model_dir, tmp_path):
+def test_error_without_a_checkpoint_contains_the_remedy(model_dir, tmp_path):
     (tmp_path / "config.gin").write_text((model_dir / "config.gin").read_text())
     with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train"):
         run_export(tmp_path)
 
 
-def test_an_export_that_finds_other_objects_is_refused(model_dir, monkeypatch):
+def test_export_with_other_detections_is_rejected(model_dir, monkeypatch):
     before = exports(model_dir)
     monkeypatch.setitem(
         formats.FORMATS,
@@ -213,6 +216,6 @@ def test_an_export_that_finds_other_objects_is_refused(model_dir, monkeypatch):
             tolerance=parity.Tolerance(iou=2.0, score=-1.0)
         ),
     )
-    with pytest.raises(ValueError, match="tflite export does not find what the check"):
+    with pytest.raises(ValueError, match="tflite export differs from the checkpoint"):
         run_export(model_dir, format=["tflite"])
     assert exports(model_dir) == before

@@ -18,8 +18,8 @@ from retinanet_tpu.serving import artifacts
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 
 
-class HalfFinder(tf.Module):
-    """Finds the left half of any image, less surely the right, then no category."""
+class HalfDetector(tf.Module):
+    """Detects the left half of any image, the right half, and one of no category."""
 
     def __init__(self):
         super().__init__()
@@ -29,9 +29,10 @@ class HalfFinder(tf.Module):
     def serve(self, images):
         size = tf.cast(tf.shape(images), tf.float32)
         height, width = size[1], size[2]
-        left, right = [0.0, 0.0, width / 2, height], [width / 2, 0.0, width, height]
-        rubbish = tf.fill([97, 4], size[0])
-        boxes = tf.concat([tf.stack([left, right, right]), rubbish], axis=0)
+        left = [0.0, 0.0, width / 2, height]
+        right = [width / 2, 0.0, width, height]
+        padding = tf.fill([97, 4], size[0])
+        boxes = tf.concat([tf.stack([left, right, right]), padding], axis=0)
         scores = tf.concat([[self.score, 0.25, 0.25], tf.ones([97])], axis=0)
         ids = tf.concat([[3, 90, -1], tf.fill([97], 3)], axis=0)
         rows = tf.shape(images)[0]
@@ -46,7 +47,7 @@ class HalfFinder(tf.Module):
 @pytest.fixture(scope="module")
 def saved_model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("export") / "1700000000"
-    module = HalfFinder()
+    module = HalfDetector()
     tf.saved_model.save(module, str(directory), {"images": module.serve})
     rows = [{"index": 0, "id": 3, "name": "cat"}, {"index": 1, "id": 90, "name": "emu"}]
     (directory / "assets.extra").mkdir()
@@ -86,63 +87,66 @@ def command(*arguments):
 
 
 def test_command_writes_results_names_and_drawings(saved_model, photos, tmp_path):
-    export_dir, found = os.path.dirname(saved_model), tmp_path / "found"
+    export_dir = os.path.dirname(saved_model)
+    output_dir = tmp_path / "output"
     done = command(
-        *(f"--model={export_dir}", f"--images={photos}", f"--output_dir={found}")
+        *(f"--model={export_dir}", f"--images={photos}", f"--output_dir={output_dir}")
     )
     assert done.returncode == 0, done.stderr
     assert "skipped" in done.stderr and "broken.jpg" in done.stderr
     assert "SavedModel" in done.stderr
     assert "2/3 images" in done.stderr and "images/s" in done.stderr
-    assert sorted(os.listdir(found)) == [
+    assert sorted(os.listdir(output_dir)) == [
         "a.jpg",
         "b.png",
         "detections.json",
         "images.json",
     ]
-    images = read_json(found / "images.json")
+    images = read_json(output_dir / "images.json")
     assert images == [
         {"id": 1, "file_name": str(photos / "a.jpg"), "width": 80, "height": 60},
         {"id": 2, "file_name": str(photos / "b.png"), "width": 30, "height": 50},
     ]
-    assert read_json(found / "detections.json") == [
+    assert read_json(output_dir / "detections.json") == [
         {"image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 60], "score": 0.75},
         {"image_id": 2, "category_id": 3, "bbox": [0, 0, 15, 50], "score": 0.75},
     ]
 
 
-def test_exit_code_says_that_no_file_could_be_read(
+def test_exit_code_is_1_if_no_file_could_be_read(
     saved_model, photos, tmp_path, monkeypatch
 ):
-    values = {"model": saved_model, "output_dir": str(tmp_path / "found")}
+    values = {"model": saved_model, "output_dir": str(tmp_path / "output")}
     values |= {"images": [str(photos / "broken.jpg")], "min_score": 0.3}
     values |= {"batch_size": 8}
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
     more = str(photos / "notes.txt")
     assert predict.main([more]) == 1
-    assert read_json(tmp_path / "found" / "detections.json") == []
+    assert read_json(tmp_path / "output" / "detections.json") == []
     assert predict.main([more, str(photos / "a.jpg")]) == 0
 
 
-def test_low_min_score_lets_weak_detections_through_but_no_padding_and_no_category(
+def test_low_min_score_keeps_weak_detections_but_no_padding_and_no_category(
     artifact, photos, tmp_path
 ):
-    paths, found = [str(photos / "a.jpg")], tmp_path / "found"
+    paths = [str(photos / "a.jpg")]
+    output_dir = tmp_path / "output"
     for min_score, ids in ((0.2, [3, 90]), (0.25, [3, 90]), (0.3, [3]), (0.9, [])):
-        predict.predict_files(artifact, paths, str(found), min_score=min_score)
-        records = read_json(found / "detections.json")
+        predict.predict_files(artifact, paths, str(output_dir), min_score=min_score)
+        records = read_json(output_dir / "detections.json")
         assert [record["category_id"] for record in records] == ids
 
 
-def test_pictures_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_path):
+def test_images_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_path):
     sizes = [(20, 10), (30, 10), (20, 10), (40, 10), (30, 10), (20, 10), (20, 10)]
     for number, size in enumerate(sizes):
         Image.new("RGB", size).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"no image")
-    paths, found = image_files.find([str(tmp_path)]), tmp_path / "found"
-    assert predict.predict_files(artifact, paths, str(found), batch_size=2) == 6
+    paths = image_files.find([str(tmp_path)])
+    output_dir = tmp_path / "output"
+    assert predict.predict_files(artifact, paths, str(output_dir), batch_size=2) == 6
     images, records = (
-        read_json(found / name) for name in ("images.json", "detections.json")
+        read_json(output_dir / name) for name in ("images.json", "detections.json")
     )
     assert [image["id"] for image in images] == [1, 2, 3, 5, 6, 7]
     assert [record["image_id"] for record in records] == [1, 2, 3, 5, 6, 7]
@@ -152,44 +156,46 @@ def test_pictures_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_pa
         assert image["width"] == width and record["bbox"] == [0, 0, width / 2, 10]
 
 
-def test_image_that_the_model_refuses_is_named_and_skipped(
+def test_image_that_the_model_rejects_is_logged_and_skipped(
     artifact, photos, tmp_path, caplog
 ):
-    def detect(pictures):
-        if pictures.shape[1] == 60:
+    def detect(images):
+        if images.shape[1] == 60:
             raise errors.UserError("An image has more pixels than this export accepts")
-        return artifact.detect(pictures)
+        return artifact.detect(images)
 
-    picky = dataclasses.replace(artifact, detect_fn=detect)
-    paths, found = image_files.find([str(photos)]), tmp_path / "found"
-    assert predict.predict_files(picky, paths, str(found)) == 1
-    assert [image["id"] for image in read_json(found / "images.json")] == [2]
+    limited = dataclasses.replace(artifact, detect_fn=detect)
+    paths = image_files.find([str(photos)])
+    output_dir = tmp_path / "output"
+    assert predict.predict_files(limited, paths, str(output_dir)) == 1
+    assert [image["id"] for image in read_json(output_dir / "images.json")] == [2]
     assert f"skipped {photos / 'a.jpg'}: An image has more pixels" in caplog.text
 
 
-def test_drawing_has_the_size_of_the_photo_and_differs_from_it(
+def test_drawing_has_the_size_of_the_image_and_differs_from_it(
     artifact, photos, tmp_path
 ):
-    paths, found = [str(photos / "b.png")], tmp_path / "found"
-    assert predict.predict_files(artifact, paths, str(found)) == 1
-    drawing = image_files.load(str(found / "b.png"))
-    photo = image_files.load(paths[0])
-    assert drawing.shape == photo.shape
-    assert (drawing != photo).any()
+    paths = [str(photos / "b.png")]
+    output_dir = tmp_path / "output"
+    assert predict.predict_files(artifact, paths, str(output_dir)) == 1
+    drawing = image_files.load(str(output_dir / "b.png"))
+    image = image_files.load(paths[0])
+    assert drawing.shape == image.shape
+    assert (drawing != image).any()
 
 
-def test_pictures_of_the_same_name_keep_a_drawing_each(artifact, photos, tmp_path):
+def test_images_of_the_same_name_have_separate_drawings(artifact, photos, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     for name in ("a.jpg", "a.bmp"):
         Image.new("RGB", (10, 10)).save(other / name)
     paths = [str(photos / "a.jpg"), str(other / "a.jpg"), str(other / "a.bmp")]
-    found = tmp_path / "found"
-    assert predict.predict_files(artifact, paths, str(found)) == 3
-    assert len([name for name in os.listdir(found) if name.endswith(".jpg")]) == 3
+    output_dir = tmp_path / "output"
+    assert predict.predict_files(artifact, paths, str(output_dir)) == 3
+    assert len([name for name in os.listdir(output_dir) if name.endswith(".jpg")]) == 3
 
 
-def test_photos_are_never_overwritten(artifact, photos):
+def test_images_are_never_overwritten(artifact, photos):
     before = (photos / "a.jpg").read_bytes()
     with pytest.raises(ValueError, match="would overwrite"):
         predict.predict_files(artifact, [str(photos / "a.jpg")], f"{photos}/../photos/")

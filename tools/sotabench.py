@@ -92,14 +92,14 @@ def feed(
     truth = evaluator.coco
     evaluate_export.check_categories(artifact, truth)
     meter, records = batching.Meter("sotabench", len(truth.imgs)), []
-    batches = evaluate_export.detections(
+    batches = evaluate_export.detect_annotated_images(
         artifact, truth, images_dir, batch_size=batch_size, meter=meter
     )
     evaluator.reset_time()
     is_first = True
     for found, image_ids in batches:
         for row, image_id in enumerate(image_ids):
-            one = artifacts.objects(found, row)
+            one = artifacts.select_image(found, row)
             records += coco_metric.detection_records(*one[:3], image_id)
         # The site knows a model that it has scored by what it finds first. All that is
         # added later is indexed anew each time, so that the rest comes in one piece.

@@ -1,27 +1,38 @@
-"""COCO's detection numbers, computed by pycocotools itself.
+"""Evaluates detections with pycocotools, by COCO's metrics.
 
   result = coco_metric.evaluate(batches, coco_metric.ground_truth(path))
   print(coco_metric.table(result))
 
-pycocotools writes -1 where an area range or a category has no annotated box; so does
-this module.
+A metric is -1 if its area range or category has no annotated box, as in pycocotools.
 """
 
 import contextlib
 import io
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from pycocotools import coco as coco_lib, cocoeval
+from pycocotools import cocoeval
+from pycocotools.coco import COCO
 
 from retinanet_tpu import annotation_fields, errors, structures
 from retinanet_tpu.evaluation import annotation_file
 
+# Detections as arrays, with boxes in pixels of the original image and classes as
+# category ids of the annotation file, and int64 [B] image ids.
+DetectionBatch = tuple[structures.Detections, np.ndarray]
+
 
 class Metric(NamedTuple):
-    """One of the twelve numbers, with the words pycocotools prints beside it."""
+    """One of the twelve metrics.
+
+    Attributes:
+      name: The short name.
+      iou: The IoU thresholds, as pycocotools prints them.
+      area: The area range, as pycocotools prints it.
+      max_detections: The most detections of an image that count.
+    """
 
     name: str
     iou: str
@@ -44,18 +55,20 @@ METRICS = (
     Metric("ARm", "0.50:0.95", "medium", 100),
     Metric("ARl", "0.50:0.95", "large", 100),
 )
-_MAX_AREA = 1e10  # px, that pycocotools scores.
-_NO_CATEGORY = -1  # As data/categories.py has it, which is a sibling.
+_MAX_AREA = 1e10  # Larger boxes do not count in pycocotools, px.
+# Equal to data/category_map.py's, which this folder may not import.
+_NO_CATEGORY = -1
 
 
-def ground_truth(path: str) -> coco_lib.COCO:
+def ground_truth(path: str) -> COCO:
     """Reads a COCO annotation file.
 
-    Absent `info`, `iscrowd` and `area` (then the box's) are filled in. So is an area
-    that cannot be that of its box, with a warning.
+    Missing `info`, `iscrowd` and `area` are filled in; the area is that of the box. An
+    area that is impossible for its box is replaced, with a warning.
 
     Args:
-      path: a JSON file with `images`, `annotations` and `categories`, local or remote.
+      path: The path of a JSON file with `images`, `annotations` and `categories`, local
+        or remote.
     Returns:
       pycocotools' index of the file.
     Raises:
@@ -65,14 +78,14 @@ def ground_truth(path: str) -> coco_lib.COCO:
     dataset = annotation_file.read(path)
     dataset.setdefault("info", {})
     for number, annotation in enumerate(dataset["annotations"], start=1):
-        # pycocotools reads id 0 as "unmatched" and drops all but one of equal ids.
+        # pycocotools interprets id 0 as "unmatched" and drops duplicate ids.
         annotation["id"] = number
     _complete(dataset["annotations"], path)
     _check_any_counts(dataset["annotations"], path)
     return _coco(dataset)
 
 
-def _complete(annotations: list[dict], path: str) -> None:
+def _complete(annotations: list[dict[str, Any]], path: str) -> None:
     """Fills in crowd flags and areas, and replaces areas that do not fit their box."""
     sizes = [tuple(annotation["bbox"][2:]) for annotation in annotations]
     annotated = [annotation.get("area") for annotation in annotations]
@@ -87,8 +100,8 @@ def _complete(annotations: list[dict], path: str) -> None:
         annotation["area"] = size[0] * size[1] if area is None else area
     if wrong:
         logging.warning(
-            "%s: %d of %d areas do not fit their box, first that of annotation %d; the "
-            "area of the box is used, which decides between APs, APm and APl.",
+            "%s: %d of %d areas do not fit their box, first that of annotation %d. The "
+            "area of the box is used instead; it decides between APs, APm and APl.",
             path,
             len(wrong),
             len(annotations),
@@ -98,14 +111,14 @@ def _complete(annotations: list[dict], path: str) -> None:
 
 def detection_records(
     boxes_yxyx: np.ndarray, scores: np.ndarray, classes: np.ndarray, image_id: int
-) -> list[dict]:
-    """Returns the objects found in an image as entries of a COCO results file.
+) -> list[dict[str, Any]]:
+    """Returns the detections of an image as entries of a COCO results file.
 
     Args:
       boxes_yxyx: float [D, 4], pixels of the original image; never rounded.
-      scores: float [D].
+      scores: float [D], the confidences.
       classes: int [D], category ids of the annotation file.
-      image_id: id of the image in the annotation file.
+      image_id: The id of the image in the annotation file.
     Returns:
       D dicts with image_id, category_id, bbox (x, y, width, height) and score.
     """
@@ -126,50 +139,130 @@ def detection_records(
     ]
 
 
+class Evaluator:
+    """The detections of an evaluation, to be compared with an annotation file."""
+
+    def __init__(self, ground_truth: COCO):
+        """Initializes the evaluator.
+
+        Args:
+          ground_truth: The result of `ground_truth(path)`; may be used again.
+        """
+        self._ground_truth = ground_truth
+        self._records: list[dict[str, Any]] = []
+        self._image_ids: set[int] = set()
+
+    def add(self, detections: structures.Detections, image_ids: np.ndarray) -> None:
+        """Adds a batch.
+
+        Images whose id is PADDING_IMAGE are skipped, and so are detections of
+        NO_CATEGORY (-1, from an output without a category). Images without detections
+        count.
+
+        Args:
+          detections: The detections as arrays, with boxes in pixels of the original
+            image and classes as category ids of the file.
+          image_ids: int64 [B], the ids of the images.
+        Raises:
+          UserError: An image is added twice or is not in the file, or a box or score is
+            not finite.
+        """
+        for row, image_id in enumerate(np.asarray(image_ids).tolist()):
+            if image_id == structures.PADDING_IMAGE:
+                continue
+            if image_id in self._image_ids:
+                raise errors.UserError(
+                    f"Image {image_id} was predicted twice; the evaluation data must "
+                    "not repeat, and no two hosts may read the same file."
+                )
+            if image_id not in self._ground_truth.imgs:
+                known_ids = annotation_file.few(sorted(self._ground_truth.imgs))
+                raise errors.UserError(
+                    f"Image {image_id} is not in the annotation file (ids "
+                    f"{known_ids}); the TFRecords and the annotation file must come "
+                    "from the same dataset."
+                )
+            self._image_ids.add(image_id)
+            self._records += _image_records(detections, row, image_id)
+
+    def result(self, *, is_partial: bool = False) -> dict[str, Any]:
+        """Returns the metrics of all batches.
+
+        Args:
+          is_partial: Whether annotated images may be missing; only the others count.
+        Returns:
+          The twelve metrics in the order of METRICS, `per_class` ({category name: AP}),
+          `num_images` and `num_detections`. A metric is 0 without detections and -1
+          without annotations.
+        Raises:
+          UserError: An image is missing, there is no image, or a detection has a
+            category that is not in the file.
+        """
+        truth = self._ground_truth
+        self._check_categories()
+        missing = sorted(set(truth.imgs) - self._image_ids)
+        if missing and not is_partial:
+            raise errors.UserError(
+                f"{len(missing)} of {len(truth.imgs)} annotated images were never "
+                f"predicted: ids {annotation_file.few(missing)}. Evaluate the whole "
+                "set (do not drop the last batch), or pass is_partial=True."
+            )
+        if not self._image_ids:
+            raise errors.UserError(
+                "No image was predicted; check the evaluation files."
+            )
+        cocoeval_result = _run_cocoeval(truth, self._records, sorted(self._image_ids))
+        stats = map(float, cocoeval_result.stats)
+        result: dict[str, Any] = {
+            metric.name: value for metric, value in zip(METRICS, stats, strict=True)
+        }
+        result["per_class"] = _ap_per_class(cocoeval_result)
+        result["num_images"] = len(self._image_ids)
+        result["num_detections"] = len(self._records)
+        return result
+
+    def _check_categories(self) -> None:
+        known = self._ground_truth.cats
+        unknown = {record["category_id"] for record in self._records} - set(known)
+        if unknown:
+            raise errors.UserError(
+                f"Detections have category ids {annotation_file.few(sorted(unknown))}; "
+                f"the annotation file has {annotation_file.few(sorted(known))}. Train "
+                "and evaluate with the same categories.json; its ids must be those of "
+                "the file."
+            )
+
+
 def evaluate(
-    batches: Iterable[tuple[structures.Detections, np.ndarray]],
-    ground_truth: coco_lib.COCO,
+    batches: Iterable[DetectionBatch],
+    ground_truth: COCO,
     *,
     is_partial: bool = False,
-) -> dict:
-    """Scores detections against an annotation file.
+) -> dict[str, Any]:
+    """Evaluates detections against an annotation file.
 
     Args:
-      batches: pairs of Detections as arrays, with boxes in pixels of the original image
-        and classes as category ids of the file, and int64 [B] image ids. Images whose
-        id is PADDING_IMAGE and detections of NO_CATEGORY (-1, from an output that no
-        category uses) are skipped; images without detections count.
-      ground_truth: what `ground_truth(path)` returned; may be used again.
-      is_partial: scores the images that came, and forgives those that did not.
+      batches: The batches, see `Evaluator.add`.
+      ground_truth: The result of `ground_truth(path)`; may be used again.
+      is_partial: Whether annotated images may be missing; only the others count.
     Returns:
-      The twelve numbers in the order of METRICS, `per_class` ({category name: AP}),
-      `num_images` and `num_detections`. 0 where nothing was detected, -1 where nothing
-      is annotated.
+      The metrics, see `Evaluator.result`.
     Raises:
-      UserError: an image came twice, is not in the file or never came; a category is
-        not in the file; a box or score is not finite.
+      UserError: An image is there twice, is not in the file or is missing; a category
+        is not in the file; a box or score is not finite.
     """
-    records, image_ids = _collect(batches, ground_truth)
-    missing = sorted(set(ground_truth.imgs) - image_ids)
-    if missing and not is_partial:
-        raise errors.UserError(
-            f"{len(missing)} of {len(ground_truth.imgs)} annotated images were never "
-            f"predicted: ids {annotation_file.few(missing)}. Evaluate the whole set "
-            "(do not drop the last batch), or pass is_partial=True."
-        )
-    if not image_ids:
-        raise errors.UserError("No image was predicted; check the evaluation files.")
-    evaluator = _run(ground_truth, records, sorted(image_ids))
-    stats = map(float, evaluator.stats)
-    result = {metric.name: value for metric, value in zip(METRICS, stats, strict=True)}
-    result["per_class"] = _per_class(evaluator)
-    result["num_images"] = len(image_ids)
-    result["num_detections"] = len(records)
-    return result
+    evaluator = Evaluator(ground_truth)
+    for detections, image_ids in batches:
+        evaluator.add(detections, image_ids)
+    return evaluator.result(is_partial=is_partial)
 
 
-def table(result: dict) -> str:
-    """Returns the twelve lines that COCO users know, from a result of `evaluate`."""
+def table(result: Mapping[str, Any]) -> str:
+    """Returns the metrics as pycocotools prints them, in twelve lines.
+
+    Args:
+      result: The result of `evaluate`.
+    """
     lines = []
     for metric in METRICS:
         kind = f"({metric.name[:2]})"
@@ -181,12 +274,12 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def per_class_table(result: dict, *, columns: int = 3) -> str:
-    """Returns each category's AP, best first, read down each column.
+def per_class_table(result: Mapping[str, Any], *, columns: int = 3) -> str:
+    """Returns the AP of each category, in falling order down each column.
 
     Args:
-      result: a result of `evaluate`.
-      columns: how many categories share a line.
+      result: The result of `evaluate`.
+      columns: The number of categories per line.
     """
     ranked = sorted(result["per_class"].items(), key=lambda item: -item[1])
     width = max(len(name) for name, _ in ranked)
@@ -199,7 +292,7 @@ def _number(value: float) -> str:
     return "    -" if value < 0 else f"{value:0.3f}"
 
 
-def _check_any_counts(annotations: list[dict], path: str) -> None:
+def _check_any_counts(annotations: list[dict[str, Any]], path: str) -> None:
     """Raises UserError for a file against which every AP would be -1."""
     if not any(_counts(annotation) for annotation in annotations):
         num_crowds = sum(bool(a["iscrowd"]) for a in annotations)
@@ -211,44 +304,16 @@ def _check_any_counts(annotations: list[dict], path: str) -> None:
         )
 
 
-def _counts(annotation: dict) -> bool:
+def _counts(annotation: dict[str, Any]) -> bool:
+    """Returns True if pycocotools can match the annotation with a detection."""
     _, _, width, height = annotation["bbox"]
     has_area = width * height > 0 and annotation["area"] <= _MAX_AREA
     return has_area and not annotation["iscrowd"]
 
 
-def _collect(batches, ground_truth: coco_lib.COCO) -> tuple[list[dict], set[int]]:
-    """Returns the records of all batches and the ids of the images that came."""
-    records, seen = [], set()
-    for detections, image_ids in batches:
-        for row, image_id in enumerate(np.asarray(image_ids).tolist()):
-            if image_id == structures.PADDING_IMAGE:
-                continue
-            if image_id in seen:
-                raise errors.UserError(
-                    f"Image {image_id} was predicted twice; the evaluation data must "
-                    "not repeat, and no two hosts may read the same file."
-                )
-            if image_id not in ground_truth.imgs:
-                raise errors.UserError(
-                    f"Image {image_id} is not in the annotation file (ids "
-                    f"{annotation_file.few(sorted(ground_truth.imgs))}); the TFRecords "
-                    "and the annotation file must come from the same data set."
-                )
-            seen.add(image_id)
-            records += _image_records(detections, row, image_id)
-    unknown = {record["category_id"] for record in records} - set(ground_truth.cats)
-    if unknown:
-        raise errors.UserError(
-            f"Detections have category ids {annotation_file.few(sorted(unknown))}; the "
-            f"annotation file has {annotation_file.few(sorted(ground_truth.cats))}. "
-            "Train and evaluate with the same categories.json, whose ids are the "
-            "file's."
-        )
-    return records, seen
-
-
-def _image_records(detections, row: int, image_id: int) -> list[dict]:
+def _image_records(
+    detections: structures.Detections, row: int, image_id: int
+) -> list[dict[str, Any]]:
     count = int(detections.num_detections[row])
     boxes = np.asarray(detections.boxes_yxyx)[row, :count]
     scores = np.asarray(detections.scores)[row, :count]
@@ -256,21 +321,26 @@ def _image_records(detections, row: int, image_id: int) -> list[dict]:
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise errors.UserError(
             f"Image {image_id} has a detection that is not finite; the checkpoint's "
-            "weights have probably diverged, go back to an earlier one."
+            "weights have probably diverged. Use an earlier checkpoint."
         )
-    used = classes != _NO_CATEGORY
-    return detection_records(boxes[used], scores[used], classes[used], image_id)
+    has_category = classes != _NO_CATEGORY
+    return detection_records(
+        boxes[has_category], scores[has_category], classes[has_category], image_id
+    )
 
 
-def _coco(dataset: dict) -> coco_lib.COCO:
-    coco = coco_lib.COCO()
+def _coco(dataset: dict[str, Any]) -> COCO:
+    """Returns pycocotools' index of a file's content."""
+    coco = COCO()
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
 
 
-def _run(ground_truth, records: list[dict], image_ids: list[int]):
+def _run_cocoeval(
+    ground_truth: COCO, records: list[dict[str, Any]], image_ids: list[int]
+) -> cocoeval.COCOeval:
     # COCO.loadRes raises IndexError on an empty list and adds a polygon to each box.
     for number, record in enumerate(records, start=1):
         record["id"] = number
@@ -287,8 +357,8 @@ def _run(ground_truth, records: list[dict], image_ids: list[int]):
     return evaluator
 
 
-def _per_class(evaluator: cocoeval.COCOeval) -> dict[str, float]:
-    # [IoU, recall, category, all areas, 100 detections], -1 where nothing is annotated.
+def _ap_per_class(evaluator: cocoeval.COCOeval) -> dict[str, float]:
+    # [IoU, recall, category], at all areas and 100 detections; -1 without annotations.
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     values = {}
     for index, category in enumerate(evaluator.params.catIds):

@@ -1,16 +1,15 @@
-"""Exported models, whatever their format: uint8 images in, Detections out.
+"""Exported models of any format: uint8 images in, Detections out.
 
   artifact = artifacts.load(artifacts.find("run1/export/latest"))
-  found = artifact.detect(images)
-  first = artifacts.objects(found, 0, min_score=0.3)
+  detections = artifact.detect(images)
+  first = artifacts.select_image(detections, 0, min_score=0.3)
 
-Boxes are in pixels of the images, classes are the data set's ids.
+Boxes are in pixels of the images, classes are the dataset's ids.
 """
 
 import dataclasses
 import os
 import re
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -27,43 +26,43 @@ _LOADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """An exported model, loaded.
+    """A loaded exported model.
 
     Attributes:
-      path: where it came from.
+      path: The path of the file or SavedModel.
       kind: "SavedModel", "ONNX" or "TFLite".
-      categories: the data set's classes; None where they did not come with it.
-      detect_fn: uint8 [B, H, W, 3] with B > 0 -> Detections, see `detect`.
+      categories: The dataset's classes; None if the export has no categories.json.
+      detect_fn: The function that `detect` calls; it requires B > 0.
     """
 
     path: str
     kind: str
     categories: category_map.Categories | None
-    detect_fn: Callable[[np.ndarray], structures.Detections]
+    detect_fn: runtimes.DetectFn
 
     @property
     def names(self) -> dict[int, str]:
-        """Returns dataset id -> name, {} where there are no categories."""
+        """Returns dataset id -> name, {} without categories."""
         entries = self.categories.categories if self.categories else ()
         return {entry.id: entry.name for entry in entries}
 
-    def detect(self, pictures: np.ndarray) -> structures.Detections:
-        """Returns the objects of images of one size.
+    def detect(self, images: np.ndarray) -> structures.Detections:
+        """Returns the detections in images of one size.
 
         Args:
           images: uint8 [B, H, W, 3], RGB; B may be 0.
         Returns:
-          Detections of NumPy arrays: boxes in px of the images, ids of the data set.
+          Detections of NumPy arrays: boxes in px of the images, the dataset's ids.
         Raises:
-          UserError: the images are anything else.
+          UserError: The images have another type or shape, or the export rejects them.
         """
-        pictures = np.asarray(pictures)
-        shape = list(pictures.shape)
-        is_rgb = pictures.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
+        images = np.asarray(images)
+        shape = list(images.shape)
+        is_rgb = images.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
         if not is_rgb or 0 in shape[1:]:
             raise errors.UserError(
-                f"The images are {pictures.dtype} {shape}; give uint8 [B, H, W, 3] "
-                "with something to see."
+                f"The images are {images.dtype} {shape}; give non-empty uint8 "
+                "[B, H, W, 3]."
             )
         if not shape[0]:
             return structures.Detections(
@@ -72,75 +71,81 @@ class Artifact:
                 classes=np.zeros([0, 0], np.int32),
                 num_detections=np.zeros([0], np.int32),
             )
-        return self.detect_fn(pictures)
+        return self.detect_fn(images)
 
 
-def objects(
+def select_image(
     detections: structures.Detections, row: int, *, min_score: float = 0.0
 ) -> structures.Detections:
-    """Returns the objects of one image of a batch, without padding.
+    """Returns the detections of one image of a batch, without padding.
 
     Args:
-      detections: what `Artifact.detect` returned.
-      row: which image.
-      min_score: what is below it is dropped, and all of NO_CATEGORY.
+      detections: The result of `Artifact.detect`.
+      row: The index of the image in the batch.
+      min_score: The lowest score that is kept. Detections of NO_CATEGORY are dropped.
     Returns:
       Detections without the batch dimension.
     """
     count = int(detections.num_detections[row])
-    boxes_yxyx, scores, classes = (values[row][:count] for values in detections[:3])
-    kept = (scores >= min_score) & (classes != category_map.NO_CATEGORY)
+    boxes_yxyx = detections.boxes_yxyx[row][:count]
+    scores = detections.scores[row][:count]
+    classes = detections.classes[row][:count]
+    is_kept = (scores >= min_score) & (classes != category_map.NO_CATEGORY)
     return structures.Detections(
-        boxes_yxyx[kept], scores[kept], classes[kept], int(kept.sum())
+        boxes_yxyx[is_kept], scores[is_kept], classes[is_kept], int(is_kept.sum())
     )
 
 
 def find(path: str) -> str:
-    """Returns the artifact that a path stands for.
+    """Returns the path of the artifact that a path refers to.
 
     Args:
-      path: a .onnx or .tflite file, a SavedModel, an export (its SavedModel, else the
-        only file in it), or a folder of exports named by 10 digits (of the newest).
+      path: A .onnx or .tflite file, a SavedModel, an export (its SavedModel, or its
+        only file), or a folder of exports named by 10 digits (the newest is used).
     Raises:
-      UserError: there is none, or there are several files to choose from.
+      UserError: There is no artifact, or there are several files and no SavedModel.
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         if path.endswith(tuple(_LOADERS)):
             return path
         raise errors.UserError(
-            f"--model={path} is a file, but no .onnx or .tflite; a SavedModel is named "
-            "by its directory."
+            f"--model={path} is a file, but no .onnx or .tflite; for a SavedModel give "
+            "its directory."
         )
-    names = sorted(_names(path), reverse=True)
+    names = sorted(_list_directory(path), reverse=True)
     versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
     for directory in (path, *(os.path.join(path, version) for version in versions)):
         if tf.saved_model.contains_saved_model(directory):
             return directory
-        files = sorted(n for n in _names(directory) if n.endswith(tuple(_LOADERS)))
+        files = sorted(
+            name
+            for name in _list_directory(directory)
+            if name.endswith(tuple(_LOADERS))
+        )
         if len(files) == 1:
             return os.path.join(directory, files[0])
         if files:
             raise errors.UserError(
-                f"--model={path} leaves a choice: {directory} has {', '.join(files)} "
-                "and no SavedModel; name a file."
+                f"--model={path} is ambiguous: {directory} has {', '.join(files)} "
+                "and no SavedModel; give one of the files."
             )
     raise errors.UserError(
-        f"--model={path} holds no saved_model.pb, .onnx or .tflite, and no folder "
-        f"named by 10 digits that does; found {', '.join(names) or 'nothing'}. Run "
-        "`python -m retinanet_tpu.export` or correct the path."
+        f"--model={path} contains no saved_model.pb, .onnx or .tflite, and no folder "
+        f"named by 10 digits that does; it contains {', '.join(names) or 'nothing'}. "
+        "Run `python -m retinanet_tpu.export` or correct the path."
     )
 
 
 def load(path: str, *, num_threads: int | None = None) -> Artifact:
-    """Loads an artifact and makes sure that it can be called.
+    """Loads an artifact and checks its inputs and outputs.
 
     Args:
-      path: what `find` returned.
-      num_threads: of the CPU to use; None leaves it to the runtime. For a SavedModel
-        they are TensorFlow's own, of the whole process.
+      path: The path that `find` returned.
+      num_threads: The number of CPU threads; None leaves it to the runtime. For a
+        SavedModel they are TensorFlow's own, for the whole process.
     Raises:
-      UserError: the file is damaged, no detector of ours, or for TensorRT; its runtime
-        is missing; or TensorFlow already runs with another num_threads.
+      UserError: The file is corrupt, not a detector of this package, or for TensorRT;
+        its runtime is missing; or TensorFlow already runs with other threads.
     """
     kind, load_fn = _LOADERS.get(
         os.path.splitext(path)[1], ("SavedModel", runtimes.load_saved_model)
@@ -158,7 +163,7 @@ def _read_categories(path: str) -> category_map.Categories | None:
     return None
 
 
-def _names(directory: str) -> list[str]:
-    if not tf.io.gfile.isdir(directory):
+def _list_directory(path: str) -> list[str]:
+    if not tf.io.gfile.isdir(path):
         return []
-    return [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(path)]

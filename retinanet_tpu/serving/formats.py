@@ -1,20 +1,30 @@
-"""The files of an export: each made of one server, and held against the checkpoint."""
+"""Writes the files of an export and compares each with the checkpoint."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.detections import nms
 from retinanet_tpu.estimator import log_levels
-from retinanet_tpu.serving import onnx_format, parity, server, tflite_format
+from retinanet_tpu.serving import (
+    checked_detections,
+    onnx_format,
+    parity,
+    server,
+    tflite_format,
+)
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _NUM_CHECKED = 4  # Images that each format is checked on.
-# Each takes seconds, and from 32 to 128 the AP of blood cells rose by less than noise.
+# Each image takes seconds. From 32 to 128 images the AP of blood cells rose by less
+# than noise.
 _NUM_CALIBRATED = 32
 
 
@@ -22,19 +32,19 @@ class Format(NamedTuple):
     """A form of the model.
 
     Attributes:
-      file: its name in the export; "" is the SavedModel itself.
-      what: a line for people.
-      tolerance: of the check against the checkpoint's own predictions.
+      file: The name of its file in the export; "" for the SavedModel.
+      description: A description for the log and the model card.
+      tolerance: The allowed differences from the checkpoint's own detections.
     """
 
     file: str
-    what: str
+    description: str
     tolerance: parity.Tolerance
 
 
 _EXACT = parity.Tolerance(iou=0.99, score=1e-3)
-# Others resize an image to the same values but for a pixel in ten thousand.
-_CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, num_without=2)
+# Other runtimes resize an image to the same values except in one pixel of ten thousand.
+_CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, max_unmatched=2)
 FORMATS = {
     "saved_model": Format("", "SavedModel, four signatures", _EXACT),
     "onnx": Format("model.onnx", "ONNX, whole, any batch and image size", _CLOSE),
@@ -43,107 +53,131 @@ FORMATS = {
     "tflite_float16": Format(
         "model_float16.tflite",
         "TFLite, weights in float16",
-        parity.Tolerance(iou=0.9, score=0.02, share=0.95, num_without=2),
+        parity.Tolerance(iou=0.9, score=0.02, share=0.95, max_unmatched=2),
     ),
-    # Eight bits move scores by some hundredths; what passes here is no wreck, and how
-    # good it is retinanet-tpu evaluate_export says.
+    # Eight bits move scores by some hundredths. This only catches gross failures;
+    # measure accuracy with retinanet-tpu evaluate_export.
     "tflite_int8": Format(
         "model_int8.tflite",
         "TFLite, convolutions in int8",
-        parity.Tolerance(iou=0.5, score=0.1, share=0.7, num_without=2),
+        parity.Tolerance(iou=0.5, score=0.1, share=0.7, max_unmatched=2),
     ),
 }
 
 
-def check(formats: Sequence[str], suppress: nms.NMS) -> None:
-    """Checks before anything is loaded that formats can be made.
+def check_formats(formats: Sequence[str], nms_fn: nms.NMS) -> None:
+    """Checks that formats can be written, before anything is loaded.
 
     Args:
-      formats: names.
-      suppress: what the export ends with.
+      formats: The names of the formats.
+      nms_fn: The non-maximum suppression of the export.
     Raises:
-      UserError: an unknown name, a package that is missing, or soft suppression for
-        TensorRT.
+      UserError: No name or an unknown name is given, a package is missing, or
+        TensorRT's own NMS lacks a setting.
     """
-    if unknown := [name for name in formats if name not in FORMATS] or not formats:
+    if not formats:
+        raise errors.UserError(f"--format is ''; choose from {', '.join(FORMATS)}.")
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
         raise errors.UserError(
-            f"--format is {','.join(formats)!r}; choose of {', '.join(FORMATS)}."
-            + (f" There is no {unknown[0]!r}." if formats else "")
+            f"--format is {','.join(formats)!r}; choose from {', '.join(FORMATS)}. "
+            f"There is no {unknown[0]!r}."
         )
     if "tensorrt" in formats:
-        _check_efficient_nms(suppress)
+        _check_efficient_nms(nms_fn)
     if {"onnx", "tensorrt"} & set(formats):
         onnx_format.check_installed()
 
 
 def num_images(formats: Sequence[str]) -> int:
-    """Returns how many images `write` looks at."""
+    """Returns the number of images that `write_formats` uses.
+
+    Args:
+      formats: The names of the formats.
+    """
     return _NUM_CALIBRATED if "tflite_int8" in formats else _NUM_CHECKED
 
 
-def _check_efficient_nms(suppress):
-    """Raises UserError for what TensorRT's own suppression cannot do."""
-    if suppress.is_soft:
+def _check_efficient_nms(nms_fn: nms.NMS) -> None:
+    """Raises UserError for settings that TensorRT's own NMS lacks."""
+    if nms_fn.is_soft:
         raise errors.UserError(
-            f"TensorRT's own suppression is hard, but NMS.variant is "
-            f"{suppress.variant!r}; set --nms=per_class_hard or --nms=global_hard."
+            f"TensorRT's own NMS is hard, but NMS.variant is {nms_fn.variant!r}; set "
+            "--nms=per_class_hard or --nms=global_hard."
         )
-    if suppress.score_threshold < onnx_format.LOWEST_SCORE_THRESHOLD:
+    if nms_fn.score_threshold < onnx_format.LOWEST_SCORE_THRESHOLD:
         raise errors.UserError(
-            f"NMS.score_threshold is {suppress.score_threshold}; under "
-            f"{onnx_format.LOWEST_SCORE_THRESHOLD} TensorRT's suppression returns "
-            "boxes that were not found: raise it."
+            f"NMS.score_threshold is {nms_fn.score_threshold}; under "
+            f"{onnx_format.LOWEST_SCORE_THRESHOLD} TensorRT's NMS returns boxes that "
+            "are no detections: raise it."
         )
 
 
-def write(
+def write_formats(
     module: server.ServingModule,
     directory: str,
     *,
     formats: Sequence[str],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
 ) -> dict[str, parity.ParityReport]:
-    """Writes all formats but the SavedModel, then checks each.
+    """Writes all formats except the SavedModel, then checks each.
 
     Args:
       module: The serving module of the checkpoint.
-      directory: of the export; the SavedModel and categories.json are there.
-      formats: names of FORMATS.
-      images: uint8 [H, W, 3] each; all calibrate int8, the first few are checked on.
+      directory: The directory of the export. It contains the SavedModel and
+        categories.json.
+      formats: The names of the formats, from FORMATS.
+      images: The images, uint8 [H, W, 3] each. All calibrate int8; the formats are
+        checked on the first few.
     Returns:
-      How well each format agrees.
+      The comparison of each format with the checkpoint.
     Raises:
-      UserError: a format does not agree with the checkpoint, or there is no image to
-        calibrate int8 with.
+      UserError: The detections of a format differ from the checkpoint's, or there is no
+        image to calibrate int8 with.
     """
-    if not pictures:
+    if not images:
         if "tflite_int8" in formats:
             raise errors.UserError(
-                "tflite_int8 is calibrated on images, and the evaluation split is "
-                "not at hand; name a folder of thirty: --check_images=DIR."
+                "tflite_int8 is calibrated on images, and the evaluation split is not "
+                "available; give a folder of thirty: --check_images=DIR."
             )
-        logging.warning("export | no images at hand: the check is on made-up ones")
-        pictures = _synthetic_images()
-    shown = pictures[:_NUM_CHECKED]
-    expected = parity.predict(module.network, module.recipe, shown)
-    result = {}
+        logging.warning(
+            "export | no evaluation images available; checking on synthetic images"
+        )
+        images = _synthetic_images()
+    checked_images = images[:_NUM_CHECKED]
+    expected = checked_detections.detect_with_checkpoint(
+        module.network, module.recipe, checked_images
+    )
+    reports = {}
+    results: Iterable[Sequence[structures.Detections]]
     for name in formats:
-        logging.info("export | making and checking %s", FORMATS[name].what)
+        logging.info("export | writing and checking %s", FORMATS[name].description)
         path = f"{directory}/{FORMATS[name].file}".rstrip("/")
         if name == "tensorrt":
-            found = _write_for_tensorrt(module, path, shown)
+            session = _write_for_tensorrt(module, path)
+            results = [
+                checked_detections.detect_with_raw_model(
+                    session, module.recipe, checked_images
+                )
+            ]
         else:
             if name != "saved_model":
                 with log_levels.suppress_info_logs():
-                    content = _converted(module, name, pictures)
+                    content = _convert(module, name, images)
                 _save(path, content)
-            batch_size = module.limits.max_request_images
-            found = parity.found_by(path, shown, batch_size=batch_size)
-        result[name] = parity.judge(name, found, expected, FORMATS[name].tolerance)
-    return result
+            results = checked_detections.detect_with_artifact(
+                path, checked_images, batch_size=module.limits.max_request_images
+            )
+        reports[name] = parity.check_parity(
+            name, results, expected, FORMATS[name].tolerance
+        )
+    return reports
 
 
-def _converted(module, name, pictures) -> bytes:
+def _convert(
+    module: server.ServingModule, name: str, images: Sequence[np.ndarray]
+) -> bytes:
     """Returns the content of a format's file."""
     if name == "onnx":
         model = onnx_format.convert(
@@ -154,59 +188,59 @@ def _converted(module, name, pictures) -> bytes:
         return model.SerializeToString()
     _, *shape = module.input_spec.shape
     kind = name.removeprefix("tflite").lstrip("_") or "float32"
-    shown = pictures[:_NUM_CALIBRATED] if kind == "int8" else []
-    inputs = [transforms.letterbox(x, shape[:2])[0].numpy() for x in shown]
+    calibration_images = images[:_NUM_CALIBRATED] if kind == "int8" else []
     return tflite_format.convert(
         module.predict_inputs,
         module.read_inputs,
         tf.TensorSpec([1, *shape], tf.float32, name="inputs"),
         kind=kind,
-        calibration_inputs=inputs,
+        calibration_inputs=[
+            transforms.letterbox(image, shape[:2])[0].numpy()
+            for image in calibration_images
+        ],
     )
 
 
-def _write_for_tensorrt(module, path, pictures):
-    """Writes the raw form; yields what its suppression would find in the images.
-
-    TensorRT's own node runs on NVIDIA's devices only. So what goes into it is
-    compared, after NMS of ours.
-    """
+def _write_for_tensorrt(
+    module: server.ServingModule, path: str
+) -> "onnxruntime.InferenceSession":
+    """Writes the model for TensorRT; returns a session of it without its NMS node."""
     with log_levels.suppress_info_logs():
         raw = onnx_format.convert(
             module.raw, [module.input_spec], metadata=_metadata(module.recipe)
         )
     session = onnx_format.make_session(raw)
-    suppress = module.recipe.nms_fn
-    node = onnx_format.with_efficient_nms(
+    nms_fn = module.recipe.nms_fn
+    model = onnx_format.with_efficient_nms(
         raw,
-        iou_threshold=suppress.iou_threshold,
-        score_threshold=suppress.score_threshold,
-        max_detections=suppress.max_detections,
-        class_agnostic=not suppress.is_per_class,
+        iou_threshold=nms_fn.iou_threshold,
+        score_threshold=nms_fn.score_threshold,
+        max_detections=nms_fn.max_detections,
+        class_agnostic=not nms_fn.is_per_class,
     )
-    _save(path, node.SerializeToString())
-    yield parity.suppressed(session, module.recipe, pictures)
+    _save(path, model.SerializeToString())
+    return session
 
 
-def _metadata(recipe):
-    """Returns what lies beside other formats, and inside of ONNX."""
+def _metadata(recipe: server.Detector) -> dict[str, str]:
+    """Returns the texts that are files in other formats and properties in ONNX."""
     return {category_map.FILE_NAME: category_map.to_json(recipe.categories)}
 
 
 def _synthetic_images() -> list[np.ndarray]:
     """Returns images of colored rectangles on noise."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(_NUM_CHECKED):
-        picture = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
+        image = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
         for top, left in rng.integers(0, 440, (12, 2)):
             height, width = rng.integers(20, 200, 2)
             color = rng.integers(0, 256, 3)
-            picture[top : top + height, left : left + width] = color
-        pictures.append(picture)
-    return pictures
+            image[top : top + height, left : left + width] = color
+        images.append(image)
+    return images
 
 
-def _save(path, content):
+def _save(path: str, content: bytes) -> None:
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(content)

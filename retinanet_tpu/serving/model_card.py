@@ -1,7 +1,7 @@
-"""The page that lies beside an export and says what it is and how to call it."""
+"""Writes the model card of an export: its classes, scores, files and sample calls."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 FILE_NAME = "model_card.md"
@@ -9,12 +9,12 @@ FILE_NAME = "model_card.md"
 _SAVED_MODEL = """\
 ```python
 model = tf.saved_model.load("{directory}")
-found = model.signatures["serving_default"](
+detections = model.signatures["serving_default"](
     image=tf.constant(rgb, tf.float32),  # [H, W, 3] in 0..255, any size
     image_id=tf.constant(7),
 )
-n = found["valid_detections"]
-found["boxes"][:n], found["class_ids"][:n], found["scores"][:n]
+n = detections["valid_detections"]
+detections["boxes"][:n], detections["class_ids"][:n], detections["scores"][:n]
 ```
 
 For batches `images` takes uint8 [B, H, W, 3], `image_bytes` string [B] of JPEG or PNG
@@ -47,21 +47,22 @@ python tools/deploy/tensorrt/build_engine.py \\
   --onnx={directory}/{file} --output=model.engine
 ```
 
-Input as for TFLite, any batch; outputs as EfficientNMS_TRT has them, boxes (ymin, xmin,
-ymax, xmax) in the input's pixels, classes by `index` of categories.json.
+The input is that of TFLite, with any batch. The outputs are those of EfficientNMS_TRT:
+boxes (ymin, xmin, ymax, xmax) in the input's pixels, classes by `index` of
+categories.json.
 """
 
 
 class FormatEntry(NamedTuple):
-    """A format of an export: its file, what it is, and how its check went."""
+    """The file of an export, its description, and the result of its check."""
 
     file: str
-    what: str
-    verdict: str
+    description: str
+    check_result: str
 
 
 def text(
-    forms: Mapping[str, FormatEntry],
+    entries: Mapping[str, FormatEntry],
     *,
     class_names: Sequence[str],
     image_size: tuple[int, int],
@@ -71,77 +72,81 @@ def text(
     scores: Mapping[str, Any] | None,
     config_text: str,
 ) -> str:
-    """Returns the page, in Markdown.
+    """Returns the model card, in Markdown.
 
     Args:
-      forms: by the name of the format.
-      class_names: in the order of their ids.
-      image_size: height and width of the network's input, px.
-      nms: a line that says which suppression is inside.
-      limits: A line with what the SavedModel accepts in one request.
-      checkpoint: its path.
-      scores: numbers of its evaluation, None if it was not scored.
-      config_text: the run's gin settings, "" if they are not known.
+      entries: The formats by name.
+      class_names: The names of the classes, in the order of their ids.
+      image_size: The height and width of the network's input, px.
+      nms: A line that describes the non-maximum suppression of the export.
+      limits: A line with the request limits of the SavedModel.
+      checkpoint: The path of the checkpoint.
+      scores: The metrics of the checkpoint's evaluation, None without an evaluation.
+      config_text: The run's gin settings, "" if they are unknown.
     """
     height, width = image_size
     parts = [
         "# RetinaNet",
-        f"Checkpoint `{checkpoint}`; images are shown at {height} x {width} px.\n"
-        f"Suppression inside: {nms}.",
+        f"Checkpoint `{checkpoint}`; images are resized to fit {height} x {width} px.\n"
+        f"Non-maximum suppression: {nms}.",
         f"## {len(class_names)} classes\n\n{', '.join(class_names)}\n\n"
         "Ids and names: `assets.extra/categories.json`. Boxes are (xmin, ymin, xmax, "
-        "ymax) in pixels of the image given.",
+        "ymax) in pixels of the input image.",
         "## Scores\n\n" + _scores_table(scores),
-        "## Files\n\nEach was held against the checkpoint's own predictions.\n\n"
-        + _forms_table(forms),
+        "## Files\n\nEach was compared with the checkpoint's own detections.\n\n"
+        + _files_table(entries),
         f"## Limits\n\nThe SavedModel fails a request beyond {limits}, and one with a "
         "GIF. Change them with `--gin_param` of `python -m retinanet_tpu.export`. The "
         "other formats have no limits of their own.",
     ]
     parts += [
-        f"## Calling {form.what}\n\n{call}" for form, call in _calls(forms, image_size)
+        f"## Calling {entry.description}\n\n{call}"
+        for entry, call in _sample_calls(entries, image_size)
     ]
     if config_text:
         parts.append(f"## Configuration\n\n```\n{config_text.strip()}\n```")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _scores_table(scores) -> str:
-    plain = {
-        name: value
+def _scores_table(scores: Mapping[str, Any] | None) -> str:
+    metrics = {
+        name: float(value)
         for name, value in (scores or {}).items()
         if isinstance(value, numbers.Real) and name not in ("global_step", "loss")
     }
-    if not plain:
-        return "Not scored."
-    rows = [f"| {name} | {value:.4g} |" for name, value in plain.items()]
+    if not metrics:
+        return "Not evaluated."
+    rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
     return "\n".join(["| metric | |", "|---|---|", *rows])
 
 
-def _forms_table(forms) -> str:
+def _files_table(entries: Mapping[str, FormatEntry]) -> str:
     rows = [
-        f"| {form.what} | `{form.file or 'saved_model.pb'}` | {form.verdict} |"
-        for form in forms.values()
+        f"| {x.description} | `{x.file or 'saved_model.pb'}` | {x.check_result} |"
+        for x in entries.values()
     ]
     return "\n".join(["| format | file | check |", "|---|---|---|", *rows])
 
 
-def _calls(forms, image_size):
-    """Yields each format with a sample call; of the TFLite files the first only."""
+def _sample_calls(
+    entries: Mapping[str, FormatEntry], image_size: tuple[int, int]
+) -> Iterator[tuple[FormatEntry, str]]:
+    """Yields each format with a sample call, but only the first TFLite file."""
     height, width = image_size
-    is_told = False
-    for name, form in forms.items():
-        if name.startswith("tflite") and is_told:
+    has_tflite_call = False
+    for name, entry in entries.items():
+        is_tflite = name.startswith("tflite")
+        if is_tflite and has_tflite_call:
             continue
-        is_told = is_told or name.startswith("tflite")
+        has_tflite_call = has_tflite_call or is_tflite
         sample = {
             "saved_model": _SAVED_MODEL,
             "onnx": _ONNX,
             "tensorrt": _TENSORRT,
         }.get(name, _TFLITE)
         yield (
-            form,
+            entry,
             sample.format(
-                directory="DIRECTORY", file=form.file, height=height, width=width
+                directory="DIRECTORY", file=entry.file, height=height, width=width
             ),
         )

@@ -1,36 +1,41 @@
-"""Functions of TensorFlow as ONNX graphs, for onnxruntime and for TensorRT."""
+"""Converts TensorFlow functions to ONNX graphs, for onnxruntime and TensorRT."""
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 import retinanet_tpu
 from retinanet_tpu import errors
+from retinanet_tpu.optional_packages import optional_import
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
 
 # The newest that tf2onnx 1.17 writes; it has all operations of the graph.
 OPSET = 18
-# The dynamic dimensions of a tensor, by axis.
+# The names of a tensor's dynamic dimensions, by axis.
 _DIMENSIONS = ("batch", "height", "width")
+_EXTRA = "onnx"
 _TENSORRT_DOMAIN = "trt.plugins"
-# Under this score the plugin's kernel counts every pair of box and class as found, and
-# fills up with scores of -32768 (efficientNMSInference.cu, EfficientNMSDenseIndex).
+# Below this score the plugin's kernel counts every pair of box and class as a
+# detection, and pads with scores of -32768 (efficientNMSInference.cu,
+# EfficientNMSDenseIndex).
 LOWEST_SCORE_THRESHOLD = 0.007
 
 
 def check_installed() -> None:
-    """Checks that ONNX files can be made and run here.
+    """Checks that the packages that write and run ONNX files are installed.
 
     Raises:
-      UserError: a package is missing.
+      MissingPackageError: A package is missing.
     """
     for name in ("onnx", "tf2onnx", "onnxruntime"):
-        _package(name)
+        optional_import(name, _EXTRA)
 
 
 def convert(
@@ -39,29 +44,30 @@ def convert(
     *,
     metadata: Mapping[str, str] | None = None,
     opset: int = OPSET,
-) -> Any:
-    """Returns a function as an onnx.ModelProto, its variables as constants.
+) -> "onnx.ModelProto":
+    """Converts a function to ONNX, its variables as constants.
 
-    What only prepares constants is folded away, and batch normalization goes into the
-    convolutions; weights that several levels share come once for each level therefore.
+    Operations on constants are folded, and batch normalization is folded into the
+    convolutions. Weights that several levels share are therefore stored once per level.
 
     Args:
-      fn: tensors -> named tensors; a tf.function or what can become one.
-      input_signature: what fn takes, with names. Dimensions of None stay dynamic, as
-        batch, height and width; outputs may only differ in their batch.
-      metadata: texts by name, for the model's metadata_props.
-      opset: version of ONNX's operators.
+      fn: A function from tensors to tensors by name; a tf.function or a function that
+        tf.function accepts.
+      input_signature: The specs of fn's arguments, with names. Dimensions of None stay
+        dynamic, as batch, height and width. Only the batch of an output may be dynamic.
+      metadata: The texts by name for the model's metadata_props.
+      opset: The version of ONNX's operators.
     Returns:
       The model, with fn's names of inputs and outputs.
     Raises:
-      UserError: a package is missing, fn computes in bfloat16, or does what ONNX
-        cannot.
+      UserError: A package is missing, fn computes in bfloat16, or fn has an operation
+        that ONNX lacks.
     """
-    onnx = _package("onnx")
-    tf2onnx = _package("tf2onnx.convert")
+    onnx = optional_import("onnx", _EXTRA)
+    tf2onnx = optional_import("tf2onnx.convert", _EXTRA)
     if not hasattr(fn, "get_concrete_function"):
         fn = tf.function(fn)
-    with _quiet():
+    with _only_tf2onnx_errors():
         model, _ = tf2onnx.from_function(
             fn, input_signature=input_signature, opset=opset
         )
@@ -88,15 +94,16 @@ def convert(
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise errors.UserError(
-            f"ONNX {opset} cannot say what fn does: {error}"
+            f"The function cannot be expressed in ONNX opset {opset}: {error}"
         ) from error
     return model
 
 
-def _name_passed_states(graph: Any) -> None:
-    """Gives the states that a loop's body only passes on another name as its outputs.
+def _name_passed_states(graph: "onnx.GraphProto") -> None:
+    """Renames the outputs of loop bodies that are also their inputs.
 
-    OpenVINO 2026.4 does not read a body whose input is its output.
+    OpenVINO 2026.4 cannot read a loop body with an input as its output, so an Identity
+    node is inserted between them.
     """
     inputs = {value.name for value in graph.input}
     for node in graph.node:
@@ -110,63 +117,68 @@ def _name_passed_states(graph: Any) -> None:
             output.name = passed
 
 
-def make_session(model: Any) -> Any:
-    """Returns an onnxruntime.InferenceSession of an onnx.ModelProto, on the CPU.
+def make_session(model: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
+    """Returns an onnxruntime session that runs a model on the CPU.
 
+    Args:
+      model: The model.
     Raises:
-      UserError: onnxruntime is missing.
+      MissingPackageError: onnxruntime is missing.
     """
-    onnxruntime = _package("onnxruntime")
+    onnxruntime = optional_import("onnxruntime", _EXTRA)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
 def with_efficient_nms(
-    model: Any,
+    model: "onnx.ModelProto",
     *,
     iou_threshold: float,
     score_threshold: float,
     max_detections: int,
     class_agnostic: bool,
-) -> Any:
-    """Returns a copy of a raw form that ends in TensorRT's non-maximum suppression.
+) -> "onnx.ModelProto":
+    """Returns a copy of a raw model that ends in TensorRT's NMS.
 
-    The node, EfficientNMS_TRT version 1, is a plugin that comes with TensorRT; nothing
-    else runs it. Its attributes:
-      score_threshold, iou_threshold: a pair of box and class with a score under the
-        one, or an IoU with a better pair at or over the other, is dropped. `nms.NMS`
-        drops at the first and over the second, so both are the next float32 up.
+    The node, EfficientNMS_TRT version 1, is a plugin of TensorRT; no other runtime has
+    it. Its attributes:
+      score_threshold: Pairs of box and class with a lower score are dropped.
+      iou_threshold: A pair is dropped if its IoU with a better pair is at least this.
       max_output_boxes: D.
       class_agnostic: 1 lets pairs of different classes suppress each other.
       background_class: -1, there is none.
       score_activation: 0, the scores are probabilities and not logits.
-      box_coding: 0, corners; which axis comes first does not matter to it.
-    Its outputs:
+      box_coding: 0, corners; the order of the axes has no effect.
+    `nms.NMS` drops scores at its score threshold, and pairs above its IoU threshold.
+    Both attributes are therefore the next larger float32.
+
+    The node's outputs:
       num_detections: int32 [B, 1].
       detection_boxes_yxyx: float32 [B, D, 4], px of the inputs.
       detection_scores: float32 [B, D], falling.
-      detection_classes: int32 [B, D], index of categories.json and not the id there.
-    Past num_detections all is 0. It looks at the 4,096 best pairs, and equal scores
-    come in any order.
+      detection_classes: int32 [B, D], the index in categories.json, not the id there.
+    All outputs are 0 past num_detections. The node considers the 4,096 best pairs. The
+    order of equal scores is undefined.
 
     Args:
-      model: with outputs boxes_yxyx float32 [B, A, 4], px, and scores float32
-        [B, A, K], probabilities; stays as it is.
-      iou_threshold: as of `nms.NMS`.
-      score_threshold: as of `nms.NMS`.
-      max_detections: D.
-      class_agnostic: whether suppression is global.
+      model: The model with outputs boxes_yxyx float32 [B, A, 4], px, and scores float32
+        [B, A, K], probabilities; it is not changed.
+      iou_threshold: The IoU threshold of `nms.NMS`.
+      score_threshold: The score threshold of `nms.NMS`.
+      max_detections: The number of detections D.
+      class_agnostic: Whether suppression is global.
     Raises:
-      UserError: onnx is missing.
+      MissingPackageError: onnx is missing.
 
     Source: NVIDIA/TensorRT, plugin/efficientNMSPlugin: README.md, and the .cu and .cuh
       beside it.
     """
-    onnx = _package("onnx")
+    onnx = optional_import("onnx", _EXTRA)
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    float32, int32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
+    float32 = onnx.TensorProto.FLOAT
+    int32 = onnx.TensorProto.INT32
     outputs = [
         ("num_detections", int32, ["batch", 1]),
         ("detection_boxes_yxyx", float32, ["batch", max_detections, 4]),
@@ -178,7 +190,7 @@ def with_efficient_nms(
         ["boxes_yxyx", "scores"],
         [name for name, _, _ in outputs],
         name="non_maximum_suppression",
-        # Not ONNX's own domain, where a checker would miss the operator.
+        # In ONNX's own domain a checker would report the operator as unknown.
         domain=_TENSORRT_DOMAIN,
         plugin_version="1",
         score_threshold=_next_float32(score_threshold),
@@ -199,23 +211,13 @@ def with_efficient_nms(
     return result
 
 
-def _package(name: str) -> ModuleType:
-    """Imports a module of an optional package."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise errors.UserError(
-            f"{name.partition('.')[0]} is missing: pip install -e '.[onnx]'"
-        ) from error
-
-
 def _next_float32(value: float) -> float:
     return float(np.nextafter(np.float32(value), np.float32(np.inf)))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps tf2onnx from telling how it goes."""
+def _only_tf2onnx_errors() -> Iterator[None]:
+    """Hides tf2onnx's progress and warnings from the log."""
     logger = logging.getLogger("tf2onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

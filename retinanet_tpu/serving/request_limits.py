@@ -1,6 +1,8 @@
-"""Bounds what one request costs, by assertions inside the graph of an export."""
+"""Limits the cost of one request by assertions inside the graph of an export."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 
@@ -8,30 +10,35 @@ from retinanet_tpu import errors
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _BMP = b"BM"
-_HEADER_BYTES = 26  # Up to the sides of an image; no JPEG is as short.
+_HEADER_BYTES = 26  # The header up to the sides of an image; every JPEG is longer.
 _SCAN = b"\xff\xda"  # Begins a scan of a JPEG.
-# Each scan passes over all pixels, and may have 14 bytes. Encoders write about ten.
-# By chance these two bytes occur once in 64 KiB, as in the videos that phones append.
+# The decoder processes all pixels for each scan, and a scan may have only 14 bytes.
+# Encoders write about ten scans.
 _MAX_SCANS = 64
+# In random bytes, such as videos that phones append, the two bytes of _SCAN occur once
+# in 64 KiB.
 _BYTES_PER_SCAN = 1 << 14
-# libpng expands each to up to 8 MB, and keeps it until the file is decoded.
+# libpng expands each compressed text to up to 8 MB until the file is decoded.
 _MAX_TEXTS = 16
+
+# A condition, and the texts and tensors of the message if it is not met.
+_Check = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What an export accepts in one request.
+    """The limits of one request.
 
     Attributes:
-      max_request_images: Images of a request.
-      max_image_pixels: Pixels of each image.
+      max_request_images: The most images of a request.
+      max_image_pixels: The most pixels of an image.
     """
 
     max_request_images: int = 64
     max_image_pixels: int = 50_000_000
 
-    def __post_init__(self):
-        """Raises UserError for a limit that is no integer >= 1."""
+    def __post_init__(self) -> None:
+        """Raises UserError if a limit is not an integer >= 1."""
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, int) or value < 1:
                 raise errors.UserError(
@@ -39,18 +46,18 @@ class Limits:
                 )
 
     def __str__(self) -> str:
-        """Returns a line for people."""
+        """Returns the limits and their gin names as one line."""
         return (
             f"{self.max_request_images} images "
             "(`Recipe.max_request_images`) of "
             f"{self.max_image_pixels:,} pixels (`Recipe.max_image_pixels`)"
         )
 
-    def batch(self, batch: tf.Tensor) -> tf.Tensor:
-        """Returns a batch; fails a request without images or with too many.
+    def check_batch(self, batch: tf.Tensor) -> tf.Tensor:
+        """Returns a batch; fails a request that has no images or too many.
 
         Args:
-          batch: Any dtype, [B, ...].
+          batch: The images or files, any dtype, [B, ...].
         """
         num_images = tf.shape(batch)[0]
         too_many = (
@@ -65,19 +72,19 @@ class Limits:
             (num_images <= self.max_request_images, too_many, num_images),
         )
 
-    def pixels(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns decoded images; fails a request whose images are too large.
+    def check_pixels(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns decoded images; fails a request with images that are too large.
 
         Args:
-          images: Any dtype, [..., H, W, 3].
+          images: The images, any dtype, [..., H, W, 3].
         """
         return _checked(images, *self._size_checks(tf.shape(images)[-3:-1]))
 
-    def file(self, encoded: tf.Tensor) -> tf.Tensor:
-        """Returns a file; fails a request with one that is too expensive to decode.
+    def check_file(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Returns a file; fails a request with a file that is too costly to decode.
 
-        Only the header is decoded. A GIF fails, because the sizes of its frames are not
-        in its header, and the decoder expands all frames.
+        Only the header is decoded. A GIF fails, because its header does not contain the
+        sizes of its frames, and the decoder expands all frames.
 
         Args:
           encoded: string [], a JPEG, PNG or BMP file.
@@ -92,10 +99,10 @@ class Limits:
             (tf.strings.length(encoded) >= _HEADER_BYTES, "An image file is cut off."),
         )
 
-        def jpeg_size():
+        def jpeg_size() -> tf.Tensor:
             return tf.image.extract_jpeg_shape(_with_few_scans(encoded))[:2]
 
-        def other_size():
+        def other_size() -> tf.Tensor:
             return tf.cond(
                 is_png, lambda: _png_size(encoded), lambda: _bmp_size(encoded)
             )
@@ -103,7 +110,7 @@ class Limits:
         size = tf.cond(is_jpeg, jpeg_size, other_size)
         return _checked(encoded, *self._size_checks(size))
 
-    def _size_checks(self, size):
+    def _size_checks(self, size: tf.Tensor) -> Iterator[_Check]:
         sides = tf.cast(size, tf.int64)
         too_large = (
             "An image has more pixels than this export accepts "
@@ -116,21 +123,21 @@ class Limits:
         yield is_allowed, too_large, sides
 
 
-def _checked(tensor, *checks):
-    """Returns the tensor, computed only if all checks (condition, *message) hold."""
+def _checked(tensor: tf.Tensor, *checks: _Check) -> tf.Tensor:
+    """Returns the tensor, computed only if all conditions are met."""
     asserts = [tf.debugging.Assert(is_met, message) for is_met, *message in checks]
     with tf.control_dependencies(asserts):
         return tf.identity(tensor)
 
 
-def _with_few_scans(encoded):
+def _with_few_scans(encoded: tf.Tensor) -> tf.Tensor:
     limit = _MAX_SCANS + tf.strings.length(encoded) // _BYTES_PER_SCAN
     message = f"A JPEG file has more than {_MAX_SCANS} scans; encode it again. Scans:"
     num_scans = _count(encoded, _SCAN)
     return _checked(encoded, (num_scans <= limit, message, num_scans))
 
 
-def _png_size(encoded):
+def _png_size(encoded: tf.Tensor) -> tf.Tensor:
     """Returns int32 [2]: height and width."""
     num_texts = _count(encoded, b"zTXt") + _count(encoded, b"iTXt")
     message = f"A PNG file has more than {_MAX_TEXTS} texts; encode it again. Texts:"
@@ -144,11 +151,11 @@ def _png_size(encoded):
     return tf.io.decode_raw(size, tf.int32, little_endian=False)[::-1]
 
 
-def _bmp_size(encoded):
+def _bmp_size(encoded: tf.Tensor) -> tf.Tensor:
     """Returns int32 [2]: height and width."""
     size = tf.io.decode_raw(tf.strings.substr(encoded, 18, 8), tf.int32)
     return tf.abs(size[::-1])  # Rows from top to bottom have a negative height.
 
 
-def _count(encoded, marker):
+def _count(encoded: tf.Tensor, marker: bytes) -> tf.Tensor:
     return tf.size(tf.strings.split(encoded, marker)) - 1

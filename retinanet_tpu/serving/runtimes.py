@@ -1,13 +1,12 @@
-"""What runs exported models: TensorFlow, onnxruntime and TensorFlow Lite.
+"""Runs exported models in TensorFlow, onnxruntime and TensorFlow Lite.
 
-Each `load_…` returns a function: uint8 [B, H, W, 3] RGB images, with B > 0, ->
-Detections of NumPy arrays, in px of the images and with the data set's ids.
+Each `load_…` returns a `DetectFn`.
 """
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,32 +15,48 @@ from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator.model_dir import files
+from retinanet_tpu.optional_packages import optional_import
 from retinanet_tpu.serving import tflite_format
+
+# uint8 [B, H, W, 3] RGB images, with B > 0, -> Detections of NumPy arrays, in px of the
+# images and with the dataset's ids.
+DetectFn = Callable[[np.ndarray], structures.Detections]
 
 _OUTPUTS = ("boxes_xyxy", "scores", "class_ids", "valid_detections")
 _IMAGES = {"images": "uint8 [?, ?, ?, 3]"}
-# The signature serving_default, for exports of before there was one for batches.
+# The signature serving_default, for old exports without the signature images.
 _ONE_IMAGE = {"image": "float32 [?, ?, 3]", "image_id": "int32 []"}
 _OUTPUTS_OF_ONE = ("boxes", "scores", "class_ids", "valid_detections")
 _TENSORRT_NODE = b"EfficientNMS_TRT"
 _ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
-def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
-    """Loads a SavedModel: its signature images, else serving_default one by one.
+class _Signature(NamedTuple):
+    """The inputs and outputs of a model."""
+
+    inputs: Mapping[str, str]  # name -> type, as `_format_spec` writes it
+    outputs: Collection[str]
+
+
+def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
+    """Loads a SavedModel.
+
+    The function calls the signature `images`, or `serving_default` for each image if
+    there is no `images`.
 
     Args:
-      path: directory of the SavedModel.
-      num_threads: sets TensorFlow's own, of the whole process; None leaves them.
+      path: The directory of the SavedModel.
+      num_threads: The number of TensorFlow's threads, for the whole process; None
+        leaves it unchanged.
     Raises:
-      UserError: it is damaged, has other signatures, or TensorFlow runs with other
-        threads, or takes the path for a pattern. The function raises it for an image
-        that the export refuses.
+      UserError: The SavedModel is corrupt or has other signatures; TensorFlow already
+        runs with another number of threads; or TensorFlow would interpret the path as a
+        pattern. The function raises it for an image that the export rejects.
     """
     files.check_path(path, "--model")
     if num_threads is not None:
         _set_tensorflow_threads(num_threads)
-    with _named(path):
+    with _with_path_in_error(path):
         model = tf.saved_model.load(path)
     signatures = model.signatures
     if not {"images", "serving_default"} & set(signatures):
@@ -52,137 +67,150 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> Callable:
     is_batched = "images" in signatures
     name = "images" if is_batched else "serving_default"
     specs = signatures[name].structured_input_signature[1]
-    _check(
+    inputs = {
+        key: _format_spec(spec.dtype.name, spec.shape) for key, spec in specs.items()
+    }
+    _check_signature(
         f"Signature {name} of {path}",
-        {key: _spelled(spec.dtype.name, spec.shape) for key, spec in specs.items()},
-        signatures[name].structured_outputs,
-        expected=(_IMAGES, _OUTPUTS) if is_batched else (_ONE_IMAGE, _OUTPUTS_OF_ONE),
+        _Signature(inputs, signatures[name].structured_outputs),
+        expected=_Signature(_IMAGES, _OUTPUTS)
+        if is_batched
+        else _Signature(_ONE_IMAGE, _OUTPUTS_OF_ONE),
     )
 
-    # These hold on to `model`, which owns the weights, and not to its signature alone.
-    def detect(pictures):
+    # These closures must hold `model`: it owns the weights, a signature does not.
+    def detect(images: np.ndarray) -> structures.Detections:
         try:
-            with requesting():
-                found = model.signatures["images"](images=tf.constant(pictures))
+            with request_errors():
+                outputs = model.signatures["images"](images=tf.constant(images))
         except errors.UserError:
-            if len(pictures) == 1:
+            if len(images) == 1:
                 raise
             # The export may accept fewer images at once.
-            return _joined(map(detect, np.array_split(pictures, 2)))
-        return detections(found)
+            return _concatenate(map(detect, np.array_split(images, 2)))
+        return to_detections(outputs)
 
-    def detect_one_by_one(pictures):
-        serve, image_id = model.signatures["serving_default"], tf.constant(0)
-        with requesting():
-            found = [
-                serve(image=tf.constant(picture, tf.float32), image_id=image_id)
-                for picture in pictures
+    def detect_one_by_one(images: np.ndarray) -> structures.Detections:
+        serve = model.signatures["serving_default"]
+        image_id = tf.constant(0)
+        with request_errors():
+            outputs = [
+                serve(image=tf.constant(image, tf.float32), image_id=image_id)
+                for image in images
             ]
-        stacked = {key: np.stack([x[key] for x in found]) for key in _OUTPUTS_OF_ONE}
-        return detections(stacked | {"boxes_xyxy": stacked["boxes"]})
+        stacked = {key: np.stack([x[key] for x in outputs]) for key in _OUTPUTS_OF_ONE}
+        return to_detections(stacked | {"boxes_xyxy": stacked["boxes"]})
 
     return detect if is_batched else detect_one_by_one
 
 
-def load_onnx(path: str, *, num_threads: int | None = None) -> Callable:
-    """Loads an ONNX file, for a GPU if there is one that onnxruntime can use.
+def load_onnx(path: str, *, num_threads: int | None = None) -> DetectFn:
+    """Loads an ONNX file, on a GPU if onnxruntime has one.
 
     Args:
-      path: of the file, local or remote.
-      num_threads: of the CPU; None leaves it to onnxruntime.
+      path: The file, local or remote.
+      num_threads: The number of CPU threads; None leaves it to onnxruntime.
     Raises:
-      UserError: onnxruntime is missing, or the file is damaged, for TensorRT, or no
-        detector of ours.
+      UserError: onnxruntime is missing, or the file is corrupt, is for TensorRT, or is
+        not a detector of this package.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise errors.UserError(
-            f"{path} needs onnxruntime, which is missing: pip install -e '.[onnx]'"
-        ) from error
-    with _named(path):
+    onnxruntime = optional_import("onnxruntime", "onnx", needed_by=path)
+    with _with_path_in_error(path):
         content = _read(path)
     if _TENSORRT_NODE in content:
         raise errors.UserError(
-            f"{path} ends in EfficientNMS_TRT, which only TensorRT has; make an engine "
-            "with tools/deploy/tensorrt/build_engine.py, or name the model.onnx of an "
-            "export."
+            f"{path} ends in EfficientNMS_TRT, which only TensorRT has; build an "
+            "engine with tools/deploy/tensorrt/build_engine.py, or give the model.onnx "
+            "of an export."
         )
     options = onnxruntime.SessionOptions()
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     available = onnxruntime.get_available_providers()
     providers = [name for name in _ONNX_PROVIDERS if name in available]
-    with _named(path):
+    with _with_path_in_error(path):
         session = onnxruntime.InferenceSession(content, options, providers=providers)
     types = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-    inputs = session.get_inputs()
-    _check(
+    inputs = {
+        x.name: _format_spec(types.get(x.type, x.type), x.shape)
+        for x in session.get_inputs()
+    }
+    _check_signature(
         path,
-        {x.name: _spelled(types.get(x.type, x.type), x.shape) for x in inputs},
-        [x.name for x in session.get_outputs()],
-        expected=(_IMAGES, _OUTPUTS),
+        _Signature(inputs, [x.name for x in session.get_outputs()]),
+        expected=_Signature(_IMAGES, _OUTPUTS),
     )
 
-    def detect(pictures):
-        arrays = session.run(_OUTPUTS, {"images": pictures})
-        return detections(dict(zip(_OUTPUTS, arrays, strict=True)))
+    def detect(images: np.ndarray) -> structures.Detections:
+        arrays = session.run(_OUTPUTS, {"images": images})
+        return to_detections(dict(zip(_OUTPUTS, arrays, strict=True)))
 
     return detect
 
 
-def load_tflite(path: str, *, num_threads: int | None = None) -> Callable:
-    """Loads a TFLite file; images are resized for it, and go through one by one.
+def load_tflite(path: str, *, num_threads: int | None = None) -> DetectFn:
+    """Loads a TFLite file; its function resizes images and processes them one by one.
 
     Args:
-      path: of the file, local or remote.
-      num_threads: of the CPU; None leaves it to TensorFlow Lite.
+      path: The file, local or remote.
+      num_threads: The number of CPU threads; None leaves it to TensorFlow Lite.
     Raises:
-      UserError: the file is damaged or no detector of ours.
+      UserError: The file is corrupt or not a detector of this package.
     """
-    with _named(path):
-        interpreter = tflite_format.interpreter(_read(path), num_threads=num_threads)
+    with _with_path_in_error(path):
+        interpreter = tflite_format.make_interpreter(
+            _read(path), num_threads=num_threads
+        )
         signature = interpreter.get_signature_runner()
     inputs = {
         name: (np.dtype(x["dtype"]).name, x["shape"].tolist())
         for name, x in signature.get_input_details().items()
     }
     canvas_size = next(iter(inputs.values()))[1][1:3]
-    _check(
+    _check_signature(
         path,
-        {name: _spelled(*spec) for name, spec in inputs.items()},
-        signature.get_output_details(),
-        expected=({"inputs": _spelled("float32", [1, *canvas_size, 3])}, _OUTPUTS),
+        _Signature(
+            {name: _format_spec(*spec) for name, spec in inputs.items()},
+            signature.get_output_details(),
+        ),
+        expected=_Signature(
+            {"inputs": _format_spec("float32", [1, *canvas_size, 3])}, _OUTPUTS
+        ),
     )
 
-    def detect_one(picture):
-        inputs, scales = transforms.letterbox(picture[None], canvas_size)
-        found = detections(signature(inputs=inputs.numpy()))
-        size = tf.constant([picture.shape[:2]])
-        boxes_yxyx = decode.to_original(found.boxes_yxyx, scales[None], size)
-        return found._replace(boxes_yxyx=boxes_yxyx.numpy())
+    def detect_one(image: np.ndarray) -> structures.Detections:
+        inputs, scales = transforms.letterbox(image[None], canvas_size)
+        detections = to_detections(signature(inputs=inputs.numpy()))
+        size = tf.constant([image.shape[:2]])
+        boxes_yxyx = decode.to_original(detections.boxes_yxyx, scales[None], size)
+        return detections._replace(boxes_yxyx=boxes_yxyx.numpy())
 
-    def detect(pictures):
-        return _joined(map(detect_one, pictures))
+    def detect(images: np.ndarray) -> structures.Detections:
+        return _concatenate(map(detect_one, images))
 
     return detect
 
 
-def detections(found: Mapping[str, Any]) -> structures.Detections:
+def to_detections(
+    outputs: Mapping[str, tf.Tensor | np.ndarray],
+) -> structures.Detections:
     """Returns a model's outputs for a batch as Detections of NumPy arrays.
 
     Args:
-      found: boxes_xyxy, scores, class_ids and valid_detections; others are passed over.
+      outputs: The tensors boxes_xyxy, scores, class_ids and valid_detections by name;
+        others are ignored.
     """
-    boxes_xyxy, scores, class_ids, count = (np.asarray(found[key]) for key in _OUTPUTS)
+    boxes_xyxy, scores, class_ids, count = (
+        np.asarray(outputs[key]) for key in _OUTPUTS
+    )
     return structures.Detections(
         boxes_xyxy[..., [1, 0, 3, 2]], scores, class_ids, count
     )
 
 
 @contextlib.contextmanager
-def requesting() -> Iterator[None]:
-    """Raises UserError with the reason where a SavedModel refuses a request."""
+def request_errors() -> Iterator[None]:
+    """Raises UserError with the reason if a SavedModel rejects a request."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -190,9 +218,9 @@ def requesting() -> Iterator[None]:
         raise errors.UserError(re.sub(r"[][]", "", text) + ".") from error
 
 
-def _joined(parts: Iterable[structures.Detections]) -> structures.Detections:
+def _concatenate(batches: Iterable[structures.Detections]) -> structures.Detections:
     """Returns several batches as one."""
-    return structures.Detections(*map(np.concatenate, zip(*parts, strict=True)))
+    return structures.Detections(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 def _set_tensorflow_threads(num_threads: int) -> None:
@@ -206,33 +234,35 @@ def _set_tensorflow_threads(num_threads: int) -> None:
         ) from error
 
 
-def _check(what: str, inputs, outputs: Collection[str], *, expected) -> None:
-    """Raises UserError where inputs (name -> type) or outputs (names) differ."""
-    wanted_inputs, wanted_outputs = expected
-    if inputs != wanted_inputs or not set(wanted_outputs).issubset(outputs):
+def _check_signature(name: str, actual: _Signature, *, expected: _Signature) -> None:
+    """Raises UserError if inputs differ or outputs are missing."""
+    has_outputs = set(expected.outputs).issubset(actual.outputs)
+    if actual.inputs != expected.inputs or not has_outputs:
         raise errors.UserError(
-            f"{what} maps {_listed(inputs)} to {', '.join(sorted(outputs))}, where "
-            f"{_listed(wanted_inputs)} to {', '.join(sorted(wanted_outputs))} is "
-            "expected; make it with `python -m retinanet_tpu.export`."
+            f"{name} maps {_format_specs(actual.inputs)} to "
+            f"{', '.join(sorted(actual.outputs))}, where "
+            f"{_format_specs(expected.inputs)} to "
+            f"{', '.join(sorted(expected.outputs))} is expected; make it with "
+            "`python -m retinanet_tpu.export`."
         )
 
 
-def _spelled(dtype: str, shape) -> str:
+def _format_spec(dtype: str, shape: Sequence[int | str | None]) -> str:
     """Returns a type such as "uint8 [?, ?, ?, 3]"."""
     sides = [str(side) if isinstance(side, int) else "?" for side in shape]
     return f"{dtype} [{', '.join(sides)}]"
 
 
-def _listed(types: Mapping[str, str]) -> str:
+def _format_specs(types: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {spec}" for name, spec in sorted(types.items()))
 
 
 @contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Turns a runtime's failure to read a file into an error that names it."""
+def _with_path_in_error(path: str) -> Iterator[None]:
+    """Turns any error of a runtime that reads a file into one with its path."""
     try:
         yield
-    except Exception as error:  # What the runtimes raise has no class in common.
+    except Exception as error:  # The runtimes' errors have no common class.
         raise errors.UserError(f"{path} cannot be loaded: {error}") from error
 
 

@@ -1,14 +1,15 @@
-"""Conversion to TFLite, in float32, float16 or int8.
+"""Converts a network to TFLite, in float32, float16 or int8.
 
-The network, which is what a kind changes, and the reading of its predictions, which
-stays float32, are converted apart and joined. In one piece, anchors would be rounded
-with the weights, and TensorFlow 2.20 crashes (segmentation fault) on int8.
+The network and its postprocessing are converted separately and joined. Only the network
+is quantized; the postprocessing stays float32. If they were converted in one piece,
+anchors would be rounded with the weights, and TensorFlow 2.20 crashes (segmentation
+fault) on int8.
 """
 
 import importlib
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -19,29 +20,37 @@ from retinanet_tpu import errors
 
 KINDS = ("float32", "float16", "int8")
 
+# Inputs -> any structure of tensors.
+NetworkFn = Callable[[tf.Tensor], Any]
+# That structure -> outputs by name.
+ReadFn = Callable[[Any], dict[str, tf.Tensor]]
+_NamedFn = Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]]
+
 
 def convert(
-    network_fn: Callable[[tf.Tensor], Any],
-    read_fn: Callable[[Any], dict[str, tf.Tensor]],
+    network_fn: NetworkFn,
+    read_fn: ReadFn,
     input_spec: tf.TensorSpec,
     *,
     kind: str = "float32",
     calibration_inputs: Sequence[np.ndarray] | None = None,
 ) -> bytes:
-    """Returns a model of read_fn(network_fn(inputs)), of TFLite's own operations only.
+    """Converts read_fn(network_fn(inputs)), with TFLite's own operations only.
 
     Args:
-      network_fn: what float16 and int8 are for; returns any structure of tensors.
-      read_fn: from that structure to outputs by name; stays float32.
-      input_spec: of the input, with its name; the shape is fixed, so B is too.
-      kind: of KINDS. float16 halves the weights; in int8 weights and activations have 8
-        bits, but the input, and what read_fn is given, stay float32.
-      calibration_inputs: float32 [H, W, 3] each, inputs such as the network will see:
-        their activations' ranges become int8's. Only int8 needs them.
+      network_fn: The part that float16 and int8 quantize.
+      read_fn: The postprocessing; stays float32.
+      input_spec: The spec of the input, with its name. The shape, including B, is
+        fixed.
+      kind: The kind, from KINDS. float16 halves the size of the weights. In int8
+        weights and activations have 8 bits, but the input and read_fn's inputs stay
+        float32.
+      calibration_inputs: The typical inputs of the network, float32 [H, W, 3] each.
+        Their activations determine int8's ranges. Only int8 requires them.
     Returns:
       The content of a .tflite file with the signature serving_default.
     Raises:
-      UserError: an unknown kind, or int8 without inputs to calibrate on.
+      UserError: The kind is unknown, or int8 has no inputs to calibrate on.
     Source: ours; int8 is post-training quantization, arXiv:1712.05877, with a scale
       for each output channel of a kernel.
     """
@@ -51,8 +60,8 @@ def convert(
         )
     if kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
         raise errors.UserError(
-            "TFLite int8 is calibrated on images and got none; give some like those "
-            "that the network will see."
+            "TFLite int8 is calibrated on images and got none; give images like those "
+            "that the model will process."
         )
     network = tf.function(network_fn).get_concrete_function(input_spec)
     predictions = network.structured_outputs
@@ -61,41 +70,41 @@ def convert(
         for name, x in _by_name(predictions).items()
     }
 
-    def read(named):
+    def read(named: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         flat = [named[name] for name in specs]
         return read_fn(tf.nest.pack_sequence_as(predictions, flat))
 
     name = input_spec.name
     parts = [
-        _converted(
+        _convert_part(
             lambda named: _by_name(network(named[name])),
             {name: input_spec},
             kind=kind,
             calibration_inputs=calibration_inputs,
         ),
-        _converted(read, specs, kind="float32"),
+        _convert_part(read, specs, kind="float32"),
     ]
-    return _joined(*parts)
+    return _join_models(*parts)
 
 
-def interpreter(content: bytes, *, num_threads: int | None = None) -> Any:
+def make_interpreter(content: bytes, *, num_threads: int | None = None) -> Any:
     """Returns a tf.lite.Interpreter of a .tflite file's content.
 
-    Where TensorFlow has none any more, it is its successor, of the package
-    ai-edge-litert, which works alike.
+    If TensorFlow no longer has one, it is the Interpreter of its successor, the package
+    ai-edge-litert, which has the same interface.
 
     Args:
-      content: of the file.
-      num_threads: of the CPU; None leaves it to the runtime.
+      content: The content of the file.
+      num_threads: The number of CPU threads; None leaves it to the runtime.
     Raises:
-      UserError: there is neither, or the content is no model.
+      UserError: Neither interpreter is installed.
     """
     interpreter_class = getattr(tf.lite, "Interpreter", None)
     if interpreter_class is None:
         try:
             litert = importlib.import_module("ai_edge_litert.interpreter")
         except ImportError as error:
-            raise errors.UserError(
+            raise errors.MissingPackageError(
                 f"TensorFlow {tf.__version__} has no tf.lite.Interpreter, and its "
                 "successor is missing: pip install ai-edge-litert"
             ) from error
@@ -105,21 +114,22 @@ def interpreter(content: bytes, *, num_threads: int | None = None) -> Any:
         return interpreter_class(model_content=content, num_threads=num_threads)
 
 
-def _by_name(structure) -> dict[str, Any]:
-    """Returns the tensors of a structure, named in its order."""
+def _by_name(structure: Any) -> dict[str, Any]:
+    """Returns the tensors of a structure, with names in its order."""
     return {f"prediction{i}": x for i, x in enumerate(tf.nest.flatten(structure))}
 
 
-def _converted(
-    fn: Callable[[Mapping[str, tf.Tensor]], dict[str, tf.Tensor]],
+def _convert_part(
+    fn: _NamedFn,
     specs: Mapping[str, tf.TensorSpec],
     *,
     kind: str,
     calibration_inputs: Sequence[np.ndarray] | None = None,
 ) -> bytes:
-    """Returns a model of a function from tensors to tensors, both by name."""
+    """Converts a function from tensors to tensors, both by name."""
     concrete = tf.function(lambda **named: fn(named)).get_concrete_function(**specs)
-    # The converter saves what owns the variables; a Server would bring its signatures.
+    # The converter saves the owner of the variables; a ServingModule would add its
+    # signatures.
     owner = tf.Module()
     owner.weights = list(concrete.variables)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], owner)
@@ -128,15 +138,14 @@ def _converted(
     if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if kind == "int8":
-        converter.representative_dataset = lambda: (
-            [x[None]] for x in calibration_inputs
-        )
+        inputs = () if calibration_inputs is None else calibration_inputs
+        converter.representative_dataset = lambda: ([x[None]] for x in inputs)
     return converter.convert()
 
 
-def _joined(first: bytes, second: bytes) -> bytes:
-    """Returns a model that gives the outputs of `first`, by name, to `second`."""
-    # tf.lite is loaded when it is first used, and so should these be.
+def _join_models(first: bytes, second: bytes) -> bytes:
+    """Returns a model that passes the outputs of `first`, by name, to `second`."""
+    # tf.lite is loaded at its first use; this module must not load it earlier.
     utils = importlib.import_module("tensorflow.lite.tools.flatbuffer_utils")
     model, tail = (
         utils.read_model_from_bytearray(bytearray(part)) for part in (first, second)
@@ -145,22 +154,24 @@ def _joined(first: bytes, second: bytes) -> bytes:
         tail,
         num_buffers=len(model.buffers),
         num_codes=len(model.operatorCodes),
-        num_subgraphs=len(model.subgraphs) - 1,  # The first ones become one.
+        num_subgraphs=len(model.subgraphs) - 1,  # The two first subgraphs are joined.
     )
     _append(model, tail)
     _make_names_unique(model)
-    # What it says of versions and of the conversion holds for `first` alone.
+    # The metadata describes versions and conversion of `first` alone.
     model.metadata = None
     builder = _Builder(len(first) + len(second))
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
 
-def _renumber(model, *, num_buffers, num_codes, num_subgraphs):
-    """Makes room for a model before this one: all indices but those of tensors rise."""
+def _renumber(
+    model: Any, *, num_buffers: int, num_codes: int, num_subgraphs: int
+) -> None:
+    """Raises all indices but those of tensors, for a model that is put before."""
     for subgraph in model.subgraphs:
         for tensor in subgraph.tensors:
-            if tensor.buffer:  # The first is empty and stands for none, in any model.
+            if tensor.buffer:  # Index 0 means no buffer, in any model.
                 tensor.buffer += num_buffers
         for operator in subgraph.operators:
             operator.opcodeIndex += num_codes
@@ -170,34 +181,37 @@ def _renumber(model, *, num_buffers, num_codes, num_subgraphs):
                         setattr(options, key, value + num_subgraphs)
 
 
-def _append(model, tail):
-    """Adds all of a renumbered model, wiring its first subgraph to that of `model`."""
-    graph, tail_graph = model.subgraphs[0], tail.subgraphs[0]
-    signature, tail_signature = model.signatureDefs[0], tail.signatureDefs[0]
-    given = {entry.name: entry.tensorIndex for entry in signature.outputs}
-    num_tensors = len(graph.tensors), len(tail_graph.tensors)
-    # The last place is that of index -1: an optional input that is left out.
-    places = np.append(np.arange(num_tensors[1]) + num_tensors[0], -1).astype(np.int32)
+def _append(model: Any, tail: Any) -> None:
+    """Appends a renumbered model; its first subgraph reads the outputs of `model`."""
+    graph = model.subgraphs[0]
+    tail_graph = tail.subgraphs[0]
+    signature = model.signatureDefs[0]
+    tail_signature = tail.signatureDefs[0]
+    output_indices = {entry.name: entry.tensorIndex for entry in signature.outputs}
+    # The new index of each tensor of `tail`. The last entry is for index -1, an
+    # optional input that is left out.
+    new_indices = np.arange(len(tail_graph.tensors)) + len(graph.tensors)
+    new_indices = np.append(new_indices, -1).astype(np.int32)
     for entry in tail_signature.inputs:
-        places[entry.tensorIndex] = given[entry.name]
+        new_indices[entry.tensorIndex] = output_indices[entry.name]
     for operator in tail_graph.operators:
-        operator.inputs = places[operator.inputs]
-        operator.outputs = places[operator.outputs]
+        operator.inputs = new_indices[operator.inputs]
+        operator.outputs = new_indices[operator.outputs]
     for entry in tail_signature.outputs:
-        entry.tensorIndex = int(places[entry.tensorIndex])
+        entry.tensorIndex = int(new_indices[entry.tensorIndex])
     graph.tensors += tail_graph.tensors
     graph.operators += tail_graph.operators
-    graph.outputs = places[tail_graph.outputs]
+    graph.outputs = new_indices[tail_graph.outputs]
     signature.outputs = tail_signature.outputs
     model.subgraphs += tail.subgraphs[1:]
     model.buffers += tail.buffers
     model.operatorCodes += tail.operatorCodes
 
 
-def _make_names_unique(model):
+def _make_names_unique(model: Any) -> None:
     """Renames tensors that share a name; inputs and outputs keep theirs.
 
-    OpenVINO, for one, finds tensors by name.
+    Some runtimes, such as OpenVINO, identify tensors by name.
     """
     graph = model.subgraphs[0]
     ends = [graph.tensors[i] for i in (*graph.inputs, *graph.outputs)]
@@ -210,16 +224,17 @@ def _make_names_unique(model):
                 names.add(tensor.name)
 
 
-def _unused(name, names):
+def _unused(name: bytes, names: Collection[bytes]) -> bytes:
     candidates = (name + b"_%d" % i for i in itertools.count(2))
     return next(x for x in itertools.chain([name], candidates) if x not in names)
 
 
 class _Builder(flatbuffers.Builder):
-    """Begins every vector where the schema wants constants, at a multiple of 16.
+    """A builder that aligns every vector to 16 bytes.
 
-    The code generated for Python leaves that out, and kernels may rely on it.
+    The schema requires this alignment of constants, and kernels may rely on it, but the
+    code generated for Python does not do it.
     """
 
-    def StartVector(self, elem_size, num_elems, alignment):
+    def StartVector(self, elem_size: int, num_elems: int, alignment: int) -> int:
         return super().StartVector(elem_size, num_elems, max(alignment, 16))

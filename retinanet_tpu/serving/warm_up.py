@@ -1,7 +1,7 @@
-"""Requests that TensorFlow Serving runs before it says that a model is ready.
+"""Writes the requests that TensorFlow Serving runs before a model becomes available.
 
-They lie in `assets.extra/tf_serving_warmup_requests`, a TFRecord file of PredictionLog
-messages, and make the first request of a user as fast as the others.
+The file `assets.extra/tf_serving_warmup_requests` contains TFRecords of PredictionLog
+messages. They make the first request of a user as fast as the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 FILE_NAME = "tf_serving_warmup_requests"
 _PACKAGE = "retinanet_tpu.serving"
 _TENSOR = "tensorflow.TensorProto"
-# Of each message: its fields' names, numbers and types; "*" is a list.
-# Source: tensorflow_serving/apis/{prediction_log,predict,model}.proto. What they are
-# called is not on the wire, and their package needs TensorFlow built for one platform.
+# The fields of each message: name, number and type; "*" is a list.
+# Source: tensorflow_serving/apis/{prediction_log,predict,model}.proto. Names are not
+# part of the wire format. The package with these messages requires a TensorFlow that is
+# built for one platform, so they are declared here.
 _MESSAGES = {
     "PredictionLog": {"predict_log": (6, "PredictLog")},
     "PredictLog": {"request": (1, "PredictRequest")},
@@ -25,12 +26,12 @@ _MESSAGES = {
 }
 
 
-def request(signature: str, inputs: Mapping[str, Any]) -> bytes:
+def make_request(signature: str, inputs: Mapping[str, Any]) -> bytes:
     """Returns a serialized PredictionLog that calls a signature.
 
     Args:
-      signature: its name.
-      inputs: TensorProtos by name.
+      signature: The name of the signature.
+      inputs: The TensorProtos by name.
     """
     log = _log_class()()
     predict = log.predict_log.request
@@ -41,15 +42,20 @@ def request(signature: str, inputs: Mapping[str, Any]) -> bytes:
     return log.SerializeToString()
 
 
-def write(directory: str, requests: Sequence[bytes]) -> None:
-    """Writes the requests where TensorFlow Serving looks, below a SavedModel."""
+def write_requests(directory: str, requests: Sequence[bytes]) -> None:
+    """Writes the file that TensorFlow Serving reads.
+
+    Args:
+      directory: The directory of the SavedModel.
+      requests: The serialized PredictionLogs.
+    """
     with tf.io.TFRecordWriter(f"{directory}/assets.extra/{FILE_NAME}") as writer:
         for serialized in requests:
             writer.write(serialized)
 
 
-def _log_class():
-    """Returns the class of PredictionLog."""
+def _log_class() -> type[Any]:
+    """Returns the message class PredictionLog."""
     field_types = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
         name="retinanet_tpu/warm_up.proto", package=_PACKAGE, syntax="proto3"
@@ -62,7 +68,8 @@ def _log_class():
             field = declared.field.add(name=name, number=number)
             field.label = field_types.LABEL_OPTIONAL
             if kind.startswith("*"):
-                field.label, kind = field_types.LABEL_REPEATED, kind[1:]
+                field.label = field_types.LABEL_REPEATED
+                kind = kind.removeprefix("*")
             if kind == "string":
                 field.type = field_types.TYPE_STRING
             else:

@@ -1,6 +1,6 @@
-"""Turns the detections of an evaluation into COCO's numbers and a few images."""
+"""Computes COCO metrics from the detections of an evaluation, and draws examples."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,66 +12,83 @@ from retinanet_tpu.evaluation import coco_metric, visualize
 
 PROGRESS_EVERY = 1000  # Images between two log lines.
 
+# Batches of detections and their image ids -> metrics by name.
+MetricFn = Callable[[Iterable[coco_metric.DetectionBatch]], dict[str, Any]]
+
 
 def make_metric_fn(
     annotation_file: str,
     *,
     categories: category_map.Categories,
     examples_fn: Callable[[], structures.Features] | None = None,
-) -> Callable[[Iterable], dict[str, Any]]:
-    """Returns the host half of the evaluation: batches of detections -> results.
+) -> MetricFn:
+    """Returns the function that turns detections into metrics on the host.
 
     Args:
-      annotation_file: COCO JSON of the same images.
-      categories: names of the ids.
-      examples_fn: gives the images to draw detections on, as a batch of Features.
+      annotation_file: The path of a COCO JSON file of the evaluated images.
+      categories: The categories, for their names.
+      examples_fn: Returns the images to draw detections on, as a batch of Features.
     """
 
-    def metric_fn(batches):
-        shown = examples_fn() if examples_fn else None
-        kept = {}
-        truth = coco_metric.ground_truth(annotation_file)
-        wanted = set() if shown is None else set(shown.image_ids.tolist())
-        result = coco_metric.evaluate(_collect_detections(batches, wanted, kept), truth)
+    def metric_fn(batches: Iterable[coco_metric.DetectionBatch]) -> dict[str, Any]:
+        examples = examples_fn() if examples_fn else None
+        evaluator = coco_metric.Evaluator(coco_metric.ground_truth(annotation_file))
+        example_ids = set() if examples is None else set(examples.image_ids.tolist())
+        detections_by_id: dict[int, structures.Detections] = {}
+        num_images = 0
+        for detections, image_ids in batches:
+            evaluator.add(detections, image_ids)
+            detections_by_id |= _detections_in(example_ids, detections, image_ids)
+            before = num_images
+            num_images += len(image_ids)
+            if before // PROGRESS_EVERY != num_images // PROGRESS_EVERY:
+                logging.info("Evaluated %d images", num_images)
+        result = evaluator.result()
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
-        if kept:
-            result["detections"] = _pictures(shown, kept, categories)
+        if examples is not None and detections_by_id:
+            result["detections"] = _draw_examples(
+                examples, detections_by_id, categories
+            )
         return result
 
     return metric_fn
 
 
-def _collect_detections(batches, wanted, kept) -> Iterator:
-    """Passes batches on, keeps the detections of some images, tells how far it is."""
-    num_images = 0
-    for detections, image_ids in batches:
-        for row, image_id in enumerate(image_ids.tolist()):
-            if image_id in wanted and image_id != structures.PADDING_IMAGE:
-                kept[image_id] = structures.Detections(*(x[row] for x in detections))
-        before, num_images = num_images, num_images + len(image_ids)
-        if before // PROGRESS_EVERY != num_images // PROGRESS_EVERY:
-            logging.info("Evaluated %d images", num_images)
-        yield detections, image_ids
+def _detections_in(
+    example_ids: Collection[int],
+    detections: structures.Detections,
+    image_ids: np.ndarray,
+) -> dict[int, structures.Detections]:
+    """Returns the detections of each image of a batch that is an example, by id."""
+    return {
+        image_id: structures.Detections(*(x[row] for x in detections))
+        for row, image_id in enumerate(image_ids.tolist())
+        if image_id in example_ids and image_id != structures.PADDING_IMAGE
+    }
 
 
-def _pictures(shown, kept, categories):
-    """Returns uint8 [n, H, W, 3]: the network's inputs with what was found in them."""
+def _draw_examples(
+    examples: structures.Features,
+    detections_by_id: Mapping[int, structures.Detections],
+    categories: category_map.Categories,
+) -> np.ndarray:
+    """Returns uint8 [n, H, W, 3]: the network's inputs with their detections."""
     names = {category.id: category.name for category in categories.categories}
-    drawn = []
+    drawings = []
     for image, image_id, scale in zip(
-        shown.images, shown.image_ids.tolist(), shown.scales, strict=True
+        examples.images, examples.image_ids.tolist(), examples.scales, strict=True
     ):
-        if image_id in kept:
-            found, count = kept[image_id], int(kept[image_id].num_detections)
-            boxes_yxyx = found.boxes_yxyx[:count] * np.tile(scale, 2)
-            drawn.append(
+        if image_id in detections_by_id:
+            detections = detections_by_id[image_id]
+            count = int(detections.num_detections)
+            drawings.append(
                 visualize.draw_detections(
                     image,
-                    boxes_yxyx,
-                    found.scores[:count],
-                    found.classes[:count],
+                    detections.boxes_yxyx[:count] * np.tile(scale, 2),
+                    detections.scores[:count],
+                    detections.classes[:count],
                     names=names,
                 )
             )
-    return np.stack(drawn)
+    return np.stack(drawings)

@@ -32,7 +32,7 @@ def path(tmp_path):
     return tmp_path / "truth.json"
 
 
-def assert_refused(path, message):
+def assert_rejected(path, message):
     with pytest.raises(errors.UserError, match=message) as caught:
         coco_metric.ground_truth(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -60,7 +60,7 @@ def assert_refused(path, message):
         (dataset(categories=[{"id": [1]}]), r"categories\[0\] has id \[1\]"),
         (dataset(categories=[{"id": -1}]), r"categories\[0\] has id -1; ids must"),
         (dataset(categories=[{"id": 1}]), r"categories\[0\] has no name"),
-        (dataset(categories=[{"id": 1, "name": None}]), "has name null; .* a text"),
+        (dataset(categories=[{"id": 1, "name": None}]), "has name null; .* a string"),
         (
             dataset(categories=[{"id": i, "name": "x"} for i in (1, 2)]),
             "category name x more than once",
@@ -71,20 +71,20 @@ def assert_refused(path, message):
         ),
         (
             with_annotation(image_id=9),
-            r"1 of 2 annotations, first annotations\[1\], have an image_id that images "
-            "does not list: 9. Listed are 1, 2",
+            r"1 of 2 annotations, first annotations\[1\], refer to images that the "
+            "file does not list: image_id 9. Listed are 1, 2",
         ),
-        (with_annotation(category_id=0), "category_id that categories does not list"),
+        (with_annotation(category_id=0), "refer to categories .* list: category_id 0"),
     ],
 )
-def test_file_that_cannot_be_scored_is_refused_in_a_sentence(path, content, message):
+def test_invalid_file_is_rejected_in_one_sentence(path, content, message):
     path.write_text(json.dumps(content))
-    assert_refused(path, message)
+    assert_rejected(path, message)
 
 
 @pytest.mark.parametrize("field", ["image_id", "category_id"])
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "formatted"),
     [
         (..., "no {}"),
         (None, "{} null"),
@@ -99,9 +99,13 @@ def test_file_that_cannot_be_scored_is_refused_in_a_sentence(path, content, mess
     ],
     ids=str,
 )
-def test_annotation_whose_id_is_none_is_named(path, field, value, shown):
+def test_annotation_with_an_invalid_id_is_an_error_with_its_position(
+    path, field, value, formatted
+):
     path.write_text(json.dumps(with_annotation(**{field: value})))
-    assert_refused(path, rf"annotations\[1\] has {shown.format(field)}; ids must be")
+    assert_rejected(
+        path, rf"annotations\[1\] has {formatted.format(field)}; ids must be"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,9 +129,11 @@ def test_annotation_whose_id_is_none_is_named(path, field, value, shown):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_annotation_without_a_box_is_named(path, box, message):
+def test_annotation_with_an_invalid_box_is_an_error_with_its_position(
+    path, box, message
+):
     path.write_text(json.dumps(with_annotation(bbox=box)))
-    assert_refused(
+    assert_rejected(
         path, rf"annotations\[1\] \(image 1\) has .*{message}.*; expected \[x"
     )
 
@@ -145,21 +151,21 @@ def test_annotation_without_a_box_is_named(path, box, message):
     ],
     ids=range(7),
 )
-def test_file_that_is_no_json_is_refused_in_a_sentence(path, content, message):
+def test_file_that_is_not_json_is_rejected_in_one_sentence(path, content, message):
     path.write_bytes(content)
-    assert_refused(path, message)
+    assert_rejected(path, message)
 
 
 @pytest.mark.parametrize("depth", [50, 900, 960, 980, 990])
-def test_deeply_nested_value_is_refused_in_a_sentence(path, depth):
+def test_deeply_nested_value_is_rejected_in_one_sentence(path, depth):
     nested = "[" * depth + "]" * depth
     text = json.dumps(with_annotation(bbox="HERE")).replace('"HERE"', nested)
     path.write_text(text)
-    assert_refused(path, "nested|1 values|not all")
+    assert_rejected(path, "nested|1 values|not all")
 
 
 @pytest.mark.parametrize("bom", [b"", codecs.BOM_UTF8])
-def test_numbers_in_quotes_and_names_that_are_numbers_are_taken(path, bom):
+def test_numbers_in_quotes_and_names_that_are_numbers_are_accepted(path, bom):
     content = dataset(
         images=[{"id": "7"}, {"id": 8.0}],
         annotations=[{"image_id": 7.0, "category_id": "012", "bbox": BOX}],
@@ -173,16 +179,17 @@ def test_numbers_in_quotes_and_names_that_are_numbers_are_taken(path, bom):
     assert (annotation["image_id"], annotation["category_id"]) == (7, 12)
 
 
-def test_entries_replaced_at_random_end_in_a_sentence_or_in_numbers(path):
+def test_randomly_replaced_entries_are_an_error_or_are_accepted(path):
     values = [None, True, -1, 1.5, "", "a", "1", [], [1], {}, {"id": 1}, 10**30]
-    draw = random.Random(0)
+    rng = random.Random(0)
     for _ in range(400):
         content = json.loads(json.dumps(with_annotation(area=12, iscrowd=0)))
-        entry = draw.choice(content[draw.choice(list(content))])
-        places = [content, content["annotations"], content["images"], entry]
-        place = draw.choice(places)
-        key = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        place[key] = draw.choice(values)
+        entry = rng.choice(content[rng.choice(list(content))])
+        containers = [content, content["annotations"], content["images"], entry]
+        container = rng.choice(containers)
+        is_dict = isinstance(container, dict)
+        key = rng.choice(list(container) if is_dict else range(len(container)))
+        container[key] = rng.choice(values)
         path.write_text(json.dumps(content))
         try:
             truth = coco_metric.ground_truth(str(path))

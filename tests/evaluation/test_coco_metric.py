@@ -39,7 +39,7 @@ def read(annotations, *, image_ids, categories=CATEGORIES):
 
 
 def batch(*per_image, depth=8):
-    """Returns Detections of lists of (category, xywh, score), padded with rubbish."""
+    """Returns Detections of lists of (category, xywh, score), with invalid padding."""
     shape = (len(per_image), depth)
     boxes, scores = np.full((*shape, 4), 7.0, np.float32), np.ones(shape, np.float32)
     classes = np.full(shape, -5, np.int32)
@@ -58,9 +58,10 @@ def perfect(truth, image_id):
 
 def random_case(seed, *, num_images=12):
     rng = np.random.default_rng(seed)
-    annotations, found = [], []
+    annotations = []
+    detected = []
     for image_id in range(num_images):
-        found.append([])
+        detected.append([])
         for _ in range(rng.integers(0, 6)):
             xywh = [*rng.uniform(0, 300, 2), *rng.uniform(8, 150, 2)]
             category = int(rng.choice([3, 7, 90]))
@@ -71,12 +72,12 @@ def random_case(seed, *, num_images=12):
             annotations[-1]["iscrowd"] = crowd
             if rng.uniform() < 0.8:
                 noisy = [float(np.float32(v + rng.normal() * 4)) for v in xywh]
-                found[-1].append((category, noisy, round(rng.uniform(), 2)))
-    return annotations, found
+                detected[-1].append((category, noisy, round(rng.uniform(), 2)))
+    return annotations, detected
 
 
 def direct(truth_dataset, records):
-    """Returns pycocotools' evaluator and what it printed, without our module."""
+    """Returns pycocotools' evaluator and its output, without our module."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = coco_lib.COCO()
         truth.dataset = truth_dataset
@@ -111,16 +112,16 @@ def test_perfect_detections_score_one():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_and_table_equal_pycocotools_called_directly(seed):
-    annotations, found = random_case(seed)
+    annotations, detected = random_case(seed)
     truth = read(annotations, image_ids=range(12))
-    batches = [(batch(*found[i : i + 4]), np.arange(i, i + 4)) for i in (0, 4, 8)]
+    batches = [(batch(*detected[i : i + 4]), np.arange(i, i + 4)) for i in (0, 4, 8)]
     result = coco_metric.evaluate(batches, truth)
 
     dataset = {"images": [{"id": i} for i in range(12)], "info": {}}
     dataset |= {"annotations": annotations, "categories": CATEGORIES}
     # xywh again from float32 corners, as the detections carry them.
     records = []
-    for image_id, objects in enumerate(found):
+    for image_id, objects in enumerate(detected):
         for category, (x, y, w, h), score in objects:
             corners = np.array([x, y, x + w, y + h], np.float32).astype(np.float64)
             box = [*corners[:2], *(corners[2:] - corners[:2])]
@@ -134,23 +135,23 @@ def test_numbers_and_table_equal_pycocotools_called_directly(seed):
 
 
 def test_ap_of_a_class_equals_evaluating_it_alone():
-    annotations, found = random_case(5)
+    annotations, detected = random_case(5)
     truth = read(annotations, image_ids=range(12))
     ids = np.arange(12)
-    whole = coco_metric.evaluate([(batch(*found), ids)], truth)
+    whole = coco_metric.evaluate([(batch(*detected), ids)], truth)
     for category in CATEGORIES:
         alone = read(
             [a for a in annotations if a["category_id"] == category["id"]],
             image_ids=range(12),
             categories=[category],
         )
-        objects = [[o for o in image if o[0] == category["id"]] for image in found]
+        objects = [[o for o in image if o[0] == category["id"]] for image in detected]
         result = coco_metric.evaluate([(batch(*objects), ids)], alone)
         assert result["AP"] == whole["per_class"][category["name"]]
     assert whole["AP"] == pytest.approx(np.mean(list(whole["per_class"].values())))
 
 
-def test_half_the_objects_found_gives_the_ap_computed_by_hand():
+def test_detecting_half_of_the_objects_has_the_ap_computed_by_hand():
     truth = read(
         [annotation(1, 3, [0, 0, 50, 50]), annotation(1, 3, [200, 0, 50, 50])],
         image_ids=[1],
@@ -173,7 +174,7 @@ def test_boxes_keep_their_fractions():
     assert cut["AP"] < 0.5
 
 
-def test_detection_on_a_crowd_is_no_false_positive():
+def test_detection_on_a_crowd_is_not_a_false_positive():
     annotations = [
         annotation(1, 3, [0, 0, 50, 50]),
         annotation(1, 3, [100, 100, 200, 200], iscrowd=1),
@@ -224,7 +225,7 @@ def test_false_positive_in_an_image_without_objects_counts():
     assert result["AP"] == pytest.approx(0.5)
 
 
-def test_images_that_never_came_are_named():
+def test_error_for_missing_images_contains_their_ids():
     truth = read([annotation(1, 3, [0, 0, 50, 50])], image_ids=range(1, 31))
     detections = batch([(3, [0, 0, 50, 50], 0.9)])
     message = "29 of 30 annotated images .* ids 2, 3, .* and 19 more"
@@ -232,7 +233,7 @@ def test_images_that_never_came_are_named():
         coco_metric.evaluate([(detections, np.array([1]))], truth)
 
 
-def test_partial_evaluation_scores_only_the_images_seen():
+def test_partial_evaluation_counts_only_the_predicted_images():
     annotations = [annotation(i, 3, [0, 0, 50, 50]) for i in (1, 2)]
     truth = read(annotations, image_ids=[1, 2])
     batches = [(batch([(3, [0, 0, 50, 50], 0.9)]), np.array([1]))]
@@ -253,21 +254,21 @@ def test_partial_evaluation_scores_only_the_images_seen():
         ([1, 2], [(3, [0, 0, 5, 5], np.inf)], "Image 1 .* not finite"),
     ],
 )
-def test_detections_that_do_not_fit_the_file_are_refused(ids, objects, message):
+def test_detections_that_do_not_fit_the_file_are_rejected(ids, objects, message):
     truth = read([annotation(1, 3, [0, 0, 50, 50])], image_ids=[1, 2])
     with pytest.raises(ValueError, match=message):
         coco_metric.evaluate([(batch(objects, []), np.array(ids))], truth)
 
 
-def test_evaluating_twice_gives_the_same():
-    annotations, found = random_case(1)
+def test_evaluating_twice_has_the_same_result():
+    annotations, detected = random_case(1)
     truth = read(annotations, image_ids=range(12))
-    batches = [(batch(*found), np.arange(12))]
+    batches = [(batch(*detected), np.arange(12))]
     assert coco_metric.evaluate(batches, truth) == coco_metric.evaluate(batches, truth)
 
 
 @pytest.mark.parametrize("ids", [(0, 1), (5, 5), (None, None)])
-def test_annotation_ids_do_not_matter(ids):
+def test_annotation_ids_have_no_effect(ids):
     annotations = [annotation(1, 3, [i * 200, 0, 50, 50]) for i in (0, 1)]
     for record, number in zip(annotations, ids, strict=True):
         if number is not None:
@@ -293,13 +294,13 @@ def test_absent_info_area_and_crowd_flag_are_filled_in():
         ([annotation(1, 3, [0, 0, 0, 9])], "without area"),
     ],
 )
-def test_file_without_anything_to_match_is_refused(annotations, message):
+def test_file_without_anything_to_match_is_rejected(annotations, message):
     with pytest.raises(errors.UserError, match=f"no annotation that .*{message}"):
         read(annotations, image_ids=[1])
 
 
 @pytest.mark.parametrize("area", [0, 1, -5, 1e9, "big", None, "", float("nan")])
-def test_area_that_does_not_fit_its_box_is_that_of_the_box(area, caplog):
+def test_area_that_does_not_fit_its_box_is_replaced_by_that_of_the_box(area, caplog):
     box = [0, 0, 200, 200]
     annotations = [annotation(1, 3, box, area=area), annotation(1, 7, box, area=9e3)]
     truth = read(annotations, image_ids=[1])
@@ -312,7 +313,7 @@ def test_area_that_does_not_fit_its_box_is_that_of_the_box(area, caplog):
 
 
 @pytest.mark.parametrize("flag", ["0", "false", False, 0.0, None, ""])
-def test_crowd_flag_is_read_by_its_meaning(flag):
+def test_crowd_flag_may_have_several_forms(flag):
     objects = [annotation(1, 3, [0, 0, 50, 50], iscrowd=flag)]
     truth = read(objects, image_ids=[1])
     result = coco_metric.evaluate([(batch(perfect(truth, 1)), [1])], truth)
@@ -321,7 +322,7 @@ def test_crowd_flag_is_read_by_its_meaning(flag):
     assert read([*objects, crowd], image_ids=[1]).anns[2]["iscrowd"] == 1
 
 
-def test_crowd_flag_that_is_none_is_refused():
+def test_invalid_crowd_flag_is_rejected():
     with pytest.raises(
         ValueError, match=r"annotation 1 has iscrowd 2; expected 0 or 1"
     ):
@@ -334,7 +335,7 @@ def test_nothing_is_printed(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_per_class_table_is_ranked_and_reads_down_the_columns():
+def test_per_class_table_is_sorted_down_the_columns():
     result = {"per_class": {"ant": 0.25, "bee": -1.0, "crow": 0.5}}
     expected = "crow 0.500 | bee      -\nant  0.250"
     assert coco_metric.per_class_table(result, columns=2) == expected

@@ -10,7 +10,7 @@ SIDE = 10
 
 
 def perfect_result(tmp_path, images, categories):
-    """Returns COCO's numbers of detections that are the objects themselves."""
+    """Returns COCO's metrics of detections that are equal to the objects."""
     boxes_xywh = [[SIDE * i, 0, SIDE, SIDE] for i in range(len(images))]
     annotations = [
         {"image_id": int(image), "category_id": int(category), "bbox": box}
@@ -27,11 +27,11 @@ def perfect_result(tmp_path, images, categories):
     boxes_yxyx = np.stack([0 * x, x, 0 * x + SIDE, x + SIDE], axis=-1)
     batches = []
     for image in np.unique(images):
-        here = np.flatnonzero(images == image)
-        scores = 1 - np.arange(len(here)) / 1e4
-        arrays = boxes_yxyx[here], scores, categories[here], np.int32(len(here))
-        found = structures.Detections(*(np.asarray(a)[None] for a in arrays))
-        batches.append((found, np.array([image])))
+        rows = np.flatnonzero(images == image)
+        scores = 1 - np.arange(len(rows)) / 1e4
+        arrays = boxes_yxyx[rows], scores, categories[rows], np.int32(len(rows))
+        detections = structures.Detections(*(np.asarray(a)[None] for a in arrays))
+        batches.append((detections, np.array([image])))
     return coco_metric.evaluate(batches, coco_metric.ground_truth(str(path)))
 
 
@@ -48,14 +48,14 @@ def test_perfect_detections_reach_the_highest_recall(tmp_path, seed):
     assert result["AP"] == pytest.approx(highest, abs=0.01)
 
 
-def test_six_hundred_objects_of_a_class_leave_a_sixth():
+def test_six_hundred_objects_of_a_class_limit_the_recall_to_a_sixth():
     images, categories = np.zeros([600], int), np.ones([600], int)
     assert highest_recall.highest_recall(images, categories) == pytest.approx(1 / 6)
     assert highest_recall.num_beyond(images, categories) == (1, 600)
     # More detections than COCO counts do not help.
     for limit in (100, 600):
-        found = highest_recall.highest_recall(images, categories, limit)
-        assert found == pytest.approx(1 / 6)
+        highest = highest_recall.highest_recall(images, categories, limit)
+        assert highest == pytest.approx(1 / 6)
 
 
 def test_few_detections_go_to_the_rare_classes_first():
@@ -67,7 +67,7 @@ def test_few_detections_go_to_the_rare_classes_first():
     assert highest_recall.most_counted(images, categories) == 6
 
 
-def test_without_objects_nothing_is_beyond_reach():
+def test_recall_is_one_without_objects():
     nothing = np.zeros([0], int)
     assert highest_recall.highest_recall(nothing, nothing, 5) == 1
     assert highest_recall.most_counted(nothing, nothing) == 0

@@ -33,7 +33,7 @@ def test_frame_lies_on_the_edge_pixels_of_the_box_in_the_color_of_its_class():
         assert tuple(drawn[pixel]) == (128, 128, 128)
 
 
-def test_input_is_not_changed_and_nothing_found_draws_nothing():
+def test_input_is_not_changed_and_no_detections_draw_nothing():
     image = gray(60, 80)
     draw(image, [[10, 10, 50, 50]])
     assert (image == 128).all()
@@ -49,7 +49,7 @@ def test_low_scores_and_boxes_that_are_not_finite_are_left_out():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (100, 100), (3000, 4000)])
-def test_any_box_on_any_picture_is_drawn(size):
+def test_any_box_on_any_image_is_drawn(size):
     height, width = size
     image = gray(height, width)
     boxes = [
@@ -63,7 +63,7 @@ def test_any_box_on_any_picture_is_drawn(size):
     assert (drawn != image).any()
 
 
-def test_lines_and_letters_grow_with_the_picture():
+def test_lines_and_letters_grow_with_the_image():
     heights, frames = [], []
     for scale in (1, 4, 16):
         image = gray(200 * scale, 200 * scale)
@@ -80,16 +80,16 @@ def test_lines_and_letters_grow_with_the_picture():
     "corners",
     [(0, 0, 29, 29), (170, 170, 199, 199), (170, 0, 199, 29), (0, 0, 199, 199)],
 )
-def test_label_of_a_box_at_the_border_stays_in_the_picture(corners):
-    placed = []
+def test_label_of_a_box_at_the_border_stays_in_the_image(corners):
+    plates = []
     for _ in range(2):
-        placed.append(visualize._free_plate(corners, (90, 14), (200, 200), placed))
-        x0, y0, x1, y1 = placed[-1]
+        plates.append(visualize._free_plate(corners, (90, 14), (200, 200), plates))
+        x0, y0, x1, y1 = plates[-1]
         assert 0 <= x0 < x1 < 200 and 0 <= y0 < y1 < 200
         assert (x1 - x0 + 1, y1 - y0 + 1) == (90, 14)
 
 
-def test_name_is_written_and_gives_way_where_better_detections_left_no_room():
+def test_name_is_written_unless_better_detections_leave_no_room():
     image, box = gray(200, 200), [80, 80, 140, 140]
     names = {1: "duck-billed platypus"}
     named, numbered = draw(image, [box], names=names), draw(image, [box])
@@ -112,11 +112,11 @@ def test_labels_do_not_cover_each_other():
     assert plates[1] == (50, 50, 109, 63)  # then inside
     assert None not in plates
     filled = [(0, 0, 199, 199)]
-    place = visualize._free_plate((50, 50, 149, 149), (60, 14), (200, 200), filled)
-    assert place is None
+    plate = visualize._free_plate((50, 50, 149, 149), (60, 14), (200, 200), filled)
+    assert plate is None
 
 
-def test_label_hides_a_small_box_only_where_nothing_else_is_left():
+def test_label_covers_a_small_box_only_without_other_room():
     plates = []
     for _ in range(3):
         plates.append(
@@ -125,7 +125,7 @@ def test_label_hides_a_small_box_only_where_nothing_else_is_left():
     assert [plate[1] for plate in plates] == [50 - 14, 80, 50]
 
 
-def test_labels_leave_two_thirds_of_a_small_picture_to_be_seen(monkeypatch):
+def test_labels_leave_two_thirds_of_a_small_image_visible(monkeypatch):
     image, names = gray(100, 100), {1: "potted plant"}
     corners = np.random.default_rng(0).uniform(0, 70, (30, 2))
     boxes = np.concatenate([corners, corners + 30], axis=1)
@@ -142,7 +142,7 @@ def test_better_detection_lies_on_top():
         assert tuple(drawn[50, 20]) == visualize.class_color(top)
 
 
-def test_colors_of_a_data_set_are_distinct_and_do_not_change():
+def test_colors_of_a_dataset_are_distinct_and_constant():
     colors = [visualize.class_color(i) for i in range(91)]
     assert len(set(colors)) == 91
     assert colors == [visualize.class_color(np.int64(i)) for i in range(91)]
@@ -151,7 +151,7 @@ def test_colors_of_a_data_set_are_distinct_and_do_not_change():
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_ground_truth_is_black_and_white_and_seen_on_any_ground(value):
+def test_ground_truth_is_black_and_white_on_any_background(value):
     image = gray(100, 100, value)
     drawn = draw(image, [], ground_truth_yxyx=[[20, 30, 60, 70]])
     frame = drawn[20, 30:70]
@@ -163,17 +163,17 @@ def test_ground_truth_is_black_and_white_and_seen_on_any_ground(value):
 @pytest.mark.parametrize(
     "image", [np.zeros((9, 9, 3), np.float32), np.zeros((9, 9), np.uint8)]
 )
-def test_picture_of_another_kind_is_refused(image):
+def test_image_of_another_type_is_rejected(image):
     with pytest.raises(ValueError, match=r"expected uint8 \[H, W, 3\]"):
         draw(image, [])
 
 
-def test_arrays_of_different_lengths_are_refused():
+def test_arrays_of_different_lengths_are_rejected():
     with pytest.raises(ValueError, match="1 boxes, 2 scores and 1 classes"):
         draw(gray(9, 9), [[0, 0, 5, 5]], scores=[1, 1])
 
 
-def test_grid_gives_every_picture_the_same_height():
+def test_grid_scales_every_image_to_the_same_height():
     images = [gray(100, 200, 250), gray(50, 50, 250), gray(400, 100, 250)]
     laid_out = visualize.grid(images, 2, height=40, gap=4)
     assert laid_out.shape == (2 * 44 + 4, 4 + 80 + 4 + 40 + 4, 3)
@@ -182,7 +182,7 @@ def test_grid_gives_every_picture_the_same_height():
     assert (laid_out == 250).all(axis=-1).sum() == 40 * (80 + 40 + 10)
 
 
-def test_grid_of_nothing_is_refused():
+def test_grid_without_images_or_columns_is_rejected():
     with pytest.raises(ValueError, match="0 images in 2 columns"):
         visualize.grid([], 2)
     with pytest.raises(ValueError, match="1 images in 0 columns"):

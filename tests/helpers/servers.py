@@ -34,13 +34,13 @@ def make(*bindings: str, seed: int = 0) -> server.ServingModule:
     return server.ServingModule(network, recipe)
 
 
-def pictures(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
+def images(num: int, size: tuple[int, int] = (60, 90), seed: int = 0) -> np.ndarray:
     """Returns uint8 [num, *size, 3] of colored rectangles on noise."""
     rng = np.random.default_rng(seed)
-    images = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
-    for image in images:
+    result = rng.integers(0, 60, (num, *size, 3), dtype=np.uint8)
+    for image in result:
         for _ in range(6):
             y, x = (int(rng.integers(0, side - 12)) for side in size)
             height, width = rng.integers(8, 40, 2)
             image[y : y + height, x : x + width] = rng.integers(60, 256, 3)
-    return images
+    return result

@@ -1,4 +1,4 @@
-"""The same finder of bright boxes in all formats, and what is no detector."""
+"""One detector of bright boxes in all formats, and files that are not detectors."""
 
 import json
 import sys
@@ -12,22 +12,22 @@ from retinanet_tpu.serving import artifacts, request_limits
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
-# Of images of 30 x 40 px: y, x of the first and behind the last bright pixel.
+# In images of 30 x 40 px: y, x of the first bright pixel, and of the end.
 BOXES_YXYX = np.float32([[3, 5, 20, 25], [0, 0, 30, 40], [10, 30, 28, 40]])
 ROWS = [{"index": 0, "id": 3, "name": "cat"}, {"index": 2, "id": 90, "name": "emu"}]
 
 
-class BrightFinder(tf.Module):
-    """Finds what is bright, once for sure and once as no category; then rubbish."""
+class BrightDetector(tf.Module):
+    """Detects bright pixels, as a category and as no category, before invalid rows."""
 
-    def find(self, images):
+    def detect(self, images):
         is_bright = tf.reduce_min(tf.cast(images, tf.float32), axis=-1) > 127
         sides = []
         for axis in (2, 1):
-            is_seen = tf.reduce_any(is_bright, axis=axis)
-            places = tf.cast(tf.range(tf.shape(is_seen)[1]), tf.float32)
-            first = tf.reduce_min(tf.where(is_seen, places, 9999.0), axis=-1)
-            last = tf.reduce_max(tf.where(is_seen, places + 1.0, 0.0), axis=-1)
+            is_bright_line = tf.reduce_any(is_bright, axis=axis)
+            indices = tf.cast(tf.range(tf.shape(is_bright_line)[1]), tf.float32)
+            first = tf.reduce_min(tf.where(is_bright_line, indices, 9999.0), axis=-1)
+            last = tf.reduce_max(tf.where(is_bright_line, indices + 1.0, 0.0), axis=-1)
             sides.append((first, last))
         (ymin, ymax), (xmin, xmax) = sides
         box_xyxy = tf.stack([xmin, ymin, xmax, ymax], axis=-1)
@@ -40,12 +40,12 @@ class BrightFinder(tf.Module):
         }
 
     @tf.function(input_signature=[IMAGES])
-    def find_all(self, images):
-        return self.find(images)
+    def detect_all(self, images):
+        return self.detect(images)
 
     @tf.function(input_signature=[INPUTS])
-    def find_fixed(self, inputs):
-        return self.find(inputs)
+    def detect_fixed(self, inputs):
+        return self.detect(inputs)
 
     @tf.function(
         input_signature=[
@@ -53,9 +53,13 @@ class BrightFinder(tf.Module):
             tf.TensorSpec([], tf.int32, name="image_id"),
         ]
     )
-    def find_one(self, image, image_id):
-        found = {key: value[0] for key, value in self.find(image[None]).items()}
-        return {**found, "boxes": found.pop("boxes_xyxy"), "image_id": image_id}
+    def detect_one(self, image, image_id):
+        detections = {key: value[0] for key, value in self.detect(image[None]).items()}
+        return {
+            **detections,
+            "boxes": detections.pop("boxes_xyxy"),
+            "image_id": image_id,
+        }
 
 
 def write_categories(directory):
@@ -85,125 +89,134 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["saved", "older", "onnx", "tflite"])
 def artifact(request, folder):
-    finder, path = BrightFinder(), folder / request.param
+    detector = BrightDetector()
+    path = folder / request.param
     if request.param == "saved":
-        signatures = {"images": finder.find_all, "serving_default": finder.find_one}
-        tf.saved_model.save(finder, str(path), signatures)
+        signatures = {
+            "images": detector.detect_all,
+            "serving_default": detector.detect_one,
+        }
+        tf.saved_model.save(detector, str(path), signatures)
         write_categories(path / "assets.extra")
     elif request.param == "older":
-        tf.saved_model.save(finder, str(path), {"serving_default": finder.find_one})
+        tf.saved_model.save(
+            detector, str(path), {"serving_default": detector.detect_one}
+        )
         write_categories(path / "assets.extra")
     else:
         path.mkdir()
         write_categories(path)
         path = path / f"model.{request.param}"
     if path.suffix == ".onnx":
-        convert_to_onnx(finder.find_all, IMAGES, path)
+        convert_to_onnx(detector.detect_all, IMAGES, path)
     if path.suffix == ".tflite":
-        convert_to_tflite(finder.find_fixed, finder, path)
+        convert_to_tflite(detector.detect_fixed, detector, path)
     return artifacts.load(artifacts.find(str(path)))
 
 
-def pictures_of(boxes_yxyx, size=(30, 40)):
-    pictures = np.zeros([len(boxes_yxyx), *size, 3], np.uint8)
-    for picture, (ymin, xmin, ymax, xmax) in zip(
-        pictures, boxes_yxyx.astype(int), strict=True
+def images_of(boxes_yxyx, size=(30, 40)):
+    images = np.zeros([len(boxes_yxyx), *size, 3], np.uint8)
+    for image, (ymin, xmin, ymax, xmax) in zip(
+        images, boxes_yxyx.astype(int), strict=True
     ):
-        picture[ymin:ymax, xmin:xmax] = 255
-    return pictures
+        image[ymin:ymax, xmin:xmax] = 255
+    return images
 
 
-def test_all_formats_find_the_same_in_pixels_of_the_pictures(artifact):
-    found = artifact.detect(pictures_of(BOXES_YXYX))
-    assert isinstance(found, structures.Detections)
-    assert all(isinstance(values, np.ndarray) for values in found)
-    assert found.boxes_yxyx.shape == (3, 3, 4)
-    # The network's input is 2.13 times as large, and its pixels are whole.
+def test_all_formats_return_the_same_detections_in_pixels_of_the_images(artifact):
+    detections = artifact.detect(images_of(BOXES_YXYX))
+    assert isinstance(detections, structures.Detections)
+    assert all(isinstance(values, np.ndarray) for values in detections)
+    assert detections.boxes_yxyx.shape == (3, 3, 4)
+    # The network's input is 2.13 times as large and has whole pixels.
     atol = 0.5 if artifact.kind == "TFLite" else 0
     for column in range(2):
-        boxes_yxyx = found.boxes_yxyx[:, column]
+        boxes_yxyx = detections.boxes_yxyx[:, column]
         np.testing.assert_allclose(boxes_yxyx, BOXES_YXYX, atol=atol)
-    np.testing.assert_array_equal(found.scores, np.float32([[0.75, 0.5, 1]] * 3))
-    np.testing.assert_array_equal(found.classes, [[90, -1, 1]] * 3)
-    np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
-    assert found.classes.dtype == found.num_detections.dtype == np.int32
+    np.testing.assert_array_equal(detections.scores, np.float32([[0.75, 0.5, 1]] * 3))
+    np.testing.assert_array_equal(detections.classes, [[90, -1, 1]] * 3)
+    np.testing.assert_array_equal(detections.num_detections, [2, 2, 2])
+    assert detections.classes.dtype == detections.num_detections.dtype == np.int32
 
 
-def test_boxes_of_a_resized_picture_end_at_its_edge(artifact):
-    size = (256, 128)  # The canvas of TFLite is 64 high and has 32 px of it.
-    found = artifact.detect(pictures_of(np.array([[0, 0, *size]]), size))
-    np.testing.assert_array_equal(found.boxes_yxyx[0, 0], [0, 0, *size])
+def test_boxes_of_a_resized_image_end_at_its_edge(artifact):
+    # TFLite's input is 64 px high; the image covers 32 px of its width.
+    size = (256, 128)
+    detections = artifact.detect(images_of(np.array([[0, 0, *size]]), size))
+    np.testing.assert_array_equal(detections.boxes_yxyx[0, 0], [0, 0, *size])
 
 
-def test_no_pictures_give_no_detections(artifact):
-    found = artifact.detect(np.zeros([0, 30, 40, 3], np.uint8))
-    assert found.boxes_yxyx.shape == (0, 0, 4) and found.num_detections.shape == (0,)
+def test_no_images_give_no_detections(artifact):
+    detections = artifact.detect(np.zeros([0, 30, 40, 3], np.uint8))
+    assert detections.boxes_yxyx.shape == (0, 0, 4)
+    assert detections.num_detections.shape == (0,)
 
 
 @pytest.mark.parametrize(
-    "pictures",
+    "images",
     [
         np.zeros([2, 30, 40, 3], np.float32),
         np.zeros([30, 40, 3], np.uint8),
         np.zeros([1, 30, 40, 4], np.uint8),
         np.zeros([1, 0, 40, 3], np.uint8),
     ],
-    ids=lambda pictures: f"{pictures.dtype} {pictures.shape}",
+    ids=lambda images: f"{images.dtype} {images.shape}",
 )
-def test_what_are_no_pictures_is_refused(artifact, pictures):
+def test_arrays_that_are_not_images_are_rejected(artifact, images):
     with pytest.raises(ValueError, match=r"The images are (float32|uint8) \[.*give"):
-        artifact.detect(pictures)
+        artifact.detect(images)
 
 
-def test_objects_are_without_padding_and_without_what_is_no_category(artifact):
-    found = artifact.detect(pictures_of(BOXES_YXYX))
-    one = artifacts.objects(found, 1)
+def test_selected_detections_have_no_padding_and_always_a_category(artifact):
+    detections = artifact.detect(images_of(BOXES_YXYX))
+    one = artifacts.select_image(detections, 1)
     assert one.num_detections == 1 and one.classes.tolist() == [90]
     np.testing.assert_allclose(one.boxes_yxyx, BOXES_YXYX[1:2], atol=0.5)
-    assert artifacts.objects(found, 1, min_score=0.75).num_detections == 1
-    assert artifacts.objects(found, 1, min_score=0.76).boxes_yxyx.shape == (0, 4)
+    assert artifacts.select_image(detections, 1, min_score=0.75).num_detections == 1
+    nothing = artifacts.select_image(detections, 1, min_score=0.76)
+    assert nothing.boxes_yxyx.shape == (0, 4)
 
 
-def test_names_come_with_the_model_or_not_at_all(artifact):
+def test_names_are_those_of_the_export_or_empty(artifact):
     assert artifact.names == {3: "cat", 90: "emu"}
     assert artifact.categories.num_classes == 3
     assert artifacts.Artifact("", "ONNX", None, None).names == {}
 
 
-def test_files_run_with_as_many_threads_as_wanted(artifact):
+def test_files_run_with_the_given_number_of_threads(artifact):
     if artifact.kind == "SavedModel":
         with pytest.raises(ValueError, match="already runs with other threads than 3"):
             artifacts.load(artifact.path, num_threads=3)
     else:
         one = artifacts.load(artifact.path, num_threads=1)
-        found = one.detect(pictures_of(BOXES_YXYX))
-        np.testing.assert_array_equal(found.num_detections, [2, 2, 2])
+        detections = one.detect(images_of(BOXES_YXYX))
+        np.testing.assert_array_equal(detections.num_detections, [2, 2, 2])
 
 
-def test_saved_model_below_brackets_says_why_it_cannot_be_read(tmp_path):
+def test_corrupt_saved_model_below_brackets_is_rejected_for_its_path(tmp_path):
     directory = tmp_path / "run[1]"
     touch(directory / "saved_model.pb")
     with pytest.raises(errors.UserError, match=r"'\[1\]' as a pattern; use a path"):
         artifacts.load(str(directory))
 
 
-class Limited(BrightFinder):
-    """A finder that accepts two images of 1,200 pixels in a request."""
+class LimitedDetector(BrightDetector):
+    """A detector that accepts two images of 1,200 pixels in a request."""
 
     limits = request_limits.Limits(2, 1200)
 
     @tf.function(input_signature=[IMAGES])
-    def find_all(self, images):
-        return self.find(self.limits.pixels(self.limits.batch(images)))
+    def detect_all(self, images):
+        return self.detect(self.limits.check_pixels(self.limits.check_batch(images)))
 
 
-def test_more_images_than_a_request_may_have_go_in_several(tmp_path):
-    finder = Limited()
-    tf.saved_model.save(finder, str(tmp_path), {"images": finder.find_all})
+def test_images_beyond_the_request_limit_are_sent_in_several_requests(tmp_path):
+    detector = LimitedDetector()
+    tf.saved_model.save(detector, str(tmp_path), {"images": detector.detect_all})
     artifact = artifacts.load(str(tmp_path))
     boxes_yxyx = np.concatenate([BOXES_YXYX, BOXES_YXYX[::-1], BOXES_YXYX[:1]])
-    found = artifact.detect(pictures_of(boxes_yxyx))
-    np.testing.assert_array_equal(found.boxes_yxyx[:, 0], boxes_yxyx)
+    detections = artifact.detect(images_of(boxes_yxyx))
+    np.testing.assert_array_equal(detections.boxes_yxyx[:, 0], boxes_yxyx)
     message = r"^An image has more pixels .*max_image_pixels = 1200.*width: 31 40\.$"
     with pytest.raises(errors.UserError, match=message):
         artifact.detect(np.zeros([3, 31, 40, 3], np.uint8))
@@ -215,7 +228,7 @@ def touch(*paths):
         path.touch()
 
 
-def test_newest_version_that_holds_something_is_found(tmp_path):
+def test_newest_version_with_a_model_is_found(tmp_path):
     versions = ("1700000001", "1700000002", "17000000033", "temp-1700000009")
     touch(*(tmp_path / version / "saved_model.pb" for version in versions))
     (tmp_path / "1700000004").mkdir()
@@ -226,29 +239,31 @@ def test_newest_version_that_holds_something_is_found(tmp_path):
     assert artifacts.find(f"{tmp_path}/") == f"{tmp_path}/1700000003/model.tflite"
 
 
-def test_saved_model_goes_before_files_and_several_files_are_a_choice(tmp_path):
+def test_saved_model_is_preferred_and_several_files_are_ambiguous(tmp_path):
     files = [tmp_path / "1700000001" / n for n in ("model.onnx", "model.tflite")]
     touch(*files)
     for path in (tmp_path, tmp_path / "1700000001"):
-        with pytest.raises(ValueError, match=r"has model.onnx, model.tflite and no"):
+        with pytest.raises(
+            ValueError, match=r"is ambiguous: .* has model.onnx, model.tflite"
+        ):
             artifacts.find(str(path))
     assert artifacts.find(str(files[0])) == str(files[0])
     touch(tmp_path / "1700000001" / "saved_model.pb")
     assert artifacts.find(str(tmp_path)) == str(tmp_path / "1700000001")
 
 
-def test_path_without_a_model_is_refused(tmp_path):
+def test_path_without_a_model_is_rejected(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match=r"no saved_model.pb, .* found checkpoints"):
+    with pytest.raises(ValueError, match=r"no saved_model.pb, .* contains checkpoints"):
         artifacts.find(str(tmp_path))
-    with pytest.raises(ValueError, match=r"--model=.*absent .* found nothing"):
+    with pytest.raises(ValueError, match=r"--model=.*absent .* contains nothing"):
         artifacts.find(str(tmp_path / "absent"))
     touch(tmp_path / "model.h5")
     with pytest.raises(ValueError, match=r"model.h5 is a file, but no .onnx"):
         artifacts.find(str(tmp_path / "model.h5"))
 
 
-def test_saved_model_below_brackets_is_refused(tmp_path):
+def test_valid_saved_model_below_brackets_is_rejected(tmp_path):
     path = str(tmp_path / "run[1]")
     module = tf.Module()
     module.variable = tf.Variable(1.0)
@@ -257,7 +272,7 @@ def test_saved_model_below_brackets_is_refused(tmp_path):
         artifacts.load(artifacts.find(path))
 
 
-def test_saved_model_with_other_signatures_is_refused(tmp_path):
+def test_saved_model_with_other_signatures_is_rejected(tmp_path):
     module = tf.Module()
     module.f = tf.function(lambda images: {"boxes": images})
     signature = module.f.get_concrete_function(
@@ -275,19 +290,19 @@ def test_saved_model_with_other_signatures_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "model.onnx", "model.tflite"])
-def test_what_is_damaged_or_absent_is_named(tmp_path, name):
+def test_corrupt_or_missing_model_is_an_error_with_its_path(tmp_path, name):
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
     path = tmp_path if name == "saved_model.pb" else tmp_path / name
     with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
         artifacts.load(str(path))
-    (tmp_path / name).write_bytes(b"rubbish")
+    (tmp_path / name).write_bytes(b"no model")
     with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
         artifacts.load(str(path))
 
 
 @pytest.mark.parametrize("ending", ["onnx", "tflite"])
-def test_file_that_is_no_detector_is_refused(tmp_path, ending):
+def test_file_that_is_not_a_detector_is_rejected(tmp_path, ending):
     path = tmp_path / f"model.{ending}"
     other = tf.function(lambda x: {"y": x + 1.0}, input_signature=[INPUTS])
     if ending == "onnx":
@@ -299,7 +314,7 @@ def test_file_that_is_no_detector_is_refused(tmp_path, ending):
         artifacts.load(str(path))
 
 
-def test_model_for_tensorrt_says_what_makes_an_engine_of_it(tmp_path):
+def test_error_for_a_tensorrt_model_contains_the_tool_that_builds_an_engine(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     node = onnx.helper.make_node(
@@ -315,7 +330,7 @@ def test_model_for_tensorrt_says_what_makes_an_engine_of_it(tmp_path):
         artifacts.load(artifacts.find(str(tmp_path)))
 
 
-def test_missing_runtime_names_the_extra(tmp_path, monkeypatch):
+def test_error_for_a_missing_runtime_contains_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     touch(tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"pip install -e '\.\[onnx\]'"):

@@ -1,6 +1,6 @@
 from retinanet_tpu.serving import model_card
 
-FORMS = {
+ENTRIES = {
     "saved_model": model_card.FormatEntry("", "SavedModel", "4 of 4 agree"),
     "tflite": model_card.FormatEntry("model.tflite", "TFLite", "3 of 3 agree"),
     "tflite_int8": model_card.FormatEntry(
@@ -11,7 +11,7 @@ FORMS = {
 
 def text(scores=None):
     return model_card.text(
-        FORMS,
+        ENTRIES,
         class_names=["Zelle", "細胞"],
         image_size=(384, 512),
         nms="per_class_hard",
@@ -22,18 +22,18 @@ def text(scores=None):
     )
 
 
-def test_the_card_says_what_the_model_is():
+def test_card_describes_the_model():
     card = text({"AP": 0.61234, "global_step": 7, "per_class": {"Zelle": 0.5}})
-    for wanted in (
+    for expected in (
         "run/model.ckpt-7", "384 x 512", "Zelle, 細胞", "| AP | 0.6123 |", "MAX_STEPS",
         "`saved_model.pb` | 4 of 4 agree |", "`model_int8.tflite` | 2 of 3 agree |",
         "float32 [1, 384, 512, 3]",
         "fails a request beyond 64 images",
     ):  # fmt: skip
-        assert wanted in card
+        assert expected in card
     assert "global_step" not in card and "{" not in card.split("```")[0]
     assert card.count("get_signature_runner") == 1
 
 
-def test_a_checkpoint_without_scores_is_called_so():
-    assert "Not scored." in text()
+def test_card_of_a_checkpoint_without_an_evaluation_has_a_note():
+    assert "Not evaluated." in text()

@@ -17,32 +17,32 @@ pytest.importorskip("onnxruntime")
 THRESHOLDS = {"iou_threshold": 0.5, "score_threshold": 0.05, "max_detections": 20}
 
 
-def make_server(*bindings):
-    """A server with normalization that has something to fold away."""
-    server = servers.make(*bindings)
+def make_module(*bindings):
+    """Returns a module whose batch normalization changes its input."""
+    module = servers.make(*bindings)
     rng = np.random.default_rng(5)
-    for variable in server.network.variables:
+    for variable in module.network.variables:
         name = variable.name.rpartition("/")[2].partition(":")[0]
         if name in ("gamma", "moving_variance"):
             variable.assign(rng.uniform(0.8, 1.2, variable.shape))
         elif name in ("beta", "moving_mean"):
             variable.assign(rng.normal(0.0, 0.1, variable.shape))
-    return server
+    return module
 
 
 @pytest.fixture(scope="module")
-def server():
-    return make_server()
+def module():
+    return make_module()
 
 
-def convert_images(server, **options):
-    signature = server.detect_images.input_signature
-    return onnx_format.convert(server.detect_images, signature, **options)
+def convert_images(module, **options):
+    signature = module.detect_images.input_signature
+    return onnx_format.convert(module.detect_images, signature, **options)
 
 
 @pytest.fixture(scope="module")
-def model(server):
-    return convert_images(server, metadata={"categories.json": "{}", "run": "ü"})
+def model(module):
+    return convert_images(module, metadata={"categories.json": "{}", "run": "ü"})
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def session(model):
 
 
 @pytest.fixture(scope="module")
-def raw(server):
-    return onnx_format.convert(server.raw, [server.input_spec])
+def raw(module):
+    return onnx_format.convert(module.raw, [module.input_spec])
 
 
 def run(session, **inputs):
@@ -60,11 +60,11 @@ def run(session, **inputs):
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def assert_same(found, expected):
-    assert set(found) == set(expected)
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(
-            found[name], values, atol=1e-3, rtol=1e-5, err_msg=name
+            actual[name], values, atol=1e-3, rtol=1e-5, err_msg=name
         )
 
 
@@ -77,19 +77,19 @@ SIZES = [(1, (60, 90)), (3, (60, 90)), (3, (97, 41)), (2, (131, 200)), (1, (301,
 
 
 @pytest.mark.parametrize(("num", "size"), SIZES)
-def test_the_graph_finds_what_the_server_finds(server, session, num, size):
-    pictures = servers.pictures(num, size)
-    expected = server.detect_images(pictures)
+def test_onnx_returns_the_detections_of_the_module(module, session, num, size):
+    images = servers.images(num, size)
+    expected = module.detect_images(images)
     assert np.all(expected["valid_detections"] > 3)
-    assert_same(run(session, images=pictures), expected)
+    assert_same(run(session, images=images), expected)
 
 
-def test_a_picture_may_be_one_pixel(server, session):
-    pixel = servers.pictures(1)[:, :1, :1]
-    assert_same(run(session, images=pixel), server.detect_images(pixel))
+def test_image_may_be_one_pixel(module, session):
+    pixel = servers.images(1)[:, :1, :1]
+    assert_same(run(session, images=pixel), module.detect_images(pixel))
 
 
-def test_inputs_and_outputs_have_the_names_and_dimensions_of_the_server(model):
+def test_inputs_and_outputs_have_the_names_and_dimensions_of_the_module(model):
     graph = model.graph
     assert {value.name: dimensions(value) for value in graph.input} == {
         "images": ["batch", "height", "width", 3]
@@ -102,7 +102,7 @@ def test_inputs_and_outputs_have_the_names_and_dimensions_of_the_server(model):
     }
 
 
-def test_the_model_says_what_it_is(model):
+def test_model_contains_its_producer_and_metadata(model):
     onnx.checker.check_model(model, full_check=True)
     assert model.producer_name == "retinanet_tpu"
     assert {entry.key: entry.value for entry in model.metadata_props} == {
@@ -114,7 +114,7 @@ def test_the_model_says_what_it_is(model):
 
 
 def graphs_in(graph):
-    """Yields a graph and all that its loops and conditions contain."""
+    """Yields a graph and all graphs in its loops and conditions."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -122,7 +122,7 @@ def graphs_in(graph):
                 yield from graphs_in(attribute.g)
 
 
-def test_no_body_of_a_loop_has_an_input_as_output(model):
+def test_no_loop_body_has_an_input_as_output(model):
     bodies = list(graphs_in(model.graph))
     assert len(bodies) > 1
     for body in bodies:
@@ -130,7 +130,7 @@ def test_no_body_of_a_loop_has_an_input_as_output(model):
         assert not inputs & {value.name for value in body.output}
 
 
-def test_network_has_a_fixed_size_where_pictures_have_none(model):
+def test_network_has_a_fixed_size_for_images_of_any_size(model):
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {value.name: dimensions(value) for value in inferred.value_info}
     (first, *_) = (node for node in inferred.node if node.op_type == "Conv")
@@ -139,26 +139,26 @@ def test_network_has_a_fixed_size_where_pictures_have_none(model):
 
 
 @pytest.mark.parametrize("variant", nms.VARIANTS[1:])
-def test_openvino_finds_what_onnxruntime_finds(variant):
+def test_openvino_returns_the_detections_of_onnxruntime(variant):
     openvino = pytest.importorskip("openvino")
-    model = convert_images(make_server(f"NMS.variant = '{variant}'"))
-    run_there = openvino.Core().compile_model(
+    model = convert_images(make_module(f"NMS.variant = '{variant}'"))
+    run_openvino = openvino.Core().compile_model(
         openvino.Core().read_model(io.BytesIO(model.SerializeToString())),
         "CPU",
         {"INFERENCE_PRECISION_HINT": "f32"},
     )
     session = onnx_format.make_session(model)
     for num, size in ((3, (60, 90)), (1, (97, 41))):
-        images = servers.pictures(num, size)
+        images = servers.images(num, size)
         expected = run(session, images=images)
-        found = run_there({"images": images})
-        assert_same({name: found[name] for name in expected}, expected)
+        outputs = run_openvino({"images": images})
+        assert_same({name: outputs[name] for name in expected}, expected)
 
 
-def test_normalization_goes_into_the_convolutions(raw):
+def test_batch_normalization_is_folded_into_the_convolutions(raw):
     operators = [node.op_type for node in raw.graph.node]
     assert "BatchNormalization" not in operators
-    # A scale of its own for each channel would be a Mul of a weight of rank 1 or 4.
+    # A scale that is not folded would be a Mul with a weight of rank 1 or 4.
     weights = {weight.name: len(weight.dims) for weight in raw.graph.initializer}
     scales = [
         node.name
@@ -168,24 +168,24 @@ def test_normalization_goes_into_the_convolutions(raw):
     assert not scales
 
 
-def test_raw_form_wants_the_networks_size_and_any_batch(raw):
+def test_raw_model_requires_the_size_of_the_network_and_accepts_any_batch(raw):
     assert [dimensions(value) for value in raw.graph.input] == [["batch", 64, 64, 3]]
-    found = {value.name: dimensions(value) for value in raw.graph.output}
-    assert found == {"boxes_yxyx": ["batch", 180, 4], "scores": ["batch", 180, 3]}
+    outputs = {value.name: dimensions(value) for value in raw.graph.output}
+    assert outputs == {"boxes_yxyx": ["batch", 180, 4], "scores": ["batch", 180, 3]}
 
 
 def efficient_nms(boxes, scores, attributes):
-    """What the plugin's README and kernels do to one image, in NumPy."""
+    """Returns the outputs of the plugin for one image, computed in NumPy."""
     num_classes = scores.shape[1]
     pairs = np.flatnonzero(scores >= np.float32(attributes["score_threshold"]))
     pairs = pairs[np.argsort(-scores.ravel()[pairs], kind="stable")][:4096]
     kept = []
     for pair in pairs:
-        box, its_class = boxes[pair // num_classes], pair % num_classes
+        box, class_id = boxes[pair // num_classes], pair % num_classes
         rivals = [
             boxes[other // num_classes]
             for other in kept
-            if attributes["class_agnostic"] or other % num_classes == its_class
+            if attributes["class_agnostic"] or other % num_classes == class_id
         ]
         if all(overlap(box, r) < attributes["iou_threshold"] for r in rivals):
             kept.append(pair)
@@ -207,34 +207,35 @@ def attributes_of(node):
 
 
 @pytest.mark.parametrize("is_global", [False, True])
-def test_tensorrts_suppression_finds_what_the_server_finds(server, raw, is_global):
+def test_tensorrts_nms_returns_the_detections_of_the_module(module, raw, is_global):
     for_tensorrt = onnx_format.with_efficient_nms(
         raw, **THRESHOLDS, class_agnostic=is_global
     )
     node = for_tensorrt.graph.node[-1]
     assert list(node.input) == ["boxes_yxyx", "scores"]
     if is_global:
-        server = make_server("NMS.variant = 'global_hard'")
-    pictures = servers.pictures(3, (64, 64))  # The network's size: inputs as they are.
-    expected = server.detect_images(pictures)
+        module = make_module("NMS.variant = 'global_hard'")
+    # The network's size, so that images are not resized.
+    images = servers.images(3, (64, 64))
+    expected = module.detect_images(images)
     session = onnx_format.make_session(raw)
-    arrays = run(session, inputs=pictures.astype(np.float32))
+    arrays = run(session, inputs=images.astype(np.float32))
     ids = np.array([7, -1, 40])
     for row in range(3):
-        found = efficient_nms(
+        boxes, scores, classes = efficient_nms(
             arrays["boxes_yxyx"][row], arrays["scores"][row], attributes_of(node)
         )
         count = int(expected["valid_detections"][row])
-        assert len(found[1]) == count > 3
-        boxes_xyxy = found[0][:, [1, 0, 3, 2]]
+        assert len(scores) == count > 3
+        boxes_xyxy = boxes[:, [1, 0, 3, 2]]
         np.testing.assert_allclose(
             boxes_xyxy, expected["boxes_xyxy"][row, :count], atol=1e-3
         )
-        np.testing.assert_allclose(found[1], expected["scores"][row, :count], atol=1e-5)
-        assert ids[found[2]].tolist() == list(expected["class_ids"][row, :count])
+        np.testing.assert_allclose(scores, expected["scores"][row, :count], atol=1e-5)
+        assert ids[classes].tolist() == list(expected["class_ids"][row, :count])
 
 
-def test_tensorrts_node_is_spelled_as_its_plugin_wants_it(raw):
+def test_tensorrts_node_has_the_attributes_of_its_plugin(raw):
     before = raw.SerializeToString()
     for_tensorrt = onnx_format.with_efficient_nms(
         raw, **THRESHOLDS, class_agnostic=True
@@ -244,7 +245,7 @@ def test_tensorrts_node_is_spelled_as_its_plugin_wants_it(raw):
     node = for_tensorrt.graph.node[-1]
     assert (node.op_type, node.domain) == ("EfficientNMS_TRT", "trt.plugins")
     attributes = attributes_of(node)
-    # The plugin decides otherwise at a threshold than NMS does, so each is a step up.
+    # The plugin and NMS differ at a threshold, so each is the next larger float32.
     for name, value in (("score_threshold", 0.05), ("iou_threshold", 0.5)):
         step_up = np.nextafter(np.float32(value), np.float32(1))
         assert np.float32(attributes.pop(name)) == step_up > np.float32(value)
@@ -280,26 +281,26 @@ def convolve(x, *, dtype=tf.float32):
     return {"y": tf.nn.conv2d(tf.cast(x, dtype), kernel, 1, "SAME")}
 
 
-def test_bfloat16_is_refused():
+def test_bfloat16_is_rejected():
     fn = functools.partial(convolve, dtype=tf.bfloat16)
     with pytest.raises(ValueError, match="COMPUTE_DTYPE = 'float32'"):
         onnx_format.convert(fn, [SPEC])
 
 
-def test_half_precision_ends_before_boxes_and_scores():
-    server = make_server("COMPUTE_DTYPE = 'float16'")
-    half = onnx_format.convert(server.raw, [server.input_spec])
+def test_boxes_and_scores_are_float32_in_half_precision():
+    module = make_module("COMPUTE_DTYPE = 'float16'")
+    half = onnx_format.convert(module.raw, [module.input_spec])
     types = {weight.data_type for weight in half.graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
-    inputs = servers.pictures(2, (64, 64)).astype(np.float32)
-    found = run(onnx_format.make_session(half), inputs=inputs)
-    expected = server.raw(inputs)
-    assert {values.dtype.name for values in found.values()} == {"float32"}
-    np.testing.assert_allclose(found["boxes_yxyx"], expected["boxes_yxyx"], atol=0.05)
-    np.testing.assert_allclose(found["scores"], expected["scores"], atol=2e-3)
+    inputs = servers.images(2, (64, 64)).astype(np.float32)
+    outputs = run(onnx_format.make_session(half), inputs=inputs)
+    expected = module.raw(inputs)
+    assert {values.dtype.name for values in outputs.values()} == {"float32"}
+    np.testing.assert_allclose(outputs["boxes_yxyx"], expected["boxes_yxyx"], atol=0.05)
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], atol=2e-3)
 
 
-def test_what_onnx_lacks_is_named():
+def test_error_contains_the_operation_that_onnx_lacks():
     def decompose(x):
         return {"y": tf.linalg.qr(x[:, :, :, 0])[0]}
 
@@ -307,7 +308,7 @@ def test_what_onnx_lacks_is_named():
         onnx_format.convert(decompose, [SPEC])
 
 
-def test_conversion_is_quiet(caplog):
+def test_conversion_logs_nothing(caplog):
     caplog.set_level(logging.INFO)
     onnx_format.convert(convolve, [SPEC])
     assert not [record for record in caplog.records if "onnx" in record.name]
@@ -315,11 +316,11 @@ def test_conversion_is_quiet(caplog):
 
 
 @pytest.mark.parametrize("package", ["onnx", "tf2onnx", "onnxruntime"])
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, package):
+def test_error_for_a_missing_package_contains_its_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=rf"{package} is missing: .*'\.\[onnx\]'"):
         onnx_format.check_installed()
 
 
-def test_nothing_is_missing_here():
+def test_all_packages_are_installed_here():
     onnx_format.check_installed()

@@ -26,9 +26,9 @@ def detections(boxes, scores, classes=None, *, padding=2):
 EXPECTED = detections(BOXES, [0.9, 0.8, 0.3])
 
 
-def test_the_same_agree_without_drift():
+def test_equal_detections_match_without_drift():
     result = parity.compare([EXPECTED] * 2, [EXPECTED] * 2, CLOSE)
-    # The lowest of each image, and what is as low, need no mate.
+    # The lowest score of each image, and equal ones, require no match.
     assert result[:4] == (8, 8, 0.0, 0.0) and result.mean_iou == 1.0
     assert result.is_within(CLOSE)
 
@@ -45,44 +45,44 @@ def test_padding_and_order_do_not_matter():
         pytest.param(BOXES, [0.9, 0.7, 0.3], None, id="another score"),
         pytest.param(BOXES, [0.9, 0.8, 0.3], [1, 2, 1], id="another class"),
         pytest.param(WIDER, [0.9, 0.8, 0.3], None, id="another box"),
-        pytest.param(TURNED, [0.9, 0.8, 0.3], None, id="x for y"),
+        pytest.param(TURNED, [0.9, 0.8, 0.3], None, id="x and y swapped"),
         pytest.param([BOXES[0], BOXES[2]], [0.9, 0.3], None, id="missing"),
         pytest.param([*BOXES, FOURTH], [0.9, 0.8, 0.3, 0.7], None, id="extra"),
         pytest.param([], [], None, id="nothing"),
     ],
 )  # fmt: skip
-def test_differences_are_told_from_either_side(boxes, scores, classes):
+def test_differences_are_reported_from_either_side(boxes, scores, classes):
     other = detections(boxes, scores, classes)
     for pair in (([other], [EXPECTED]), ([EXPECTED], [other])):
         result = parity.compare(*pair, CLOSE)
         assert result.num_matched < result.num_compared
         assert not result.is_within(CLOSE)
         assert result.is_within(CLOSE._replace(share=0.0))
-        without = result.num_compared - result.num_matched
-        assert result.is_within(CLOSE._replace(num_without=without))
-        assert not result.is_within(CLOSE._replace(num_without=without - 1))
+        num_unmatched = result.num_compared - result.num_matched
+        assert result.is_within(CLOSE._replace(max_unmatched=num_unmatched))
+        assert not result.is_within(CLOSE._replace(max_unmatched=num_unmatched - 1))
 
 
-def test_drift_is_the_greatest_among_mates():
+def test_drift_is_the_greatest_among_matches():
     moved = [[0, 0, 10, 10], [20, 20, 62, 41], [5, 50, 25, 90]]
-    found = detections(moved, [0.88, 0.8, 0.3])
-    result = parity.compare([found], [EXPECTED], CLOSE)
+    actual = detections(moved, [0.88, 0.8, 0.3])
+    result = parity.compare([actual], [EXPECTED], CLOSE)
     assert result.is_within(CLOSE)
     assert result.score_drift == pytest.approx(0.02) and result.box_drift == 2.0
     assert "4 of 4 detections agree, scores to 0.02, boxes to 2 px" in str(result)
 
 
-def test_points_without_area_are_mates_by_their_place():
+def test_boxes_without_area_match_by_their_position():
     point = detections([[3, 3, 3, 3], *BOXES], [0.95, 0.9, 0.8, 0.3])
     assert parity.compare([point], [point], CLOSE).is_within(CLOSE)
 
 
-def test_the_weakest_may_come_or_go():
+def test_the_weakest_detections_may_differ():
     more = detections([*BOXES, FOURTH], [0.9, 0.8, 0.3, 0.28])
     assert parity.compare([more], [EXPECTED], CLOSE).is_within(CLOSE)
 
 
-def test_nothing_against_nothing_says_so():
+def test_report_without_detections_contains_a_note():
     nothing = detections([], [])
     result = parity.compare([nothing], [nothing], CLOSE)
     assert str(result) == "no detection to compare" and result.is_within(CLOSE)

@@ -17,8 +17,8 @@ InvalidArgumentError = tf.errors.InvalidArgumentError
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
 def decode(encoded):
-    """Decodes what the limits allow, as a server does."""
-    allowed = LIMITS.file(encoded)
+    """Decodes a file within the limits, as a serving module does."""
+    allowed = LIMITS.check_file(encoded)
     return tf.io.decode_image(allowed, channels=3, expand_animations=False)
 
 
@@ -29,15 +29,15 @@ def encode(width, height, image_format, **options):
 
 
 def with_header(encoded, image_format, width, height):
-    """Returns a file whose header claims another size."""
-    place, layout = {
+    """Returns a file whose header contains another size."""
+    offset, layout = {
         "JPEG": (encoded.find(b"\xff\xc0") + 5, ">HH"),
         "PNG": (16, ">II"),
         "BMP": (18, "<ii"),
     }[image_format]
     sides = (height, width) if image_format == "JPEG" else (width, height)
     header = struct.pack(layout, *sides)
-    return encoded[:place] + header + encoded[place + len(header) :]
+    return encoded[:offset] + header + encoded[offset + len(header) :]
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -50,7 +50,9 @@ def test_file_within_the_limit_is_decoded(image_format, width, height):
 
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize(("width", "height"), [(31, 20), (601, 1), (60_000, 60_000)])
-def test_header_beyond_the_limit_fails_with_its_name(image_format, width, height):
+def test_header_beyond_the_limit_is_an_error_with_the_name_of_the_limit(
+    image_format, width, height
+):
     encoded = with_header(encode(8, 8, image_format), image_format, width, height)
     message = rf"max_image_pixels = 600\); send a smaller.*\[{height} {width}\]"
     with pytest.raises(InvalidArgumentError, match=message):
@@ -88,7 +90,7 @@ def test_unknown_format_fails(encoded):
         decode(encoded)
 
 
-def test_gif_fails_for_its_frames_may_be_larger_than_its_header():
+def test_gif_fails_because_frames_may_be_larger_than_its_header():
     with pytest.raises(InvalidArgumentError, match="send JPEG, PNG or BMP"):
         decode(encode(8, 8, "GIF"))
 
@@ -119,10 +121,10 @@ def chunk(name, content):
     return struct.pack(">I", len(content)) + name + content + check
 
 
-def png_with(*chunks, place=33):
-    """Returns a PNG with more chunks, by default after its header."""
+def png_with(*chunks, offset=33):
+    """Returns a PNG with additional chunks, by default after its header."""
     encoded = encode(8, 8, "PNG")
-    return encoded[:place] + b"".join(chunks) + encoded[place:]
+    return encoded[:offset] + b"".join(chunks) + encoded[offset:]
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt"])
@@ -136,7 +138,7 @@ def test_png_with_many_compressed_texts_fails(name):
 
 def test_png_whose_header_is_not_first_fails():
     with pytest.raises(InvalidArgumentError, match="not begin with an IHDR"):
-        decode(png_with(chunk(b"teSt", bytes(40)), place=8))
+        decode(png_with(chunk(b"teSt", bytes(40)), offset=8))
 
 
 @pytest.mark.parametrize(
@@ -144,17 +146,17 @@ def test_png_whose_header_is_not_first_fails():
 )
 def test_batch_that_is_empty_or_too_long_fails(size, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        tf.function(LIMITS.batch)(tf.zeros([size, 2]))
-    np.testing.assert_array_equal(LIMITS.batch(tf.ones([4, 2])), np.ones([4, 2]))
+        tf.function(LIMITS.check_batch)(tf.zeros([size, 2]))
+    np.testing.assert_array_equal(LIMITS.check_batch(tf.ones([4, 2])), np.ones([4, 2]))
 
 
 @pytest.mark.parametrize("shape", [(2, 25, 25, 3), (601, 1, 3), (1, 0, 8, 3)])
 def test_decoded_images_without_pixels_or_with_too_many_fail(shape):
     with pytest.raises(InvalidArgumentError, match=r"max_image_pixels|has no pixels"):
-        tf.function(LIMITS.pixels)(tf.zeros(shape))
+        tf.function(LIMITS.check_pixels)(tf.zeros(shape))
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "8", None])
-def test_limit_that_is_no_positive_integer_is_refused(value):
+def test_limit_that_is_not_a_positive_integer_is_rejected(value):
     with pytest.raises(errors.UserError, match=r"max_image_pixels is .*integer >= 1"):
         request_limits.Limits(max_image_pixels=value)

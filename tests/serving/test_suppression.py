@@ -1,4 +1,4 @@
-"""Suppression in crowds runs loops inside loops, which converters have got wrong."""
+"""NMS of crowds has nested loops, which converters have translated incorrectly."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ import tensorflow as tf
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.serving import onnx_format, tflite_format
 
-NUM = 500  # More than a tile of hard suppression and the windows of soft.
-INPUTS = ("given_boxes", "given_scores", "given_classes")  # Not named as outputs are.
+NUM = 500  # More than a tile of hard NMS and the windows of soft NMS.
+# The names differ from those of the outputs.
+INPUTS = ("given_boxes", "given_scores", "given_classes")
 OUTPUTS = ("boxes_yxyx", "scores", "classes", "num_detections")
 
 
@@ -37,30 +38,30 @@ def suppression(variant, num_images):
     )
 
 
-def assert_same(got, expected):
+def assert_same(actual, expected):
     assert expected["num_detections"].numpy().min() > 20
     for key in OUTPUTS:
-        np.testing.assert_allclose(got[key], expected[key], atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(actual[key], expected[key], atol=1e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("variant", nms.VARIANTS[1:])
-def test_crowds_are_thinned_in_onnx_as_here(variant):
+def test_nms_of_a_crowd_is_the_same_in_onnx(variant):
     pytest.importorskip("tf2onnx")
     fn = suppression(variant, None)
     model = onnx_format.convert(fn, fn.input_signature)
     session = onnx_format.make_session(model)
     candidates = crowd(2)
-    got = session.run(OUTPUTS, dict(zip(INPUTS, candidates, strict=True)))
-    assert_same(dict(zip(OUTPUTS, got, strict=True)), fn(*candidates))
+    outputs = session.run(OUTPUTS, dict(zip(INPUTS, candidates, strict=True)))
+    assert_same(dict(zip(OUTPUTS, outputs, strict=True)), fn(*candidates))
 
 
 @pytest.mark.parametrize("variant", nms.VARIANTS[1:])
-def test_crowds_are_thinned_in_tflite_as_here(variant):
+def test_nms_of_a_crowd_is_the_same_in_tflite(variant):
     fn = suppression(variant, 1)
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [fn.get_concrete_function()], tf.Module()
     )
-    run = tflite_format.interpreter(converter.convert()).get_signature_runner()
+    run = tflite_format.make_interpreter(converter.convert()).get_signature_runner()
     candidates = crowd(1)
     inputs = dict(zip(INPUTS, candidates, strict=True))
     assert_same(run(**inputs), fn(*candidates))

@@ -19,10 +19,10 @@ INPUTS = tf.TensorSpec([1, 8, 8, 3], tf.float32, name="inputs")
 
 
 def sensitive(*bindings):
-    """Returns a server whose findings depend on every part of its network."""
-    server = servers.make(*bindings)
-    heads, rng = server.network.heads, np.random.default_rng(1)
-    for variable in server.network.variables:
+    """Returns a module whose detections depend on every part of its network."""
+    module = servers.make(*bindings)
+    heads, rng = module.network.heads, np.random.default_rng(1)
+    for variable in module.network.variables:
         if "/gamma" in variable.name:
             variable.assign(tf.ones(variable.shape))
     for tower, spread in ((heads.class_tower, 0.3), (heads.box_tower, 0.05)):
@@ -32,40 +32,40 @@ def sensitive(*bindings):
             (tower.last_conv.kernel, spread),
         ]:
             kernel.assign(rng.normal(0, stddev, kernel.shape))
-    return server
+    return module
 
 
-def num_bytes(server):
-    return 4 * layers.num_parameters(server.network.variables)
+def num_bytes(module):
+    return 4 * layers.num_parameters(module.network.variables)
 
 
-def letterboxed(server, num, seed):
-    images = servers.pictures(num, seed=seed)
-    return transforms.letterbox(images, server.recipe.image_size)[0].numpy()
+def letterboxed(module, num, seed):
+    images = servers.images(num, seed=seed)
+    return transforms.letterbox(images, module.recipe.image_size)[0].numpy()
 
 
-def converted(server, kind="float32"):
-    spec = tf.TensorSpec([1, *server.recipe.image_size, 3], name="inputs")
+def converted(module, kind="float32"):
+    spec = tf.TensorSpec([1, *module.recipe.image_size, 3], name="inputs")
     return tflite_format.convert(
-        server.predict_inputs,
-        server.read_inputs,
+        module.predict_inputs,
+        module.read_inputs,
         spec,
         kind=kind,
-        calibration_inputs=letterboxed(server, 12, seed=9),
+        calibration_inputs=letterboxed(module, 12, seed=9),
     )
 
 
 def run(content, inputs):
-    signature = tflite_format.interpreter(content).get_signature_runner()
-    return [signature(inputs=picture[None]) for picture in inputs]
+    signature = tflite_format.make_interpreter(content).get_signature_runner()
+    return [signature(inputs=image[None]) for image in inputs]
 
 
-def expected_of(server, inputs):
-    read = [server.read_inputs(server.predict_inputs(x[None])) for x in inputs]
-    return [{key: x.numpy() for key, x in found.items()} for found in read]
+def expected_of(module, inputs):
+    read = [module.read_inputs(module.predict_inputs(x[None])) for x in inputs]
+    return [{key: x.numpy() for key, x in outputs.items()} for outputs in read]
 
 
-def compare(found, expected, **tolerance):
+def compare(actual, expected, **tolerance):
     rows = [
         [
             structures.Detections(
@@ -76,7 +76,7 @@ def compare(found, expected, **tolerance):
             )
             for x in side
         ]
-        for side in (found, expected)
+        for side in (actual, expected)
     ]
     tolerance = parity.Tolerance(**tolerance)
     result = parity.compare(*rows, tolerance)
@@ -85,22 +85,22 @@ def compare(found, expected, **tolerance):
 
 
 @pytest.fixture(scope="module")
-def server():
+def module():
     return sensitive()
 
 
 @pytest.fixture(scope="module")
-def inputs(server):
-    return letterboxed(server, 8, seed=0)
+def inputs(module):
+    return letterboxed(module, 8, seed=0)
 
 
 @pytest.fixture(scope="module")
-def expected(server, inputs):
-    return expected_of(server, inputs)
+def expected(module, inputs):
+    return expected_of(module, inputs)
 
 
-def assert_same(found, expected):
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
         assert set(one) == KEYS
         assert other["valid_detections"] > 10
         for key in ("class_ids", "valid_detections"):
@@ -109,32 +109,36 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
 
 
-def test_float32_finds_what_the_server_finds(server, inputs, expected):
-    assert_same(run(converted(server), inputs), expected)
+def test_float32_returns_the_detections_of_the_module(module, inputs, expected):
+    assert_same(run(converted(module), inputs), expected)
 
 
-def test_float16_moves_nothing_by_much_in_half_the_space(server, inputs, expected):
-    content = converted(server, "float16")
-    assert len(content) < 0.7 * num_bytes(server)
+def test_float16_has_half_the_size_and_almost_the_same_detections(
+    module, inputs, expected
+):
+    content = converted(module, "float16")
+    assert len(content) < 0.7 * num_bytes(module)
     assert compare(run(content, inputs), expected, iou=0.98, score=0.003) == 1
 
 
-def test_int8_finds_the_objects_in_a_fraction_of_the_space(server, inputs, expected):
-    content, tolerance = converted(server, "int8"), {"iou": 0.75, "score": 0.1}
-    assert len(content) < 0.5 * num_bytes(server)
+def test_int8_has_a_fraction_of_the_size_and_similar_detections(
+    module, inputs, expected
+):
+    content, tolerance = converted(module, "int8"), {"iou": 0.75, "score": 0.1}
+    assert len(content) < 0.5 * num_bytes(module)
     assert compare(run(content, inputs), expected, **tolerance) > 0.9
-    # That it could go wrong: other pixels, other objects.
+    # The comparison can fail: other pixels have other detections.
     assert compare(run(content, inputs / 2), expected, **tolerance) < 0.6
 
 
 def test_soft_suppression_converts(inputs):
-    # More candidates than soft suppression has a window for.
-    server = sensitive("NMS.variant = 'per_class_soft'", "decode.num_candidates = 540")
-    assert_same(run(converted(server), inputs), expected_of(server, inputs))
+    # More candidates than a window of soft NMS.
+    module = sensitive("NMS.variant = 'per_class_soft'", "decode.num_candidates = 540")
+    assert_same(run(converted(module), inputs), expected_of(module, inputs))
 
 
 def shades(inputs):
-    """Returns 12 maps, to see whether they keep their places."""
+    """Returns 12 maps that differ, to test that their order is kept."""
     kernel = np.random.default_rng(0).normal(size=[3, 3, 3, 2]).astype(np.float32)
     y = tf.nn.conv2d(inputs, kernel, 1, "SAME")
     return {"first": (y, [y + i for i in range(1, 11)]), "last": y[:, :4]}
@@ -151,7 +155,7 @@ def read_shades(predictions):
 
 
 def assert_names_are_unique(content):
-    """Checks the names of all tensors, and that those of the ends are as converted."""
+    """Checks the names of all tensors, and those of inputs and outputs."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
     names = [tensor.name for graph in model.subgraphs for tensor in graph.tensors]
     assert len(names) == len(set(names)) and all(names)
@@ -162,25 +166,25 @@ def assert_names_are_unique(content):
 
 
 @pytest.mark.parametrize("kind", tflite_format.KINDS)
-def test_reading_keeps_its_order_and_float32(kind):
-    pictures = np.random.default_rng(0).random([4, 8, 8, 3], dtype=np.float32)
+def test_postprocessing_keeps_its_order_and_float32(kind):
+    images = np.random.default_rng(0).random([4, 8, 8, 3], dtype=np.float32)
     content = tflite_format.convert(
-        shades, read_shades, INPUTS, kind=kind, calibration_inputs=pictures
+        shades, read_shades, INPUTS, kind=kind, calibration_inputs=images
     )
     assert_names_are_unique(content)
-    (found,) = run(content, pictures[:1])
-    wanted = read_shades(shades(pictures[:1]))
-    # Of 8 bits, and a sum of some more, an offset may lose a few hundredths.
-    np.testing.assert_allclose(found["offsets"], np.arange(1, 11), atol=0.1)
-    np.testing.assert_allclose(found["last"], wanted["last"], atol=0.1)
-    np.testing.assert_allclose(found["exact"], wanted["exact"], rtol=1e-7)
+    (outputs,) = run(content, images[:1])
+    expected = read_shades(shades(images[:1]))
+    # With 8 bits an offset may be off by a few hundredths.
+    np.testing.assert_allclose(outputs["offsets"], np.arange(1, 11), atol=0.1)
+    np.testing.assert_allclose(outputs["last"], expected["last"], atol=0.1)
+    np.testing.assert_allclose(outputs["exact"], expected["exact"], rtol=1e-7)
 
 
-def test_constants_begin_where_kernels_expect_them():
+def test_constants_are_aligned_to_16_bytes():
     content = tflite_format.convert(shades, read_shades, INPUTS)
     model = schema.Model.GetRootAs(content)
     tables = [model.Buffers(i)._tab for i in range(model.BuffersLength())]
-    field = 4  # Of the data, the first one of the table Buffer.
+    field = 4  # The offset of `data`, the first field of the table Buffer.
     starts = [
         table.Vector(table.Offset(field)) for table in tables if table.Offset(field)
     ]
@@ -202,40 +206,40 @@ def test_both_parts_may_have_loops():
     inputs = np.full([8, 8, 3], 0.01, np.float32)
     content = tflite_format.convert(grow, shrink, INPUTS)
     assert_names_are_unique(content)
-    (found,) = run(content, [inputs])
-    np.testing.assert_allclose(found["y"], shrink(grow(inputs[None]))["y"], rtol=1e-5)
+    (outputs,) = run(content, [inputs])
+    np.testing.assert_allclose(outputs["y"], shrink(grow(inputs[None]))["y"], rtol=1e-5)
 
 
-def test_an_unknown_kind_names_those_there_are():
+def test_error_for_an_unknown_kind_contains_the_known_kinds():
     with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8"):
         tflite_format.convert(shades, read_shades, INPUTS, kind="int4")
 
 
 @pytest.mark.parametrize("nothing", [None, []])
-def test_int8_wants_pictures(nothing):
+def test_int8_requires_images(nothing):
     with pytest.raises(ValueError, match="calibrated on images and got none"):
         tflite_format.convert(
             shades, read_shades, INPUTS, kind="int8", calibration_inputs=nothing
         )
 
 
-def test_the_interpreter_does_not_warn_of_its_age(recwarn):
+def test_interpreter_has_no_deprecation_warning(recwarn):
     content = tflite_format.convert(shades, read_shades, INPUTS)
     recwarn.clear()
-    assert tflite_format.interpreter(content, num_threads=1)
+    assert tflite_format.make_interpreter(content, num_threads=1)
     assert not recwarn.list
 
 
-def test_without_an_interpreter_the_successor_is_taken(monkeypatch):
-    made = types.SimpleNamespace(Interpreter=lambda **named: named)
+def test_without_an_interpreter_its_successor_is_used(monkeypatch):
+    successor = types.SimpleNamespace(Interpreter=lambda **named: named)
     monkeypatch.delattr(tf.lite, "Interpreter")
-    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", made)
-    found = tflite_format.interpreter(b"a model", num_threads=3)
-    assert found == {"model_content": b"a model", "num_threads": 3}
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", successor)
+    arguments = tflite_format.make_interpreter(b"a model", num_threads=3)
+    assert arguments == {"model_content": b"a model", "num_threads": 3}
 
 
-def test_without_any_interpreter_the_error_says_what_to_install(monkeypatch):
+def test_without_any_interpreter_the_error_contains_the_package(monkeypatch):
     monkeypatch.delattr(tf.lite, "Interpreter")
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ValueError, match="pip install ai-edge-litert"):
-        tflite_format.interpreter(b"")
+        tflite_format.make_interpreter(b"")

@@ -7,87 +7,104 @@ import tensorflow as tf
 
 import servers
 from retinanet_tpu.data import transforms
-from retinanet_tpu.serving import parity
+from retinanet_tpu.serving import checked_detections
 
 KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
 
 
 @pytest.fixture(scope="module")
-def server():
+def module():
     return servers.make()
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return servers.pictures(3)
+def images():
+    return servers.images(3)
 
 
 @pytest.fixture(scope="module")
-def found(server, pictures):
-    return server.detect_images(pictures)
+def detections(module, images):
+    return module.detect_images(images)
 
 
-def encoded(pictures):
-    return [tf.io.encode_png(picture).numpy() for picture in pictures]
+def encoded(images):
+    return [tf.io.encode_png(image).numpy() for image in images]
 
 
-def assert_same(got, expected):
-    assert set(got) == set(expected)
+def assert_same(actual, expected):
+    assert set(actual) == set(expected)
     for key, value in expected.items():
-        np.testing.assert_allclose(got[key], value, rtol=1e-5, atol=1e-4, err_msg=key)
+        np.testing.assert_allclose(
+            actual[key], value, rtol=1e-5, atol=1e-4, err_msg=key
+        )
 
 
-def test_a_batch_finds_what_each_picture_alone_has(server, pictures, found):
-    assert found["valid_detections"].numpy().min() > 3
-    for row, picture in enumerate(pictures):
-        one = server.detect_images(picture[None])
-        assert_same(one, {key: value[row : row + 1] for key, value in found.items()})
+def test_batched_detection_equals_per_image(module, images, detections):
+    assert detections["valid_detections"].numpy().min() > 3
+    for row, image in enumerate(images):
+        one = module.detect_images(image[None])
+        assert_same(
+            one, {key: value[row : row + 1] for key, value in detections.items()}
+        )
 
 
-def test_what_is_served_is_what_the_checkpoint_predicts(server, pictures, found):
-    predicted = parity.predict(server.network, server.recipe, pictures)
+def test_served_detections_are_those_of_the_checkpoint(module, images, detections):
+    predicted = checked_detections.detect_with_checkpoint(
+        module.network, module.recipe, images
+    )
     for row, expected in enumerate(predicted):
         np.testing.assert_allclose(
-            found["boxes_xyxy"][row], expected.boxes_yxyx[0][:, [1, 0, 3, 2]], atol=1e-3
+            detections["boxes_xyxy"][row],
+            expected.boxes_yxyx[0][:, [1, 0, 3, 2]],
+            atol=1e-3,
         )
-        np.testing.assert_allclose(found["scores"][row], expected.scores[0], atol=1e-5)
-        np.testing.assert_array_equal(found["class_ids"][row], expected.classes[0])
+        np.testing.assert_allclose(
+            detections["scores"][row], expected.scores[0], atol=1e-5
+        )
+        np.testing.assert_array_equal(detections["class_ids"][row], expected.classes[0])
 
 
-def test_the_default_signature_has_the_keys_of_one_picture(server, pictures, found):
-    one = server.detect_one(tf.constant(pictures[1], tf.float32), tf.constant(77))
+def test_default_signature_has_the_outputs_of_one_image(module, images, detections):
+    one = module.detect_one(tf.constant(images[1], tf.float32), tf.constant(77))
     assert one["image_id"] == 77
-    assert_same({key: one[key] for key in KEYS}, {key: found[key][1] for key in KEYS})
+    assert_same(
+        {key: one[key] for key in KEYS}, {key: detections[key][1] for key in KEYS}
+    )
     np.testing.assert_array_equal(one["boxes"], one["boxes_xyxy"])
 
 
-def test_files_and_examples_find_what_their_pixels_have(server, pictures, found):
-    files = encoded(pictures)
-    assert_same(server.detect_bytes(tf.constant(files)), found)
-    examples = [parity.example(content) for content in files]
-    assert_same(server.detect_examples(tf.constant(examples)), found)
+def test_files_and_examples_have_the_detections_of_their_pixels(
+    module, images, detections
+):
+    files = encoded(images)
+    assert_same(module.detect_bytes(tf.constant(files)), detections)
+    examples = [checked_detections.make_example(content) for content in files]
+    assert_same(module.detect_examples(tf.constant(examples)), detections)
 
 
-def test_files_of_different_sizes_share_a_batch(server):
-    small, large = servers.pictures(1, (40, 30)), servers.pictures(1, (70, 111), seed=1)
+def test_files_of_different_sizes_share_a_batch(module):
+    small = servers.images(1, (40, 30))
+    large = servers.images(1, (70, 111), seed=1)
     stream = io.BytesIO()
     PIL.Image.fromarray(large[0]).save(stream, "JPEG", quality=95)
     jpeg = tf.io.decode_jpeg(stream.getvalue()).numpy()
-    both = server.detect_bytes(tf.constant([*encoded(small), stream.getvalue()]))
-    for row, picture in enumerate((small[0], jpeg)):
-        expected = server.detect_images(picture[None])
+    both = module.detect_bytes(tf.constant([*encoded(small), stream.getvalue()]))
+    for row, image in enumerate((small[0], jpeg)):
+        expected = module.detect_images(image[None])
         assert_same({k: v[row : row + 1] for k, v in both.items()}, expected)
-        sides = picture.shape[1::-1] * 2
+        sides = image.shape[1::-1] * 2
         assert (both["boxes_xyxy"][row].numpy() <= np.array(sides)).all()
 
 
 @pytest.mark.parametrize("size", [(131, 200), (301, 530)])
-def test_large_images_find_the_same_encoded_and_decoded(server, size):
-    images = servers.pictures(2, size)
-    decoded = server.detect_images(images)
+def test_large_images_have_the_same_detections_encoded_and_decoded(module, size):
+    images = servers.images(2, size)
+    decoded = module.detect_images(images)
     assert decoded["valid_detections"].numpy().min() > 3
-    assert_same(server.detect_bytes(tf.constant(encoded(images))), decoded)
-    predicted = parity.predict(server.network, server.recipe, images)
+    assert_same(module.detect_bytes(tf.constant(encoded(images))), decoded)
+    predicted = checked_detections.detect_with_checkpoint(
+        module.network, module.recipe, images
+    )
     for row, expected in enumerate(predicted):
         boxes_yxyx = expected.boxes_yxyx[0]
         np.testing.assert_allclose(
@@ -95,44 +112,46 @@ def test_large_images_find_the_same_encoded_and_decoded(server, size):
         )
 
 
-def test_ids_are_the_data_sets(found):
-    count = found["valid_detections"][0]
-    assert set(found["class_ids"][0, :count].numpy()) <= {7, 40}
-    assert not found["class_ids"][0, count:].numpy().any()
+def test_ids_are_those_of_the_dataset(detections):
+    count = detections["valid_detections"][0]
+    assert set(detections["class_ids"][0, :count].numpy()) <= {7, 40}
+    assert not detections["class_ids"][0, count:].numpy().any()
 
 
-def test_a_picture_of_one_pixel_is_no_error(server):
-    found = server.detect_images(np.full([1, 1, 1, 3], 200, np.uint8))
-    assert found["boxes_xyxy"].numpy().max() <= 1
+def test_image_of_one_pixel_is_valid(module):
+    detections = module.detect_images(np.full([1, 1, 1, 3], 200, np.uint8))
+    assert detections["boxes_xyxy"].numpy().max() <= 1
 
 
-def test_an_empty_batch_is_an_error_that_says_so(server):
+def test_empty_batch_is_an_error_with_the_remedy(module):
     for call, nothing in (
-        (server.detect_images, np.zeros([0, 8, 8, 3], np.uint8)),
-        (server.detect_bytes, tf.constant([], tf.string)),
+        (module.detect_images, np.zeros([0, 8, 8, 3], np.uint8)),
+        (module.detect_bytes, tf.constant([], tf.string)),
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match="0 images; send"):
             call(nothing)
 
 
-def test_text_instead_of_a_picture_fails_that_request_only(server, pictures):
-    good = encoded(pictures[:1])
+def test_text_instead_of_an_image_fails_that_request_only(module, images):
+    good = encoded(images[:1])
     with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file form"):
-        server.detect_bytes(tf.constant([*good, b"What is in this image?"]))
-    assert server.detect_bytes(tf.constant(good))["valid_detections"].numpy() > 0
+        module.detect_bytes(tf.constant([*good, b"What is in this image?"]))
+    assert module.detect_bytes(tf.constant(good))["valid_detections"].numpy() > 0
 
 
-def test_inputs_are_read_in_their_own_pixels(server, pictures, found):
-    inputs, scales = transforms.letterbox(pictures, (64, 64))
-    inside = server.read_inputs(server.predict_inputs(inputs))
-    np.testing.assert_array_equal(inside["class_ids"], found["class_ids"])
+def test_boxes_of_inputs_are_in_pixels_of_the_inputs(module, images, detections):
+    inputs, scales = transforms.letterbox(images, (64, 64))
+    inside = module.read_inputs(module.predict_inputs(inputs))
+    np.testing.assert_array_equal(inside["class_ids"], detections["class_ids"])
     back = inside["boxes_xyxy"] / tf.tile(scales[::-1], [2])
     limits = tf.constant([90.0, 60.0, 90.0, 60.0])
-    np.testing.assert_allclose(tf.minimum(back, limits), found["boxes_xyxy"], atol=1e-3)
+    np.testing.assert_allclose(
+        tf.minimum(back, limits), detections["boxes_xyxy"], atol=1e-3
+    )
 
 
-def test_raw_scores_are_zero_where_there_is_no_class(server):
-    raw = server.raw(tf.zeros([2, 64, 64, 3]))
+def test_raw_scores_are_zero_without_a_category(module):
+    raw = module.raw(tf.zeros([2, 64, 64, 3]))
     num_anchors = raw["boxes_yxyx"].shape[1]
     assert raw["scores"].shape == (2, num_anchors, 3)
     assert not raw["scores"][..., 1].numpy().any()

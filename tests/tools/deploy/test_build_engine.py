@@ -230,7 +230,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, size in enumerate([(60, 90), (97, 41), (64, 48), (30, 30), (50, 20)]):
-        pixels = servers.pictures(1, size, seed=number)[0]
+        pixels = servers.images(1, size, seed=number)[0]
         PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("not an image")
     return folder

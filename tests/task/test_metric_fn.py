@@ -1,0 +1,68 @@
+import json
+
+import numpy as np
+
+from retinanet_tpu import structures
+from retinanet_tpu.data import category_map
+from retinanet_tpu.task import metric_fn
+
+CATEGORIES = category_map.from_coco([{"id": 3, "name": "cat"}])
+BOX_XYWH = [10, 20, 30, 40]
+
+
+def write_annotations(path):
+    annotations = [
+        {"image_id": image_id, "category_id": 3, "bbox": BOX_XYWH}
+        for image_id in (1, 2)
+    ]
+    content = {
+        "images": [{"id": 1}, {"id": 2}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def batch_of(*image_ids):
+    """Returns one correct detection for each image, and the ids."""
+    x, y, width, height = BOX_XYWH
+    count = len(image_ids)
+    box_yxyx = np.float32([[y, x, y + height, x + width]])
+    detections = structures.Detections(
+        np.stack([box_yxyx] * count),
+        np.full([count, 1], 0.9, np.float32),
+        np.full([count, 1], 3),
+        np.ones([count], int),
+    )
+    return detections, np.array(image_ids)
+
+
+def examples():
+    return structures.Features(
+        images=np.full([2, 64, 64, 3], 128, np.uint8),
+        image_ids=np.array([2, structures.PADDING_IMAGE]),
+        image_sizes=np.array([[128, 128]] * 2),
+        scales=np.array([[0.5, 0.5]] * 2),
+    )
+
+
+def test_metrics_and_drawings_of_the_examples_are_returned(tmp_path):
+    fn = metric_fn.make_metric_fn(
+        write_annotations(tmp_path / "val.json"),
+        categories=CATEGORIES,
+        examples_fn=examples,
+    )
+    result = fn([batch_of(1), batch_of(2, structures.PADDING_IMAGE)])
+    assert result["AP50"] > 0.99 and result["num_images"] == 2
+    (drawing,) = result["detections"]
+    ys, xs = np.nonzero(drawing[:, :, 0] != 128)
+    # The box in pixels of the network's input, and its label.
+    assert ys.max() <= 31 and 4 <= xs.min() <= 5
+
+
+def test_result_without_examples_has_no_drawings(tmp_path):
+    fn = metric_fn.make_metric_fn(
+        write_annotations(tmp_path / "val.json"), categories=CATEGORIES
+    )
+    assert "detections" not in fn([batch_of(1, 2)])
