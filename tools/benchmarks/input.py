@@ -34,30 +34,7 @@ from retinanet_tpu.data import record_files
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
-_DATA = flags.DEFINE_string(
-    "data",
-    None,
-    "Record files to read, as DIR/SPLIT-*.tfrecord. Alternative to --gin_file.",
-)
-_IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 640, "Height and width of the network's input, px."
-)
-_SCALE_JITTER = flags.DEFINE_list(
-    "scale_jitter", ["0.8", "1.2"], "Lowest and highest factor of the scale jitter."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Number of images in a batch.")
-_MODEL_GARDEN = flags.DEFINE_string(
-    "model_garden_python",
-    None,
-    "Python interpreter of the environment with Model Garden; omit to skip it.",
-)
-_MEASURE_SECS = flags.DEFINE_float(
-    "measure_secs", 8.0, "Duration of one measurement, s."
-)
-_WARM_UP_SECS = flags.DEFINE_float(
-    "warm_up_secs", 4.0, "Duration of the warm-up before each measurement, s."
-)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
+FLAGS = flags.FLAGS
 
 _WORKERS = pathlib.Path(__file__).parent
 # Our default number of records. Model Garden's 10,000 would be 1.6 GB of COCO.
@@ -86,8 +63,8 @@ def setting_of_flags() -> dict[str, Any]:
     record_files.find(setting["data_dir"], setting["split"])
     return setting | {
         "shuffle_buffer": _SHUFFLE_BUFFER,
-        "secs": _MEASURE_SECS.value,
-        "warm_up_secs": _WARM_UP_SECS.value,
+        "secs": FLAGS.measure_secs,
+        "warm_up_secs": FLAGS.warm_up_secs,
     }
 
 
@@ -163,21 +140,21 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _setting_of_data() -> dict[str, Any]:
-    match = re.fullmatch(r"(?:(.*)/)?([^/]+?)-[^/]*\.tfrecord", _DATA.value or "")
+    match = re.fullmatch(r"(?:(.*)/)?([^/]+?)-[^/]*\.tfrecord", FLAGS.data or "")
     if not match:
         raise errors.UserError(
-            f"--data is {_DATA.value}; it must be DIR/SPLIT-*.tfrecord. Or set the run "
+            f"--data is {FLAGS.data}; it must be DIR/SPLIT-*.tfrecord. Or set the run "
             "with --gin_file."
         )
-    low, high = (float(value) for value in _SCALE_JITTER.value)
+    low, high = (float(value) for value in FLAGS.scale_jitter)
     return {
         "data_dir": match[1] or ".",
         "split": match[2],
-        "image_size": [_IMAGE_SIZE.value] * 2,
+        "image_size": [FLAGS.image_size] * 2,
         "scale_jitter": [low, high],
         "flip": True,
         "max_boxes": 100,
-        "batch_size": _BATCH_SIZE.value,
+        "batch_size": FLAGS.batch_size,
     }
 
 
@@ -202,9 +179,9 @@ def _commands(setting: dict[str, Any]) -> dict[str, list[str]]:
         name: [sys.executable, worker, name, text]
         for name in ("pipeline", "decode", "crop", "resize")
     }
-    if _MODEL_GARDEN.value:
+    if FLAGS.model_garden_python:
         script = str(_WORKERS / "model_garden_input.py")
-        commands["model_garden"] = [_MODEL_GARDEN.value, script, text]
+        commands["model_garden"] = [FLAGS.model_garden_python, script, text]
     return commands
 
 
@@ -213,8 +190,35 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     setting = setting_of_flags()
     logging.info("setting | %s", setting)
-    print(table(measure_in_turn(_commands(setting), _ROUNDS.value)))
+    print(table(measure_in_turn(_commands(setting), FLAGS.rounds)))
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Record files to read, as DIR/SPLIT-*.tfrecord. Alternative to --gin_file.",
+    )
+    flags.DEFINE_integer(
+        "image_size", 640, "Height and width of the network's input, px."
+    )
+    flags.DEFINE_list(
+        "scale_jitter", ["0.8", "1.2"], "Lowest and highest factor of the scale jitter."
+    )
+    flags.DEFINE_integer("batch_size", 8, "Number of images in a batch.")
+    flags.DEFINE_string(
+        "model_garden_python",
+        None,
+        "Python interpreter of the environment with Model Garden; omit to skip it.",
+    )
+    flags.DEFINE_float("measure_secs", 8.0, "Duration of one measurement, s.")
+    flags.DEFINE_float(
+        "warm_up_secs", 4.0, "Duration of the warm-up before each measurement, s."
+    )
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
 
 
 if __name__ == "__main__":
+    define_flags()
     guard.run(main)

@@ -25,13 +25,7 @@ from absl import flags
 from retinanet_tpu.data import image_files, transforms
 from retinanet_tpu.startup import guard
 
-_JPEGS = flags.DEFINE_string(
-    "jpegs", None, "Folder of JPEGs; omit to use synthetic images."
-)
-_IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", 640, "Height and width of the network's input, px."
-)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
+FLAGS = flags.FLAGS
 
 _NUM_SYNTHETIC = 3
 _WIDTH = 4000
@@ -164,17 +158,27 @@ def _rms_error(
 
 def main() -> None:
     """Runs the command."""
-    if _JPEGS.value:
-        paths = image_files.find([_JPEGS.value])
+    if FLAGS.jpegs:
+        paths = image_files.find([FLAGS.jpegs])
         jpegs = [tf.io.read_file(path).numpy() for path in paths]
     else:
         jpegs = [synthetic_jpeg(seed) for seed in range(_NUM_SYNTHETIC)]
     print("| | CPU ms/image | RMS error, gray levels |")
     print("| --- | --- | --- |")
-    output_size = (_IMAGE_SIZE.value, _IMAGE_SIZE.value)
-    for name, (cpu_ms, rms) in measure(jpegs, output_size, _ROUNDS.value).items():
+    output_size = (FLAGS.image_size, FLAGS.image_size)
+    for name, (cpu_ms, rms) in measure(jpegs, output_size, FLAGS.rounds).items():
         print(f"| {name} | {cpu_ms:.0f} | {rms:.2f} |")
 
 
+def define_flags() -> None:
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_string("jpegs", None, "Folder of JPEGs; omit to use synthetic images.")
+    flags.DEFINE_integer(
+        "image_size", 640, "Height and width of the network's input, px."
+    )
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
+
+
 if __name__ == "__main__":
+    define_flags()
     guard.run(main)

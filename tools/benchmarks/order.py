@@ -32,18 +32,7 @@ from retinanet_tpu.conversion import converter
 from retinanet_tpu.data import annotations, record_files, record_order
 from retinanet_tpu.startup import guard
 
-_NUM_IMAGES = flags.DEFINE_integer(
-    "num_images", 20_000, "Number of images in the data set.", lower_bound=1
-)
-_NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", 10, "Number of classes.", lower_bound=1
-)
-_NUM_FILES = flags.DEFINE_list(
-    "num_files", ["16", "64"], "Numbers of record files to compare."
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 64, "Number of images in a batch.", lower_bound=1
-)
+FLAGS = flags.FLAGS
 
 READERS = {
     "here": record_order.read_records_in_order,
@@ -160,18 +149,18 @@ def mixing(
 
 def main() -> None:
     """Runs the command."""
-    num_images, num_classes = _NUM_IMAGES.value, _NUM_CLASSES.value
+    num_images, num_classes = FLAGS.num_images, FLAGS.num_classes
     print("| dealt | read | files | classes | largest | epochs |")
     print("| --- | --- | --- | --- | --- | --- |")
     for dealer, reader, num_files in itertools.product(
-        DEALERS, READERS, map(int, _NUM_FILES.value)
+        DEALERS, READERS, map(int, FLAGS.num_files)
     ):
         dealt = DEALERS[dealer](num_images, num_classes, num_files)
         result = mixing(
             read(dealt, reader),
             num_images=num_images,
             num_classes=num_classes,
-            batch_size=_BATCH_SIZE.value,
+            batch_size=FLAGS.batch_size,
         )
         print(
             f"| {dealer} | {reader} | {num_files} | {result.num_classes:g} | "
@@ -179,5 +168,18 @@ def main() -> None:
         )
 
 
+def define_flags() -> None:
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_integer(
+        "num_images", 20_000, "Number of images in the data set.", lower_bound=1
+    )
+    flags.DEFINE_integer("num_classes", 10, "Number of classes.", lower_bound=1)
+    flags.DEFINE_list("num_files", ["16", "64"], "Numbers of record files to compare.")
+    flags.DEFINE_integer(
+        "batch_size", 64, "Number of images in a batch.", lower_bound=1
+    )
+
+
 if __name__ == "__main__":
+    define_flags()
     guard.run(main)
