@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 import toy_data
 from retinanet_tpu import evaluate
 from retinanet_tpu.data import pipeline
-from retinanet_tpu.estimator import sidecar, summaries, train_step
+from retinanet_tpu.estimator import sidecar, summaries, tpu_estimator, train_step
 from retinanet_tpu.estimator.model_dir import run_state
 from retinanet_tpu.task import cli
 
@@ -126,9 +126,7 @@ def test_a_signal_gives_the_lease_back(model_dir, main, monkeypatch, name, code)
         assert os.listdir(model_dir / "leases")
         os.kill(os.getpid(), getattr(signal, name))
 
-    monkeypatch.setattr(
-        evaluate.sidecar.estimator_lib.TPUEstimator, "evaluate", evaluate_and_be_stopped
-    )
+    monkeypatch.setattr(tpu_estimator.TPUEstimator, "evaluate", evaluate_and_be_stopped)
     with pytest.raises(SystemExit) as ended:
         main(model_dir)
     assert ended.value.code == code

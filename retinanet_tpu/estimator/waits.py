@@ -5,6 +5,7 @@ the next batch in C++, for ever if none comes. Here a thread of its own waits, a
 caller may give the call up. Nothing ends such a thread but the process.
 """
 
+import atexit
 import logging as python_logging
 import os
 import queue
@@ -22,6 +23,9 @@ T = TypeVar("T")
 _POLL_SECS = 0.2
 # A batch that takes longer is not waited for by a process that is asked to stop.
 STALL_SECS = 1.0
+_RELEASE_SECS = (
+    10.0  # Deleting an iterator takes milliseconds, unless it waits for data.
+)
 
 
 class _Waiter:
@@ -56,6 +60,7 @@ class _Waiter:
 _callers = threading.local()
 # Each returns True as long as a thread may be waiting in C++.
 _unfinished: list[Callable[[], bool]] = []
+_releasing: list[threading.Thread] = []
 
 
 class GivenUpError(Exception):
@@ -143,6 +148,17 @@ def release(held: list) -> None:
     thread.start()
     _forget_finished()
     _unfinished.append(thread.is_alive)
+    _releasing[:] = [*filter(threading.Thread.is_alive, _releasing), thread]
+
+
+@atexit.register
+def _wait_for_releases():
+    """Waits a little for iterators that are being deleted.
+
+    A process that ends meanwhile may abort: Python ends its threads within C++.
+    """
+    for thread in _releasing:
+        thread.join(_RELEASE_SECS)
 
 
 def _forget_finished():

@@ -8,7 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import repository
-from retinanet_tpu import evaluate, train
+from retinanet_tpu import data_service, evaluate, train
 from retinanet_tpu.task import cli
 
 yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
@@ -17,7 +17,11 @@ FOLDER = repository.ROOT / "tools" / "deploy" / "kubernetes"
 # podFailurePolicy is stable since then.
 OLDEST_KUBERNETES = "1.31"
 TRAINERS = ["trainer_tpu.yaml", "trainer_gpu.yaml"]
-MODULES = {"retinanet_tpu.train": train, "retinanet_tpu.evaluate": evaluate}
+MODULES = {
+    "retinanet_tpu.train": train,
+    "retinanet_tpu.evaluate": evaluate,
+    "retinanet_tpu.data_service": data_service,
+}
 
 
 def documents(*names):
