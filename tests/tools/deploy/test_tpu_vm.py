@@ -277,11 +277,11 @@ def test_an_unreadable_state_is_not_an_absent_slice(cloud, script):
 
 def test_the_configuration_for_several_hosts_contains_the_slice(monkeypatch):
     monkeypatch.chdir(repository.ROOT)
-    gin_files.add_search_path(cli.GIN_CONFIGS)
     text = gin_files.parse(
         ["gin_configs/coco_r50_640_6x.gin", "gin_configs/device/tpu_pod.gin"],
         ["TPU_NAME = 'big'"],
         known=configurables.CONFIGURABLES,
+        search_path=[cli.GIN_CONFIGS],
     )
     assert "TPU_NAME = 'big'" in text and "make_strategy.tpu = %TPU_NAME" in text
 
