@@ -6,7 +6,7 @@
 
 The evaluator reads COCO_ROOT/annotations/instances_val2017.json, or unpacks it from
 COCO_ROOT/annotations_trainval2017.zip. It downloads nothing. The images are read from
-COCO_ROOT/val2017. --no-deps is necessary, because the package requires releases of 2019.
+COCO_ROOT/val2017. --no-deps is necessary: the package requires releases of 2019.
 
 State of the service in November 2026:
 * The last release of the package is of September 2020. It runs with TensorFlow 2.20's
