@@ -13,9 +13,10 @@ State of the service in November 2026:
   NumPy and returns the same six APs as pycocotools.
 * It connects to sotabench.com only on that site's machines (SOTABENCH_SERVER) or to
   check a submission (SOTABENCH_CHECK).
-* Papers with Code, which ran the site, closed in July 2025. Whether a site still accepts
-  results was not tested.
-* SOTABENCH_STORE_FILENAME=results.json writes the result to a file in the site's format.
+* Papers with Code, which ran the site, closed in July 2025. Whether a site still
+  accepts results was not tested.
+* SOTABENCH_STORE_FILENAME=results.json writes the result to a file, in the site's
+  format.
 """
 
 import retinanet_tpu.startup.cpu
@@ -117,7 +118,7 @@ def feed(
     logging.info(f"sotabench | {meter}")
     if is_first:
         raise errors.UserError(
-            "The model has no detections, which sotabench cannot evaluate; check --model."
+            "The model has no detections, so sotabench cannot evaluate it; check --model."
         )
     if records:
         _call(evaluator.add, records)

@@ -27,7 +27,7 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def digits():
-    """The tool as a module, without its flags, which the package's commands define too."""
+    """The tool as a module. Its flags are removed, as the package defines the same."""
     module_spec = importlib.util.spec_from_file_location("train_digits", TOOL)
     module = importlib.util.module_from_spec(module_spec)
     names = ("model_dir", "max_steps")
