@@ -118,7 +118,7 @@ def feed(
     logging.info(f"sotabench | {meter}")
     if is_first:
         raise errors.UserError(
-            "The model has no detections, so sotabench cannot evaluate it; check --model."
+            "The model has no detections, so sotabench cannot score it; check --model."
         )
     if records:
         _call(evaluator.add, records)

@@ -238,7 +238,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def build(tool, monkeypatch, onnx_path, tmp_path, capsys):
-    """Returns a function that runs the tool on fakes; it returns the output or error."""
+    """Returns a function that runs the tool on fakes and returns its output."""
 
     def run(tensorrt, cuda=None, **options):
         tensorrt.cuda = cuda or FakeCuda()

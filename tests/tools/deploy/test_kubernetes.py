@@ -59,7 +59,7 @@ def container(template):
 
 
 def variables(template):
-    """Returns the variables of a container's ConfigMaps; later ones override earlier ones."""
+    """Returns the variables of a container's ConfigMaps; later ones win."""
     values = {}
     for source in container(template).get("envFrom", []):
         values |= one("ConfigMap", source["configMapRef"]["name"])["data"]
