@@ -1,4 +1,4 @@
-"""Measures torchvision's RetinaNet training step, for tools/benchmarks/step.py's table.
+"""Measures torchvision's RetinaNet training step as a row of step.py's table.
 
   /its/environment/bin/python torchvision_step.py --batch_size 8 16 32 64
 
