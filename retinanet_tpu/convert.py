@@ -154,7 +154,7 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFo
         annotated = readers.read(
             _FORMAT.value,
             path,
-            pictures=pictures,
+            image_folder=pictures,
             names=_NAMES.value,
             classes=_path("classes", word),
             class_attribute=_CLASS_ATTRIBUTE.value,

@@ -110,11 +110,11 @@ COUNTED = [
      lambda f: (f / "images/b.png").unlink(), "images missing on disk", "b.png"),
     ("an image under another path than annotated", "coco",
      lambda f: replace(f, "instances.json", ("b.png", "C:\\\\data\\\\B.jpeg")),
-     "images taken under another path than annotated", "b.png"),
+     "images found under another path than annotated", "b.png"),
     ("a name that fits two images", "csv",
      lambda f: [save_size(f, f"{x}/b.png", 9, 9) for x in "xy"]
      and (f / "images/b.png").unlink(),
-     "images of which several files may be meant, left out", "b.png"),
+     "images that match several files, left out", "b.png"),
     ("an image without annotation", "voc",
      lambda f: save_size(f, "new.png", 9, 9),
      "images without annotation, left out", "new.png"),
@@ -218,9 +218,9 @@ REFUSED = [
      lambda f: change_coco(f, lambda c: c.pop("categories")),
      r"instances\.json lacks categories"),
     ("an image id that repeats", "coco", edit("images", 1, id=1),
-     r"instances\.json: image id 1 comes 2 times"),
+     r"instances\.json: image id 1 occurs 2 times"),
     ("a category id that repeats", "coco", edit("categories", 1, id=1),
-     r"instances\.json: category id 1 comes 2 times"),
+     r"instances\.json: category id 1 occurs 2 times"),
     ("one image listed twice", "coco", edit("images", 1, file_name="b.png"),
      r"b\.png is annotated twice, as image 1 .* and 2"),
     ("two classes of one name", "yolo",
@@ -277,7 +277,7 @@ REFUSED = [
      lambda f: replace(f, "boxes.csv", ("class,", "color,")),
      r"boxes\.csv, line 1 .*lacks class"),
     ("two images of one stem", "voc", lambda f: save_size(f, "b.bmp", 9, 9),
-     r"has b\.bmp and b\.png; annotations of b could be of either"),
+     r"has b\.bmp and b\.png; annotations of b may refer to either"),
 ]  # fmt: skip
 
 
@@ -285,7 +285,7 @@ REFUSED = [
 LEAVE_OUT = {
     "annotation files unreadable, their images left out",
     "images missing on disk",
-    "images of which several files may be meant, left out",
+    "images that match several files, left out",
     "images of 0 bytes",
     "images unreadable",
     "images of another size than annotated, left out",

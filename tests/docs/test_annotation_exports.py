@@ -1,4 +1,4 @@
-"""The page of annotation exports: each of its commands, on an export of that tool."""
+"""Runs each command of the page of annotation exports on an export of that tool."""
 
 import json
 import re
@@ -23,13 +23,13 @@ def convert():
 
 
 def boxes(path):
-    """Returns class, left, top and size of the boxes of a split, a list an image."""
+    """Returns the class, left, top and size of the boxes of each image of a split."""
     content = json.loads(path.read_text("utf-8"))
     names = {c["id"]: c["name"] for c in content["categories"]}
-    found = {image["id"]: [] for image in content["images"]}
+    by_image = {image["id"]: [] for image in content["images"]}
     for item in content["annotations"]:
-        found[item["image_id"]].append((names[item["category_id"]], *item["bbox"]))
-    return [sorted(of_image) for of_image in found.values()]
+        by_image[item["image_id"]].append((names[item["category_id"]], *item["bbox"]))
+    return [sorted(of_image) for of_image in by_image.values()]
 
 
 def expected_boxes(image):
@@ -38,7 +38,7 @@ def expected_boxes(image):
     )
 
 
-def test_the_page_has_the_exports_that_are_tried_here():
+def test_the_page_has_the_exports_that_are_tested_here():
     assert list(COMMANDS) == list(export_folders.EXPORTS)
 
 
@@ -47,10 +47,10 @@ def test_a_command_of_the_page_converts_the_export(convert, tmp_path, export):
     folder, output = tmp_path / "DS", tmp_path / "out"
     folder.mkdir()
     export_folders.EXPORTS[export](folder)
-    # A fraction of so few images may leave a split without any.
+    # A fraction of 0.2 of so few images may leave the validation split empty.
     command = COMMANDS[export].replace("=DS", f"={folder}").replace("=0.2", "=0.5")
-    done = convert(f"--output_dir={output}", *shlex.split(command))
-    assert done.returncode == 0, done.stderr
+    result = convert(f"--output_dir={output}", *shlex.split(command))
+    assert result.returncode == 0, result.stderr
     assert category_map.read(str(output / "categories.json")).names == ["cat", "dog"]
-    found = boxes(output / "train.json") + boxes(output / "val.json")
-    assert sorted(found) == sorted(map(expected_boxes, export_folders.IMAGES))
+    converted = boxes(output / "train.json") + boxes(output / "val.json")
+    assert sorted(converted) == sorted(map(expected_boxes, export_folders.IMAGES))

@@ -1,4 +1,4 @@
-"""One small data set, written in each format that the converter reads."""
+"""Writes one small data set in each format that the converter reads."""
 
 import csv
 import json
@@ -15,12 +15,7 @@ import tool_exports
 from retinanet_tpu.conversion import checks, converter
 from retinanet_tpu.conversion.formats import files, locating, readers
 
-# Of the last ones what follows "_" is one of several exports of a tool.
-FORMATS = (
-    *("coco", "voc", "yolo", "csv", "labelme", "openimages"),
-    *tool_exports.WRITERS,
-)
-# Sorted, as formats without a list of classes number them.
+# Sorted, because formats without a list of classes number sorted names.
 NAMES = ("Straße", "ampel", "猫 (cat)")
 
 
@@ -43,7 +38,7 @@ class SampleImage(NamedTuple):
     boxes: tuple[Box, ...]
 
 
-# Sides are powers of two, so that shares of them are exact; sorted by name.
+# Sides are powers of two, so that fractions of them are exact. Sorted by name.
 IMAGES = (
     SampleImage("b.png", 32, 64, (Box(NAMES[2], 1, 2, 31, 60),)),
     SampleImage(
@@ -65,33 +60,42 @@ def draw(folder, images=IMAGES, **options):
 
 
 def write(kind, folder, images=IMAGES, names=NAMES):
-    """Writes annotations in a format to a new folder; returns what to read."""
+    """Writes annotations in a format to a new folder.
+
+    Args:
+      kind: The format, one of FORMATS.
+      folder: The folder to make.
+      images: The images to annotate.
+      names: The class names.
+
+    Returns:
+      The path of the file or folder to read.
+    """
     folder.mkdir(parents=True)
     return WRITERS[kind](folder, images, names)
 
 
 def image_folder(folder):
-    """Returns the images of a folder as readers take them."""
+    """Returns the images of a folder as an argument for readers."""
     return files.ImageFolder(str(folder), files.list_images(str(folder)))
 
 
 def read(kind, path, images_dir):
-    """Reads annotations as retinanet-tpu convert does."""
-    names = files.list_images(str(images_dir))
-    images = files.ImageFolder(str(images_dir), names)
+    """Reads annotations as `retinanet-tpu convert` does."""
+    images = image_folder(images_dir)
     flag, classes = kind.partition("_")[0], None
     if kind == "openimages":
         classes = str(pathlib.Path(path).parent / "class-descriptions.csv")
-    annotated = readers.read(flag, str(path), pictures=images, classes=classes)
+    annotated = readers.read(flag, str(path), image_folder=images, classes=classes)
     locating.check_exist(annotated, images)
     return annotated
 
 
 def convert(kind, path, images_dir, output_dir, **options):
-    """Reads, checks and converts to a split "train", as the tool does.
+    """Reads, checks and converts to a split "train", as the command does.
 
     Returns:
-      The Conversion, its findings after those of the reading.
+      The Conversion. Its events begin with those of the reader.
     """
     annotated = read(kind, path, images_dir)
     checks.check_set(annotated)
@@ -102,12 +106,12 @@ def convert(kind, path, images_dir, output_dir, **options):
         split="train",
         **{"num_shards": 2} | options,
     )
-    findings = [*annotated.events, *conversion.events]
-    return conversion._replace(events=findings)
+    events = [*annotated.events, *conversion.events]
+    return conversion._replace(events=events)
 
 
 def coco_content(images=IMAGES, names=NAMES):
-    """Returns what a COCO file of images holds, to damage it."""
+    """Returns the content of a COCO file of the images, to be modified."""
     boxes = [(i, b) for i, image in enumerate(images, start=1) for b in image.boxes]
     return {
         "images": [
@@ -134,7 +138,7 @@ def coco_content(images=IMAGES, names=NAMES):
 
 
 def giant_png(side):
-    """Returns a PNG whose header promises side x side pixels, and holds none."""
+    """Returns a PNG of side x side pixels by its header, but without pixels."""
     size = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -254,3 +258,5 @@ WRITERS = {
     "openimages": _write_openimages,
     **tool_exports.WRITERS,
 }
+# The part of a name before "_" is the format of --format, the rest a variant of a tool.
+FORMATS = tuple(WRITERS)

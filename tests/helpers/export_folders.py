@@ -1,4 +1,4 @@
-"""Folders as annotation tools export them: images and annotations in their places."""
+"""Folders as annotation tools export them: images and annotations."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import annotation_files
 import tool_exports
 
 NAMES = ["cat", "dog"]
-# Sides are powers of two, so that shares of them are exact.
+# Sides are powers of two, so that fractions of them are exact.
 IMAGES = [
     annotation_files.SampleImage(
         f"img{number}.png",

@@ -46,7 +46,7 @@ def via_project(folder, images, names):
 
 
 def via_coco(folder, images, names):
-    """Writes the COCO export: image ids are texts, categories stand once an image."""
+    """Writes the COCO export: image ids are texts, categories repeat per image."""
     boxes = [(i, b) for i, image in enumerate(images) for b in image.boxes]
     content = {
         "info": {"description": "VIA project exported to COCO format"},
@@ -115,7 +115,7 @@ def cvat(folder, images, names):
 
 
 def cvat_video(folder, images, names):
-    """Writes a track for each box, which leaves in the next frame."""
+    """Writes a track for each box, which is outside in the next frame."""
     root = _cvat_root(names)
     for number, image in enumerate(images):
         for b in image.boxes:

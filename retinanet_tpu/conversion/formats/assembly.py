@@ -1,73 +1,91 @@
-"""From what the files of a format say to an AnnotatedSet: ids, classes, areas."""
+"""Makes an AnnotatedSet of parsed annotation files: ids, classes and areas."""
 
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
-from retinanet_tpu.conversion.formats import files, locating
+from retinanet_tpu.conversion.formats import files, locating, shapes
 from retinanet_tpu.data import annotations
 
 FROM_OUTLINE = "boxes taken from the outline of the object"
-# labelme's names for regions to leave out and for the rest; others write the third.
+# labelme's names for regions to ignore and for the background. Other tools write the
+# third.
 NO_CLASSES = ("__ignore__", "_background_", "__background__")
 _NO_CLASS = "objects of no class (__ignore__, _background_), dropped"
-# What image/source_id may hold, and fits an int64.
-_MAX_DIGITS = 18
+_MAX_DIGITS = 18  # Any number of 18 digits fits the int64 of image/source_id.
+_MAX_NAMES = 10  # Classes that an error shows.
 
 
 class LabeledBox(NamedTuple):
-    """One box as a file has it."""
+    """A box as annotated.
 
-    label: str  # what the file calls the class
-    box_xywh: tuple[float, float, float, float]
-    place: int  # which line or record of the file
+    Attributes:
+      label: The class as the file names it.
+      box_xywh: The left, top, width and height in px, or in fractions of the image's
+        sides.
+      source_line: The number of the line or record in the file.
+      is_crowd: Whether the box encloses a crowd.
+    """
+
+    label: str
+    box_xywh: shapes.Box
+    source_line: int
     is_crowd: bool = False
 
 
-class Content(NamedTuple):
-    """The content of an annotation file that is about one image."""
-
-    picture: "ReadImage"
-    findings: list[annotations.ConversionEvent]
-
-
 class ReadImage(NamedTuple):
-    """One image as a file has it."""
+    """An image as annotated.
+
+    Attributes:
+      file_name: The file name as the file contains it.
+      height: The height, px; 0 if absent.
+      width: The width, px; 0 if absent.
+      objects: The boxes.
+      source: The file, or the record in it.
+    """
 
     file_name: str
-    height: int  # 0 where the file does not say
+    height: int
     width: int
     objects: Sequence[LabeledBox]
     source: str
 
 
+class Content(NamedTuple):
+    """The annotations of one image, and the events of reading them."""
+
+    image: ReadImage
+    events: list[annotations.ConversionEvent]
+
+
 def number_classes(labels: Iterable[str], *, first_id: int = 1) -> list[dict[str, Any]]:
-    """Returns COCO's categories of class names, numbered in their order."""
+    """Returns COCO categories of the class names, numbered in order."""
     return [{"id": i, "name": name} for i, name in enumerate(labels, start=first_id)]
 
 
-def classes_of(pictures: Iterable[ReadImage]) -> list[dict[str, Any]]:
-    """Returns COCO's categories of all classes that occur, sorted by name."""
-    labels = {o.label for p in pictures for o in p.objects}
-    # Last, so that the numbers have no gap when they are taken out.
+def classes_of(images: Iterable[ReadImage]) -> list[dict[str, Any]]:
+    """Returns COCO categories of all classes that occur, sorted by name."""
+    labels = {item.label for image in images for item in image.objects}
+    # NO_CLASSES are last, so that the ids have no gap after they are removed.
     return number_classes(sorted(labels, key=lambda name: (name in NO_CLASSES, name)))
 
 
-def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.AnnotatedSet:
-    """Returns a set without the names that labelme and others use for no class.
+def drop_no_classes(annotated: annotations.AnnotatedSet) -> annotations.AnnotatedSet:
+    """Returns a set without NO_CLASSES and their objects; counts these objects.
 
-    `__ignore__` marks a region to be left out for all classes. A crowd is of one class,
-    so it cannot stand for that; the objects are dropped and counted.
+    `__ignore__` marks a region to ignore for all classes. A crowd has one class, so it
+    cannot represent such a region.
     """
     names = {c["id"]: c["name"] for c in annotated.categories}
     dropped = {i for i, name in names.items() if name in NO_CLASSES}
     if not dropped or len(dropped) == len(names):
         return annotated
-    images, findings = [], list(annotated.events)
+    images: list[annotations.AnnotatedImage] = []
+    events = list(annotated.events)
     for image in annotated.images:
         kept = tuple(o for o in image.objects if o.category_id not in dropped)
-        findings += [
+        events += [
             annotations.ConversionEvent(
                 _NO_CLASS,
                 annotations.source_line_of(image, item),
@@ -79,43 +97,44 @@ def without_no_classes(annotated: annotations.AnnotatedSet) -> annotations.Annot
         ]
         images.append(image._replace(objects=kept))
     categories = [c for c in annotated.categories if c["id"] not in dropped]
-    return annotations.AnnotatedSet(images, categories, tuple(findings))
+    return annotations.AnnotatedSet(images, categories, tuple(events))
 
 
 def assemble(
-    pictures: Iterable[ReadImage],
+    images: Iterable[ReadImage],
     categories: list[dict[str, Any]],
     *,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent] = (),
+    events: Sequence[annotations.ConversionEvent] = (),
     ids: Mapping[str, int] | None = None,
     is_norm: bool = False,
 ) -> annotations.AnnotatedSet:
-    """Makes the record of what the files of a format say.
+    """Makes an AnnotatedSet of parsed images, sorted by name.
 
-    Images are sorted by name. Their ids are the names where all are numbers, else 1,
-    2, ...; annotation ids run on.
+    The id of an image is its name if the names of all images are numbers, else its
+    rank, from 1. Annotation ids are 1, 2, ... across images.
 
     Args:
-      images: each once.
+      images: The images, each once.
       categories: COCO's dicts of id and name.
-      unit: what the places count, for reports.
-      findings: of the reading.
-      ids: what the files call a class -> category id; None if it is the name.
-      is_norm: boxes are shares of the image's sides.
+      unit: The unit that `source_line` counts, such as "line"; for reports.
+      events: The events of reading the files.
+      ids: The category id of each label; None if labels are the categories' names.
+      is_norm: Whether boxes are fractions of the image's sides.
 
     Raises:
-      UserError: an object is of none of the classes.
+      UserError: The class of an object is not in `ids`.
     """
     if ids is None:
         ids = {category["name"]: category["id"] for category in categories}
-    pictures = sorted(pictures, key=lambda p: (annotations.stem(p.file_name), p))
-    images, next_id = [], 1
-    for image_id, picture in zip(_image_ids(pictures), pictures, strict=True):
-        objects = []
-        for item in picture.objects:
+    read_images = sorted(images, key=lambda i: (annotations.stem(i.file_name), i))
+    annotated_images: list[annotations.AnnotatedImage] = []
+    next_id = 1
+    for image_id, image in zip(_image_ids(read_images), read_images, strict=True):
+        objects: list[annotations.AnnotatedObject] = []
+        for item in image.objects:
             if item.label not in ids:
-                raise errors.UserError(_unknown(item, picture, unit, ids))
+                raise errors.UserError(_unknown_class(item, image, unit, ids))
             area = item.box_xywh[2] * item.box_xywh[3]
             objects.append(
                 annotations.AnnotatedObject(
@@ -124,23 +143,23 @@ def assemble(
                     box_xywh=item.box_xywh,
                     area=area,
                     is_crowd=item.is_crowd,
-                    source_line=item.place,
+                    source_line=item.source_line,
                 )
             )
         next_id += len(objects)
-        images.append(
+        annotated_images.append(
             annotations.AnnotatedImage(
                 image_id=image_id,
-                file_name=picture.file_name,
-                height=picture.height,
-                width=picture.width,
+                file_name=image.file_name,
+                height=image.height,
+                width=image.width,
                 objects=tuple(objects),
-                source=picture.source,
+                source=image.source,
                 unit=unit,
                 is_norm=is_norm,
             )
         )
-    return annotations.AnnotatedSet(images, categories, tuple(findings))
+    return annotations.AnnotatedSet(annotated_images, categories, tuple(events))
 
 
 def assemble_files(
@@ -148,77 +167,86 @@ def assemble_files(
     categories: list[dict[str, Any]] | None,
     *,
     directory: str,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent],
+    events: Sequence[annotations.ConversionEvent],
 ) -> annotations.AnnotatedSet:
-    """Makes the record of a folder with one annotation file for each image.
+    """Makes an AnnotatedSet of a folder with one annotation file per image.
 
-    The image is that of the file's own name, else the one that the file names: programs
-    that copy or rename leave the latter behind.
+    The image has the name of the annotation file, or else the name that the file
+    contains. The latter is often outdated, as tools that copy or rename files keep it.
 
     Args:
-      contents: The files that were read, by name relative to the directory.
+      contents: The parsed files, by name relative to the directory.
       categories: The classes; None for all that occur, sorted.
       directory: The folder of annotation files.
-      images: The folder of images.
-      unit: what the places count, for reports.
-      findings: Findings about files that could not be read.
+      image_folder: The folder of images.
+      unit: The unit that `source_line` counts, such as "object"; for reports.
+      events: The events about files that cannot be read.
+
+    Raises:
+      UserError: The class of an object is not in `categories`.
     """
-    candidates, images = [], []
+    candidates: list[list[list[str]]] = []
+    images: list[ReadImage] = []
     for name, (image, _) in contents.items():
-        stem, written = annotations.stem(name), image.file_name
+        stem = annotations.stem(name)
+        written = image.file_name
         beside = posixpath.join(directory, posixpath.dirname(name), written)
         candidates.append([[stem], [written, beside]])
         missing = stem + (posixpath.splitext(written)[1] or ".jpg")
         images.append(image._replace(file_name=missing))
-    images, several, used = locating.locate(
-        images, candidates, pictures, counts_renamed=False
+    images, of_names, matched = locating.locate(
+        images, candidates, image_folder, counts_renamed=False
     )
     file_names = {image.source: image.file_name for image in images}
-    in_files = [
-        finding._replace(image=file_names.get(name, name))
+    of_images = [
+        event._replace(image=file_names.get(name, name))
         for name, content in contents.items()
-        for finding in content.findings
+        for event in content.events
     ]
-    used |= {annotations.stem(name) for name in contents}
-    used |= {annotations.stem(finding.location) for finding in findings}
-    unannotated = annotations.images_without_annotation(pictures.names, used)
+    # The images of files that cannot be read are reported already.
+    matched |= {annotations.stem(name) for name in contents}
+    matched |= {annotations.stem(event.location) for event in events}
+    unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return assemble(
         images,
         classes_of(images) if categories is None else categories,
         unit=unit,
-        findings=[*findings, *in_files, *several, *unannotated],
+        events=[*events, *of_images, *of_names, *unannotated],
     )
 
 
-def corners_to_xywh(
-    xmin: float, ymin: float, xmax: float, ymax: float
-) -> tuple[float, float, float, float]:
+def corners_to_xywh(xmin: float, ymin: float, xmax: float, ymax: float) -> shapes.Box:
     """Returns left, top, width and height; sizes are negative for swapped corners."""
     return xmin, ymin, xmax - xmin, ymax - ymin
 
 
-def _image_ids(pictures: list[ReadImage]) -> Iterable[int]:
-    stems = [annotations.stem(picture.file_name) for picture in pictures]
+def _image_ids(images: list[ReadImage]) -> Iterable[int]:
+    """Returns the names as numbers if all are distinct numbers, else 1, 2, ..."""
+    stems = [annotations.stem(image.file_name) for image in images]
     if all(s.isdecimal() and len(s) <= _MAX_DIGITS for s in stems):
         ids = [int(s) for s in stems]
         if len(set(ids)) == len(ids):
             return ids
-    return range(1, len(pictures) + 1)
+    return range(1, len(images) + 1)
 
 
-def _unknown(
-    item: LabeledBox, picture: ReadImage, unit: str, ids: Mapping[str, int]
+def _unknown_class(
+    item: LabeledBox, image: ReadImage, unit: str, ids: Mapping[str, int]
 ) -> str:
-    same = [name for name in ids if _plain(name) == _plain(item.label)]
-    hint = f" {same[0]!r} differs in case or blanks only." if same else ""
-    known = ", ".join(list(ids)[:10]) + (", ..." if len(ids) > 10 else "")
+    """Returns the error message for an object whose class is not in `ids`."""
+    similar = [name for name in ids if _normalized(name) == _normalized(item.label)]
+    hint = f" {similar[0]!r} differs only in case or whitespace." if similar else ""
+    known = ", ".join(list(ids)[:_MAX_NAMES])
+    more = ", ..." if len(ids) > _MAX_NAMES else ""
     return (
-        f"{picture.source}, {unit} {item.place} has class {item.label!r}; known are "
-        f"{known}.{hint} They come from --names, --classes or categories.json."
+        f"{image.source}, {unit} {item.source_line} has class {item.label!r}; known "
+        f"are {known}{more}.{hint} Classes are set by --names, --classes or "
+        "categories.json."
     )
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
+    """Returns a name without whitespace and in one case."""
     return "".join(name.split()).casefold()

@@ -1,196 +1,254 @@
-"""What the readers of annotations share: their files, and the folder of images."""
+"""Reads annotation files, and finds images in their folder by name."""
 
 import codecs
 import concurrent.futures
 import csv
 import io
 import itertools
-import json
 import math
 import os
 import posixpath
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.conversion.formats import name_matching
+from retinanet_tpu.conversion.formats import folder_walk, name_matching
 from retinanet_tpu.data import annotations
 
 UNREADABLE = annotations.UNREADABLE
-# Opening a remote file takes ~50 ms, whatever its size: many at once.
+# Opening a remote file takes ~50 ms, whatever its size, so many are opened at once.
 _NUM_READERS = 16
-_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # As Excel writes.
-# What macOS puts beside files and into archives.
-_OF_SYSTEMS = ("._", "__MACOSX")
-_NAMED = 3  # Examples that an error shows.
-# All names in their own folder come before any name in another folder.
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # Excel writes them.
+_NUM_EXAMPLES = 3  # Names that an error shows.
+# Matches in the written folder have precedence over matches in other folders.
 _ROUNDS = (
     (name_matching.EXACT, name_matching.OTHER_ENDING),
     (name_matching.OTHER_FOLDER, name_matching.OTHER_FOLDER_AND_ENDING),
 )
 
 
-class Matches(NamedTuple):
-    """The images of a folder that annotations are about, by key of the annotation."""
+_Parsed = TypeVar("_Parsed")
+# Arguments: the bytes of a file, and its name. Raises ValueError for invalid content.
+ParseFn = Callable[[bytes, str], _Parsed]
 
-    names: dict[Any, str]  # where exactly one image fits
-    renamed: frozenset[Any]  # those of them that have another path than is written
-    several: dict[Any, list[str]]  # where more than one fits equally well
+
+class Matches(NamedTuple):
+    """The images of a folder that match annotations, by key of the annotation.
+
+    Attributes:
+      names: The file name of the image, for each key that exactly one image matches.
+      renamed: The keys of `names` whose image has another path than annotated.
+      several: The file names, for each key that several images match equally well.
+    """
+
+    names: dict[Any, str]
+    renamed: frozenset[Any]
+    several: dict[Any, list[str]]
 
 
 class ImageFolder:
-    """The images of a folder, found by what annotations call them."""
+    """The images of a folder, and a search for the names that annotations contain."""
 
     def __init__(self, folder: str, names: Iterable[str]):
-        """Takes the folder and its images' names, as `list_pictures` returns them."""
+        """Initializes the folder.
+
+        Args:
+          folder: The path of the folder.
+          names: The names of its images, as returned by `list_images`.
+        """
         self.folder = folder
         self.names = sorted(names)
         self._all = set(self.names)
         self._index = name_matching.NameIndex(self.names)
 
     @property
-    def some(self) -> str:
-        """Returns names of a few images, for errors."""
-        named = ", ".join(self.names[:_NAMED]) or "no image of a format that is read"
-        return named + (", ..." if len(self.names) > _NAMED else "")
+    def example_names(self) -> str:
+        """Returns the names of a few images, for error messages."""
+        examples = ", ".join(self.names[:_NUM_EXAMPLES])
+        if not examples:
+            return "no image of a supported format"
+        return examples + (", ..." if len(self.names) > _NUM_EXAMPLES else "")
 
     def has(self, name: str) -> bool:
-        """Returns whether a file is in the folder, whatever its extension."""
+        """Returns whether the folder has a file, with or without an extension."""
         if name in self._all:
             return True
         extension = os.path.splitext(name)[1].lower()
         if extension in name_matching.image_extensions() or not name:
-            return False  # It would be among the names.
+            return False  # Files with these extensions are all in `names`.
         try:
             return tf.io.gfile.exists(os.path.join(self.folder, name))
         except (tf.errors.OpError, UnicodeError, ValueError):
-            return False  # No name of a file.
+            return False  # Not a valid file name.
 
-    def match(self, wanted: Mapping[Any, Sequence[Sequence[str]]]) -> Matches:
-        """Finds the image of each annotation, the certain ones first.
+    def match(self, candidates: Mapping[Any, Sequence[Sequence[str]]]) -> Matches:
+        """Finds the image of each annotation, exact matches first.
 
-        An image that one annotation names exactly is not given to another one that
-        names it loosely: that one's own image is missing.
+        An image that one annotation names exactly is not assigned to another annotation
+        that names it loosely: the image of that other annotation is missing.
 
         Args:
-          wanted: By any key, the names of an image, best name first. Each is given as
-            the paths that it may stand for: absolute, or relative to the folder.
+          candidates: The names that each image may have, best name first, by any key.
+            Each name is a sequence of the paths that it may stand for: absolute, or
+            relative to the folder.
+
+        Returns:
+          The matches, by the same keys.
 
         Raises:
-          UserError: Two images of the folder differ in their ending only, and an
-            annotation names neither exactly.
+          UserError: Two images of the folder differ only in their extension, and an
+            annotation matches neither exactly.
         """
-        open_keys = {
-            key: [_spellings(paths) for paths in names] for key, names in wanted.items()
+        unmatched = {
+            key: [_spellings(paths) for paths in names]
+            for key, names in candidates.items()
         }
-        names, several, renamed = {}, {}, set()
-        depth = max(map(len, open_keys.values()), default=0)
+        names: dict[Any, str] = {}
+        several: dict[Any, list[str]] = {}
+        renamed: set[Any] = set()
+        num_ranks = max(map(len, unmatched.values()), default=0)
         for levels in _ROUNDS:
-            for place, level in itertools.product(range(depth), levels):
-                taken, found = set(names.values()), {}
-                for key, spellings in open_keys.items():
-                    for path in spellings[place] if place < len(spellings) else ():
-                        hits = self._at(level, path)
-                        if hits := [name for name in hits if name not in taken]:
-                            found[key] = hits
-                            break
-                for key, hits in found.items():
-                    del open_keys[key]
+            for rank, level in itertools.product(range(num_ranks), levels):
+                for key, hits in self._hits(unmatched, rank, level, names).items():
+                    del unmatched[key]
                     if len(hits) == 1:
                         names[key] = hits[0]
-                        renamed |= {key} if level else set()
+                        if level:
+                            renamed.add(key)
                     elif level < name_matching.OTHER_FOLDER:
-                        raise errors.UserError(self._either(wanted[key][0][0], hits))
+                        message = self._ambiguous(candidates[key][0][0], hits)
+                        raise errors.UserError(message)
                     else:
                         several[key] = hits
         return Matches(names, frozenset(renamed), several)
 
+    def _hits(
+        self,
+        unmatched: Mapping[Any, Sequence[Sequence[str]]],
+        rank: int,
+        level: int,
+        names: Mapping[Any, str],
+    ) -> dict[Any, list[str]]:
+        """Returns the images that match the names of one rank, at one level.
+
+        Args:
+          unmatched: The spellings of each name of each image, by key.
+          rank: The index into the names of an image, best name first.
+          level: The level of agreement, a constant of `name_matching`.
+          names: The images that are assigned already. They are left out.
+        """
+        assigned = set(names.values())
+        all_hits = {}
+        for key, spellings in unmatched.items():
+            for path in spellings[rank] if rank < len(spellings) else ():
+                hits = [n for n in self._at(level, path) if n not in assigned]
+                if hits:
+                    all_hits[key] = hits
+                    break
+        return all_hits
+
     def _at(self, level: int, path: str) -> list[str]:
+        """Returns the images that match a path relative to the folder, or absolute."""
         hits = self._index.at(level, path)
         if not hits and "/" in path and level < name_matching.OTHER_FOLDER:
             inside = below(path, self.folder)
             hits = self._index.at(level, inside) if inside else []
         return hits
 
-    def _either(self, written: str, hits: list[str]) -> str:
+    def _ambiguous(self, written: str, hits: list[str]) -> str:
         return (
             f"{self.folder} has {' and '.join(hits)}; annotations of {written} "
-            "could be of either. Keep one, or rename it and annotate both."
+            "may refer to either. Keep one, or rename it and annotate both."
         )
 
 
 def list_images(folder: str) -> list[str]:
-    """Returns the files of a folder that are images by their extension.
+    """Returns the files of a folder that have the extension of an image.
+
+    Args:
+      folder: The path of the folder.
 
     Returns:
-      Names relative to the folder, those in its subfolders included, sorted.
+      The names relative to the folder, including those in subfolders, sorted.
 
     Raises:
-      MissingFileError: there is no such folder.
+      MissingFileError: The folder does not exist.
     """
     extensions = name_matching.image_extensions()
-    return sorted(_walk(folder, "", lambda extension: extension in extensions))
+    return sorted(folder_walk.walk(folder, lambda extension: extension in extensions))
 
 
 def list_files(folder: str, extension: str) -> list[str]:
-    """Returns the files of an extension, as `list_pictures` does.
+    """Returns the files of a folder that have an extension, as `list_images` does.
+
+    Args:
+      folder: The path of the folder.
+      extension: The extension in lower case, with its dot.
 
     Raises:
-      MissingFileError: there is no such folder.
-      UserError: it holds none.
+      MissingFileError: The folder does not exist.
+      UserError: The folder contains no such file.
     """
-    names = sorted(_walk(folder, "", lambda found: found == extension))
+    names = sorted(folder_walk.walk(folder, lambda candidate: candidate == extension))
     if not names:
         raise errors.UserError(
-            f"{folder} holds no {extension} file; check --annotations."
+            f"{folder} contains no {extension} file; check --annotations."
         )
     return names
 
 
 def parse_each(
-    folder: str, names: list[str], parse_fn: Callable[[bytes, str], Any]
-) -> tuple[dict[str, Any], list[annotations.ConversionEvent]]:
-    """Reads many annotation files at once.
+    folder: str, names: list[str], parse_fn: ParseFn[_Parsed]
+) -> tuple[dict[str, _Parsed], list[annotations.ConversionEvent]]:
+    """Reads and parses many annotation files concurrently.
 
     Args:
-      folder: holds them.
-      names: relative to the folder.
-      parse_fn: content and name -> what is in the file, or ValueError.
+      folder: The folder of the files.
+      names: The names of the files, relative to the folder.
+      parse_fn: The function that parses one file.
 
     Returns:
-      What is in the files, by name, and a finding for each that could not be read.
+      The parsed contents by name, and an event for each file that cannot be read.
 
     Raises:
-      UserError: none could be read.
+      UserError: None of the files can be read.
     """
 
-    def parse(name: str) -> Any:
+    def parse(name: str) -> _Parsed | annotations.ConversionEvent:
         try:
             with tf.io.gfile.GFile(os.path.join(folder, name), "rb") as file:
                 return parse_fn(file.read(), name)
-        # The latter two: an encoding that nobody knows, brackets without end.
+        # LookupError: an unknown encoding. RecursionError: brackets nested too deeply.
         except (ValueError, LookupError, RecursionError) as error:
             detail = str(error).removesuffix(".")
             return annotations.ConversionEvent(UNREADABLE, name, detail, name)
 
+    parsed: dict[str, _Parsed] = {}
+    unreadable: list[annotations.ConversionEvent] = []
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
-        results = dict(zip(names, readers.map(parse, names), strict=True))
-    broken = [r for r in results.values() if isinstance(r, annotations.ConversionEvent)]
-    if len(broken) == len(names):
+        for name, result in zip(names, readers.map(parse, names), strict=True):
+            if isinstance(result, annotations.ConversionEvent):
+                unreadable.append(result)
+            else:
+                parsed[name] = result
+    if not parsed:
+        first = unreadable[0]
         raise errors.UserError(
             f"None of the {len(names)} annotation files in {folder} could be read; "
-            f"{broken[0].location}: {broken[0].detail}. Check --format and --annotations."
+            f"{first.location}: {first.detail}. Check --format and --annotations."
         )
-    for finding in broken:
-        del results[finding.location]
-    return results, broken
+    return parsed, unreadable
 
 
 def read_bytes(path: str) -> bytes:
-    """Reads a file that a person named; FileNotFoundError where there is none."""
+    """Returns the content of a file that a flag names.
+
+    Raises:
+      MissingFileError: The file does not exist, or is a folder.
+    """
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()
@@ -203,20 +261,24 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_text(path: str) -> str:
-    """Reads a text file as UTF-8, with or without a byte order mark.
+    """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-      MissingFileError: there is none.
-      UserError: it is in another encoding.
+      MissingFileError: The file does not exist, or is a folder.
+      UserError: The file has another encoding.
     """
     return decode(read_bytes(path), path)
 
 
 def decode(content: bytes, path: str) -> str:
-    """Returns the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+    """Decodes text in UTF-8, or in UTF-16 with a byte order mark.
+
+    Args:
+      content: The bytes of the file.
+      path: The name of the file, for error messages.
 
     Raises:
-      UserError: It is in another encoding, or no text.
+      UserError: The content has another encoding, or is not text.
     """
     try:
         return content.decode(encoding(content))
@@ -228,65 +290,20 @@ def decode(content: bytes, path: str) -> str:
 
 
 def encoding(content: bytes) -> str:
-    """Returns the encoding of a text by its byte order mark, UTF-8 without one."""
+    """Returns the encoding that a byte order mark indicates; UTF-8 without one."""
     return "utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig"
 
 
-def parse_json(
-    content: bytes,
-    path: str,
-    *,
-    without: str,
-    visit_fn: Callable[[dict[str, Any]], None] = lambda entry: None,
-) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Args:
-      content: the file.
-      path: to name it in errors.
-      without: a key that is left out wherever it stands, as it is large and unused.
-      visit_fn: Called on each object of the file before the key is left out.
-
-    Raises:
-      UserError: the file is cut off, or not a JSON object.
-    """
-
-    def shorten(entry: dict[str, Any]) -> dict[str, Any]:
-        visit_fn(entry)
-        entry.pop(without, None)
-        return entry
-
-    found = load_json(content, path, object_hook=shorten)
-    return found if isinstance(found, dict) else {}
-
-
-def load_json(
-    content: bytes | str,
-    path: str,
-    *,
-    object_hook: Callable[[dict[str, Any]], Any] | None = None,
-) -> Any:
-    """Returns the content of a JSON file.
-
-    Args:
-      content: The file, or its text.
-      path: Its name, for errors.
-      object_hook: As in `json.loads`.
-
-    Raises:
-      UserError: The file is no JSON, is cut off or is nested too deeply.
-    """
-    text = content if isinstance(content, str) else decode(content, path)
-    try:
-        return json.loads(text, object_hook=object_hook)
-    except ValueError as error:  # Not only JSONDecodeError: numbers of 5,000 digits.
-        raise errors.UserError(f"{path} is not JSON, or cut off: {error}.") from error
-    except RecursionError as error:
-        raise errors.UserError(f"{path} is nested too deeply: {error}.") from error
-
-
 def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields line number and fields of each line of a CSV file that has any."""
+    """Yields the line number and the fields of each line that is not empty.
+
+    Args:
+      path: The CSV file.
+
+    Raises:
+      MissingFileError: The file does not exist, or is a folder.
+      UserError: The file has another encoding, or is not CSV.
+    """
     text = read_text(path)
     rows = csv.reader(
         io.StringIO(text, newline=""),
@@ -302,15 +319,27 @@ def csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def csv_delimiter(line: str) -> str:
-    """Returns what stands between the fields of a table's first line.
+    """Returns the delimiter of a table: a comma, a semicolon or a tab.
 
-    Where numbers have decimal commas, spreadsheets write semicolons.
+    In locales with decimal commas, spreadsheets write semicolons.
+
+    Args:
+      line: The first line of the table.
     """
     return next((sign for sign in ",;\t" if sign in line), ",")
 
 
-def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
-    """Returns an image's size as annotated, 0 if absent; ValueError if no number."""
+def image_size(height: Any, width: Any, where: str) -> tuple[int, int]:
+    """Returns the height and width of an image as annotated, in px; 0 if absent.
+
+    Args:
+      height: The height, a number or its text; None or "" if absent.
+      width: The width, likewise.
+      where: The location in the file, for error messages.
+
+    Raises:
+      UserError: A value is not a number, is not finite or is negative.
+    """
     values = numbers((height or 0, width or 0), where)
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise errors.UserError(f"{where}: an image of {width} x {height} px")
@@ -318,7 +347,15 @@ def sides(height: Any, width: Any, where: str) -> tuple[int, int]:
 
 
 def numbers(texts: Iterable[Any], where: str) -> list[float]:
-    """Returns numbers; ValueError, with where it stands, if one is none."""
+    """Returns values as numbers.
+
+    Args:
+      texts: The numbers or their texts.
+      where: The location in the file, for error messages.
+
+    Raises:
+      UserError: A value is not a number.
+    """
     values = []
     for text in texts:
         try:
@@ -331,56 +368,13 @@ def numbers(texts: Iterable[Any], where: str) -> list[float]:
 
 
 def _spellings(paths: Iterable[str]) -> list[str]:
-    """Returns paths with slashes, in all spellings, each once."""
-    spelled = [name_matching.spellings(path) for path in paths]
-    return [path for path in dict.fromkeys(itertools.chain(*spelled)) if path]
-
-
-def _walk(
-    folder: str,
-    below: str,
-    is_wanted: Callable[[str], bool],
-    above: frozenset[str] = frozenset(),
-) -> Iterator[str]:
-    """Yields the wanted files; `above` has the real paths of the folders above."""
-    here = os.path.join(folder, below)
-    try:
-        names = tf.io.gfile.listdir(here)
-    except tf.errors.NotFoundError as error:
-        raise errors.MissingFileError(_no_folder(folder)) from error
-    above |= {os.path.realpath(here)}
-    for name in names:
-        if name.startswith(_OF_SYSTEMS):
-            continue
-        # Cloud storage marks folders so, local ones are asked for.
-        path = posixpath.join(below, name.rstrip("/"))
-        extension = os.path.splitext(path)[1].lower()
-        if is_wanted(extension):
-            yield path
-        # Asking takes a request: not for what is a file by all appearance.
-        elif name.endswith("/") or tf.io.gfile.isdir(os.path.join(folder, path)):
-            # Hidden folders have copies, and a link to a folder above has no end.
-            is_again = os.path.realpath(os.path.join(folder, path)) in above
-            if not name.startswith(".") and not is_again:
-                yield from _walk(folder, path, is_wanted, above)
-
-
-def _no_folder(folder: str) -> str:
-    """Returns an error about a folder that is missing, with those beside it."""
-    if tf.io.gfile.exists(folder):
-        return f"{folder} is a file; a folder was expected."
-    parent = posixpath.dirname(folder.rstrip("/")) or "."
-    if not tf.io.gfile.isdir(parent):
-        return f"No folder {folder}."
-    paths = [posixpath.join(parent, name) for name in tf.io.gfile.listdir(parent)]
-    folders = [posixpath.basename(p.rstrip("/")) for p in paths if tf.io.gfile.isdir(p)]
-    more = ", ..." if len(folders) > _NAMED else ""
-    named = ", ".join(sorted(folders)[:_NAMED]) or "no folder"
-    return f"No folder {folder}; {parent} has {named}{more}."
+    """Returns all distinct spellings of some paths, with forward slashes."""
+    spellings = [name_matching.spellings(path) for path in paths]
+    return [path for path in dict.fromkeys(itertools.chain(*spellings)) if path]
 
 
 def below(path: str, folder: str) -> str | None:
-    """Returns a path relative to a folder, "" for the folder, None if it is outside."""
+    """Returns a path relative to a folder; "" for the folder, None if outside it."""
     path, folder = map(absolute, (path, folder))
     if path == folder:
         return ""
@@ -388,7 +382,7 @@ def below(path: str, folder: str) -> str | None:
 
 
 def absolute(path: str) -> str:
-    """Returns an absolute path without `..`; a URL keeps its scheme."""
+    """Returns a path as absolute and without `..`; a URL keeps its scheme."""
     scheme, colon, rest = path.rpartition("://")
     return (
         scheme + colon + (posixpath.normpath(rest) if colon else os.path.abspath(rest))

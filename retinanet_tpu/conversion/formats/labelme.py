@@ -1,86 +1,101 @@
-"""Reads Labelme: a JSON file for each image, shapes of points in pixels."""
+"""Reads Labelme: one JSON file per image, shapes of points in pixels."""
 
 import math
 import reprlib
 from typing import Any
 
 from retinanet_tpu import annotation_fields, errors
-from retinanet_tpu.conversion.formats import assembly, files, name_matching, shapes
+from retinanet_tpu.conversion.formats import (
+    assembly,
+    documents,
+    files,
+    name_matching,
+    shapes,
+)
 from retinanet_tpu.data import annotations
 
-# Rectangles need no word: theirs are the corners of the box, in any order.
+# Shapes that enclose an area, besides rectangles and circles.
 _ENCLOSING = ("polygon", "oriented_rectangle", "rotation", "mask")
-_NUM_NEEDED = {"polygon": 3}
+_MIN_POINTS = {"polygon": 3}  # By shape; 2 for others.
 
 
 def read(
     directory: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Labelme JSON files.
 
-    A rectangle's corners may come in any order. Polygons, circles and the like become
-    the boxes around them; lines and points are dropped; both are counted.
+    The corners of a rectangle may have any order. Polygons, circles and other shapes
+    with an area are replaced by the boxes around them. Lines and points are dropped.
+    Replaced and dropped shapes are counted.
 
     Args:
-      directory: the JSON files.
-      images: the folder of images.
-      categories: the classes; None for all that occur in the folder, sorted.
+      directory: The folder of JSON files.
+      image_folder: The folder of images.
+      categories: The classes; None for all that occur in the folder, sorted.
 
     Raises:
-      UserError: no JSON file that can be read, or a class that is not known.
+      UserError: The folder contains no JSON file, none can be read, or a class is
+        unknown.
+      MissingFileError: The folder does not exist.
     """
     names = files.list_files(directory, ".json")
-    parsed, findings = files.parse_each(directory, names, _parse)
+    parsed, events = files.parse_each(directory, names, _parse)
     return assembly.assemble_files(
         parsed,
         categories,
         directory=directory,
-        pictures=pictures,
+        image_folder=image_folder,
         unit="shape",
-        findings=findings,
+        events=events,
     )
 
 
 def _parse(content: bytes, name: str) -> assembly.Content:
-    # The image itself may be inside; it is read from its file.
-    found = files.parse_json(content, name, without="imageData")
-    for key, kind in (("imagePath", str), ("shapes", list)):
-        if not isinstance(found.get(key), kind):
-            raise errors.UserError(f"{key} is {found.get(key)!r}, no {kind.__name__}")
-    objects, findings = [], []
-    for number, shape in enumerate(found["shapes"], start=1):
+    """Returns the annotations of one file."""
+    # imageData is a copy of the image; the image is read from its own file.
+    entry = documents.parse_json(content, name, without="imageData")
+    for key, expected in (("imagePath", str), ("shapes", list)):
+        if not isinstance(entry.get(key), expected):
+            raise errors.UserError(
+                f"{key} is {entry.get(key)!r}; expected {expected.__name__}"
+            )
+    objects: list[assembly.LabeledBox] = []
+    events: list[annotations.ConversionEvent] = []
+    for number, shape in enumerate(entry["shapes"], start=1):
         where = f"shape {number}"
         written = shape.get("label") if isinstance(shape, dict) else None
         label = annotation_fields.label(written)
         if not label:
             raise errors.UserError(
-                f"{where} has the label {reprlib.repr(written)}, no text"
+                f"{where} has the label {reprlib.repr(written)}; expected text"
             )
         kind = shape.get("shape_type") or "polygon"
         box_xywh = _box(kind, shape.get("points"), where)
         if box_xywh is None or kind != "rectangle":
-            what = shapes.NO_BOX if box_xywh is None else shapes.FRAMED
-            findings.append(annotations.ConversionEvent(what, f"{name}, {where}", kind))
+            event_kind = shapes.NO_BOX if box_xywh is None else shapes.FRAMED
+            events.append(
+                annotations.ConversionEvent(event_kind, f"{name}, {where}", kind)
+            )
         if box_xywh is not None:
             objects.append(assembly.LabeledBox(label, box_xywh, number))
-    size = files.sides(found.get("imageHeight"), found.get("imageWidth"), "imageHeight")
-    file_name = name_matching.plain_path(found["imagePath"])
-    picture = assembly.ReadImage(file_name, *size, objects, name)
-    return assembly.Content(picture, findings)
+    size = files.image_size(
+        entry.get("imageHeight"), entry.get("imageWidth"), "imageHeight"
+    )
+    file_name = name_matching.plain_path(entry["imagePath"])
+    image = assembly.ReadImage(file_name, *size, objects, name)
+    return assembly.Content(image, events)
 
 
-def _box(
-    kind: str, points: Any, where: str
-) -> tuple[float, float, float, float] | None:
+def _box(kind: str, values: Any, where: str) -> shapes.Box | None:
     """Returns the box around a shape; None if it encloses nothing."""
     try:
-        points = [(float(x), float(y)) for x, y in points]
+        points = [(float(x), float(y)) for x, y in values]
     except (TypeError, ValueError) as error:
         raise errors.UserError(
-            f"{where} has points {points!r}, not [[x, y], ...]"
+            f"{where} has points {values!r}; expected [[x, y], ...]"
         ) from error
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
@@ -89,8 +104,8 @@ def _box(
     elif kind == "rectangle":
         if len(points) < 2:
             raise errors.UserError(
-                f"{where} is a rectangle of {len(points)} points, not 2"
+                f"{where} is a rectangle of {len(points)} points; expected 2"
             )
-    elif kind not in _ENCLOSING or len(points) < _NUM_NEEDED.get(kind, 2):
+    elif kind not in _ENCLOSING or len(points) < _MIN_POINTS.get(kind, 2):
         return None
     return shapes.frame(points)

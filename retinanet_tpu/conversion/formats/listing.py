@@ -1,4 +1,4 @@
-"""Makes the record of a file that lists many images with their boxes."""
+"""Makes an AnnotatedSet of a file that lists many images with their boxes."""
 
 import posixpath
 from collections.abc import Iterable, Sequence
@@ -9,71 +9,74 @@ from retinanet_tpu.conversion.formats import assembly, files, locating
 from retinanet_tpu.data import annotations
 
 NO_CLASS = "boxes without a class, dropped"
-_MAX_WITHOUT_CLASS = 0.5  # More is no slip of a person.
+_MAX_WITHOUT_CLASS = 0.5  # A larger fraction is not an accident.
 
 
 def assemble(
     contents: Iterable[assembly.Content],
     *,
     path: str,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None,
     unit: str,
-    findings: Sequence[annotations.ConversionEvent] = (),
+    events: Sequence[annotations.ConversionEvent] = (),
     declared: Iterable[str] = (),
     names: Sequence[Sequence[str]] | None = None,
 ) -> annotations.AnnotatedSet:
-    """Finds the images of a file's entries and numbers its classes.
+    """Finds the image files of a file's entries, and numbers its classes.
 
     Args:
-      contents: The images and what was found in each, with names as the file has them.
-      path: The file.
-      images: The folder of images.
-      categories: The classes; None for those that the file declares or, if it declares
-        none, for all that occur, sorted.
-      unit: What the objects' places count.
-      findings: Findings that are about no image in particular.
-      declared: Names of the classes that the file lists, in its order.
-      names: What each image may be called, best name first, for files that do not have
-        the images' own names.
+      contents: The annotations of each image, with file names as the file contains
+        them.
+      path: The annotation file.
+      image_folder: The folder of images.
+      categories: The classes; None for the declared ones, then all others that occur,
+        sorted.
+      unit: The unit that `source_line` counts, such as "region"; for reports.
+      events: The events that concern the file or an omitted entry.
+      declared: The names of the classes that the file declares, in its order.
+      names: The names that each image may have, best name first; None if each entry
+        contains the file name.
 
     Raises:
-      UserError: Most boxes have no class, or a class is not one of `categories`.
+      UserError: Most boxes have no class, or a class is not in `categories`.
     """
     contents = list(contents)
     _check_classes(contents)
+    images = [content.image for content in contents]
     if categories is None:
-        labels = {o.label for content in contents for o in content.picture.objects}
+        labels = {item.label for image in images for item in image.objects}
         declared = list(dict.fromkeys(declared))
         others = sorted(labels.difference(declared))
         categories = assembly.number_classes([*declared, *others])
-    beside, images = posixpath.dirname(path), [content.picture for content in contents]
+    beside = posixpath.dirname(path)
     candidates = [
         [(name, posixpath.join(beside, name)) for name in of_image]
         for of_image in names or [[image.file_name] for image in images]
     ]
-    located, unclear, used = locating.locate(
-        images, candidates, pictures, counts_renamed=names is None
+    located, of_names, matched = locating.locate(
+        images, candidates, image_folder, counts_renamed=names is None
     )
-    doubtful = {f.image for f in unclear if f.kind == locating.SEVERAL}
-    kept = [c for c in contents if c.picture.file_name not in doubtful]
-    in_images = [
-        finding._replace(image=image.file_name)
+    ambiguous = {e.image for e in of_names if e.kind == locating.SEVERAL}
+    kept = [c for c in contents if c.image.file_name not in ambiguous]
+    of_images = [
+        event._replace(image=image.file_name)
         for content, image in zip(kept, located, strict=True)
-        for finding in content.findings
+        for event in content.events
     ]
-    absent = annotations.images_without_annotation(pictures.names, used)
+    unannotated = annotations.images_without_annotation(image_folder.names, matched)
     return assembly.assemble(
         located,
         categories,
         unit=unit,
-        findings=[*findings, *in_images, *unclear, *absent],
+        events=[*events, *of_images, *of_names, *unannotated],
     )
 
 
 def _check_classes(contents: list[assembly.Content]) -> None:
-    without = [f for c in contents for f in c.findings if f.kind == NO_CLASS]
-    total = len(without) + sum(len(content.picture.objects) for content in contents)
+    """Raises UserError if most boxes have no class."""
+    without = [e for c in contents for e in c.events if e.kind == NO_CLASS]
+    total = len(without) + sum(len(content.image.objects) for content in contents)
     if len(without) > _MAX_WITHOUT_CLASS * total:
         raise errors.UserError(
             f"{len(without)} of {total} boxes have no class, first "

@@ -1,91 +1,117 @@
-"""Gives annotated images the names of their files, and counts those without one."""
+"""Finds the files of annotated images, and counts images without one."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Protocol, TypeVar
 
 from retinanet_tpu import errors
 from retinanet_tpu.conversion.formats import files
 from retinanet_tpu.data import annotations
 
-RENAMED = "images taken under another path than annotated"
-SEVERAL = "images of which several files may be meant, left out"
-_MAX_MISSING = 0.5  # More are no slip of a person, but of the flags.
-_NAMED = 3  # Examples that an error shows.
+RENAMED = "images found under another path than annotated"
+SEVERAL = "images that match several files, left out"
+_MAX_MISSING = 0.5  # A larger fraction means that a flag is wrong.
+_NUM_EXAMPLES = 3  # Names that an error shows.
 
 
-class Located(NamedTuple):
-    """Annotated images with the names of their files."""
+class NamedImage(Protocol):
+    """An image record of a reader, such as `annotations.AnnotatedImage`."""
 
-    images: list[Any]
-    findings: list[annotations.ConversionEvent]
-    used: set[str]  # images of the folder that an annotation is or may be about
+    @property
+    def file_name(self) -> str:
+        """Returns the file name."""
+
+    @property
+    def source(self) -> str:
+        """Returns the annotation file, or the record in it."""
+
+    def _replace(self: "_Image", *, file_name: str = ...) -> "_Image": ...
+
+
+_Image = TypeVar("_Image", bound=NamedImage)
 
 
 def locate(
-    images: Sequence[Any],
+    images: Sequence[_Image],
     names: Sequence[Sequence[Sequence[str]]],
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     *,
     counts_renamed: bool,
-) -> Located:
-    """Gives images the file names that they have in the folder.
+) -> tuple[list[_Image], list[annotations.ConversionEvent], set[str]]:
+    """Replaces the annotated file names of images by those in the folder.
 
-    An image that is not in the folder keeps its name; the converter reports it. One
-    that may be any of several files is left out.
+    An image that is not in the folder keeps its name; the converter reports it. An
+    image that matches several files is left out.
 
     Args:
-      images: Images as annotated: records with `file_name` and `source`.
-      names: For each image its names, as `Pictures.match` takes them.
-      images: The folder of images.
-      counts_renamed: Whether an image found elsewhere or with another ending is a
-        finding; False where annotations need not name the file.
+      images: The images as annotated.
+      names: The names that each image may have, as in `ImageFolder.match`.
+      image_folder: The folder of images.
+      counts_renamed: Whether a file in another folder or with another extension is an
+        event; False for formats that do not contain the file name.
+
+    Returns:
+      The images, without those that match several files; the events about images that
+      are renamed or left out; and the files that match an annotated image.
     """
-    matches = pictures.match(dict(enumerate(names)))
-    located, findings = [], []
-    used = {*matches.names.values()}.union(*matches.several.values())
+    matches = image_folder.match(dict(enumerate(names)))
+    located: list[_Image] = []
+    events: list[annotations.ConversionEvent] = []
+    matched = {*matches.names.values()}.union(*matches.several.values())
     for number, image in enumerate(images):
         if several := matches.several.get(number):
-            findings.append(several_meant(image.file_name, several, image.source))
+            events.append(ambiguous_name(image.file_name, several, image.source))
             continue
         name = matches.names.get(number, image.file_name)
         if counts_renamed and number in matches.renamed:
             detail = f"annotated as {image.file_name} in {image.source}"
-            findings.append(annotations.ConversionEvent(RENAMED, name, detail, name))
+            events.append(annotations.ConversionEvent(RENAMED, name, detail, name))
         located.append(image._replace(file_name=name))
-    return Located(located, findings, used)
+    return located, events, matched
 
 
-def several_meant(
+def ambiguous_name(
     written: str, several: Sequence[str], source: str
 ) -> annotations.ConversionEvent:
-    """Returns a finding about an image name that fits several files equally well."""
+    """Returns the event for an image name that matches several files equally well.
+
+    Args:
+      written: The name as annotated.
+      several: The names of the files.
+      source: The annotation file, or the record in it.
+    """
     detail = f"{' or '.join(several)}; annotated in {source}"
     return annotations.ConversionEvent(SEVERAL, written, detail, written)
 
 
 def check_exist(
-    annotated: annotations.AnnotatedSet, pictures: files.ImageFolder
+    annotated: annotations.AnnotatedSet, image_folder: files.ImageFolder
 ) -> None:
-    """Checks that most images are in the folder, before any is read.
+    """Checks that most annotated images are in the folder, before any is read.
+
+    Args:
+      annotated: The annotations.
+      image_folder: The folder of images.
 
     Raises:
-      UserError: More than half are not; contains names of both sides.
+      UserError: More than half are missing. The message contains annotated names and
+        names in the folder.
     """
-    missing = [i for i in annotated.images if not pictures.has(i.file_name)]
-    several = [f for f in annotated.events if f.kind == SEVERAL]
-    total, num_lost = len(annotated.images) + len(several), len(missing) + len(several)
+    missing = [i for i in annotated.images if not image_folder.has(i.file_name)]
+    several = [event for event in annotated.events if event.kind == SEVERAL]
+    total = len(annotated.images) + len(several)
+    num_lost = len(missing) + len(several)
     if num_lost <= _MAX_MISSING * total:
         return
     if len(several) > len(missing):
         first = several[0]
         raise errors.UserError(
-            f"{num_lost} of {total} images are not found: names such as {first.location} "
-            f"fit several files below {pictures.folder}: {first.detail}. Set --images "
-            "to the one folder that is meant."
+            f"{num_lost} of {total} images are not found: names such as "
+            f"{first.location} match several files below {image_folder.folder}: "
+            f"{first.detail}. Set --images to the one folder that is meant."
         )
-    named = ", ".join(image.file_name for image in missing[:_NAMED])
+    examples = ", ".join(image.file_name for image in missing[:_NUM_EXAMPLES])
     raise errors.UserError(
-        f"{num_lost} of {total} images are missing on disk, such as {named} (annotated "
-        f"in {missing[0].source}); {pictures.folder} has {pictures.some}. Check "
-        "--images."
+        f"{num_lost} of {total} images are missing on disk, such as {examples} "
+        f"(annotated in {missing[0].source}); {image_folder.folder} has "
+        f"{image_folder.example_names}. Check --images."
     )

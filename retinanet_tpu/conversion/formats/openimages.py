@@ -32,14 +32,14 @@ class ClassList(NamedTuple):
 
 
 def read(
-    path: str, *, pictures: files.ImageFolder, classes: ClassList
+    path: str, *, image_folder: files.ImageFolder, classes: ClassList
 ) -> annotations.AnnotatedSet:
     """Reads a table of boxes. A box with IsGroupOf becomes a crowd.
 
     Args:
       path: The CSV file with a header, such as `train-annotations-bbox.csv`.
-      pictures: The folder of images. Their names without extension are the ImageIDs.
-        Boxes of images outside the folder are skipped and counted.
+      image_folder: The folder of images. Their names without extension are the
+        ImageIDs. Boxes of images outside the folder are skipped and counted.
       classes: The classes, as returned by `read_classes`.
 
     Raises:
@@ -51,7 +51,7 @@ def read(
     first_lines: dict[str, int] = {}
     for line, fields in _records(path):
         first_lines.setdefault(fields["ImageID"], line)
-    matches = pictures.match({image_id: [[image_id]] for image_id in first_lines})
+    matches = image_folder.match({image_id: [[image_id]] for image_id in first_lines})
     objects: dict[str, list[assembly.LabeledBox]] = {}
     # The file is read twice: keeping the lines of absent images would fill the memory.
     for line, fields in _records(path):
@@ -67,13 +67,13 @@ def read(
     for image_id, line in first_lines.items():
         where = f"{source}, line {line}"
         if several := matches.several.get(image_id):
-            events.append(locating.several_meant(image_id, several, where))
+            events.append(locating.ambiguous_name(image_id, several, where))
         elif image_id not in objects:
             events.append(
                 annotations.ConversionEvent(_NOT_DOWNLOADED, image_id, where, image_id)
             )
     annotated = {*matches.names.values()}.union(*matches.several.values())
-    events += annotations.images_without_annotation(pictures.names, annotated)
+    events += annotations.images_without_annotation(image_folder.names, annotated)
     return assembly.assemble(
         [
             assembly.ReadImage(matches.names[image_id], 0, 0, boxes, source)
@@ -81,7 +81,7 @@ def read(
         ],
         classes.categories,
         unit="line",
-        findings=events,
+        events=events,
         ids=classes.ids,
         is_norm=True,
     )

@@ -30,7 +30,7 @@ class _ReadByName(Protocol):
         path: str,
         /,
         *,
-        pictures: files.ImageFolder,
+        image_folder: files.ImageFolder,
         categories: list[dict[str, Any]] | None = None,
     ) -> annotations.AnnotatedSet: ...
 
@@ -57,7 +57,7 @@ def read(
     kind: str,
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     names: Sequence[str] | None = None,
     classes: str | None = None,
     class_attribute: str | None = None,
@@ -67,7 +67,7 @@ def read(
     Args:
       kind: The format, one of FORMATS.
       path: The file or folder of annotations.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       names: The classes in order, for the formats of TAKE_NAMES. None selects the
         classes that the file declares or that occur in it.
       classes: The file of class names, for the formats of TAKE_CLASSES. None searches
@@ -80,21 +80,21 @@ def read(
       MissingFileError: The file or folder does not exist.
     """
     if kind == "coco":
-        annotated = coco.read(path, pictures=pictures)
+        annotated = coco.read(path, image_folder=image_folder)
     elif kind == "yolo":
         yolo_classes = yolo.read_classes(classes or yolo.find_classes(path))
-        annotated = yolo.read(path, pictures=pictures, classes=yolo_classes)
+        annotated = yolo.read(path, image_folder=image_folder, classes=yolo_classes)
     elif kind == "openimages":
         if classes is None:
             raise errors.UserError(
                 "--format=openimages requires --classes=DESCRIPTIONS.csv."
             )
         class_list = openimages.read_classes(classes)
-        annotated = openimages.read(path, pictures=pictures, classes=class_list)
+        annotated = openimages.read(path, image_folder=image_folder, classes=class_list)
     else:
         categories = None if names is None else assembly.number_classes(names)
         read_fn = _BY_NAME[kind]
         if class_attribute:
             read_fn = functools.partial(via.read, class_attribute=class_attribute)
-        annotated = read_fn(path, pictures=pictures, categories=categories)
-    return assembly.without_no_classes(annotated)
+        annotated = read_fn(path, image_folder=image_folder, categories=categories)
+    return assembly.drop_no_classes(annotated)

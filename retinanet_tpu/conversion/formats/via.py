@@ -40,7 +40,7 @@ class _Image(NamedTuple):
 def read(
     path: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
     class_attribute: str | None = None,
 ) -> annotations.AnnotatedSet:
@@ -48,7 +48,7 @@ def read(
 
     Args:
       path: The CSV or JSON file.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes. None selects the options of the project, or else all
         classes that occur in the file, sorted. If regions have no attributes and
         there is a single class, all boxes get that class.
@@ -64,7 +64,7 @@ def read(
     project: dict[str, Any] = {}
     unit = "line"
     if text.lstrip()[:1] in ("{", "["):
-        project = documents.is_a(files.load_json(text, path), dict, path)
+        project = documents.expect(documents.load_json(text, path), dict, path)
         unit = "region"
         images = list(_read_json(project, path))
     else:
@@ -77,7 +77,7 @@ def read(
     return listing.assemble(
         [_content(image, attribute, options) for image in images],
         path=path,
-        pictures=pictures,
+        image_folder=image_folder,
         categories=categories,
         unit=unit,
         declared=options.values(),
@@ -109,16 +109,16 @@ def _content(
 
 def _read_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
     entries = content.get("_via_img_metadata", content)
-    entries = documents.is_a(entries, dict, f"{path}: _via_img_metadata")
+    entries = documents.expect(entries, dict, f"{path}: _via_img_metadata")
     for key, entry in entries.items():
         where = f"{path}: {key}"
-        documents.is_a(entry, dict, where)
+        documents.expect(entry, dict, where)
         name = documents.get(entry, ["filename"], str, where)
         source = f"{os.path.basename(path)}, {name}"
         regions = entry.get("regions", [])
         if isinstance(regions, dict):  # VIA 1 numbers them by keys.
             regions = list(regions.values())
-        documents.is_a(regions, list, f"{where}: regions")
+        documents.expect(regions, list, f"{where}: regions")
         numbered = [
             _json_region(region, number, f"{source}, region {number}")
             for number, region in enumerate(regions, start=1)
@@ -127,7 +127,7 @@ def _read_json(content: dict[str, Any], path: str) -> Iterator[_Image]:
 
 
 def _json_region(region: Any, number: int, where: str) -> _Region:
-    documents.is_a(region, dict, where)
+    documents.expect(region, dict, where)
     shape = documents.get(region, ["shape_attributes"], dict, where)
     attributes = documents.get(region, ["region_attributes"], dict, where)
     return _Region(shape, attributes, number, where)
@@ -179,8 +179,8 @@ def _columns(row: list[str], path: str) -> dict[str, int]:
 
 
 def _object(text: str, where: str) -> dict[str, Any]:
-    content = files.load_json(text, where)
-    return documents.is_a(content, dict, where)
+    content = documents.load_json(text, where)
+    return documents.expect(content, dict, where)
 
 
 def _with_attributes(image: _Image, attributes: dict[str, Any]) -> _Image:

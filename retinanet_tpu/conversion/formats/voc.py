@@ -22,7 +22,7 @@ _ROTATED_BOX = ("cx", "cy", "w", "h", "angle")  # Written by roLabelImg.
 def read(
     directory: str,
     *,
-    pictures: files.ImageFolder,
+    image_folder: files.ImageFolder,
     categories: list[dict[str, Any]] | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads a folder of Pascal VOC XML files.
@@ -32,7 +32,7 @@ def read(
 
     Args:
       directory: The folder of XML files.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       categories: The classes. None selects all classes that occur, sorted.
 
     Raises:
@@ -44,9 +44,9 @@ def read(
         parsed,
         categories,
         directory=directory,
-        pictures=pictures,
+        image_folder=image_folder,
         unit="object",
-        findings=events,
+        events=events,
     )
 
 
@@ -69,7 +69,7 @@ def _parse(content: bytes, name: str) -> assembly.Content:
             event = annotations.ConversionEvent(assembly.FROM_OUTLINE, source)
             events.append(event)
         objects.append(assembly.LabeledBox(label, box_xywh, number))
-    size = files.sides(
+    size = files.image_size(
         root.findtext("size/height"), root.findtext("size/width"), "<size>"
     )
     file_name = name_matching.plain_path(root.findtext("filename") or "")

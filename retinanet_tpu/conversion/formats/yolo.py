@@ -47,7 +47,7 @@ class Classes(NamedTuple):
 
 
 def read(
-    directory: str, *, pictures: files.ImageFolder, classes: Classes
+    directory: str, *, image_folder: files.ImageFolder, classes: Classes
 ) -> annotations.AnnotatedSet:
     """Reads a folder of YOLO label files. Category ids are YOLO's class numbers.
 
@@ -60,7 +60,7 @@ def read(
       directory: The folder of label files. They are in the same subfolders as the
         images, or in labels/ where the images are in images/. Text files without an
         image, such as lists and READMEs, are ignored.
-      pictures: The folder of images.
+      image_folder: The folder of images.
       classes: The classes, as returned by `read_classes`.
 
     Raises:
@@ -76,7 +76,7 @@ def read(
         raise errors.UserError(
             f"{directory} contains no label file; check --annotations."
         )
-    matches = pictures.match(
+    matches = image_folder.match(
         {name: [[s] for s in _image_stems(name)] for name in names}
     )
     parse_fn = functools.partial(yolo_lines.parse, keypoints=classes.keypoints)
@@ -84,19 +84,19 @@ def read(
     if not matches.names and not matches.several:
         raise errors.UserError(
             f"None of the {len(names)} label files in {directory}, such as {names[0]}, "
-            f"has an image of its name; {pictures.folder} has {pictures.some}. Check "
-            "--images and --annotations."
+            f"has an image of its name; {image_folder.folder} has "
+            f"{image_folder.example_names}. Check --images and --annotations."
         )
     keypoint_events = _check_keypoints(parsed, classes)
     labeled, line_events = _labeled_images(parsed, matches, classes)
-    background, image_events = _unlabeled_images(pictures, matches)
+    background, image_events = _unlabeled_images(image_folder, matches)
     # Unreadable texts without an image of their name are lists and READMEs.
     unreadable = [e for e in parse_events if e.location in matches.names]
     return assembly.assemble(
         [*labeled, *background],
         classes.categories,
         unit="line",
-        findings=[*unreadable, *keypoint_events, *line_events, *image_events],
+        events=[*unreadable, *keypoint_events, *line_events, *image_events],
         ids={str(c["id"]): c["id"] for c in classes.categories},
         is_norm=True,
     )
@@ -115,7 +115,7 @@ def _labeled_images(
     for name, lines in parsed.items():
         image_name = matches.names.get(name, _image_stems(name)[0])
         if several := matches.several.get(name):
-            events.append(locating.several_meant(image_name, several, name))
+            events.append(locating.ambiguous_name(image_name, several, name))
             continue
         objects = []
         for line in lines:
@@ -131,14 +131,14 @@ def _labeled_images(
 
 
 def _unlabeled_images(
-    pictures: files.ImageFolder, matches: files.Matches
+    image_folder: files.ImageFolder, matches: files.Matches
 ) -> tuple[list[assembly.ReadImage], list[annotations.ConversionEvent]]:
     """Returns the background images without a label file, and events."""
     labeled = {*matches.names.values()}.union(*matches.several.values())
     folders = {posixpath.dirname(name) for name in labeled}
     images: list[assembly.ReadImage] = []
     events: list[annotations.ConversionEvent] = []
-    for name in pictures.names:
+    for name in image_folder.names:
         if name in labeled:
             continue
         # The images of a folder without any label probably belong to another split.

@@ -18,7 +18,7 @@ def coco_file(tmp_path, **changes):
     return str(path)
 
 
-def test_boxes_come_as_written(tmp_path):
+def test_boxes_are_read_as_written(tmp_path):
     crowd = {**BOX, "id": 10, "iscrowd": 1, "area": 5.5}
     read = coco.read(coco_file(tmp_path, annotations=[BOX, crowd]))
     plain = annotations.AnnotatedObject(9, 2, (1.0, 2.0, 3.0, 4.0), 12.0, False, 9)
@@ -51,9 +51,9 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
     boxes = [{**BOX, "id": number} for number in ids]
     read = coco.read(coco_file(tmp_path, annotations=boxes))
     assert [o.annotation_id for o in read.images[0].objects] == [1, 2]
-    (finding,) = read.events
-    assert "annotation ids are absent, repeated or below 1" in finding.kind
-    assert finding.location == "coco.json"
+    (event,) = read.events
+    assert "annotation ids are absent, repeated or below 1" in event.kind
+    assert event.location == "coco.json"
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
         ({"images": []}, "lists no images"),
         (
             {"images": [*IMAGES, {**IMAGES[0], "file_name": "z.jpg"}]},
-            "image id 5 comes 2 times",
+            "image id 5 occurs 2 times",
         ),
         ({"images": [{**IMAGES[0], "id": -5}]}, "image id -5 is negative"),
         ({"images": [{**IMAGES[0], "id": [1]}]}, r"images\[0\] has id \[1\]"),
         ({"images": [{"id": 5, "width": 3}]}, r"images\[0\] lacks 'file_name'"),
-        ({"images": [{**IMAGES[0], "width": "w"}]}, "image 5 has width 'w', no number"),
+        ({"images": [{**IMAGES[0], "width": "w"}]}, "width 'w'; expected a number"),
         ({"images": [{**IMAGES[0], "width": float("nan")}]}, "image 5 has width nan"),
         ({"images": ["a.jpg"]}, r"images\[0\] is 'a.jpg'; expected an object"),
         (
             {"categories": [*CATEGORIES, {"id": 2, "name": "dog"}]},
-            "category id 2 comes 2 times",
+            "category id 2 occurs 2 times",
         ),
         ({"categories": [{"id": 2}]}, r"categories\[0\] lacks 'name'"),
         ({"annotations": [{**BOX, "image_id": 77}]}, "annotation 9 is of image 77"),
@@ -89,7 +89,7 @@ def test_annotation_ids_that_pycocotools_cannot_use_are_replaced(tmp_path, ids):
         ({"annotations": [BOX, {"id": 1}]}, r"annotations\[1\] lacks 'image_id'"),
     ],
 )
-def test_inconsistent_file_is_named_with_the_record(tmp_path, changes, message):
+def test_an_error_names_the_inconsistent_record(tmp_path, changes, message):
     with pytest.raises(ValueError, match=rf"coco\.json.* {message}"):
         coco.read(coco_file(tmp_path, **changes))
 
@@ -103,7 +103,7 @@ def test_inconsistent_file_is_named_with_the_record(tmp_path, changes, message):
         ('{"images": [\n{"id": 1', "cut off.*line 2"),
     ],
 )
-def test_file_that_is_not_coco_says_so(tmp_path, content, message):
+def test_a_file_that_is_not_coco_is_an_error(tmp_path, content, message):
     path = tmp_path / "coco.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"coco\.json.*{message}"):
@@ -111,7 +111,7 @@ def test_file_that_is_not_coco_says_so(tmp_path, content, message):
 
 
 def objects(tmp_path, *boxes, **changes):
-    """Returns the objects of boxes that are BOX with changes, and the findings."""
+    """Returns the objects of boxes that are BOX with changes, and the events."""
     listed = [{**BOX, "id": i, **box} for i, box in enumerate(boxes, start=1)]
     read = coco.read(coco_file(tmp_path, annotations=listed, **changes))
     return read.images[0].objects, read.events
@@ -121,9 +121,9 @@ def objects(tmp_path, *boxes, **changes):
     "value", [1, "1", "true", 1.0, True, 0, "0", "False", None, ""]
 )
 def test_crowd_flag_may_be_a_text(tmp_path, value):
-    (item,), findings = objects(tmp_path, {"iscrowd": value})
+    (item,), events = objects(tmp_path, {"iscrowd": value})
     assert item.is_crowd == (value in (1, "1", "true"))
-    assert findings == ()
+    assert events == ()
 
 
 def test_ids_and_names_may_be_texts_and_numbers(tmp_path):
@@ -151,25 +151,27 @@ def test_ids_that_are_texts_are_numbered(tmp_path):
     path = coco_file(tmp_path, images=images, annotations=listed, categories=categories)
     read = coco.read(path)
     assert [(i.image_id, i.file_name) for i in read.images] == [(1, "b.jpg"), (2, "a")]
-    found = [[(o.source_line, o.category_id) for o in i.objects] for i in read.images]
-    assert found == [[(2, 2)], [(1, 2), (3, 2)]]
-    kinds = [finding.kind for finding in read.events]
+    objects_of_images = [
+        [(o.source_line, o.category_id) for o in i.objects] for i in read.images
+    ]
+    assert objects_of_images == [[(2, 2)], [(1, 2), (3, 2)]]
+    kinds = [event.kind for event in read.events]
     assert [kind.partition(",")[0] for kind in kinds] == [
         "files whose image or category ids are texts",
         "objects of images that are not listed",
     ]
 
 
-def test_an_image_that_is_listed_again_is_one(tmp_path):
+def test_an_image_that_is_listed_twice_is_read_once(tmp_path):
     read = coco.read(coco_file(tmp_path, images=IMAGES * 3))
     assert [image.image_id for image in read.images] == [5]
     assert [f.detail for f in read.events] == [IMAGES[0]["file_name"]]
 
 
-def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path):
+def test_an_annotation_without_box_gets_the_box_of_its_outline_or_is_dropped(tmp_path):
     polygon = {"segmentation": [[1, 2, 5, 2, 5, 8]]}
     mask = {"segmentation": {"size": [9, 9], "counts": [10, 3, 6, 3, 59]}}
-    found, findings = objects(
+    items, events = objects(
         tmp_path,
         {"bbox": [], **polygon},
         {"bbox": None, **mask},
@@ -178,12 +180,12 @@ def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path)
         {"bbox": ["a", 2, 3, 4]},
         {"bbox": {"x": 1}},
     )
-    assert [(o.source_line, o.box_xywh) for o in found] == [
+    assert [(o.source_line, o.box_xywh) for o in items] == [
         (1, (1, 2, 4, 6)),
         (2, (1, 1, 2, 3)),
         (4, (1, 2, 3, 4)),
     ]
-    assert [(f.kind.partition(",")[0], f.location, f.detail) for f in findings] == [
+    assert [(f.kind.partition(",")[0], f.location, f.detail) for f in events] == [
         ("boxes taken from the outline of the object", "coco.json, annotation 1", ""),
         ("boxes taken from the outline of the object", "coco.json, annotation 2", ""),
         ("objects without box or outline", "coco.json, annotation 3", "bbox [1, 2]"),
@@ -194,21 +196,23 @@ def test_annotation_without_box_gets_that_of_its_outline_or_is_dropped(tmp_path)
 
 
 @pytest.mark.parametrize("area", [0, -5, 1, 1e9, "big", float("nan"), True])
-def test_area_that_does_not_fit_its_box_is_that_of_the_box(tmp_path, area):
+def test_an_area_that_does_not_fit_its_box_is_replaced_by_the_area_of_the_box(
+    tmp_path, area
+):
     large = {"bbox": [0, 0, 50, 40]}
-    found, findings = objects(tmp_path, {**large, "area": area}, {**large, "area": 900})
-    assert [o.area for o in found] == [2000, 900]
-    (finding,) = findings
-    assert "areas that do not fit their box" in finding.kind
-    assert finding.location == "coco.json, annotation 1"
-    assert finding.detail.endswith("box 2000") and finding.image == "a.jpg"
+    items, events = objects(tmp_path, {**large, "area": area}, {**large, "area": 900})
+    assert [o.area for o in items] == [2000, 900]
+    (event,) = events
+    assert "areas that do not fit their box" in event.kind
+    assert event.location == "coco.json, annotation 1"
+    assert event.detail.endswith("box 2000") and event.image == "a.jpg"
 
 
-def test_area_of_the_outline_stays_and_absent_ones_are_no_finding(tmp_path):
+def test_the_area_of_the_outline_is_kept_and_absent_areas_are_no_event(tmp_path):
     areas = [{"area": 5.5}, {"area": "5.5"}, {"area": None}, {}, {"area": ""}]
-    found, findings = objects(tmp_path, *areas)
-    assert [o.area for o in found] == [5.5, 5.5, 12, 12, 12]
-    assert findings == ()
+    items, events = objects(tmp_path, *areas)
+    assert [o.area for o in items] == [5.5, 5.5, 12, 12, 12]
+    assert events == ()
 
 
 ROOT = {"id": 0, "name": "zoo", "supercategory": "none"}
@@ -236,25 +240,25 @@ def test_root_of_roboflow_is_left_out(tmp_path, categories, kept):
     read = coco.read(coco_file(tmp_path, categories=categories))
     assert sorted(c["id"] for c in read.categories) == kept
     assert len(read.events) == len(categories) - len(kept)
-    for finding in read.events:
-        assert "only the supercategory of all others, left out" in finding.kind
-        assert finding.detail.startswith("id 0, ")
+    for event in read.events:
+        assert "only the supercategory of all others, left out" in event.kind
+        assert event.detail.startswith("id 0, ")
 
 
-def test_categories_that_are_listed_again_are_one(tmp_path):
+def test_categories_that_are_listed_twice_are_read_once(tmp_path):
     read = coco.read(coco_file(tmp_path, categories=CATEGORIES * 3))
     assert [c["id"] for c in read.categories] == [2]
-    (finding,) = read.events
-    assert finding[:3] == (
+    (event,) = read.events
+    assert event[:3] == (
         "categories that are listed more than once",
         "coco.json",
         "cat",
     )
 
 
-def test_images_without_annotation_are_those_that_no_name_leads_to(tmp_path):
-    pictures = files.ImageFolder("/d", ["x/A.png", "b.png"])
-    read = coco.read(coco_file(tmp_path), pictures=pictures)
+def test_images_that_no_annotated_name_matches_are_reported(tmp_path):
+    image_folder = files.ImageFolder("/d", ["x/A.png", "b.png"])
+    read = coco.read(coco_file(tmp_path), image_folder=image_folder)
     assert [image.file_name for image in read.images] == ["x/A.png"]
     assert [(f.image, f.detail) for f in read.events] == [
         ("x/A.png", "annotated as a.jpg in coco.json"),

@@ -20,8 +20,8 @@ def read(tmp_path, content, **options):
     annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 64, ())])
     path = tmp_path / "createml.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.image_folder(tmp_path)
-    return createml.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return createml.read(str(path), image_folder=image_folder, **options)
 
 
 def test_x_and_y_are_the_center(tmp_path):
@@ -72,6 +72,6 @@ def test_a_box_without_label_is_counted(tmp_path):
         ("[" * 100_000, "is nested too deeply"),
     ],
 )
-def test_another_structure_is_refused_with_its_place(tmp_path, content, message):
+def test_another_structure_is_an_error_with_its_location(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content)

@@ -41,9 +41,9 @@ def picked(line):
          "image label xmin ymin xmax ymax image_width image_height"),
     ],
 )  # fmt: skip
-def test_columns_are_known_by_many_names(line, names):
+def test_columns_are_identified_by_many_names(line, names):
     assert " ".join(picked(line).values()) == names
-    assert read(line).is_line
+    assert read(line).has_header_line
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_two_layouts_need_no_header(line, meanings):
     header = read(line)
     assert " ".join(header.columns) == meanings
     assert list(header.columns.values()) == [*range(len(header.columns))]
-    assert not header.is_line
+    assert not header.has_header_line
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,6 @@ def test_two_layouts_need_no_header(line, meanings):
         ("", "lacks image"),
     ],
 )  # fmt: skip
-def test_a_header_that_is_not_clear_is_refused(line, message):
+def test_an_ambiguous_or_incomplete_header_is_an_error(line, message):
     with pytest.raises(ValueError, match=rf"t\.csv, line 1 is .*{message}"):
         read(line)

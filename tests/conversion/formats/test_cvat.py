@@ -14,8 +14,8 @@ def read(tmp_path, text, names=("a.jpg",), **options):
         )
     path = tmp_path / "annotations.xml"
     path.write_text(text)
-    pictures = annotation_files.image_folder(tmp_path)
-    return cvat.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return cvat.read(str(path), image_folder=image_folder, **options)
 
 
 def in_image(*shapes):
@@ -67,14 +67,14 @@ def frame_names(count):
         ),
     ],
 )  # fmt: skip
-def test_shapes_become_the_boxes_around_them(tmp_path, shape, box):
+def test_shapes_are_replaced_by_the_boxes_around_them(tmp_path, shape, box):
     annotated = read(tmp_path, in_image(f"<{shape}/>"))
     (item,) = annotated.images[0].objects
     assert item.box_xywh == pytest.approx(box)
-    (finding,) = annotated.events
-    assert finding.kind == "shapes stored as the boxes around them"
-    assert finding.location == "annotations.xml, a.jpg, shape 1"
-    assert finding.image == "a.jpg"
+    (event,) = annotated.events
+    assert event.kind == "shapes stored as the boxes around them"
+    assert event.location == "annotations.xml, a.jpg, shape 1"
+    assert event.image == "a.jpg"
 
 
 def test_points_lines_and_skeletons_are_dropped_and_tags_are_no_shapes(tmp_path):
@@ -123,7 +123,7 @@ def test_frames_without_image_are_counted_as_missing(tmp_path):
     assert names == ["frame_000000.png", "frame_000001.png"]
 
 
-def test_keyframes_alone_are_refused(tmp_path):
+def test_a_file_of_keyframes_only_is_an_error(tmp_path):
     text = of_video(track((0, False), (3, False)))
     with pytest.raises(ValueError, match=r"frame 0 and then 3.* frame 1: .*keyframes"):
         read(tmp_path, text, frame_names(4))
@@ -148,11 +148,11 @@ def test_a_video_needs_images_named_by_frames(tmp_path):
 
 
 def test_an_export_of_a_video_is_read(tmp_path):
-    pictures = [
+    images = [
         p._replace(name=name)
         for p, name in zip(annotation_files.IMAGES, frame_names(3), strict=True)
     ]
-    path = tool_exports.cvat_video(tmp_path, pictures, annotation_files.NAMES)
+    path = tool_exports.cvat_video(tmp_path, images, annotation_files.NAMES)
     text = path.read_text("utf-8")
     annotated = read(tmp_path, text, frame_names(3))
     assert [len(image.objects) for image in annotated.images] == [1, 2, 1]
@@ -173,9 +173,9 @@ def test_an_export_of_a_video_is_read(tmp_path):
         (in_image('<polygon label="a" points="1,2;3,4"/>'), "polygon of 2 points"),
         (in_image('<polygon label="a"/>'), "points that are not x,y"),
         (in_image(BOX.replace('"cat"', '""')), "1 of 1 boxes have no class"),
-        (of_video(track((-1, False))), "track 0 has the frame '-1', no number"),
+        (of_video(track((-1, False))), "has the frame '-1'; expected a number"),
     ],
 )  # fmt: skip
-def test_another_structure_is_refused_with_its_place(tmp_path, text, message):
+def test_another_structure_is_an_error_with_its_location(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, text, ["a.jpg", "frame_000000.png"])

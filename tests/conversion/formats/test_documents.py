@@ -13,7 +13,7 @@ PARAMETER = '<!DOCTYPE a [<!ENTITY % x "y">%x;]><a/>'
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 @pytest.mark.parametrize("text", [LAUGHS, QUADRATIC, OUTSIDE, PARAMETER])
-def test_entities_are_refused(text, encoding):
+def test_entities_are_an_error(text, encoding):
     start = time.process_time()
     with pytest.raises(ValueError, match=r"a\.xml: defines entities"):
         documents.parse_xml(text.encode(encoding), where="a.xml: ")
@@ -32,7 +32,7 @@ def test_entities_are_refused(text, encoding):
         (b"<a>&x;</a>", "undefined entity"),
     ],
 )
-def test_what_is_not_xml_is_refused(content, message):
+def test_a_file_that_is_not_xml_is_an_error(content, message):
     with pytest.raises(ValueError, match=message):
         documents.parse_xml(content, where="a.xml: ")
 
@@ -54,12 +54,12 @@ def test_a_class_is_a_text_or_a_whole_number(value, label):
 
 
 @pytest.mark.parametrize("value", [True, 1.5, float("nan"), [], {}])
-def test_anything_else_is_no_class(value):
+def test_other_values_are_not_classes(value):
     with pytest.raises(ValueError, match=r"here: class is .*expected text"):
         documents.label(value, "here")
 
 
 def test_an_error_does_not_show_a_long_value_in_full():
     with pytest.raises(ValueError) as error:
-        documents.is_a("x" * 100_000, list, "here")
+        documents.expect("x" * 100_000, list, "here")
     assert len(str(error.value)) < 200

@@ -3,7 +3,7 @@ import posixpath
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.conversion.formats import files
+from retinanet_tpu.conversion.formats import documents, files
 
 
 def touch(folder, *names):
@@ -13,15 +13,15 @@ def touch(folder, *names):
         path.touch()
 
 
-def test_pictures_are_found_by_extension_in_all_subfolders(tmp_path):
+def test_images_are_found_by_extension_in_all_subfolders(tmp_path):
     touch(tmp_path, "b.JPG", "ä b.webp", "x.y/c.tiff", "x.y/z/d.bmp")
     touch(tmp_path, "a.json", "a.txt", "x.y/README", "c.xml", "z.npy")
-    found = files.list_images(str(tmp_path))
-    assert found == ["b.JPG", "x.y/c.tiff", "x.y/z/d.bmp", "ä b.webp"]
+    names = files.list_images(str(tmp_path))
+    assert names == ["b.JPG", "x.y/c.tiff", "x.y/z/d.bmp", "ä b.webp"]
     assert files.list_files(str(tmp_path), ".xml") == ["c.xml"]
 
 
-def test_folders_of_remote_file_systems_are_walked():
+def test_folders_of_remote_file_systems_are_listed():
     tf.io.gfile.makedirs("ram://walk/b")
     for path in ("ram://walk/a.jpg", "ram://walk/b/c.png"):
         with tf.io.gfile.GFile(path, "w") as file:
@@ -29,14 +29,14 @@ def test_folders_of_remote_file_systems_are_walked():
     assert files.list_images("ram://walk") == ["a.jpg", "b/c.png"]
 
 
-def test_folder_that_is_absent_or_holds_nothing_is_an_error(tmp_path):
+def test_a_missing_or_empty_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No folder .*nowhere"):
         files.list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"holds no \.xml file; check --annotations"):
+    with pytest.raises(ValueError, match=r"contains no \.xml file; check --ann"):
         files.list_files(str(tmp_path), ".xml")
 
 
-def test_a_missing_folder_is_named_with_the_folders_beside_it(tmp_path):
+def test_the_error_for_a_missing_folder_names_the_folders_beside_it(tmp_path):
     touch(tmp_path, "train/a.jpg", "valid/b.jpg", "c.jpg")
     with pytest.raises(FileNotFoundError, match=r"val; .* has train, valid\.$"):
         files.list_images(str(tmp_path / "val"))
@@ -46,7 +46,7 @@ def test_a_missing_folder_is_named_with_the_folders_beside_it(tmp_path):
         files.read_bytes(str(tmp_path / "train"))
 
 
-def test_links_in_a_circle_and_what_systems_leave_behind_are_passed_over(tmp_path):
+def test_circular_links_hidden_folders_and_system_files_are_skipped(tmp_path):
     touch(tmp_path, "a.jpg", "._a.jpg", "__MACOSX/b.jpg", ".cache/c.jpg", ".d.jpg")
     touch(tmp_path, "x/y/e.jpg")
     (tmp_path / "x/y/again").symlink_to(tmp_path / "x")
@@ -63,9 +63,9 @@ def test_text_is_read_by_its_byte_order_mark(encoding):
         files.decode("a\nÄpfel\n".encode("latin-1"), "a.csv")
 
 
-def match(pictures, **wanted):
+def match(image_folder, **names):
     """Returns the image of each annotation, a list where several fit equally well."""
-    matches = pictures.match({key: [[name]] for key, name in wanted.items()})
+    matches = image_folder.match({key: [[name]] for key, name in names.items()})
     return matches.names | matches.several
 
 
@@ -74,67 +74,69 @@ def match(pictures, **wanted):
     ["sub/a.jpg", "./sub/a.jpg", "sub/../sub/a.jpg", "/data/images/sub/a.jpg",
      "../images/sub/a.jpg", "images/sub/a.jpg"],
 )  # fmt: skip
-def test_picture_is_found_from_the_folder_and_from_the_file_that_points(path):
-    pictures = files.ImageFolder("/data/images", ["other/a.jpg", "sub/a.jpg"])
+def test_paths_are_relative_to_the_folder_or_to_the_annotation_file(path):
+    image_folder = files.ImageFolder("/data/images", ["other/a.jpg", "sub/a.jpg"])
     beside = "/data" if path.startswith("images") else "/data/labels"
-    matches = pictures.match({"x": [[path, posixpath.join(beside, path)]]})
+    matches = image_folder.match({"x": [[path, posixpath.join(beside, path)]]})
     assert matches == files.Matches({"x": "sub/a.jpg"}, frozenset(), {})
 
 
 def test_remote_folder_keeps_its_scheme():
-    pictures = files.ImageFolder("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
-    assert match(pictures, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
-    assert match(pictures, x="gs://bucket/csv/../images/b/a.jpg") == {"x": "b/a.jpg"}
+    image_folder = files.ImageFolder("gs://bucket/images/", ["a.jpg", "b/a.jpg"])
+    assert match(image_folder, x="gs://bucket/images/a.jpg") == {"x": "a.jpg"}
+    assert match(image_folder, x="gs://bucket/csv/../images/b/a.jpg") == {
+        "x": "b/a.jpg"
+    }
 
 
-def test_image_that_one_annotation_names_exactly_is_not_given_to_another():
-    pictures = files.ImageFolder("", ["train/1.jpg", "val/2.jpg"])
-    assert match(pictures, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
-    assert match(pictures, b="val/1.jpg") == {"b": "train/1.jpg"}
+def test_an_image_that_one_annotation_names_exactly_is_not_assigned_to_another():
+    image_folder = files.ImageFolder("", ["train/1.jpg", "val/2.jpg"])
+    assert match(image_folder, a="train/1.jpg", b="val/1.jpg") == {"a": "train/1.jpg"}
+    assert match(image_folder, b="val/1.jpg") == {"b": "train/1.jpg"}
 
 
-def test_name_that_fits_several_images_equally_well_is_none_of_them():
-    pictures = files.ImageFolder("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
-    assert match(pictures, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
+def test_a_name_that_matches_several_images_equally_well_is_assigned_to_none():
+    image_folder = files.ImageFolder("", ["train/1.jpg", "val/1.jpg", "val/2.jpg"])
+    assert match(image_folder, a="1.jpg", b="x/val/1.jpg", c="2.png") == {
         "a": ["train/1.jpg", "val/1.jpg"],
         "b": "val/1.jpg",
         "c": "val/2.jpg",
     }
 
 
-def test_paths_of_one_name_may_point_to_one_image():
-    pictures = files.ImageFolder("/d", ["a b.jpg"])
-    wanted = dict(a="a b.jpg", b="/d/a b.jpg", c="a%20b.jpg")
-    assert match(pictures, **wanted) == dict.fromkeys("abc", "a b.jpg")
+def test_several_spellings_of_a_path_may_match_one_image():
+    image_folder = files.ImageFolder("/d", ["a b.jpg"])
+    names = dict(a="a b.jpg", b="/d/a b.jpg", c="a%20b.jpg")
+    assert match(image_folder, **names) == dict.fromkeys("abc", "a b.jpg")
 
 
-def test_images_that_differ_in_their_ending_only_are_an_error():
-    pictures = files.ImageFolder("/d", ["a.jpg", "a.png"])
-    assert match(pictures, x="a.png") == {"x": "a.png"}
-    with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a c"):
-        match(pictures, x="a")
+def test_images_that_differ_only_in_their_extension_are_an_error():
+    image_folder = files.ImageFolder("/d", ["a.jpg", "a.png"])
+    assert match(image_folder, x="a.png") == {"x": "a.png"}
+    with pytest.raises(ValueError, match=r"/d has a.jpg and a.png; annotations of a m"):
+        match(image_folder, x="a")
 
 
-def test_a_file_without_extension_is_there_if_it_exists(tmp_path):
+def test_a_folder_has_a_file_without_extension_if_it_exists(tmp_path):
     touch(tmp_path, "a", "b.jpg")
-    pictures = files.ImageFolder(str(tmp_path), ["b.jpg"])
-    found = {name: pictures.has(name) for name in ("a", "b.jpg", "b", "c.jpg", "")}
-    assert [name for name, is_there in found.items() if is_there] == ["a", "b.jpg"]
+    image_folder = files.ImageFolder(str(tmp_path), ["b.jpg"])
+    names = ("a", "b.jpg", "b", "c.jpg", "")
+    assert [name for name in names if image_folder.has(name)] == ["a", "b.jpg"]
 
 
-def test_json_is_read_without_what_is_not_needed():
+def test_json_is_read_without_an_unused_key():
     text = b'\xef\xbb\xbf{"a": {"big": [1], "b": "\\u00e4"}, "big": 2}'
-    assert files.parse_json(text, "x.json", without="big") == {"a": {"b": "ä"}}
+    assert documents.parse_json(text, "x.json", without="big") == {"a": {"b": "ä"}}
 
 
 @pytest.mark.parametrize("value", ["", "1,5", "six", None])
-def test_what_is_no_number_is_named(value):
+def test_an_error_contains_the_value_that_is_not_a_number(value):
     with pytest.raises(ValueError, match="line 3: expected a number, got"):
         files.numbers(["1", value], "line 3")
 
 
 @pytest.mark.parametrize("size", [("a", 1), ("nan", 1), ("inf", 1), (-1, 1)])
-def test_size_that_is_none_is_an_error(size):
-    assert files.sides("40.0", None, "x") == (40, 0)
+def test_an_invalid_image_size_is_an_error(size):
+    assert files.image_size("40.0", None, "x") == (40, 0)
     with pytest.raises(ValueError, match="here: "):
-        files.sides(*size, "here")
+        files.image_size(*size, "here")

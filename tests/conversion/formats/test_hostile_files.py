@@ -1,4 +1,4 @@
-"""Files that are made to keep a reader busy: each is refused or read, and soon."""
+"""Hostile files that could take a reader very long: each ends within seconds."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.conversion import checks
 from retinanet_tpu.conversion.formats import readers, recognition
 
-SIZE = 200_000  # Quadratic time would show: 4e10 steps.
+SIZE = 200_000  # Quadratic time would be 4e10 steps.
 HEADER = "image,xmin,ymin,xmax,ymax,class\n"
 REGION = {"shape_attributes": {"name": "point"}, "region_attributes": {"t": "a"}}
 POLYGON = {"label": "a", "shape_type": "polygon", "points": [[1, 1]] * (SIZE // 8)}
@@ -54,11 +54,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_every_reader_ends_soon_with_a_short_sentence(tmp_path, name):
+def test_every_reader_ends_within_seconds_with_a_short_error(tmp_path, name):
     annotation_files.draw(
         tmp_path / "images", [annotation_files.SampleImage("a.png", 8, 8, ())]
     )
-    pictures = annotation_files.image_folder(tmp_path / "images")
+    image_folder = annotation_files.image_folder(tmp_path / "images")
     labels = tmp_path / "labels"
     labels.mkdir()
     for file in ("a.txt", "a.xml", "a.json"):
@@ -72,7 +72,7 @@ def test_every_reader_ends_soon_with_a_short_sentence(tmp_path, name):
         classes = str(tmp_path / "classes.csv") if kind == "openimages" else None
         start = time.process_time()
         try:
-            read = readers.read(kind, path, pictures=pictures, classes=classes)
+            read = readers.read(kind, path, image_folder=image_folder, classes=classes)
             checks.check_set(read)
         except errors.UserError as error:
             assert len(str(error)) < 1500, kind

@@ -23,8 +23,8 @@ def read(tmp_path, content, name="a.jpg", **options):
     annotation_files.draw(tmp_path, [annotation_files.SampleImage(name, 64, 32, ())])
     path = tmp_path / "tasks.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    pictures = annotation_files.image_folder(tmp_path)
-    return label_studio.read(str(path), pictures=pictures, **options)
+    image_folder = annotation_files.image_folder(tmp_path)
+    return label_studio.read(str(path), image_folder=image_folder, **options)
 
 
 def boxes(annotated):
@@ -34,11 +34,11 @@ def boxes(annotated):
     ]
 
 
-def whats(annotated):
-    return [finding.kind for finding in annotated.events]
+def kinds(annotated):
+    return [event.kind for event in annotated.events]
 
 
-def test_percents_of_the_sides_become_px(tmp_path):
+def test_percentages_are_converted_to_px(tmp_path):
     annotated = read(tmp_path, [task(result())])
     assert boxes(annotated) == [("cat", (16, 8, 32, 16))]
     (image,) = annotated.images
@@ -56,10 +56,10 @@ def test_percents_of_the_sides_become_px(tmp_path):
         ("polygonlabels", {"points": [[0, 0], [50, 0], [25, 50]]}, (0, 0, 32, 16)),
     ],
 )
-def test_shapes_become_the_boxes_around_them(tmp_path, kind, value, box):
+def test_shapes_are_replaced_by_the_boxes_around_them(tmp_path, kind, value, box):
     annotated = read(tmp_path, [task(result(kind, value=value))])
     assert boxes(annotated) == [("cat", pytest.approx(box))]
-    assert whats(annotated) == ["shapes stored as the boxes around them"]
+    assert kinds(annotated) == ["shapes stored as the boxes around them"]
 
 
 def test_brushes_and_keypoints_are_dropped_and_counted(tmp_path):
@@ -69,10 +69,10 @@ def test_brushes_and_keypoints_are_dropped_and_counted(tmp_path):
     del point["value"]["height"]
     annotated = read(tmp_path, [task(brush, point, result())])
     assert len(boxes(annotated)) == 1
-    assert whats(annotated) == ["shapes that enclose nothing, dropped"] * 2
+    assert kinds(annotated) == ["shapes that enclose nothing, dropped"] * 2
 
 
-def test_labels_may_be_a_result_of_their_own(tmp_path):
+def test_labels_may_be_a_separate_result(tmp_path):
     shape = result("rectangle", id="r1")
     del shape["value"]["rectangle"]
     labels = result("labels", id="r1")
@@ -96,18 +96,18 @@ def test_canceled_annotations_and_predictions_are_not_read(tmp_path):
     }
     annotated = read(tmp_path, [entry])
     assert [name for name, _ in boxes(annotated)] == ["dog"]
-    assert whats(annotated) == []
+    assert kinds(annotated) == []
     entry["annotations"].pop()
     annotated = read(tmp_path, [entry])
     assert annotated.images == []
-    assert whats(annotated) == [
+    assert kinds(annotated) == [
         "tasks without annotation, left out",
         "images without annotation, left out",
     ]
 
 
 @pytest.mark.parametrize(
-    ("truths", "times", "taken"),
+    ("truths", "times", "expected"),
     [
         ((False, False), ("2026-01-01T10", "2026-01-01T09"), "first"),
         ((False, False), ("2026-01-01T10", "2026-01-01T11"), "second"),
@@ -116,16 +116,16 @@ def test_canceled_annotations_and_predictions_are_not_read(tmp_path):
     ],
 )
 def test_of_several_annotations_the_truth_or_the_latest_is_read(
-    tmp_path, truths, times, taken
+    tmp_path, truths, times, expected
 ):
     listed = [
         {"result": [result(labels=[name])], "ground_truth": truth, "updated_at": time}
         for name, truth, time in zip(("first", "second"), truths, times, strict=True)
     ]
     annotated = read(tmp_path, [{"data": {"image": "a.jpg"}, "annotations": listed}])
-    assert [name for name, _ in boxes(annotated)] == [taken]
-    assert whats(annotated) == [
-        "tasks annotated several times, of which one annotation was taken"
+    assert [name for name, _ in boxes(annotated)] == [expected]
+    assert kinds(annotated) == [
+        "tasks annotated several times, of which one annotation was used"
     ]
 
 
@@ -145,10 +145,10 @@ def test_of_several_annotations_the_truth_or_the_latest_is_read(
 def test_the_image_of_a_url_is_found(tmp_path, url):
     annotated = read(tmp_path, [task(result(), image=url)], "my cat.jpg")
     assert [image.file_name for image in annotated.images] == ["my cat.jpg"]
-    assert whats(annotated) == []
+    assert kinds(annotated) == []
 
 
-def test_the_upload_itself_comes_before_one_without_prefix(tmp_path):
+def test_the_name_with_the_upload_prefix_has_precedence(tmp_path):
     annotation_files.draw(tmp_path, [annotation_files.SampleImage("a.jpg", 64, 32, ())])
     content = [task(result(), image="/data/upload/7/0a1b2c3d-a.jpg")]
     annotated = read(tmp_path, content, "0a1b2c3d-a.jpg")
@@ -160,19 +160,21 @@ def test_the_image_is_the_only_text_that_names_one(tmp_path):
     entry["data"] = {"photo": "a.jpg", "author": "b"}
     assert len(read(tmp_path, [entry]).images) == 1
     entry["data"] = {"photo": "a.jpg", "mask": "b.png"}
-    with pytest.raises(ValueError, match=r"task 1 has no `image`, and of photo, mask"):
+    with pytest.raises(
+        ValueError, match=r"no `image`, and it is .* which of photo, mask"
+    ):
         read(tmp_path, [entry])
 
 
 def test_a_result_without_label_is_counted(tmp_path):
     annotated = read(tmp_path, [task(result(), result(labels=[]))])
-    assert whats(annotated) == ["boxes without a class, dropped"]
+    assert kinds(annotated) == ["boxes without a class, dropped"]
     assert annotated.events[0].location == "tasks.json, task 1, result 2"
 
 
 def test_images_turned_in_label_studio_are_left_out(tmp_path):
     annotated = read(tmp_path, [task(result(image_rotation=90))])
-    assert whats(annotated)[0] == "images turned in Label Studio, left out"
+    assert kinds(annotated)[0] == "images turned in Label Studio, left out"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_images_turned_in_label_studio_are_left_out(tmp_path):
         ([{"data": {"image": "a.jpg"}}], "task 1 lacks annotations or completions"),
         ([{"data": 7, "annotations": []}], "data is 7; expected an object"),
         ([{"data": {"image": "a"}, "annotations": [7]}], "annotation is 7; expected"),
-        ([task(image="data:image/png;base64,AAAA")], "holds the image itself"),
+        ([task(image="data:image/png;base64,AAAA")], "contains the image itself"),
         ([task(7)], "task 1, result 1 is 7; expected an object"),
         ([task(result(original_width=None))], "result 1 lacks original_width"),
         ([task(result(original_width=0))], "an image of 0 x 32 px"),
@@ -204,6 +206,6 @@ def test_images_turned_in_label_studio_are_left_out(tmp_path):
         ("[" * 100_000, "is nested too deeply"),
     ],
 )  # fmt: skip
-def test_another_structure_is_refused_with_its_place(tmp_path, content, message):
+def test_another_structure_is_an_error_with_its_location(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, content)

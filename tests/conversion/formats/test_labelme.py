@@ -15,19 +15,19 @@ def write(folder, stem, *shapes, **changes):
 
 
 def read(folder, image_names=("a.jpg", "b.jpg"), **options):
-    pictures = files.ImageFolder(str(folder / "images"), image_names)
-    return labelme.read(str(folder), pictures=pictures, **options)
+    image_folder = files.ImageFolder(str(folder / "images"), image_names)
+    return labelme.read(str(folder), image_folder=image_folder, **options)
 
 
-def test_corners_of_a_rectangle_come_in_any_order(tmp_path):
+def test_corners_of_a_rectangle_may_have_any_order(tmp_path):
     write(tmp_path, "a", RECTANGLE)
-    found = read(tmp_path, ["a.jpg"])
-    (image,) = found.images
+    annotated = read(tmp_path, ["a.jpg"])
+    (image,) = annotated.images
     (item,) = image.objects
     assert image[:4] == (1, "a.jpg", 40, 60)
     assert item.box_xywh == (1, 2, 3, 4)
     assert annotations.source_line_of(image, item) == "a.json, shape 1"
-    assert found.events == ()
+    assert annotated.events == ()
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,15 @@ def test_corners_of_a_rectangle_come_in_any_order(tmp_path):
         ("circle", [[10, 20], [13, 24]], (5, 15, 10, 10)),
     ],
 )
-def test_other_shapes_become_the_boxes_around_them(tmp_path, kind, points, box):
+def test_other_shapes_are_replaced_by_the_boxes_around_them(
+    tmp_path, kind, points, box
+):
     shape = {"label": "cat", "points": points, "shape_type": kind}
     write(tmp_path, "a", RECTANGLE, shape)
-    found = read(tmp_path, ["a.jpg"])
-    assert found.images[0].objects[1].box_xywh == box
-    (finding,) = found.events
-    assert finding[:2] == ("shapes stored as the boxes around them", "a.json, shape 2")
+    annotated = read(tmp_path, ["a.jpg"])
+    assert annotated.images[0].objects[1].box_xywh == box
+    (event,) = annotated.events
+    assert event[:2] == ("shapes stored as the boxes around them", "a.json, shape 2")
 
 
 @pytest.mark.parametrize(
@@ -52,21 +54,23 @@ def test_other_shapes_become_the_boxes_around_them(tmp_path, kind, points, box):
     [("line", [[1, 2], [3, 4]]), ("point", [[1, 2]]), ("polygon", [[1, 2], [3, 4]]),
      ("linestrip", [[1, 2], [3, 4], [5, 0]])],
 )  # fmt: skip
-def test_shapes_that_enclose_nothing_are_dropped_and_named(tmp_path, kind, points):
+def test_shapes_that_enclose_nothing_are_dropped_and_reported(tmp_path, kind, points):
     shape = {"label": "x", "points": points, "shape_type": kind}
     write(tmp_path, "a", shape, RECTANGLE)
-    found = read(tmp_path, ["a.jpg"])
-    assert [o.source_line for o in found.images[0].objects] == [2]
+    annotated = read(tmp_path, ["a.jpg"])
+    assert [o.source_line for o in annotated.images[0].objects] == [2]
     what = "shapes that enclose nothing, dropped"
     where = "a.json, shape 1"
-    assert found.events == (annotations.ConversionEvent(what, where, kind, "a.jpg"),)
+    assert annotated.events == (
+        annotations.ConversionEvent(what, where, kind, "a.jpg"),
+    )
 
 
 @pytest.mark.parametrize(
     "path",
     ["b.jpg", "../images/b.jpg", "images/b.jpg", "..\\elsewhere\\b.jpg", "gone.png"],
 )
-def test_picture_is_found_where_it_was_moved(tmp_path, path):
+def test_an_image_is_found_after_it_was_moved(tmp_path, path):
     write(tmp_path, "b", RECTANGLE, imagePath=path)
     assert [i.file_name for i in read(tmp_path, ["b.jpg"]).images] == ["b.jpg"]
 
@@ -75,8 +79,8 @@ def test_picture_is_found_where_it_was_moved(tmp_path, path):
     ("content", "message"),
     [
         ('{"imagePath": "b.jpg", "shapes": [', "cut off"),
-        ('{"imagePath": "b.jpg"}', "shapes is None, no list"),
-        ('{"shapes": []}', "imagePath is None, no str"),
+        ('{"imagePath": "b.jpg"}', "shapes is None; expected list"),
+        ('{"shapes": []}', "imagePath is None; expected str"),
         ('{"imagePath": "b.jpg", "shapes": [{}]}', "shape 1 has the label None"),
         (
             '{"imagePath": "b.jpg", "shapes": [{"label": "cat", "points": [1]}]}',
@@ -86,14 +90,16 @@ def test_picture_is_found_where_it_was_moved(tmp_path, path):
         ("[" * 100_000, "recursion"),
     ],
 )
-def test_file_that_cannot_be_read_leaves_its_image_out(tmp_path, content, message):
+def test_the_image_of_a_file_that_cannot_be_read_is_left_out(
+    tmp_path, content, message
+):
     write(tmp_path, "a", RECTANGLE)
     (tmp_path / "b.json").write_text(content)
-    found = read(tmp_path)
-    assert [i.file_name for i in found.images] == ["a.jpg"]
-    (finding,) = found.events
-    assert finding[:2] == (files.UNREADABLE, "b.json")
-    assert message in finding.detail
+    annotated = read(tmp_path)
+    assert [i.file_name for i in annotated.images] == ["a.jpg"]
+    (event,) = annotated.events
+    assert event[:2] == (files.UNREADABLE, "b.json")
+    assert message in event.detail
 
 
 def test_label_may_be_a_number(tmp_path):
@@ -101,8 +107,8 @@ def test_label_may_be_a_number(tmp_path):
     assert read(tmp_path, ["a.jpg"]).categories == [{"id": 1, "name": "7"}]
 
 
-def test_image_path_that_was_left_behind_is_not_followed(tmp_path):
+def test_an_outdated_image_path_is_ignored(tmp_path):
     for stem in ("a", "b", "c"):
         write(tmp_path, stem, RECTANGLE, imagePath="a.jpg")
-    found = read(tmp_path, ["a.jpg", "b.jpg"])
-    assert [i.file_name for i in found.images] == ["a.jpg", "b.jpg", "c.jpg"]
+    annotated = read(tmp_path, ["a.jpg", "b.jpg"])
+    assert [i.file_name for i in annotated.images] == ["a.jpg", "b.jpg", "c.jpg"]

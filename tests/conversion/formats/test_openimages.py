@@ -15,8 +15,8 @@ CLASSES = openimages.ClassList(
 def read(folder, text, image_names=("0a.jpg",)):
     path = folder / "boxes.csv"
     path.write_text(text)
-    pictures = files.ImageFolder("", image_names)
-    return openimages.read(str(path), pictures=pictures, classes=CLASSES)
+    image_folder = files.ImageFolder("", image_names)
+    return openimages.read(str(path), image_folder=image_folder, classes=CLASSES)
 
 
 def line(image="0a", label="/m/02", group=0, box="0.25,0.5,0.125,0.75"):

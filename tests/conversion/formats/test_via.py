@@ -24,7 +24,7 @@ def read_text(tmp_path, text, **options):
     path = tmp_path / "via.json"
     path.write_text(text, "utf-8")
     return via.read(
-        str(path), pictures=annotation_files.image_folder(tmp_path), **options
+        str(path), image_folder=annotation_files.image_folder(tmp_path), **options
     )
 
 
@@ -175,7 +175,7 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 def test_error_contains_the_csv_line(tmp_path):
     annotation_files.draw(tmp_path, annotation_files.IMAGES)
-    pictures = annotation_files.image_folder(tmp_path)
+    image_folder = annotation_files.image_folder(tmp_path)
     path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     text = path.read_text("utf-8")
     for old, new, message in (
@@ -187,12 +187,14 @@ def test_error_contains_the_csv_line(tmp_path):
         assert old in text
         path.write_text(text.replace(old, new, 1), "utf-8")
         with pytest.raises(ValueError, match=message):
-            via.read(str(path), pictures=pictures)
+            via.read(str(path), image_folder=image_folder)
 
 
 def test_a_csv_of_version_1_is_read(tmp_path):
     annotation_files.draw(tmp_path, annotation_files.IMAGES)
     path = tool_exports.via_csv(tmp_path, annotation_files.IMAGES, ())
     path.write_text("#" + path.read_text("utf-8"), "utf-8")
-    annotated = via.read(str(path), pictures=annotation_files.image_folder(tmp_path))
+    annotated = via.read(
+        str(path), image_folder=annotation_files.image_folder(tmp_path)
+    )
     assert len(annotated.images) == 3

@@ -17,7 +17,9 @@ def voc_file(folder, stem, objects=(("cat", 1, 2, 4, 6),), filename=None):
 
 
 def read(folder, image_names=(), **options):
-    return voc.read(str(folder), pictures=files.ImageFolder("", image_names), **options)
+    return voc.read(
+        str(folder), image_folder=files.ImageFolder("", image_names), **options
+    )
 
 
 def test_classes_are_those_of_the_folder_sorted(tmp_path):
@@ -81,7 +83,9 @@ def test_two_images_of_one_stem_are_an_error(tmp_path):
 
 def test_unknown_class_is_named_with_its_file(tmp_path):
     voc_file(tmp_path, "a", [("Cat", 1, 2, 4, 6)])
-    message = r"a\.xml, object 1 has class 'Cat'.*'cat' differs in case or blanks only"
+    message = (
+        r"a\.xml, object 1 has class 'Cat'.*'cat' differs only in case or whitespace"
+    )
     with pytest.raises(ValueError, match=message):
         read(tmp_path, categories=assembly.number_classes(["cat"]))
 
@@ -108,7 +112,7 @@ def test_unreadable_file_drops_its_image(tmp_path, content, message):
 
 
 def test_errors_contain_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no \.xml"):
+    with pytest.raises(ValueError, match=r"contains no \.xml"):
         read(tmp_path)
     (tmp_path / "a.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"None of the 1 annotation files.*a\.xml"):

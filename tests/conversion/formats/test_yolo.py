@@ -15,8 +15,8 @@ CLASSES = yolo.Classes(CATEGORIES, keypoints=None, is_yaml=False)
 def read(folder, image_names=("a.jpg",), classes=CLASSES, **label_files):
     for stem, text in label_files.items():
         (folder / f"{stem}.txt").write_text(text)
-    pictures = files.ImageFolder("images", image_names)
-    return yolo.read(str(folder), pictures=pictures, classes=classes)
+    image_folder = files.ImageFolder("images", image_names)
+    return yolo.read(str(folder), image_folder=image_folder, classes=classes)
 
 
 def test_boxes_are_fractions_and_class_numbers_are_the_ids(tmp_path):
