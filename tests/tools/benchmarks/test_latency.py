@@ -107,7 +107,7 @@ def test_a_batch_that_does_not_fit_is_an_error(artifacts):
         ("nowhere", "'nowhere' is neither NAME=PATH nor NAME=PATH@SIGNATURE"),
         ("a={}/absent", "absent, the path of 'a', does not exist"),
         ("a={}", "neither a SavedModel (a directory with a saved_model.pb)"),
-        ("a={}/adder@boxes", "has no signature 'boxes'; name one of ['images', 'num"),
+        ("a={}/adder@boxes", "has no signature 'boxes'; select one of ['images', 'num"),
         ("a={}/adder@numbers", "adder is [None]; expected a batch of images"),
     ],
 )

@@ -328,9 +328,9 @@ def test_calibration_without_a_cache_writes_none(build, images, tmp_path):
     build(tensorrt, precision="int8", calibration_images=str(images))
     assert len(tensorrt.calibrated) == 2 and tensorrt.has_cache is None
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
         "model_tensorrt.onnx",
         "new",
-        "images",
     ]
 
 
