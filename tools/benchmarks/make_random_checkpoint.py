@@ -22,6 +22,7 @@ from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.estimator import train_step
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.model import retinanet
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 _NUM_LIKELY = flags.DEFINE_integer(
@@ -91,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)
