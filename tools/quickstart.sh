@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to detections on toy images: sets up .venv, draws a data set, converts,
-# trains, evaluates, exports and predicts, all under quickstart/. Safe to run again.
+# Sets up .venv, draws a toy data set, converts, trains, evaluates, exports and predicts.
+# All files are written below quickstart/. It is safe to run again.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 run=quickstart/run
@@ -32,11 +32,11 @@ END
 
 cat <<'END'
 
-Look at
-  quickstart/detections/           what was found in each validation picture
-  quickstart/run/eval/eval.jsonl   the scores, a line for each evaluation
+Results:
+  quickstart/detections/           the detections, drawn on each validation image
+  quickstart/run/eval/eval.jsonl   the metrics, one line per evaluation
   tensorboard --logdir=quickstart/run
-Then try
+Next steps:
   python -m retinanet_tpu.train --gin_file=gin_configs/coco_r50_640_3x.gin --dry_run
-  source .venv/bin/activate first; the README goes on from there.
+Run `source .venv/bin/activate` first. The README describes the next steps.
 END

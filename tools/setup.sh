@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Makes .venv with this project and TensorFlow for CPUs, unless it is there, and enters it.
+# Creates and activates .venv with this project and TensorFlow for CPUs.
 #   source tools/setup.sh
-# With a Python of your choice: PYTHON=python3.12 source tools/setup.sh
+# To choose the Python: PYTHON=python3.12 source tools/setup.sh
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || return 1
 python=${PYTHON:-python3}
 stamp=.venv/installed-$(cat setup.py pyproject.toml tools/constraints.txt | cksum | cut -d' ' -f1)
 if [ ! -e "$stamp" ]; then
   if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))'; then
     echo "TensorFlow 2.20 needs Python 3.10 to 3.12, $python is $("$python" -V 2>&1);" \
-      "name another: PYTHON=python3.12 $0" >&2
+      "set another one: PYTHON=python3.12 $0" >&2
     return 1
   fi
   echo "Setting up .venv (a minute or two)"

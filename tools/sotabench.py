@@ -1,19 +1,22 @@
-"""Scores an exported model with sotabench's own evaluator of COCO.
+"""Evaluates an exported model with sotabench's own COCO evaluator.
 
   pip install --no-deps sotabencheval==0.0.38 sotabenchapi==0.0.16
   pip install click requests tabulate
   python tools/sotabench.py --model=run1/export/latest --coco_root=coco
 
 The evaluator reads COCO_ROOT/annotations/instances_val2017.json, or unpacks it from
-COCO_ROOT/annotations_trainval2017.zip, and downloads nothing; the images are taken
-from COCO_ROOT/val2017. --no-deps, because it asks for releases of 2019.
+COCO_ROOT/annotations_trainval2017.zip. It downloads nothing. The images are read from
+COCO_ROOT/val2017. --no-deps is necessary: the package requires releases of 2019.
 
-What is known of it (November 2026): the package is of September 2020, the last; it
-still runs, on TensorFlow 2.20's NumPy, and gives the six APs that pycocotools gives. It
-talks to sotabench.com only on that site's machines (SOTABENCH_SERVER) or if asked to
-check a submission (SOTABENCH_CHECK). Papers with Code, whose site it was, was closed in
-July 2025; whether anything still takes results was not tried. With
-SOTABENCH_STORE_FILENAME=results.json the result goes into a file as the site took it.
+State of the service in November 2026:
+* The last release of the package is of September 2020. It runs with TensorFlow 2.20's
+  NumPy and returns the same six APs as pycocotools.
+* It connects to sotabench.com only on that site's machines (SOTABENCH_SERVER) or to
+  check a submission (SOTABENCH_CHECK).
+* Papers with Code, which ran the site, closed in July 2025. Whether a site still
+  accepts results was not tested.
+* SOTABENCH_STORE_FILENAME=results.json writes the result to a file, in the site's
+  format.
 """
 
 import retinanet_tpu.startup.cpu
@@ -35,13 +38,14 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
     """Returns sotabench's COCOEvaluator.
 
     Args:
-      coco_root: see above.
-      split: "val".
-      year: of the data set, "2017".
-      model: its model_name, paper_arxiv_id and so on.
+      coco_root: The folder of the data set; see above.
+      split: The split, "val".
+      year: The year of the data set, "2017".
+      model: The description of the model: model_name, paper_arxiv_id and others of
+        COCOEvaluator.
+
     Raises:
-      UserError: the package is missing, or there are no annotations, or they cannot be
-        scored.
+      UserError: The package is missing, or the annotations are missing or invalid.
     """
     try:
         from sotabencheval import object_detection
@@ -64,7 +68,7 @@ def make_evaluator(coco_root: str, split: str, year: str, **model: str) -> Any:
         raise errors.UserError(
             f"--coco_root={coco_root} has no {name}: {error}."
         ) from error
-    # The evaluator reads the file without checks.
+    # The evaluator itself does not check the file.
     coco_metric.ground_truth(f"{evaluator.root}/{name}")
     return evaluator
 
@@ -76,18 +80,20 @@ def feed(
     *,
     batch_size: int,
 ) -> dict[str, float]:
-    """Shows the annotated images to a model and its findings to the evaluator.
+    """Runs a model on the annotated images and passes the detections to the evaluator.
 
     Args:
-      evaluator: a COCOEvaluator.
-      artifact: an exported model.
-      images_dir: of the annotated images.
-      batch_size: images of one size that go through the model at once.
+      evaluator: The COCOEvaluator.
+      artifact: The exported model.
+      images_dir: The folder of the annotated images.
+      batch_size: The number of images of one size that are processed together.
+
     Returns:
-      sotabench's six numbers: "box AP", "AP50", "AP75", "APS", "APM", "APL".
+      sotabench's six metrics: "box AP", "AP50", "AP75", "APS", "APM", "APL".
+
     Raises:
-      UserError: the model and the annotations do not fit, an image cannot be read,
-        nothing was found, which the evaluator cannot take, or it fails.
+      UserError: The model and the annotations have different categories, an image
+        cannot be read, there are no detections, or the evaluator fails.
     """
     truth = evaluator.coco
     evaluate_export.check_categories(artifact, truth)
@@ -97,12 +103,12 @@ def feed(
     )
     evaluator.reset_time()
     is_first = True
-    for found, image_ids in batches:
+    for detections, image_ids in batches:
         for row, image_id in enumerate(image_ids):
-            one = artifacts.select_image(found, row)
+            one = artifacts.select_image(detections, row)
             records += coco_metric.detection_records(*one[:3], image_id)
-        # The site knows a model that it has scored by what it finds first. All that is
-        # added later is indexed anew each time, so that the rest comes in one piece.
+        # The site recognizes an evaluated model by its first detections. The evaluator
+        # builds its index at each call of `add`, so the rest is added in one call.
         if records and is_first:
             _call(evaluator.add, records)
             records, is_first = [], False
@@ -111,22 +117,24 @@ def feed(
     meter.close()
     logging.info(f"sotabench | {meter}")
     if is_first:
-        raise errors.UserError("The model finds nothing, which sotabench cannot score.")
+        raise errors.UserError(
+            "The model has no detections, so sotabench cannot score it; check --model."
+        )
     if records:
         _call(evaluator.add, records)
     return _call(evaluator.save).results
 
 
-def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
-    """Calls the evaluator, in which what is newer than itself may break anything."""
+def _call(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Calls the evaluator. Newer versions of its dependencies may break it."""
     try:
-        return method(*arguments, **named)
+        return method(*arguments, **keywords)
     except OSError:
         raise
     except Exception as error:
         raise errors.UserError(
             f"sotabencheval failed with {type(error).__name__}: {error}; "
-            "retinanet-tpu evaluate_export gives the same APs without it."
+            "retinanet-tpu evaluate_export computes the same APs without it."
         ) from error
 
 
@@ -141,7 +149,7 @@ def main() -> None:
     )
     artifact = artifacts.load(artifacts.find(FLAGS.model))
     logging.info(f"sotabench | {artifact.kind} {artifact.path}")
-    # On the site's machines the evaluator has a root of its own.
+    # On the site's machines the evaluator replaces --coco_root.
     images_dir = f"{evaluator.root}/{FLAGS.split}{FLAGS.year}"
     results = feed(evaluator, artifact, images_dir, batch_size=FLAGS.batch_size)
     for name, value in results.items():
@@ -149,15 +157,20 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    """Defines the flags; not on import, as evaluate_export."""
-    flags.DEFINE_string("model", None, "SavedModel, .onnx, .tflite, or their folder.")
-    flags.DEFINE_string("coco_root", None, "Has annotations/ and val2017/.")
-    flags.DEFINE_string("split", "val", "Of the data set.")
-    flags.DEFINE_string("year", "2017", "Of the data set.")
-    flags.DEFINE_string("model_name", "RetinaNet", "As the leaderboard is to call it.")
-    flags.DEFINE_string("arxiv_id", "1708.02002", "Of the model's paper.")
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_string(
+        "model", None, "SavedModel, .onnx or .tflite file, or folder of exports."
+    )
+    flags.DEFINE_string("coco_root", None, "Folder of annotations/ and val2017/.")
+    flags.DEFINE_string("split", "val", "Split of the data set.")
+    flags.DEFINE_string("year", "2017", "Year of the data set.")
+    flags.DEFINE_string("model_name", "RetinaNet", "Model name on the leaderboard.")
+    flags.DEFINE_string("arxiv_id", "1708.02002", "arXiv id of the model's paper.")
     flags.DEFINE_integer(
-        "batch_size", 8, "Images of one size to take at once.", lower_bound=1
+        "batch_size",
+        8,
+        "Images of one size that are processed together.",
+        lower_bound=1,
     )
     flags.mark_flags_as_required(["model", "coco_root"])
 

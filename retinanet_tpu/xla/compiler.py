@@ -172,7 +172,11 @@ def _modules():
 
 
 def _stable_hlo(hlo: bytes):
-    """Returns the module without TensorFlow's copy markers, which libtpu refuses."""
+    """Returns the module without TensorFlow's copy markers, which libtpu refuses.
+
+    tools/benchmarks/step.py repeats this code: it runs with jax alone, on machines
+    without TensorFlow and without this package.
+    """
     from jax._src.lib.mlir import ir
 
     module = ir.Module.parse(_modules()[0].mlir.hlo_to_stablehlo(hlo))

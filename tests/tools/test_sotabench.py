@@ -1,4 +1,4 @@
-"""With a stand-in of sotabench's evaluator, and with itself where it is installed."""
+"""Tests with a fake of sotabench's evaluator, and with the real one if installed."""
 
 import importlib
 import pathlib
@@ -22,9 +22,9 @@ NAMES = {"box AP": "AP", "AP50": "AP50", "AP75": "AP75", "APM": "APm", "APL": "A
 
 
 class Evaluator:
-    """What the tool uses of sotabencheval 0.0.38, and how that can refuse."""
+    """The interface of sotabencheval 0.0.38 that the tool uses, with its errors."""
 
-    is_known = None  # None: this is not the site's machine.
+    is_known = None  # None: not on the site's machines.
 
     def __init__(self, root, split, dataset_year, model_name, paper_arxiv_id):
         self.root, self.model = root, (model_name, paper_arxiv_id)
@@ -46,24 +46,24 @@ class Evaluator:
         return self.is_known
 
     def save(self):
-        found = {image_id: [] for image_id in self.coco.imgs}
+        by_image = {image_id: [] for image_id in self.coco.imgs}
         for added in self.added:
             for record in added:
-                found[record["image_id"]].append(record)
-        batches = [as_batch(*item) for item in found.items()]
+                by_image[record["image_id"]].append(record)
+        batches = [as_batch(*item) for item in by_image.items()]
         results = coco_metric.evaluate(batches, self.coco)
         return types.SimpleNamespace(results={k: results[v] for k, v in NAMES.items()})
 
 
 def as_batch(image_id, records):
     x, y, width, height = np.array([r["bbox"] for r in records]).reshape(-1, 4).T
-    found = structures.Detections(
+    detections = structures.Detections(
         np.stack([y, x, y + height, x + width], axis=-1)[None],
         np.array([[r["score"] for r in records]]),
         np.array([[r["category_id"] for r in records]]),
         np.array([len(records)]),
     )
-    return found, np.array([image_id])
+    return detections, np.array([image_id])
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def tool(monkeypatch):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def fake_package(monkeypatch):
     package = types.ModuleType("sotabencheval")
     package.object_detection = types.SimpleNamespace(COCOEvaluator=Evaluator)
     monkeypatch.setitem(sys.modules, "sotabencheval", package)
@@ -95,18 +95,18 @@ def make_evaluator(tool, coco_root):
     )
 
 
-def find_red(pictures):
-    """Finds the box around all that is red in each image."""
-    boxes_yxyx, counts = np.zeros([len(pictures), 1, 4]), []
-    for picture, box in zip(pictures.astype(int), boxes_yxyx, strict=True):
-        ys, xs = np.nonzero(picture[..., 0] - picture[..., 1:].max(axis=-1) > 100)
+def find_red(images):
+    """Returns the box around all red pixels of each image."""
+    boxes_yxyx, counts = np.zeros([len(images), 1, 4]), []
+    for image, box in zip(images.astype(int), boxes_yxyx, strict=True):
+        ys, xs = np.nonzero(image[..., 0] - image[..., 1:].max(axis=-1) > 100)
         if len(ys):
             box[0] = ys.min(), xs.min(), ys.max() + 1, xs.max() + 1
         counts.append(min(len(ys), 1))
     return structures.Detections(
         boxes_yxyx,
-        np.full([len(pictures), 1], 0.75),
-        np.full([len(pictures), 1], toy_data.CATEGORIES[0]["id"]),
+        np.full([len(images), 1], 0.75),
+        np.full([len(images), 1], toy_data.CATEGORIES[0]["id"]),
         np.array(counts),
     )
 
@@ -122,12 +122,12 @@ def feed(tool, coco_root, evaluator, detect_fn=find_red, batch_size=1):
 
 
 def expected_results(coco_root):
-    """Returns what our own metric makes of the same findings."""
+    """Returns the results of our own metric for the same detections."""
     truth = coco_metric.ground_truth(f"{coco_root}/annotations/instances_val2017.json")
     batches = []
     for image_id, image in truth.imgs.items():
-        picture = PIL.Image.open(f"{coco_root}/val2017/{image['file_name']}")
-        batches.append((find_red(np.array(picture)[None]), np.array([image_id])))
+        pixels = PIL.Image.open(f"{coco_root}/val2017/{image['file_name']}")
+        batches.append((find_red(np.array(pixels)[None]), np.array([image_id])))
     return coco_metric.evaluate(batches, truth)
 
 
@@ -141,26 +141,28 @@ def check_results(tool, coco_root):
     return evaluator
 
 
-def test_results_are_those_of_our_metric(tool, coco_root, stand_in):
+def test_results_equal_those_of_our_metric(tool, coco_root, fake_package):
     evaluator = check_results(tool, coco_root)
     assert evaluator.model == ("RetinaNet", "1708.02002")
     assert evaluator.num_resets == 1
 
 
-def test_sotabench_itself_computes_what_our_metric_computes(tool, coco_root):
+def test_results_of_sotabench_itself_equal_those_of_our_metric(tool, coco_root):
     pytest.importorskip("sotabencheval")
     check_results(tool, coco_root)
 
 
-def test_first_findings_come_alone_and_the_rest_at_once(tool, coco_root, stand_in):
+def test_first_detections_are_added_alone_and_the_rest_together(
+    tool, coco_root, fake_package
+):
     evaluator = make_evaluator(tool, coco_root)
     feed(tool, coco_root, evaluator)
     first, rest = evaluator.added
     assert len(first) == 1 and len(rest) > 1
 
 
-def test_model_that_the_site_knows_is_not_run_to_the_end(
-    tool, coco_root, stand_in, monkeypatch
+def test_model_that_the_site_recognizes_is_stopped_early(
+    tool, coco_root, fake_package, monkeypatch
 ):
     monkeypatch.setattr(Evaluator, "is_known", True)
     evaluator = make_evaluator(tool, coco_root)
@@ -168,17 +170,17 @@ def test_model_that_the_site_knows_is_not_run_to_the_end(
     assert [len(added) for added in evaluator.added] == [1]
 
 
-def test_model_that_finds_nothing_is_not_scored(tool, coco_root, stand_in):
-    def find_nothing(pictures):
-        found = find_red(pictures)
-        return found._replace(num_detections=found.num_detections * 0)
+def test_model_without_detections_is_an_error(tool, coco_root, fake_package):
+    def find_nothing(images):
+        detections = find_red(images)
+        return detections._replace(num_detections=detections.num_detections * 0)
 
-    with pytest.raises(ValueError, match="finds nothing"):
+    with pytest.raises(ValueError, match="has no detections"):
         feed(tool, coco_root, make_evaluator(tool, coco_root), find_nothing)
 
 
-def test_failure_inside_sotabench_says_what_works_instead(
-    tool, coco_root, stand_in, monkeypatch
+def test_failure_inside_sotabench_is_an_error_with_the_alternative(
+    tool, coco_root, fake_package, monkeypatch
 ):
     def save(self):
         raise AttributeError("numpy has no attribute 'float'")
@@ -191,15 +193,15 @@ def test_failure_inside_sotabench_says_what_works_instead(
         feed(tool, coco_root, make_evaluator(tool, coco_root))
 
 
-def test_model_of_other_categories_is_refused(tool, coco_root, stand_in):
+def test_model_of_other_categories_is_refused(tool, coco_root, fake_package):
     other = artifact_of(find_red, [{"id": 1, "name": "cat"}])
     with pytest.raises(ValueError, match="differ in 3 categories"):
         tool.feed(make_evaluator(tool, coco_root), other, "", batch_size=1)
 
 
 @pytest.mark.parametrize("content", ["{", '{"images": [], "categories": []}'])
-def test_annotations_that_cannot_be_scored_are_refused(
-    tool, tmp_path, stand_in, monkeypatch, content
+def test_invalid_annotations_are_refused(
+    tool, tmp_path, fake_package, monkeypatch, content
 ):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2017.json").write_text(content)
@@ -211,8 +213,8 @@ def test_annotations_that_cannot_be_scored_are_refused(
         make_evaluator(tool, str(tmp_path))
 
 
-def test_missing_annotations_and_missing_package_are_named(
-    tool, tmp_path, stand_in, monkeypatch
+def test_missing_annotations_and_missing_package_are_errors(
+    tool, tmp_path, fake_package, monkeypatch
 ):
     with pytest.raises(ValueError, match=r"no annotations/instances_val2017\.json"):
         make_evaluator(tool, str(tmp_path))

@@ -1,11 +1,13 @@
-"""Measures what more workers of a tf.data service bring, on the CPUs of one machine.
+"""Measures how a tf.data service scales with its workers, on one machine.
 
-  python tools/benchmarks/data_service.py --gin_file=gin_configs/bccd_r18.gin
+  python tools/benchmarks/data_service.py --gin_file=bccd_r18.gin
 
-For each number of workers there is a service of its own; every worker is held to one
-CPU. The services are read in turn, round after round, and a Markdown table comes out.
-The reader takes CPU time too, so the last worker on a machine brings less than the
-others, and what else runs there takes its share: believe the ratios.
+Each number of workers has its own service; each worker is pinned to one CPU. The
+services are read in turn, round after round. The output is a Markdown table.
+
+The reader uses CPU time too, so the last worker on a machine adds less than the
+others. Other programs on the machine slow down all services; the ratios are more
+reliable than the rates.
 """
 
 import retinanet_tpu.startup.cpu
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import tensorflow as tf
 from absl import flags
@@ -30,31 +33,38 @@ from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 _WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to compare.")
-_SECONDS = flags.DEFINE_float("seconds", 8.0, "To measure for, each time.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each has its turn.")
+_MEASURE_SECS = flags.DEFINE_float(
+    "measure_secs", 8.0, "Duration of one measurement, s."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of measurements of each service.")
 
 _START_SECS = 120
-_WARM_UP_BATCHES = 20  # More than any buffer on the way holds.
+_WARM_UP_BATCHES = 20  # More than the buffers of the service and the reader contain.
 
 
 @contextlib.contextmanager
 def service(num_workers: int) -> Iterator[str]:
-    """Yields the address of a service whose workers have one CPU each."""
+    """Runs a service and yields its address.
+
+    Args:
+      num_workers: The number of workers, each of which is pinned to one CPU.
+    """
+    num_cpus = os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(_part("--role=dispatcher"))
+        port = stack.enter_context(_server("--role=dispatcher"))
         for index in range(num_workers):
             worker = ["--role=worker", f"--dispatcher=localhost:{port}"]
-            stack.enter_context(_part(*worker, cpu=index % os.cpu_count()))
+            stack.enter_context(_server(*worker, cpu=index % num_cpus))
         yield f"grpc://localhost:{port}"
 
 
 @contextlib.contextmanager
-def _part(*arguments, cpu=None):
-    """Runs a part of a service; yields its port."""
-    held = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
+def _server(*arguments: str, cpu: int | None = None) -> Iterator[int]:
+    """Runs a server of a service; yields its port."""
+    pinned = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
     with tempfile.TemporaryFile("w+") as log:
         command = [
-            *held,
+            *pinned,
             sys.executable,
             "-m",
             "retinanet_tpu.data_service",
@@ -68,23 +78,33 @@ def _part(*arguments, cpu=None):
             process.wait()
 
 
-def _port(process, log):
+def _port(process: subprocess.Popen, log: TextIO) -> int:
     end = time.monotonic() + _START_SECS
     while time.monotonic() < end and process.poll() is None:
         log.seek(0)
-        if found := re.search(r"grpc://\S+:(\d+)", log.read()):
-            return int(found[1])
+        if match := re.search(r"grpc://\S+:(\d+)", log.read()):
+            return int(match[1])
         time.sleep(0.1)
     log.seek(0)
-    raise errors.UserError(f"A part of the service did not start: {log.read()}")
+    raise errors.UserError(f"A server of the service did not start: {log.read()}")
 
 
 def images_per_sec(batches: tf.data.Dataset, batch_size: int, secs: float) -> float:
-    """Returns how many images a second a reader gets that does nothing with them."""
+    """Returns the throughput of a reader that discards the batches.
+
+    Args:
+      batches: The endless dataset.
+      batch_size: The number of images in a batch.
+      secs: The duration of the measurement.
+
+    Returns:
+      Images per second.
+    """
     iterator = iter(batches)
     for _ in itertools.islice(iterator, _WARM_UP_BATCHES):
         pass
-    start, count = time.monotonic(), 0
+    start = time.monotonic()
+    count = 0
     while time.monotonic() - start < secs:
         next(iterator)
         count += 1
@@ -95,9 +115,10 @@ def main() -> None:
     """Runs the command."""
     cli.parse_files()
     run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
-    data, batch_size = run.data, run.plan.batch_size
+    data = run.data
+    batch_size = run.plan.batch_size
     counts = [int(count) for count in _WORKERS.value]
-    rates = {count: [] for count in counts}
+    rates: dict[int, list[float]] = {count: [] for count in counts}
     with contextlib.ExitStack() as stack:
         addresses = {n: stack.enter_context(service(n)) for n in counts}
         spec = pipeline.DatasetSpec(
@@ -114,14 +135,16 @@ def main() -> None:
                 augmentation=data.augmentation,
                 order=record_order.ReadOptions(service_address=addresses[count]),
             )
-            rates[count].append(images_per_sec(batches, batch_size, _SECONDS.value))
+            rate = images_per_sec(batches, batch_size, _MEASURE_SECS.value)
+            rates[count].append(rate)
     print("| workers | images/s | of the first | rounds |\n|---|---|---|---|")
     first = rates[counts[0]]
     for count in counts:
         ratios = [b / a for a, b in zip(first, rates[count], strict=True)]
-        shown = ", ".join(f"{rate:.0f}" for rate in rates[count])
-        middle, ratio = statistics.median(rates[count]), statistics.median(ratios)
-        print(f"| {count} | {middle:.0f} | {ratio:.2f} | {shown} |")
+        all_rates = ", ".join(f"{rate:.0f}" for rate in rates[count])
+        median = statistics.median(rates[count])
+        ratio = statistics.median(ratios)
+        print(f"| {count} | {median:.0f} | {ratio:.2f} | {all_rates} |")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Measures the input pipeline of training, beside decoding alone and Model Garden's.
+"""Compares the input pipeline of training with its parts and with Model Garden's.
 
   python tools/benchmarks/input.py --data=data/bccd/trainval-*.tfrecord \
       [--model_garden_python=/its/environment/bin/python]
-  python tools/benchmarks/input.py --gin_file=gin_configs/bccd_r18.gin
+  python tools/benchmarks/input.py --gin_file=bccd_r18.gin
 
-The contenders run in turn, round after round, each time in a process of their own, and
-a Markdown table comes out. Of a machine with other work to do, believe the CPU time:
-it is that of the contender's process on all cores. Model Garden's parser needs an
-environment of its own: `pip install tf-models-official==2.20.*`. It gets the same
-records, size, jitter, flip, shuffle buffer and batch; to the host's work it adds the
-targets of all anchors, which ours leaves to the device.
+The candidates run in turn, round after round, each in a new process. The output is a
+Markdown table. On a machine that runs other programs, the CPU time is more reliable
+than the wall time. It is the time of the candidate's process on all cores.
+
+Model Garden's parser needs an environment of its own:
+`pip install tf-models-official==2.20.*`. It gets the same records, size, jitter, flip,
+shuffle buffer and batch size. It also computes the targets of all anchors on the host;
+our pipeline leaves them to the device.
 """
 
 import retinanet_tpu.startup.cpu
@@ -32,19 +34,10 @@ from retinanet_tpu.data import record_files
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
-_DATA = flags.DEFINE_string("data", None, "DIR/SPLIT-*.tfrecord; not with --gin_file.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 640, "Sides of the canvas, px.")
-_SCALE_JITTER = flags.DEFINE_list("scale_jitter", ["0.8", "1.2"], "Range of size.")
-_BATCH = flags.DEFINE_integer("batch", 8, "Images in a batch.")
-_MODEL_GARDEN = flags.DEFINE_string(
-    "model_garden_python", None, "Python of the environment that has Model Garden."
-)
-_SECONDS = flags.DEFINE_float("seconds", 8.0, "To measure for, each time.")
-_WARM_UP = flags.DEFINE_float("warm_up_seconds", 4.0, "To run for before, each time.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each has its turn.")
+FLAGS = flags.FLAGS
 
 _WORKERS = pathlib.Path(__file__).parent
-# Of records; our default. Model Garden's, 10,000, would be 1.6 GB of COCO.
+# Our default number of records. Model Garden's 10,000 would be 1.6 GB of COCO.
 _SHUFFLE_BUFFER = 1024
 _NAMES = {
     "pipeline": "our pipeline",
@@ -54,22 +47,24 @@ _NAMES = {
     "model_garden": "Model Garden's parser",
 }
 
-Results = Mapping[str, Sequence[Mapping[str, float]]]  # a measurement each round
+# The measurements of each candidate, one per round; see timer.measure.
+Results = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 def setting_of_flags() -> dict[str, Any]:
-    """Returns what all contenders have to do.
+    """Returns the setting that all candidates share.
 
     Raises:
-      UserError: neither --data nor --gin_file, or --data is no pattern of records.
-      MissingFileError: no records there.
+      UserError: Neither --data nor --gin_file is set, or --data is not a pattern of
+        record files.
+      MissingFileError: The record files do not exist.
     """
     setting = _setting_of_run() if cli.GIN_FILE.value else _setting_of_data()
     record_files.find(setting["data_dir"], setting["split"])
     return setting | {
         "shuffle_buffer": _SHUFFLE_BUFFER,
-        "secs": _SECONDS.value,
-        "warm_up_secs": _WARM_UP.value,
+        "secs": FLAGS.measure_secs,
+        "warm_up_secs": FLAGS.warm_up_secs,
     }
 
 
@@ -79,22 +74,26 @@ def measure_in_turn(
     """Runs commands in turn, round after round.
 
     Args:
-      commands: by name; the last line that each prints is its measurement, in JSON.
-      num_rounds: how often.
+      commands: The command of each candidate, by name. The last line of its output
+        must be a measurement in JSON.
+      num_rounds: The number of rounds.
+
+    Returns:
+      The measurements of each candidate, one per round.
 
     Raises:
-      RuntimeError: a command fails; its last words.
+      RuntimeError: A command fails; the message contains the end of its output.
     """
-    results = {name: [] for name in commands}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
     for number in range(num_rounds):
         for name, command in commands.items():
-            found = subprocess.run(command, capture_output=True, text=True)
-            if found.returncode:
-                words = found.stderr.strip()[-2000:]
-                raise RuntimeError(f"Contender {name} failed: {words}")
-            result = json.loads(found.stdout.splitlines()[-1])
+            process = subprocess.run(command, capture_output=True, text=True)
+            if process.returncode:
+                output = process.stderr.strip()[-2000:]
+                raise RuntimeError(f"Candidate {name} failed: {output}")
+            result = json.loads(process.stdout.splitlines()[-1])
             logging.info(
-                "round %d | %s | %.0f images/s | %.2f ms of CPU an image",
+                "round %d | %s | %.0f images/s | CPU %.2f ms/image",
                 number + 1,
                 name,
                 result["images"] / result["secs"],
@@ -105,20 +104,20 @@ def measure_in_turn(
 
 
 def cpu_ms(result: Mapping[str, float]) -> float:
-    """Returns milliseconds of CPU an image."""
+    """Returns the CPU time per image in ms."""
     return 1e3 * result["cpu_secs"] / result["images"]
 
 
 def ratios(results: Results, name: str, other: str) -> list[float]:
-    """Returns, round by round, how many times the CPU of `name` the `other` takes."""
+    """Returns the CPU time of `other` divided by that of `name`, for each round."""
     pairs = zip(results[name], results[other], strict=True)
     return [cpu_ms(theirs) / cpu_ms(ours) for ours, theirs in pairs]
 
 
 def table(results: Results) -> str:
-    """Returns the measurements as Markdown: medians, and (lowest to highest)."""
+    """Returns the measurements as Markdown: medians and (lowest to highest)."""
     rows = [
-        "| | CPU ms an image | images a CPU second | images/s by the clock |",
+        "| | CPU ms/image | images per CPU second | images/s (wall time) |",
         "| --- | --- | --- | --- |",
     ]
     for name, measured in results.items():
@@ -130,36 +129,36 @@ def table(results: Results) -> str:
         ]  # fmt: skip
         rows.append(f"| {_NAMES.get(name, name)} | {' | '.join(cells)} |")
     for other in sorted({"model_garden", "decode", "crop"} & set(results)):
-        found = ratios(results, "pipeline", other)
-        rows.append(f"\nCPU of {_NAMES[other]} / of our pipeline: {_spread(found, 2)}")
+        values = ratios(results, "pipeline", other)
+        rows.append(f"\nCPU of {_NAMES[other]} / of our pipeline: {_spread(values, 2)}")
     return "\n".join(rows)
 
 
-def _spread(values, digits):
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, median, high = min(values), statistics.median(values), max(values)
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def _setting_of_data():
-    match = re.fullmatch(r"(?:(.*)/)?([^/]+?)-[^/]*\.tfrecord", _DATA.value or "")
+def _setting_of_data() -> dict[str, Any]:
+    match = re.fullmatch(r"(?:(.*)/)?([^/]+?)-[^/]*\.tfrecord", FLAGS.data or "")
     if not match:
         raise errors.UserError(
-            f"--data is {_DATA.value}; it must be DIR/SPLIT-*.tfrecord, or name a run "
-            "by --gin_file."
+            f"--data is {FLAGS.data}; it must be DIR/SPLIT-*.tfrecord. Or set the run "
+            "with --gin_file."
         )
-    low, high = (float(value) for value in _SCALE_JITTER.value)
+    low, high = (float(value) for value in FLAGS.scale_jitter)
     return {
         "data_dir": match[1] or ".",
         "split": match[2],
-        "image_size": [_IMAGE_SIZE.value] * 2,
+        "image_size": [FLAGS.image_size] * 2,
         "scale_jitter": [low, high],
         "flip": True,
         "max_boxes": 100,
-        "batch_size": _BATCH.value,
+        "batch_size": FLAGS.batch_size,
     }
 
 
-def _setting_of_run():
+def _setting_of_run() -> dict[str, Any]:
     cli.parse_files()
     run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     return {
@@ -173,16 +172,16 @@ def _setting_of_run():
     }
 
 
-def _commands(setting):
+def _commands(setting: dict[str, Any]) -> dict[str, list[str]]:
     text = json.dumps(setting)
-    ours = str(_WORKERS / "our_input.py")
+    worker = str(_WORKERS / "pipeline_worker.py")
     commands = {
-        name: [sys.executable, ours, name, text]
+        name: [sys.executable, worker, name, text]
         for name in ("pipeline", "decode", "crop", "resize")
     }
-    if _MODEL_GARDEN.value:
+    if FLAGS.model_garden_python:
         script = str(_WORKERS / "model_garden_input.py")
-        commands["model_garden"] = [_MODEL_GARDEN.value, script, text]
+        commands["model_garden"] = [FLAGS.model_garden_python, script, text]
     return commands
 
 
@@ -191,8 +190,35 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     setting = setting_of_flags()
     logging.info("setting | %s", setting)
-    print(table(measure_in_turn(_commands(setting), _ROUNDS.value)))
+    print(table(measure_in_turn(_commands(setting), FLAGS.rounds)))
+
+
+def define_flags() -> None:
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_string(
+        "data",
+        None,
+        "Record files to read, as DIR/SPLIT-*.tfrecord. Alternative to --gin_file.",
+    )
+    flags.DEFINE_integer(
+        "image_size", 640, "Height and width of the network's input, px."
+    )
+    flags.DEFINE_list(
+        "scale_jitter", ["0.8", "1.2"], "Lowest and highest factor of the scale jitter."
+    )
+    flags.DEFINE_integer("batch_size", 8, "Number of images in a batch.")
+    flags.DEFINE_string(
+        "model_garden_python",
+        None,
+        "Python interpreter of the environment with Model Garden; omit to skip it.",
+    )
+    flags.DEFINE_float("measure_secs", 8.0, "Duration of one measurement, s.")
+    flags.DEFINE_float(
+        "warm_up_secs", 4.0, "Duration of the warm-up before each measurement, s."
+    )
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
 
 
 if __name__ == "__main__":
+    define_flags()
     guard.run(main)

@@ -1,10 +1,11 @@
-"""Measures what it takes to make a network's input of a large image, and how exactly.
+"""Measures the time and the error of reducing large images to a network's input.
 
-  python tools/benchmarks/large_images.py [--canvas=640] [--jpegs=DIR]
+  python tools/benchmarks/large_images.py [--image_size=640] [--jpegs=DIR]
 
-Without --jpegs it makes up three JPEGs of 4000 x 3000 px. A Markdown table comes out:
-CPU time of the process per image, the median over --num_rounds, and the root mean
-square difference from the mean over the area that each pixel covers, in gray levels.
+Without --jpegs, three synthetic JPEGs of 4000 x 3000 px are used. The output is a
+Markdown table. Its columns are the CPU time of the process per image (median of
+--rounds) and the RMS error in gray levels. The error is the difference from the mean
+over the area that each pixel covers.
 """
 
 import retinanet_tpu.startup.cpu
@@ -14,6 +15,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -23,19 +25,38 @@ from absl import flags
 from retinanet_tpu.data import image_files, transforms
 from retinanet_tpu.startup import guard
 
-_JPEGS = flags.DEFINE_string("jpegs", None, "Folder of JPEGs, instead of made-up ones.")
-_CANVAS = flags.DEFINE_integer("canvas", 640, "Sides of the canvas, px.")
-_ROUNDS = flags.DEFINE_integer("num_rounds", 5, "Of which the median is shown.")
+FLAGS = flags.FLAGS
 
-_NUM_MADE_UP, _WIDTH, _HEIGHT = 3, 4000, 3000
-# Side of a cell in px and standard deviation of its gray level: finer is fainter.
+_NUM_SYNTHETIC = 3
+_WIDTH = 4000
+_HEIGHT = 3000
+# The side of a noise cell in px and the standard deviation of its gray level. Natural
+# images have less contrast at finer scales too.
 _OCTAVES = ((500, 40.0), (125, 22.0), (25, 14.0), (6, 10.0), (2, 8.0), (1, 6.0))
 
-Contender = Callable[[tf.Tensor], tf.Tensor]  # encoded or decoded -> [h, w, 3]
+ReduceFn = Callable[[tf.Tensor], tf.Tensor]  # encoded or decoded -> [h, w, 3]
 
 
-def made_up_jpeg(seed: int, width: int = _WIDTH, height: int = _HEIGHT) -> bytes:
-    """Returns a JPEG of noise at all scales, as images have detail."""
+class Candidate(NamedTuple):
+    """A way to reduce an image to the network's input.
+
+    Attributes:
+      kind: The input of the function: "jpeg", "png" or "pixels".
+      reduce_fn: The function.
+    """
+
+    kind: str
+    reduce_fn: ReduceFn
+
+
+def synthetic_jpeg(seed: int, width: int = _WIDTH, height: int = _HEIGHT) -> bytes:
+    """Returns a JPEG of noise at all scales.
+
+    Args:
+      seed: The seed of the noise.
+      width: The width of the image, px.
+      height: The height of the image, px.
+    """
     rng = np.random.default_rng(seed)
     pixels = np.full([height, width, 3], 128.0, np.float32)
     for cell, deviation in _OCTAVES:
@@ -49,13 +70,13 @@ def made_up_jpeg(seed: int, width: int = _WIDTH, height: int = _HEIGHT) -> bytes
     return file.getvalue()
 
 
-def contenders(canvas: tuple[int, int]) -> dict[str, tuple[str, Contender]]:
-    """Returns the ways to the network's input: what each is given, and a function.
+def candidates(output_size: tuple[int, int]) -> dict[str, Candidate]:
+    """Returns the candidates by name.
 
     Args:
-      canvas: Height and width of the network's input.
+      output_size: The height and width of the network's input, px.
     """
-    window_fn = functools.partial(transforms.crop_window, output_size=canvas)
+    window_fn = functools.partial(transforms.crop_window, output_size=output_size)
 
     def resized_only(pixels: tf.Tensor) -> tf.Tensor:
         window = window_fn(tf.shape(pixels)[:2])
@@ -66,41 +87,51 @@ def contenders(canvas: tuple[int, int]) -> dict[str, tuple[str, Contender]]:
 
     def letterbox(pixels: tf.Tensor) -> tf.Tensor:
         window = window_fn(tf.shape(pixels)[:2])
-        inputs, _ = transforms.letterbox(pixels, canvas)
+        inputs, _ = transforms.letterbox(pixels, output_size)
         return inputs[: window.resized[0], : window.resized[1]]
 
     return {
-        "JPEG: decoded in full, resized": (
+        "JPEG: decoded in full, resized": Candidate(
             "jpeg",
             lambda encoded: resized_only(tf.io.decode_jpeg(encoded, channels=3)),
         ),
-        "JPEG: the input pipeline": ("jpeg", load),
-        "PNG: the input pipeline": ("png", load),
-        "decoded image: resized": ("pixels", resized_only),
-        "decoded image: exported models": ("pixels", letterbox),
+        "JPEG: the input pipeline": Candidate("jpeg", load),
+        "PNG: the input pipeline": Candidate("png", load),
+        "decoded image: resized": Candidate("pixels", resized_only),
+        "decoded image: exported models": Candidate("pixels", letterbox),
     }
 
 
 def measure(
-    jpegs: Sequence[bytes], canvas: tuple[int, int], num_rounds: int
+    jpegs: Sequence[bytes], output_size: tuple[int, int], num_rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Returns CPU ms per image and the RMS error in gray levels, by contender."""
-    ways = contenders(canvas)
+    """Measures all candidates.
+
+    Args:
+      jpegs: The encoded images.
+      output_size: The height and width of the network's input, px.
+      num_rounds: The number of measurements of each candidate.
+
+    Returns:
+      The median CPU time per image in ms and the RMS error in gray levels, by
+      candidate.
+    """
+    ways = candidates(output_size)
     inputs = [_inputs(jpeg) for jpeg in jpegs]
-    functions = {name: tf.function(fn) for name, (_, fn) in ways.items()}
-    times = {name: [] for name in ways}
-    for number in range(-1, num_rounds):  # One to warm up.
-        for name, (kind, _) in ways.items():
+    functions = {name: tf.function(way.reduce_fn) for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-1, num_rounds):  # The first round is a warm-up.
+        for name, way in ways.items():
             start = time.process_time()
-            for given in inputs:
-                functions[name](given[kind])
+            for image in inputs:
+                functions[name](image[way.kind])
             if number >= 0:
                 secs = time.process_time() - start
                 times[name].append(1e3 * secs / len(inputs))
     return {
         name: (
             statistics.median(times[name]),
-            _rms(fn, kind=ways[name][0], inputs=inputs),
+            _rms_error(fn, kind=ways[name].kind, inputs=inputs),
         )
         for name, fn in functions.items()
     }
@@ -112,28 +143,42 @@ def _inputs(jpeg: bytes) -> Mapping[str, tf.Tensor]:
     return {"jpeg": tf.constant(jpeg), "png": png, "pixels": pixels}
 
 
-def _rms(fn, kind, inputs):
+def _rms_error(
+    fn: ReduceFn, *, kind: str, inputs: Sequence[Mapping[str, tf.Tensor]]
+) -> float:
     squares = []
-    for given in inputs:
-        found = tf.cast(fn(given[kind]), tf.float32)
-        area = tf.image.resize(given["pixels"], tf.shape(found)[:2], method="area")
-        squares.append(float(tf.reduce_mean((found - area) ** 2)))
+    for image in inputs:
+        reduced = tf.cast(fn(image[kind]), tf.float32)
+        expected = tf.image.resize(
+            image["pixels"], tf.shape(reduced)[:2], method="area"
+        )
+        squares.append(float(tf.reduce_mean((reduced - expected) ** 2)))
     return float(np.sqrt(np.mean(squares)))
 
 
 def main() -> None:
     """Runs the command."""
-    if _JPEGS.value:
-        paths = image_files.find([_JPEGS.value])
+    if FLAGS.jpegs:
+        paths = image_files.find([FLAGS.jpegs])
         jpegs = [tf.io.read_file(path).numpy() for path in paths]
     else:
-        jpegs = [made_up_jpeg(seed) for seed in range(_NUM_MADE_UP)]
-    print("| | CPU ms an image | RMS error, gray levels |")
+        jpegs = [synthetic_jpeg(seed) for seed in range(_NUM_SYNTHETIC)]
+    print("| | CPU ms/image | RMS error, gray levels |")
     print("| --- | --- | --- |")
-    canvas = (_CANVAS.value, _CANVAS.value)
-    for name, (cpu_ms, rms) in measure(jpegs, canvas, _ROUNDS.value).items():
+    output_size = (FLAGS.image_size, FLAGS.image_size)
+    for name, (cpu_ms, rms) in measure(jpegs, output_size, FLAGS.rounds).items():
         print(f"| {name} | {cpu_ms:.0f} | {rms:.2f} |")
 
 
+def define_flags() -> None:
+    """Defines the flags; not on import, when another tool may run."""
+    flags.DEFINE_string("jpegs", None, "Folder of JPEGs; omit to use synthetic images.")
+    flags.DEFINE_integer(
+        "image_size", 640, "Height and width of the network's input, px."
+    )
+    flags.DEFINE_integer("rounds", 5, "Number of measurements of each candidate.")
+
+
 if __name__ == "__main__":
+    define_flags()
     guard.run(main)

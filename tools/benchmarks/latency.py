@@ -1,18 +1,21 @@
-"""Times exported detectors on the same images, by turns, and says how they compare.
+"""Compares the latency of exported detectors on the same images.
 
   python tools/benchmarks/latency.py NAME=PATH [NAME=PATH@SIGNATURE ...] \
-      [--batch 1 8] [--size 640x640 480x640] [--threads=2] [--markdown]
+      [--batch_size 1 8] [--size 640x640 480x640] [--threads=2] [--markdown]
 
-A PATH is a SavedModel's directory, a .onnx or a .tflite file. Of a SavedModel without
-@SIGNATURE it is `images` if there is one, else `serving_default`. Nothing of the code
-that made it is needed, but onnxruntime for .onnx and TensorFlow for the others.
+PATH is a SavedModel's directory, a .onnx file or a .tflite file. The default SIGNATURE
+of a SavedModel is `images` if it exists, else `serving_default`. A .onnx file needs
+onnxruntime. The artifacts may be of any origin.
 
-The first artifact is the reference. Each has a process and --threads threads of its own
-and waits while another has its turn, so that a machine with other work to do hurts all
-alike; of such a machine believe the CPU time. A turn is one batch to warm up, then
-batches for --seconds, at least one. From pixels in memory to objects in memory counts,
-all that an artifact does. What takes only so many images at once runs as often as the
-batch needs. An input of fixed size gets images that were padded to it beforehand.
+* The first artifact is the reference.
+* Each artifact has a process of its own with --threads threads. It waits while the
+  others have their turns, so that other programs on the machine affect all alike. On
+  such a machine, the CPU time is more reliable than the wall time.
+* A turn consists of one batch as a warm-up, then batches for --measure_secs, at least
+  one.
+* The time is from pixels in memory to detections in memory.
+* An artifact with a fixed batch size runs several times per batch. An artifact with a
+  fixed input size gets images that are padded before the measurement.
 """
 
 import retinanet_tpu.startup.cpu
@@ -30,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
 from retinanet_tpu.startup import guard
@@ -39,29 +42,45 @@ _WORKER = pathlib.Path(__file__).parent / "timed_detector.py"
 
 
 class Artifact(NamedTuple):
-    """What is to be timed."""
+    """An exported detector.
+
+    Attributes:
+      name: The name in the table.
+      path: The path of the artifact.
+      signature: The signature of a SavedModel; empty for the default.
+    """
 
     name: str
     path: str
-    signature: str  # of a SavedModel; empty for the usual one
+    signature: str
 
 
 class Case(NamedTuple):
-    """What all are shown."""
+    """A batch of images that all artifacts process.
 
-    size: tuple[int, int]  # height and width of an image, px
-    batch: int
+    Attributes:
+      size: The height and width of an image, px.
+      batch_size: The number of images.
+    """
+
+    size: tuple[int, int]
+    batch_size: int
 
 
-# By case and artifact: what each round brought, as timed_detector.measure returns it.
-Results = Mapping[Case, Mapping[str, Sequence[Mapping[str, float | None]]]]
+# A measurement; see timed_detector.measure.
+Result = Mapping[str, float | None]
+# The measurements of each case and artifact, one per round.
+Results = Mapping[Case, Mapping[str, Sequence[Result]]]
 
 
 def parse_artifact(text: str) -> Artifact:
-    """Returns what NAME=PATH[@SIGNATURE] says.
+    """Parses NAME=PATH[@SIGNATURE].
+
+    Args:
+      text: The argument of the command line.
 
     Raises:
-      UserError: it says something else, or no artifact is there.
+      UserError: The text is malformed, or the path is not an artifact.
     """
     match = re.fullmatch(r"([^=]+)=(.+?)(?:@([\w.-]+))?", text)
     if not match:
@@ -69,13 +88,13 @@ def parse_artifact(text: str) -> Artifact:
             f"'{text}' is neither NAME=PATH nor NAME=PATH@SIGNATURE."
         )
     name, path, signature = match.groups(default="")
-    place = pathlib.Path(path)
-    if not place.exists():
+    artifact_path = pathlib.Path(path)
+    if not artifact_path.exists():
         raise errors.UserError(
-            f"There is no {path}, which '{name}' is to be; mend the path."
+            f"{path}, the path of '{name}', does not exist; correct the path."
         )
-    is_saved_model = (place / "saved_model.pb").is_file()
-    if not is_saved_model and place.suffix not in (".onnx", ".tflite"):
+    is_saved_model = (artifact_path / "saved_model.pb").is_file()
+    if not is_saved_model and artifact_path.suffix not in (".onnx", ".tflite"):
         raise errors.UserError(
             f"{path} is neither a SavedModel (a directory with a saved_model.pb) nor a "
             ".onnx or .tflite file."
@@ -84,33 +103,44 @@ def parse_artifact(text: str) -> Artifact:
 
 
 class Worker:
-    """An artifact in a process of its own."""
+    """A process that runs an artifact."""
 
     def __init__(self, artifact: Artifact, threads: int):
-        """Starts it and waits until the artifact is loaded.
+        """Starts the process and waits until the artifact is loaded.
+
+        Args:
+          artifact: The artifact.
+          threads: The number of threads.
 
         Raises:
-          UserError: the artifact does not load, or takes no images.
+          UserError: The artifact cannot be loaded, or its input is not images.
         """
         self._artifact = artifact
-        self._words = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for `close`.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - for `close`.
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
         command = [sys.executable, _WORKER, *artifact[1:], str(threads)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._words,
+            stderr=self._log,
             text=True,
             env=os.environ | quiet | {"OMP_NUM_THREADS": str(threads)},
         )
         self.runs_on = self._answer()["runs_on"]
 
-    def measure(self, case: Case, secs: float) -> dict[str, float | None]:
-        """Returns what a turn of some seconds brings; see Results.
+    def measure(self, case: Case, secs: float) -> Result:
+        """Runs one turn of the artifact.
+
+        Args:
+          case: The batch to process.
+          secs: The duration of the turn.
+
+        Returns:
+          The measurement, as returned by `timed_detector.measure`.
 
         Raises:
-          UserError: the artifact does not take such a batch, or fails.
+          UserError: The artifact does not accept such a batch, or fails.
         """
         request = json.dumps(case._asdict() | {"secs": secs})
         print(request, file=self._process.stdin, flush=True)
@@ -119,19 +149,20 @@ class Worker:
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()
-        self._words.close()
+        self._log.close()
 
-    def _answer(self):
+    def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
-        found = json.loads(line) if line else {"error": self._last_words()}
-        if "error" in found:
-            raise errors.UserError(f"{self._artifact.name}: {found['error']}")
-        return found
+        answer = json.loads(line) if line else {"error": self._exit_message()}
+        if "error" in answer:
+            raise errors.UserError(f"{self._artifact.name}: {answer['error']}")
+        return answer
 
-    def _last_words(self):
+    def _exit_message(self) -> str:
         status = self._process.wait()
-        self._words.seek(0)
-        return f"it ended with {status} and said: {self._words.read().strip()[-2000:]}"
+        self._log.seek(0)
+        output = self._log.read().strip()[-2000:]
+        return f"the process ended with exit code {status}: {output}"
 
 
 def measure_in_turn(
@@ -141,57 +172,67 @@ def measure_in_turn(
     num_rounds: int,
     secs: float,
 ) -> Results:
-    """Lets artifacts take turns, each round beginning with the next of them.
+    """Measures artifacts in turn. Each round starts with the next artifact.
 
     Args:
-      workers: by name.
-      cases: all of them in every round.
-      num_rounds: how often.
-      secs: of a turn.
+      workers: The processes of the artifacts, by name.
+      cases: The batches; each round processes all of them.
+      num_rounds: The number of rounds.
+      secs: The duration of a turn.
     """
-    results = {case: {name: [] for name in workers} for case in cases}
+    results: dict[Case, dict[str, list[Result]]] = {
+        case: {name: [] for name in workers} for case in cases
+    }
     for number in range(num_rounds):
         first = number % len(workers)
         order = [*workers, *workers][first : first + len(workers)]
         for case in cases:
             for name in order:
-                found = workers[name].measure(case, secs)
-                results[case][name].append(found)
-                clock, cpu = ms_per_image(found), ms_per_image(found, "cpu_secs")
-                what = f"round {number + 1} | {_title(case)} | {name}"
-                line = f"{what} | {clock:,.0f} ms an image | {cpu:,.0f} ms of CPU"
+                result = workers[name].measure(case, secs)
+                results[case][name].append(result)
+                wall_ms = ms_per_image(result)
+                cpu_ms = ms_per_image(result, "cpu_secs")
+                turn = f"round {number + 1} | {_title(case)} | {name}"
+                line = f"{turn} | {wall_ms:,.0f} ms/image | CPU {cpu_ms:,.0f} ms/image"
                 print(line, file=sys.stderr, flush=True)
     return results
 
 
-def ms_per_image(result: Mapping[str, float | None], key: str = "secs") -> float:
-    """Returns milliseconds an image, of the key "secs" or "cpu_secs"."""
+def ms_per_image(result: Result, key: str = "secs") -> float:
+    """Returns the time per image in ms.
+
+    Args:
+      result: The measurement.
+      key: The time to use, "secs" (wall time) or "cpu_secs".
+    """
     return 1e3 * result[key] / result["images"]
 
 
 def table(results: Results, *, is_markdown: bool = False) -> str:
-    """Returns medians, and (lowest to highest) of the rounds.
+    """Returns a table of the medians and (lowest to highest) over the rounds.
 
     Args:
-      results: the first artifact of each case is the reference.
-      is_markdown: for a page, not for a terminal.
+      results: The measurements. The first artifact of each case is the reference.
+      is_markdown: True for Markdown, False for plain text.
     """
     rows = []
-    for case, measured in results.items():
-        reference = next(iter(measured))
-        for name, found in measured.items():
-            clock = [ms_per_image(result) for result in found]
-            cpu = [ms_per_image(result, "cpu_secs") for result in found]
-            objects = found[-1]["objects"]
+    for case, by_artifact in results.items():
+        reference = next(iter(by_artifact))
+        for name, rounds in by_artifact.items():
+            wall_ms = [ms_per_image(result) for result in rounds]
+            cpu_ms = [ms_per_image(result, "cpu_secs") for result in rounds]
+            objects = rounds[-1]["objects"]
+            wall_ratios = _ratios(by_artifact, name, "secs")
+            cpu_ratios = _ratios(by_artifact, name, "cpu_secs")
             rows.append({
-                "pictures": _title(case),
+                "images": _title(case),
                 "artifact": name,
-                "ms a batch": _spread([case.batch * value for value in clock], 0),
-                "ms an image": f"{statistics.median(clock):,.0f}",
-                "CPU ms an image": _spread(cpu, 0),
-                "objects": "-" if objects is None else f"{objects:,.1f}",
-                f"time / {reference}": _spread(_ratios(measured, name, "secs"), 2),
-                f"CPU / {reference}": _spread(_ratios(measured, name, "cpu_secs"), 2),
+                "ms/batch": _spread([case.batch_size * value for value in wall_ms], 0),
+                "ms/image": f"{statistics.median(wall_ms):,.0f}",
+                "CPU ms/image": _spread(cpu_ms, 0),
+                "detections": "-" if objects is None else f"{objects:,.1f}",
+                f"time / {reference}": _spread(wall_ratios, 2),
+                f"CPU / {reference}": _spread(cpu_ratios, 2),
             })  # fmt: skip
     cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     if is_markdown:
@@ -207,22 +248,24 @@ def table(results: Results, *, is_markdown: bool = False) -> str:
     )
 
 
-def _ratios(measured, name, key):
-    """Returns, round by round, how long an artifact took for 1 of the reference."""
-    pairs = zip(measured[name], next(iter(measured.values())), strict=True)
-    return [ms_per_image(ours, key) / ms_per_image(first, key) for ours, first in pairs]
+def _ratios(
+    by_artifact: Mapping[str, Sequence[Result]], name: str, key: str
+) -> list[float]:
+    """Returns an artifact's time divided by that of the reference, for each round."""
+    pairs = zip(by_artifact[name], next(iter(by_artifact.values())), strict=True)
+    return [ms_per_image(result, key) / ms_per_image(ref, key) for result, ref in pairs]
 
 
-def _spread(values, digits):
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, median, high = min(values), statistics.median(values), max(values)
+    return f"{median:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def _title(case):
-    return f"{case.batch} of {case.size[0]} x {case.size[1]}"
+def _title(case: Case) -> str:
+    return f"{case.batch_size} of {case.size[0]} x {case.size[1]}"
 
 
-def _size(text):
+def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
         message = f"'{text}' is not HEIGHTxWIDTH in px, such as 480x640"
@@ -230,42 +273,70 @@ def _size(text):
     return int(match[1]), int(match[2])
 
 
-def _positive(text):
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
     return int(text)
 
 
-def _flags(arguments):
+def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artifacts", nargs="+", metavar="NAME=PATH[@SIGNATURE]")
-    parser.add_argument("--batch", type=_positive, nargs="+", default=[1, 8])
     parser.add_argument(
-        "--size", type=_size, nargs="+", default=[(640, 640), (480, 640)],
-        help="of images, HEIGHTxWIDTH, px",
-    )  # fmt: skip
-    parser.add_argument("--threads", type=_positive, default=2)
-    parser.add_argument("--rounds", type=_positive, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
-    parser.add_argument("--markdown", action="store_true")
+        "artifacts",
+        nargs="+",
+        metavar="NAME=PATH[@SIGNATURE]",
+        help="Name and path of an artifact; the first one is the reference.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=_positive,
+        nargs="+",
+        default=[1, 8],
+        help="Numbers of images in a batch.",
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        nargs="+",
+        default=[(640, 640), (480, 640)],
+        help="Sizes of the images, HEIGHTxWIDTH in px.",
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=2, help="Number of threads per artifact."
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=5,
+        help="Number of measurements of each artifact and batch.",
+    )
+    parser.add_argument(
+        "--measure_secs",
+        type=float,
+        default=3.0,
+        help="Duration of one measurement, s.",
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="Print the table as Markdown."
+    )
     return parser.parse_args(arguments)
 
 
-def _artifacts(texts):
-    found = [parse_artifact(text) for text in texts]
-    names = [artifact.name for artifact in found]
+def _artifacts(texts: Sequence[str]) -> list[Artifact]:
+    artifacts = [parse_artifact(text) for text in texts]
+    names = [artifact.name for artifact in artifacts]
     if len(set(names)) < len(names):
         raise errors.UserError(f"The names {names} are not all different; rename some.")
-    return found
+    return artifacts
 
 
-def _processor():
-    cpuinfo = pathlib.Path("/proc/cpuinfo")  # Only Linux has one.
+def _processor() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")  # It exists on Linux only.
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    found = re.search(r"model name\s*: (.*)", text)
-    return found[1] if found else platform.processor()
+    match = re.search(r"model name\s*: (.*)", text)
+    return match[1] if match else platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -273,19 +344,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = _flags(arguments)
     today = datetime.date.today().isoformat()
     lines = [f"{today}, {_processor()}, {flags.threads} threads, {flags.rounds} rounds"]
-    cases = [Case(size, batch) for size in flags.size for batch in flags.batch]
+    cases = [Case(size, batch) for size in flags.size for batch in flags.batch_size]
     with contextlib.ExitStack() as stack, guard.explained():
-        workers = {}
+        workers: dict[str, Worker] = {}
         for artifact in _artifacts(flags.artifacts):
             worker = Worker(artifact, flags.threads)
             stack.callback(worker.close)
             workers[artifact.name] = worker
             lines.append(f"{artifact.name}: {artifact.path}, {worker.runs_on}")
         results = measure_in_turn(
-            workers, cases, num_rounds=flags.rounds, secs=flags.seconds
+            workers, cases, num_rounds=flags.rounds, secs=flags.measure_secs
         )
-    between = "\n\n" if flags.markdown else "\n"
-    print(between.join([*lines, table(results, is_markdown=flags.markdown)]))
+    separator = "\n\n" if flags.markdown else "\n"
+    print(separator.join([*lines, table(results, is_markdown=flags.markdown)]))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Lowers the Model Garden's RetinaNet training step to the HLO of one replica.
+"""Lowers Model Garden's RetinaNet training step to the HLO of one replica.
 
   /its/environment/bin/python lower_model_garden.py --output=model_garden_8.hlo \
-      [--batch=8] [--image_size=640]
+      [--batch_size=8] [--image_size=640]
 
-What comes out is for tools/benchmarks/step.py, and compiles for a TPU as ours does. The
-experiment is its own `retinanet_resnetfpn_coco`, untouched but for the image size:
-ResNet-50, 91 classes, mixed bfloat16, SGD. Needs an environment of its own with
-`pip install tf-models-official==2.20.*`.
+tools/benchmarks/step.py runs the output. Like our step, it also compiles for a TPU. The
+experiment is Model Garden's own `retinanet_resnetfpn_coco`; only the image size is
+changed. It has a ResNet-50, 91 classes, mixed bfloat16 and SGD. The script needs an
+environment of its own with `pip install tf-models-official==2.20.*`.
 """
 
 import argparse
 import os
 import pathlib
 import sys
+from typing import Any
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
@@ -27,12 +28,17 @@ except ImportError as error:
     sys.exit(f"error: {error}; run: pip install 'tf-models-official==2.20.*'")
 
 
-def specs_of(task, batch: int) -> tuple:
-    """Returns the specs of a batch as the task's own parser makes it.
+def batch_specs(
+    task: Any, batch_size: int
+) -> tuple[tf.TensorSpec, dict[str, tf.TensorSpec | dict[str, tf.TensorSpec]]]:
+    """Returns the specs of a batch of the task's own parser.
 
     Args:
-      task: the configuration of the task.
-      batch: images.
+      task: The configuration of the task.
+      batch_size: The number of images.
+
+    Returns:
+      The spec of the images, and the specs of the labels by name.
     """
     model = task.model
     size = model.input_size[0]
@@ -41,10 +47,10 @@ def specs_of(task, batch: int) -> tuple:
     cells = {str(level): -(-size // 2**level) for level in levels}
     num_anchors = per_cell * sum(side * side for side in cells.values())
 
-    def spec(dtype, *shape):
-        return tf.TensorSpec([batch, *shape], dtype)
+    def spec(dtype: tf.DType, *shape: int) -> tf.TensorSpec:
+        return tf.TensorSpec([batch_size, *shape], dtype)
 
-    def maps(dtype, channels):
+    def maps(dtype: tf.DType, channels: int) -> dict[str, tf.TensorSpec]:
         return {
             level: spec(dtype, side, side, channels) for level, side in cells.items()
         }
@@ -60,21 +66,26 @@ def specs_of(task, batch: int) -> tuple:
     return spec(tf.bfloat16, size, size, 3), labels
 
 
-def lowered(batch: int, image_size: int) -> bytes:
-    """Returns the serialized HLO module of the training step."""
+def lower(batch_size: int, image_size: int) -> bytes:
+    """Returns the serialized HLO module of the training step.
+
+    Args:
+      batch_size: The number of images.
+      image_size: The height and width of the images, px.
+    """
     config = exp_factory.get_exp_config("retinanet_resnetfpn_coco")
     tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
     config.task.model.input_size = [image_size, image_size, 3]
     task = retinanet.RetinaNetTask(config.task)
     model = task.build_model()
-    model.build([batch, image_size, image_size, 3])
+    model.build([batch_size, image_size, image_size, 3])
     optimizer = task.create_optimizer(config.trainer.optimizer_config)
-    # Slots made while tracing could not become parameters of the program.
+    # Variables created during tracing cannot become parameters of the program.
     optimizer._create_all_weights(model.trainable_variables)
-    specs = specs_of(config.task, batch)
+    specs = batch_specs(config.task, batch_size)
 
     @tf.function(jit_compile=True)
-    def step(*tensors):
+    def step(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = tf.nest.pack_sequence_as(specs, list(tensors))
         return task.train_step(inputs, model, optimizer)
 
@@ -84,12 +95,20 @@ def lowered(batch: int, image_size: int) -> bytes:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--image_size", type=int, default=640)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=pathlib.Path, required=True, help="File of the HLO module."
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="Number of images in a batch."
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=640, help="Height and width of an image, px."
+    )
     flags = parser.parse_args()
-    flags.output.write_bytes(lowered(flags.batch, flags.image_size))
+    flags.output.write_bytes(lower(flags.batch_size, flags.image_size))
 
 
 if __name__ == "__main__":

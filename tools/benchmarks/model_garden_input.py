@@ -1,10 +1,11 @@
-"""One contender of tools/benchmarks/input.py: the TensorFlow Model Garden's RetinaNet.
+"""Runs one candidate of tools/benchmarks/input.py: Model Garden's RetinaNet.
 
   /its/environment/bin/python model_garden_input.py SETTING_AS_JSON
 
-Its own task builds the dataset from its own experiment `retinanet_resnetfpn_coco`; only
-the paths, sizes and the augmentation are those of the setting. Needs an environment of
-its own with `pip install tf-models-official==2.20.*`.
+Model Garden's own task builds the dataset from its own experiment
+`retinanet_resnetfpn_coco`. Only the paths, the sizes and the augmentation are replaced
+by those of the setting. It needs an environment of its own with
+`pip install tf-models-official==2.20.*`.
 """
 
 import json
@@ -14,8 +15,8 @@ from typing import Any
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import stopwatch
 import tensorflow as tf
+import timer
 
 try:
     from official.core import exp_factory
@@ -26,15 +27,20 @@ except ImportError as error:
 
 
 def batches(setting: dict[str, Any]) -> tf.data.Dataset:
-    """Returns its endless batches of float images and targets for all anchors."""
+    """Returns endless batches of float images and the targets of all anchors.
+
+    Args:
+      setting: The setting, as written by tools/benchmarks/input.py.
+    """
     task = exp_factory.get_exp_config("retinanet_resnetfpn_coco").task
     task.model.input_size = [*setting["image_size"], 3]
     data = task.train_data
     data.input_path = f"{setting['data_dir']}/{setting['split']}-*.tfrecord"
     data.global_batch_size = setting["batch_size"]
     data.shuffle_buffer_size = setting["shuffle_buffer"]
-    # As ours: the same order every time.
-    data.seed, data.deterministic = 0, True
+    # Our pipeline is deterministic too.
+    data.seed = 0
+    data.deterministic = True
     data.parser.aug_scale_min, data.parser.aug_scale_max = setting["scale_jitter"]
     data.parser.aug_rand_hflip = setting["flip"]
     data.parser.max_num_instances = setting["max_boxes"]
@@ -43,4 +49,4 @@ def batches(setting: dict[str, Any]) -> tf.data.Dataset:
 
 if __name__ == "__main__":
     _setting = json.loads(sys.argv[1])
-    stopwatch.report(batches(_setting), _setting)
+    timer.report(batches(_setting), _setting)

@@ -1,21 +1,22 @@
-"""Runs compiled steps on a device in turn and says how fast they are.
+"""Measures the speed of compiled steps on a device, in turn.
 
   python -m retinanet_tpu.preflight --gin_file=RUN.gin --topology=v6e-1 \
       --dump_hlo=ours
   python tools/benchmarks/step.py ours/train.hlo.pb [OTHER.hlo ...] --platform=cuda
 
-Needs jax (pip install 'jax[cuda12]==0.10.2'; --platform=cpu needs only jax), and
-neither TensorFlow nor this package. A program is a serialized HLO module for one
-replica, of whoever's step; it is fed made-up inputs. What a step costs must not hang on
-them: a training step's cost does not, that of a loop until convergence may.
+The script needs jax (pip install 'jax[cuda12]==0.10.2'; --platform=cpu needs only jax).
+It imports neither TensorFlow nor this package, so that it runs as a single file on a
+GPU machine with jax alone.
 
-Time is that of the device: a round runs the step --steps times without waiting, and
-every program has its turn in every round. FLOP are the program's as it was lowered,
-the same on every device; bytes are what the device's compiler counts after its
-optimizations, and leave out library calls where it cannot see into them.
+A program is a serialized HLO module for one replica, written by any framework. It runs
+on synthetic inputs. The cost of a step must not depend on their values. This holds for
+a training step, but not for a loop until convergence.
+
+The time is that of the device: a round runs each step --steps times without waiting.
+FLOP are those of the lowered program, the same on every device. Bytes are counted by
+the device's compiler after its optimizations; they exclude library calls that it cannot
+analyze.
 """
-
-import retinanet_tpu.startup.cpu
 
 import argparse
 import datetime
@@ -24,17 +25,15 @@ import os
 import pathlib
 import re
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from retinanet_tpu import errors
-from retinanet_tpu.startup import guard
-
 _INSTALL = "pip install 'jax[cuda12]==0.10.2' (or jax==0.10.2 for --platform=cpu)"
-# As StableHLO writes them; ml_dtypes, which comes with jax, adds bfloat16 to NumPy.
+# The names of StableHLO and NumPy. ml_dtypes, a dependency of jax, adds bfloat16.
 _DTYPES = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16",
     "i64": "int64", "i32": "int32", "i16": "int16", "i8": "int8", "i1": "bool",
@@ -42,25 +41,44 @@ _DTYPES = {
 }  # fmt: skip
 
 
+class UsageError(ValueError):
+    """An error that the user can correct."""
+
+
 class Argument(NamedTuple):
-    """What a program wants to be given."""
+    """An argument of a program.
+
+    Attributes:
+      shape: The static shape.
+      dtype: The dtype, a key of _DTYPES.
+    """
 
     shape: tuple[int, ...]
-    dtype: str  # a key of _DTYPES
+    dtype: str
 
 
 class Program(NamedTuple):
-    """A compiled step with its inputs on the device."""
+    """A compiled step with its inputs on the device.
+
+    Attributes:
+      executable: The executable of the device's client.
+      inputs: The inputs. Each step replaces those that it updates in place.
+      updates: The inputs whose memory the outputs reuse: output index -> input index.
+      batch_size: The number of images in a step.
+      flops: The floating-point operations of a step, as lowered.
+      bytes_accessed: The memory traffic of a step in bytes; None if the compiler does
+        not report it.
+    """
 
     executable: Any
-    inputs: list[Any]  # changes: what the step updates in place is what it left there
-    updates: dict[int, int]  # output -> the input whose memory it takes
-    images: int
+    inputs: list[Any]
+    updates: dict[int, int]
+    batch_size: int
     flops: float
-    bytes_accessed: float | None  # None where the compiler does not say
+    bytes_accessed: float | None
 
 
-def num_images(arguments: Sequence[Argument]) -> int | None:
+def infer_batch_size(arguments: Sequence[Argument]) -> int | None:
     """Returns the batch of the first argument of shape [batch, height, width, 3]."""
     for shape, _ in arguments:
         if len(shape) == 4 and shape[3] == 3:
@@ -68,44 +86,52 @@ def num_images(arguments: Sequence[Argument]) -> int | None:
     return None
 
 
-def made_up(argument: Argument, rng: np.random.Generator) -> np.ndarray:
-    """Returns an input that no step chokes on.
+def synthetic_input(argument: Argument, rng: np.random.Generator) -> np.ndarray:
+    """Returns a valid input for any step.
 
-    Images are random. Other integers, which count, index and say true or false, are
-    0. Floats, among which are weights and variances, are small and positive.
+    Images are random. Other integers are 0: they are counters, indexes and flags.
+    Floats are small and positive, because some are variances.
+
+    Args:
+      argument: The shape and dtype.
+      rng: The source of random numbers.
     """
     shape, dtype = argument
     if dtype == "ui8":
         return rng.integers(0, 256, shape, np.uint8)
     if not dtype.endswith(("f16", "f32", "f64")):
         return np.zeros(shape, _DTYPES[dtype])
-    import ml_dtypes  # noqa: F401 - makes "bfloat16" known to NumPy.
+    import ml_dtypes  # noqa: F401 - registers "bfloat16" with NumPy.
 
     values = 0.01 + 0.02 * np.abs(rng.standard_normal(shape, np.float32))
     return values.astype(_DTYPES[dtype])
 
 
 def in_place_updates(header: str) -> dict[int, int]:
-    """Returns which output takes the memory of which input.
+    """Returns the inputs whose memory the outputs reuse.
 
     Args:
-      header: of the text of an HLO module, such as
+      header: The first line of an HLO module's text, such as
         "HloModule step, input_output_alias={ {1}: (9, {}, may-alias) }".
+
+    Returns:
+      A dict: output index -> input index.
     """
-    found = re.findall(r"\{(\d*)\}: \((\d+), \{\}", header.splitlines()[0])
-    return {int(output or 0): int(given) for output, given in found}
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}", header.splitlines()[0])
+    return {int(output or 0): int(parameter) for output, parameter in pairs}
 
 
-def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
-    """Compiles a program for a device and puts made-up inputs there.
+def load(path: pathlib.Path, device: Any, batch_size: int | None = None) -> Program:
+    """Compiles a program for a device and creates synthetic inputs there.
 
     Args:
-      path: a serialized HLO module.
-      device: of jax.
-      images: of one step; None takes them from the shape of the images.
+      path: The file of a serialized HLO module.
+      device: The device of jax.
+      batch_size: The number of images in a step; None infers it from the shapes.
 
     Raises:
-      UserError: the program is for several replicas, or does not say how many images.
+      UsageError: The program is for several replicas, or the batch size cannot be
+        inferred.
     """
     import jax
     from jax._src.interpreters import mlir
@@ -116,16 +142,16 @@ def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
         module = _without_copy_markers(_jax.mlir.hlo_to_stablehlo(serialized))
         replicas = _num_replicas(module)
         if replicas > 1:
-            raise errors.UserError(
+            raise UsageError(
                 f"{path} is a program for {replicas} replicas; lower it for one "
                 "(preflight --topology=v6e-1 --dump_hlo=DIR)."
             )
         arguments = _arguments(module)
-        images = images or num_images(arguments)
-        if not images:
-            raise errors.UserError(
-                f"No argument of {path} is [batch, height, width, 3]; say how many "
-                "images a step takes: --images=N."
+        batch_size = batch_size or infer_batch_size(arguments)
+        if not batch_size:
+            raise UsageError(
+                f"No argument of {path} is [batch, height, width, 3]; set the number "
+                "of images in a step with --batch_size=N."
             )
         options = xla_client.CompileOptions()
         ids = np.array([[device.id]])
@@ -136,40 +162,45 @@ def load(path: pathlib.Path, device: Any, images: int | None = None) -> Program:
     lowered = jax_hlo.HloModule.from_serialized_hlo_module_proto(serialized)
     return Program(
         executable=executable,
-        inputs=[jax.device_put(made_up(a, rng), device) for a in arguments],
+        inputs=[jax.device_put(synthetic_input(a, rng), device) for a in arguments],
         updates=in_place_updates(lowered.to_string()),
-        images=images,
+        batch_size=batch_size,
         flops=_jax.hlo_module_cost_analysis(device.client, lowered)["flops"],
         bytes_accessed=_bytes_accessed(executable),
     )
 
 
 def secs_per_step(program: Program, num_steps: int) -> float:
-    """Runs a program some times and returns the seconds that one took."""
+    """Returns the mean time of a step in seconds.
+
+    Args:
+      program: The program; its updated inputs are replaced.
+      num_steps: The number of steps to run.
+    """
     start = time.perf_counter()
     for _ in range(num_steps):
         outputs = program.executable.execute_sharded(program.inputs)
         arrays = [a for (a,) in outputs.disassemble_into_single_device_arrays()]
-        for output, given in program.updates.items():
-            program.inputs[given] = arrays[output]
+        for output, parameter in program.updates.items():
+            program.inputs[parameter] = arrays[output]
     for array in arrays:
         array.block_until_ready()
     return (time.perf_counter() - start) / num_steps
 
 
 def table(programs: Mapping[str, Program], secs: Mapping[str, Sequence[float]]) -> str:
-    """Returns the measurements as Markdown: medians, and (lowest to highest).
+    """Returns the measurements as Markdown: medians and (lowest to highest).
 
     Args:
-      programs: by name; of each, images, flops and bytes_accessed matter.
-      secs: of one step, by name, round by round.
+      programs: The programs by name.
+      secs: The times of a step by name, one per round.
     """
     rows = [
-        "| program | images | ms a step | images/s | TFLOP | TFLOP/s | GB | GB/s |",
+        "| program | images | ms/step | images/s | TFLOP | TFLOP/s | GB | GB/s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, program in programs.items():
-        middle = statistics.median(secs[name])
+        median = statistics.median(secs[name])
         low, high = min(secs[name]) * 1e3, max(secs[name]) * 1e3
         gigabytes = math.nan
         if program.bytes_accessed is not None:
@@ -177,20 +208,24 @@ def table(programs: Mapping[str, Program], secs: Mapping[str, Sequence[float]]) 
         teraflop = program.flops / 1e12
         cells = [
             name,
-            f"{program.images}",
-            f"{middle * 1e3:.2f} ({low:.2f} to {high:.2f})",
-            f"{program.images / middle:,.1f}",
+            f"{program.batch_size}",
+            f"{median * 1e3:.2f} ({low:.2f} to {high:.2f})",
+            f"{program.batch_size / median:,.1f}",
             f"{teraflop:.4g}",
-            f"{teraflop / middle:.4g}",
+            f"{teraflop / median:.4g}",
             f"{gigabytes:.4g}",
-            f"{gigabytes / middle:.4g}",
+            f"{gigabytes / median:.4g}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _without_copy_markers(stable_hlo):
-    """Returns the module without what TensorFlow alone puts in and no backend needs."""
+def _without_copy_markers(stable_hlo: bytes) -> Any:
+    """Returns the module without TensorFlow's copy markers, which no backend needs.
+
+    `xla/compiler.py` contains the same code. It is repeated here, because this script
+    must not import the package; see the top of the file.
+    """
     from jax._src.lib.mlir import ir
 
     module = ir.Module.parse(stable_hlo)
@@ -203,13 +238,13 @@ def _without_copy_markers(stable_hlo):
     return module
 
 
-def _num_replicas(module):
-    """Returns the size of the largest group that reduces together."""
+def _num_replicas(module: Any) -> int:
+    """Returns the size of the largest replica group of the collectives."""
     from jax._src.lib.mlir import ir
 
     sizes = [1]
 
-    def visit(operation):
+    def visit(operation: Any) -> Any:
         if "replica_groups" in operation.attributes:
             groups = ir.DenseIntElementsAttr(operation.attributes["replica_groups"])
             sizes.append(ir.RankedTensorType(groups.type).shape[-1])
@@ -219,7 +254,7 @@ def _num_replicas(module):
     return max(sizes)
 
 
-def _arguments(module):
+def _arguments(module: Any) -> list[Argument]:
     from jax._src.lib.mlir import ir
 
     main = next(f for f in module.body.operations if f.name.value == "main")
@@ -227,50 +262,70 @@ def _arguments(module):
     return [Argument(tuple(t.shape), str(t.element_type)) for t in types]
 
 
-def _bytes_accessed(executable):
+def _bytes_accessed(executable: Any) -> float | None:
     try:
         return executable.cost_analysis().get("bytes accessed")
-    except RuntimeError:  # Not every backend has the analysis.
+    except RuntimeError:  # Not every backend supports the analysis.
         return None
 
 
-def _device(platform):
+def _device(platform: str | None) -> Any:
     if platform:
         os.environ["JAX_PLATFORMS"] = platform
     try:
         import jax
         from jax.extend import backend
     except ImportError as error:
-        raise errors.UserError(f"jax is missing ({error}): {_INSTALL}") from error
-    jax.config.update("jax_enable_x64", True)  # Else int64 inputs shrink to int32.
+        raise UsageError(f"jax is missing ({error}): {_INSTALL}") from error
+    jax.config.update("jax_enable_x64", True)  # Else int64 inputs become int32.
     try:
         return backend.get_backend(platform).local_devices()[0]
     except RuntimeError as error:
-        raise errors.UserError(
-            f"No device of --platform={platform}: {error}"
-        ) from error
+        raise UsageError(f"No device of --platform={platform}: {error}") from error
 
 
-def _flags(arguments):
+def _flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("programs", nargs="+", type=pathlib.Path)
-    parser.add_argument("--platform", help="cpu, cuda or tpu; default: jax's choice")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="of each, in a round")
-    parser.add_argument("--warm_up_steps", type=int, default=3)
-    parser.add_argument("--images", type=int, help="of a step; default: by the shapes")
+    parser.add_argument(
+        "programs",
+        nargs="+",
+        type=pathlib.Path,
+        help="Serialized HLO modules.",
+    )
+    parser.add_argument(
+        "--platform", help="Platform of jax: cpu, cuda or tpu; default: jax's choice."
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="Number of measurements of each program."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=10, help="Number of steps in a measurement."
+    )
+    parser.add_argument(
+        "--warm_up_steps",
+        type=int,
+        default=3,
+        help="Number of steps of each program before the measurements.",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        help="Number of images in a step; default: inferred from the shapes.",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     flags = _flags(arguments)
-    with guard.explained():
+    try:
         device = _device(flags.platform)
-        programs = {str(p): load(p, device, flags.images) for p in flags.programs}
-    secs = {name: [] for name in programs}
+        programs = {str(p): load(p, device, flags.batch_size) for p in flags.programs}
+    except (UsageError, OSError) as error:
+        sys.exit(f"error: {error}")
+    secs: dict[str, list[float]] = {name: [] for name in programs}
     for program in programs.values():
         secs_per_step(program, flags.warm_up_steps)
     for _ in range(flags.rounds):

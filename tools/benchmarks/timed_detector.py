@@ -1,9 +1,9 @@
-"""The process of an artifact that tools/benchmarks/latency.py times.
+"""Runs one artifact of tools/benchmarks/latency.py.
 
   python timed_detector.py PATH SIGNATURE THREADS
 
-It says what it runs on, then measures the turns that come in, all in lines of JSON. An
-empty SIGNATURE is the usual one.
+The process prints its runtime, then reads a case from each line of its input and prints
+the measurement. All lines are JSON. An empty SIGNATURE selects the default.
 """
 
 import retinanet_tpu.startup.cpu
@@ -13,30 +13,48 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import stopwatch
+import timer
 
 from retinanet_tpu import errors
 
-_DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}  # onnxruntime's
+# The names of onnxruntime.
+_DTYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+
+DetectFn = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Detector(NamedTuple):
-    """A loaded artifact."""
+    """A loaded artifact.
 
-    detect_fn: Callable[[np.ndarray], dict[str, np.ndarray]]
-    shape: tuple[int | None, ...]  # of its input, None for any
-    dtype: Any  # of its input
+    Attributes:
+      detect_fn: A function from images to the outputs by name.
+      shape: The shape of the input; None for a dimension of any size.
+      dtype: The dtype of the input.
+      runs_on: A description of the runtime.
+    """
+
+    detect_fn: DetectFn
+    shape: tuple[int | None, ...]
+    dtype: Any
     runs_on: str
 
 
-def pictures(batch: int, size: tuple[int, int]) -> np.ndarray:
-    """Returns uint8 [batch, *size, 3]: rectangles on noise, the first ever the same."""
+def make_images(batch_size: int, size: tuple[int, int]) -> np.ndarray:
+    """Returns synthetic images: rectangles on noise.
+
+    Args:
+      batch_size: The number of images. Image i does not depend on this number.
+      size: The height and width of an image, px.
+
+    Returns:
+      uint8 [batch_size, height, width, 3].
+    """
     images = []
-    for number in range(batch):
+    for number in range(batch_size):
         rng = np.random.default_rng(number)
         image = rng.integers(0, 60, (*size, 3), np.uint8)
         for _ in range(12):
@@ -53,11 +71,12 @@ def load(path: str, signature: str, threads: int) -> Detector:
     """Loads an artifact into this process.
 
     Args:
-      path: of a SavedModel, or of a file of one of _LOADERS.
-      signature: of the SavedModel, empty for the usual one.
-      threads: to run it on.
+      path: The path of a SavedModel, a .onnx file or a .tflite file.
+      signature: The signature of the SavedModel; empty for the default.
+      threads: The number of threads.
+
     Raises:
-      UserError: it does not take images, or what runs it is not installed.
+      UserError: The input is not images, or the runtime is not installed.
     """
     loader = _LOADERS.get(pathlib.Path(path).suffix)
     try:
@@ -69,13 +88,13 @@ def load(path: str, signature: str, threads: int) -> Detector:
         raise errors.UserError(f"{path} needs {error.name}: pip install it.") from error
     if len(detector.shape) != 4 or detector.shape[3] not in (None, 3):
         raise errors.UserError(
-            f"{path} takes {list(detector.shape)}, which is no batch of images "
-            "[B, H, W, 3]; of a SavedModel, name a signature that does: PATH@SIGNATURE."
+            f"The input of {path} is {list(detector.shape)}; expected a batch of "
+            "images [B, H, W, 3]. For a SavedModel, select a signature: PATH@SIGNATURE."
         )
     return detector
 
 
-def _load_saved_model(path, signature, threads):
+def _load_saved_model(path: str, signature: str, threads: int) -> Detector:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -84,14 +103,14 @@ def _load_saved_model(path, signature, threads):
     name = signature or ("images" if "images" in signatures else "serving_default")
     if name not in signatures:
         raise errors.UserError(
-            f"{path} has no signature '{name}'; name one of {sorted(signatures)}: "
+            f"{path} has no signature '{name}'; select one of {sorted(signatures)}: "
             "PATH@SIGNATURE."
         )
     detect_fn = signatures[name]
     specs = detect_fn.structured_input_signature[1]
-    key, spec = _only(path, specs.items())
+    key, spec = _single_input(path, specs.items())
 
-    def detect(images):
+    def detect(images: np.ndarray) -> dict[str, np.ndarray]:
         outputs = detect_fn(**{key: tf.constant(images)})
         return {name: value.numpy() for name, value in outputs.items()}
 
@@ -99,18 +118,19 @@ def _load_saved_model(path, signature, threads):
     return Detector(detect, tuple(spec.shape), spec.dtype.as_numpy_dtype, runs_on)
 
 
-def _load_onnx(path, threads):
+def _load_onnx(path: str, threads: int) -> Detector:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(
         path, options, providers=["CPUExecutionProvider"]
     )
-    spec = _only(path, session.get_inputs())
+    spec = _single_input(path, session.get_inputs())
     names = [output.name for output in session.get_outputs()]
 
-    def detect(images):
+    def detect(images: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {spec.name: images}), strict=True))
 
     shape = tuple(side if isinstance(side, int) else None for side in spec.shape)
@@ -118,20 +138,21 @@ def _load_onnx(path, threads):
     return Detector(detect, shape, _DTYPES[spec.type], runs_on)
 
 
-def _load_tflite(path, threads):
+def _load_tflite(path: str, threads: int) -> Detector:
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(path, num_threads=threads)
     interpreter.allocate_tensors()
-    spec = _only(path, interpreter.get_input_details())
+    spec = _single_input(path, interpreter.get_input_details())
     names = {out["index"]: out["name"] for out in interpreter.get_output_details()}
-    for key in interpreter.get_signature_list():  # Has the names that the maker gave.
+    # Signatures contain the outputs' original names.
+    for key in interpreter.get_signature_list():
         outputs = interpreter.get_signature_runner(key).get_output_details()
         names |= {out["index"]: name for name, out in outputs.items()}
 
-    def detect(images):
-        [now] = interpreter.get_input_details()
-        if tuple(now["shape"]) != images.shape:
+    def detect(images: np.ndarray) -> dict[str, np.ndarray]:
+        [current] = interpreter.get_input_details()
+        if tuple(current["shape"]) != images.shape:
             interpreter.resize_tensor_input(spec["index"], images.shape, strict=True)
             interpreter.allocate_tensors()
         interpreter.set_tensor(spec["index"], images)
@@ -145,73 +166,80 @@ def _load_tflite(path, threads):
 _LOADERS = {".onnx": _load_onnx, ".tflite": _load_tflite}
 
 
-def _only(path, inputs):
-    """Returns the input of an artifact, if it is a single one."""
-    found = list(inputs)
-    if len(found) != 1:
+def _single_input(path: str, inputs: Iterable[Any]) -> Any:
+    """Returns the only input of an artifact."""
+    listed = list(inputs)
+    if len(listed) != 1:
         raise errors.UserError(
-            f"{path} takes {len(found)} inputs; one, of images, is due."
+            f"{path} has {len(listed)} inputs; expected a single one, of images."
         )
-    return found[0]
+    return listed[0]
 
 
-def feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
-    """Returns a batch as the detector takes it, in one or more calls.
+def make_feeds(detector: Detector, images: np.ndarray) -> list[np.ndarray]:
+    """Splits and pads a batch to the detector's input.
 
     Args:
-      detector: says what it takes.
-      images: uint8 [B, H, W, 3].
+      detector: The detector.
+      images: The batch, uint8 [B, H, W, 3].
+
+    Returns:
+      The input of each call of the detector.
+
     Raises:
-      UserError: the batch or the images do not fit.
+      UserError: The batch size or the image size does not fit.
     """
-    batch, *sides = images.shape[:3]
-    at_once, *input_sides = detector.shape[:3]
-    at_once = at_once or batch
-    room = [
-        (most or side) - side for most, side in zip(input_sides, sides, strict=True)
+    batch_size, *sides = images.shape[:3]
+    call_size, *input_sides = detector.shape[:3]
+    call_size = call_size or batch_size
+    padding = [
+        (input_side or side) - side
+        for input_side, side in zip(input_sides, sides, strict=True)
     ]
-    if batch % at_once or min(room) < 0:
+    if batch_size % call_size or min(padding) < 0:
         raise errors.UserError(
-            f"A batch of {batch} images of {sides} px does not go into an input of "
-            f"{list(detector.shape)}; choose another --batch or --size."
+            f"A batch of {batch_size} images of {sides} px does not fit an input of "
+            f"{list(detector.shape)}; choose another --batch_size or --size."
         )
-    padded = np.pad(images, [(0, 0), (0, room[0]), (0, room[1]), (0, 0)])
-    return np.split(padded.astype(detector.dtype), batch // at_once)
+    padded = np.pad(images, [(0, 0), (0, padding[0]), (0, padding[1]), (0, 0)])
+    return np.split(padded.astype(detector.dtype), batch_size // call_size)
 
 
 def measure(
-    detector: Detector, batch: int, size: tuple[int, int], *, secs: float
+    detector: Detector, batch_size: int, size: tuple[int, int], *, secs: float
 ) -> dict[str, float | None]:
-    """Returns what a turn brings.
+    """Measures one turn of a detector.
 
     Args:
-      detector: whose turn it is.
-      batch: images in it.
-      size: of an image, height and width, px.
-      secs: to measure for, at least one batch.
+      detector: The detector.
+      batch_size: The number of images in a batch.
+      size: The height and width of an image, px.
+      secs: The duration of the measurement; at least one batch is processed.
+
     Returns:
-      What `stopwatch.measure` does, and "objects": found in an image, on average; None
-      where the artifact does not count them.
+      The measurement of `timer.measure`, and "objects": the mean number of detections
+      per image, or None if the artifact does not return it.
     """
-    calls, last = feeds(detector, pictures(batch, size)), {}
+    feeds = make_feeds(detector, make_images(batch_size, size))
+    outputs: dict[str, np.ndarray] = {}
 
     def batches() -> Iterator[None]:
         while True:
-            for images in calls:
-                last.update(detector.detect_fn(images))
+            for images in feeds:
+                outputs.update(detector.detect_fn(images))
             yield
 
-    result = stopwatch.measure(batches(), batch, secs=secs, warm_up_secs=0.0)
-    counts = [v for k, v in last.items() if re.search("(valid|num)_detections", k)]
+    result = timer.measure(batches(), batch_size, secs=secs, warm_up_secs=0.0)
+    counts = [v for k, v in outputs.items() if re.search("(valid|num)_detections", k)]
     return result | {"objects": float(np.mean(counts[0])) if counts else None}
 
 
 def main() -> None:
-    """Runs the process, until nothing more comes in."""
+    """Answers requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # What libraries print is no answer.
+    os.dup2(2, 1)  # Libraries print to stdout too; their output must not mix with JSON.
 
-    def answer(**content):
+    def answer(**content: Any) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     path, signature, threads = sys.argv[1:]

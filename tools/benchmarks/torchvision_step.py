@@ -1,12 +1,14 @@
-"""Times torchvision's RetinaNet training step, as a row of tools/benchmarks/step.py.
+"""Measures torchvision's RetinaNet training step as a row of step.py's table.
 
-  /its/environment/bin/python torchvision_step.py --batch 8 16 32 64
+  /its/environment/bin/python torchvision_step.py --batch_size 8 16 32 64
 
-PyTorch at its best known to us: bfloat16 autocast, channels last, torch.compile, fused
-SGD, inputs on the device already, no resizing. ResNet-50, 91 classes, batch norms that
-train. Try --compile=parts too, and believe the faster: matching and losses go image by
-image there, which compiles badly. Needs an environment of its own with torch and
-torchvision.
+These are the fastest settings of PyTorch that we know: bfloat16 autocast, channels
+last, torch.compile, fused SGD, inputs that are on the device already, no resizing. The
+model is a ResNet-50 with 91 classes and trainable batch norms.
+
+Run it with --compile=parts too, and use the faster result: torchvision matches and
+computes losses image by image, which torch.compile handles badly. The script needs an
+environment of its own with torch and torchvision.
 """
 
 import argparse
@@ -24,17 +26,19 @@ except ImportError as error:
     sys.exit(f"error: {error}; install torch and torchvision.")
 
 _NUM_CLASSES = 91
-_NUM_BOXES = 7  # COCO's mean; here, unlike with padded boxes, more would cost more.
+_NUM_BOXES = 7  # COCO's mean. Unlike with our padded boxes, more boxes cost more here.
 
 
-def make_step(batch: int, size: int, compiled: str, device: str) -> Callable[[], None]:
+def make_step(
+    batch_size: int, image_size: int, compiled: str, device: str
+) -> Callable[[], None]:
     """Returns a function that trains on one batch.
 
     Args:
-      batch: images.
-      size: their height and width, px.
-      compiled: "whole", "parts" (backbone and head) or "none".
-      device: "cuda" or "cpu".
+      batch_size: The number of images.
+      image_size: The height and width of the images, px.
+      compiled: The part to compile: "whole", "parts" (backbone and head) or "none".
+      device: The device, "cuda" or "cpu".
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -43,8 +47,8 @@ def make_step(batch: int, size: int, compiled: str, device: str) -> Callable[[],
         weights_backbone=None,
         num_classes=_NUM_CLASSES,
         trainable_backbone_layers=5,
-        min_size=size,
-        max_size=size,
+        min_size=image_size,
+        max_size=image_size,
         _skip_resize=True,
     )
     model = model.to(device, memory_format=torch.channels_last).train()
@@ -56,10 +60,10 @@ def make_step(batch: int, size: int, compiled: str, device: str) -> Callable[[],
     elif compiled == "parts":
         model.backbone = torch.compile(model.backbone)
         model.head = torch.compile(model.head)
-    images = list(torch.rand(batch, 3, size, size, device=device))
-    targets = [_target(size, device) for _ in range(batch)]
+    images = list(torch.rand(batch_size, 3, image_size, image_size, device=device))
+    targets = [_target(image_size, device) for _ in range(batch_size)]
 
-    def step():
+    def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16):
             losses = model(images, targets)
@@ -70,7 +74,13 @@ def make_step(batch: int, size: int, compiled: str, device: str) -> Callable[[],
 
 
 def secs_per_step(step: Callable[[], None], num_steps: int, device: str) -> float:
-    """Runs a step some times and returns the seconds that one took."""
+    """Returns the mean time of a step in seconds.
+
+    Args:
+      step: The function that trains on one batch.
+      num_steps: The number of steps to run.
+      device: The device, "cuda" or "cpu".
+    """
     start = time.perf_counter()
     for _ in range(num_steps):
         step()
@@ -79,27 +89,35 @@ def secs_per_step(step: Callable[[], None], num_steps: int, device: str) -> floa
     return (time.perf_counter() - start) / num_steps
 
 
-def row(name: str, batch: int, flops: float, secs: Sequence[float]) -> str:
-    """Returns a row of the table that tools/benchmarks/step.py prints."""
-    middle, teraflop = statistics.median(secs), flops / 1e12
+def row(name: str, batch_size: int, flops: float, secs: Sequence[float]) -> str:
+    """Returns a row of the table of tools/benchmarks/step.py.
+
+    Args:
+      name: The name of the program.
+      batch_size: The number of images in a step.
+      flops: The floating-point operations of a step.
+      secs: The times of a step, one per round.
+    """
+    median = statistics.median(secs)
+    teraflop = flops / 1e12
     low, high = min(secs) * 1e3, max(secs) * 1e3
     return (
-        f"| {name} | {batch} | {middle * 1e3:.2f} ({low:.2f} to {high:.2f}) | "
-        f"{batch / middle:,.1f} | {teraflop:.4g} | {teraflop / middle:.4g} | "
+        f"| {name} | {batch_size} | {median * 1e3:.2f} ({low:.2f} to {high:.2f}) | "
+        f"{batch_size / median:,.1f} | {teraflop:.4g} | {teraflop / median:.4g} | "
         "nan | nan |"
     )
 
 
-def _target(size, device):
-    corners = torch.rand(_NUM_BOXES, 2, device=device) * size / 2
-    sides = 16 + torch.rand(_NUM_BOXES, 2, device=device) * (size / 2 - 16)
+def _target(image_size: int, device: str) -> dict[str, torch.Tensor]:
+    corners = torch.rand(_NUM_BOXES, 2, device=device) * image_size / 2
+    sides = 16 + torch.rand(_NUM_BOXES, 2, device=device) * (image_size / 2 - 16)
     labels = torch.randint(1, _NUM_CLASSES, [_NUM_BOXES], device=device)
     return {"boxes": torch.cat([corners, corners + sides], dim=1), "labels": labels}
 
 
-def _flops(batch, size, device):
-    """Returns what an uncompiled step multiplies and adds, backward pass included."""
-    step = make_step(batch, size, "none", device)
+def _flops(batch_size: int, image_size: int, device: str) -> int:
+    """Returns the FLOP of an uncompiled step, including the backward pass."""
+    step = make_step(batch_size, image_size, "none", device)
     with flop_counter.FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -107,16 +125,38 @@ def _flops(batch, size, device):
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[8])
-    parser.add_argument("--image_size", type=int, default=640)
-    parser.add_argument(
-        "--compile", choices=["whole", "parts", "none"], default="whole"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="in a round")
-    parser.add_argument("--warm_up_steps", type=int, default=5)
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="Numbers of images in a batch.",
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=640, help="Height and width of an image, px."
+    )
+    parser.add_argument(
+        "--compile",
+        choices=["whole", "parts", "none"],
+        default="whole",
+        help="Part of the model that torch.compile compiles.",
+    )
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="Device of PyTorch."
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Number of measurements.")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="Number of steps in a measurement."
+    )
+    parser.add_argument(
+        "--warm_up_steps",
+        type=int,
+        default=5,
+        help="Number of steps before the measurements.",
+    )
     flags = parser.parse_args()
     is_cuda = flags.device == "cuda"
     hardware = torch.cuda.get_device_name() if is_cuda else "cpu"
@@ -125,14 +165,14 @@ def main() -> None:
         f"{today}, {hardware}, torch {torch.__version__}, torchvision "
         f"{torchvision.__version__}, compile={flags.compile}\n"
     )
-    for batch in flags.batch:
-        flops = _flops(batch, flags.image_size, flags.device)
-        step = make_step(batch, flags.image_size, flags.compile, flags.device)
+    for batch_size in flags.batch_size:
+        flops = _flops(batch_size, flags.image_size, flags.device)
+        step = make_step(batch_size, flags.image_size, flags.compile, flags.device)
         secs_per_step(step, flags.warm_up_steps, flags.device)
         secs = [
             secs_per_step(step, flags.steps, flags.device) for _ in range(flags.rounds)
         ]
-        print(row("torchvision", batch, flops, secs), flush=True)
+        print(row("torchvision", batch_size, flops, secs), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ usage() {
   cat <<'EOF'
 Usage: tools/deploy/prepare_coco_dataset.sh TARGET_DIR
 
-Downloads COCO 2017 (20 GB) to TARGET_DIR/downloads, unpacks it to TARGET_DIR/images and
-TARGET_DIR/annotations, and writes TARGET_DIR/data: 256 record files of train, 32 of val,
-train.json, val.json and categories.json. Network index = category id: NUM_CLASSES = 91.
-Needs 60 GB and an environment with this package (PYTHON names its interpreter).
+Downloads COCO 2017 (20 GB) to TARGET_DIR/downloads and unpacks it to TARGET_DIR/images
+and TARGET_DIR/annotations. Then it writes TARGET_DIR/data: 256 record files of train, 32
+of val, train.json, val.json and categories.json. The network's class index is the
+category id: set NUM_CLASSES = 91. The script needs 60 GB and an environment with this
+package; the variable PYTHON sets its interpreter.
 
-Run it again after a failure: it goes on where it stopped, downloads included. Afterwards
-only TARGET_DIR/data is needed.
+After a failure, run it again: it resumes, including the downloads. Afterwards only
+TARGET_DIR/data is needed.
 EOF
 }
 
@@ -25,27 +26,27 @@ target=$1
 python=${PYTHON:-python}
 
 file_size() {
-  # GNU and BSD name the option differently.
+  # The option has different names in GNU and BSD.
   stat -c %s "$1" 2>/dev/null || stat -f %z "$1" 2>/dev/null || echo 0
 }
 
-# download PATH_ON_SERVER BYTES: resumes a part, skips what is complete.
+# download PATH_ON_SERVER BYTES: resumes a partial file, skips a complete one.
 download() {
   local file="$target/downloads/${1##*/}"
   if [[ "$(file_size "$file")" -lt "$2" ]]; then
-    # Plain http: the certificate of the bucket is for another name.
+    # Plain http, because the certificate of the bucket is for another name.
     curl --fail --location --retry 5 --continue-at - --output "$file" \
       "http://images.cocodataset.org/$1"
   fi
   local size
   size=$(file_size "$file")
   if [[ "$size" -ne "$2" ]]; then
-    echo "$file has $size bytes, expected $2: run again if less, delete it if more." >&2
+    echo "$file has $size bytes, expected $2: run the script again if it has fewer, delete it if it has more." >&2
     exit 1
   fi
 }
 
-# unpack ARCHIVE FOLDER: the marker tells a whole unpacking from an interrupted one.
+# unpack ARCHIVE FOLDER: the marker is written when the archive is unpacked completely.
 unpack() {
   local marker="$target/downloads/$1.unpacked"
   if [[ ! -e "$marker" ]]; then
@@ -56,7 +57,7 @@ unpack() {
   fi
 }
 
-# convert SPLIT SHARDS: <split>.json is what the converter writes last.
+# convert SPLIT SHARDS: the converter writes <split>.json last.
 convert() {
   if [[ ! -e "$target/data/$1.json" ]]; then
     "$python" -m retinanet_tpu.convert \

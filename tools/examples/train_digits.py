@@ -1,12 +1,11 @@
-"""Trains a small network to read digits, by `retinanet_tpu.estimator` alone.
+"""Trains a small network to read digits, with `retinanet_tpu.estimator` alone.
 
   python tools/examples/train_digits.py --model_dir=/tmp/digits [--max_steps=300]
 
-A model to copy from, for users of TPUEstimator
-(docs/migrating_from_tpuestimator.md): the functions
-that an estimator takes, and the estimator. It draws its digits itself, with Pillow, and
-takes seconds on a CPU. Started again with the same --model_dir it goes on from the
-latest checkpoint.
+This is a model to copy from, for users of TPUEstimator
+(docs/migrating_from_tpuestimator.md). It consists of an estimator and its functions.
+It draws its digits itself, with Pillow, and trains in seconds on a CPU. A second start
+with the same --model_dir resumes from the latest checkpoint.
 """
 
 import retinanet_tpu.startup.tpu
@@ -31,33 +30,44 @@ from retinanet_tpu.estimator import (
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.startup import guard
 
-_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.")
-_MAX_STEPS = flags.DEFINE_integer("max_steps", 300, "Steps over all runs, from 100.")
+_MODEL_DIR = flags.DEFINE_string("model_dir", None, "Folder of the run.", required=True)
+_MAX_STEPS = flags.DEFINE_integer(
+    "max_steps", 300, "Total number of training steps, at least 100."
+)
 
-SIZE = 20  # Side of an image, px.
-NUM_TRAIN, NUM_TEST = 4000, 512
-TRAIN_BATCH, EVAL_BATCH = 64, 128  # 128 divides 512: no test image is left over.
+SIZE = 20  # Height and width of an image, px.
+NUM_TRAIN = 4000
+NUM_TEST = 512
+TRAIN_BATCH = 64
+EVAL_BATCH = 128  # It divides NUM_TEST, so that no test image is dropped.
 
 
 @functools.cache
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws digits, each of its own size, place, slant and light, on noisy ground.
+    """Draws digits of random size, position, rotation and brightness with noise.
 
-    Returns float32 [count, SIZE, SIZE, 1], about 0 to 1, and int32 [count].
+    Args:
+      count: The number of images.
+      seed: The seed of the random numbers.
+
+    Returns:
+      The images, float32 [count, SIZE, SIZE, 1], about 0 to 1, and the digits, int32
+      [count].
     """
     rng = np.random.default_rng(seed)
     fonts = {size: ImageFont.load_default(size) for size in range(15, 20)}
     digits = rng.integers(10, size=count, dtype=np.int32)
-    pictures = []
+    images = []
     for digit in digits:
-        picture = Image.new("L", (SIZE, SIZE), int(rng.integers(80)))
-        place = tuple(SIZE / 2 + rng.uniform(-2, 2, size=2))
-        font, light = fonts[rng.integers(15, 20)], int(rng.integers(150, 255))
-        ImageDraw.Draw(picture).text(place, str(digit), light, font, anchor="mm")
-        turned = picture.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
-        pictures.append(np.asarray(turned) / 255)
+        image = Image.new("L", (SIZE, SIZE), int(rng.integers(80)))
+        x, y = SIZE / 2 + rng.uniform(-2, 2, size=2)
+        font = fonts[int(rng.integers(15, 20))]
+        brightness = int(rng.integers(150, 255))
+        ImageDraw.Draw(image).text((x, y), str(digit), brightness, font, anchor="mm")
+        rotated = image.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
+        images.append(np.asarray(rotated) / 255)
     noise = rng.normal(scale=0.05, size=[count, SIZE, SIZE])
-    return (np.stack(pictures) + noise)[..., None].astype(np.float32), digits
+    return (np.stack(images) + noise)[..., None].astype(np.float32), digits
 
 
 class Network(tf.Module):
@@ -69,31 +79,56 @@ class Network(tf.Module):
         self.conv2 = _make_kernel(rng, "conv2/kernel", [3, 3, 16, 32])
         self.dense = _make_kernel(rng, "dense/kernel", [(SIZE // 4) ** 2 * 32, 10])
 
-    def __call__(self, pictures: tf.Tensor) -> tf.Tensor:
-        """Returns the logits, float32 [B, 10], of [B, SIZE, SIZE, 1]."""
-        mean = tf.reduce_mean(pictures, axis=[1, 2], keepdims=True)
-        x = 3 * (pictures - mean)  # Of any light, about unit variance.
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Returns the logits.
+
+        Args:
+          images: The images, float32 [B, SIZE, SIZE, 1].
+
+        Returns:
+          float32 [B, 10].
+        """
+        mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
+        x = 3 * (images - mean)  # About unit variance, independent of the brightness.
         x = tf.nn.relu(tf.nn.conv2d(x, self.conv1, 2, "SAME"))
         x = tf.nn.relu(tf.nn.conv2d(x, self.conv2, 2, "SAME"))
         return tf.reshape(x, [-1, self.dense.shape[0]]) @ self.dense
 
 
 class Momentum:
-    """Gradient descent with momentum; `variables` goes to checkpoints."""
+    """Gradient descent with momentum. Checkpoints contain `variables`."""
 
     def __init__(self, network: tf.Module):
-        self._weights, self.variables = list(network.trainable_variables), {}
+        """Initializes the optimizer.
+
+        Args:
+          network: The network whose trainable weights are updated.
+        """
+        self._weights = list(network.trainable_variables)
+        self.variables: dict[str, tf.Variable] = {}
         for weight in self._weights:
             slot = replicas.make_variable(tf.zeros(weight.shape), name="slot")
             self.variables[f"slots/{replicas.variable_path(weight)}"] = slot
 
     def scale(self, loss: tf.Tensor) -> tf.Tensor:
-        """Returns the loss to differentiate, larger for float16."""
+        """Returns the loss to differentiate; an optimizer for float16 would scale it.
+
+        Args:
+          loss: The loss, a float32 scalar.
+        """
         return loss
 
-    def apply(self, gradients: Sequence[tf.Tensor], step: tf.Tensor) -> Mapping:
-        """Updates the weights by the gradients' mean; returns scalars to log."""
-        rate = 0.05 * tf.minimum(tf.cast(step + 1, tf.float32) / 50, 1.0)  # Warms up.
+    def apply(
+        self, gradients: Sequence[tf.Tensor], step: tf.Tensor
+    ) -> Mapping[str, tf.Tensor]:
+        """Updates the weights and returns the scalars to log.
+
+        Args:
+          gradients: The mean gradients over all replicas.
+          step: The number of steps so far, an int64 scalar.
+        """
+        # Linear warm-up over 50 steps.
+        rate = 0.05 * tf.minimum(tf.cast(step + 1, tf.float32) / 50, 1.0)
         slots = self.variables.values()
         for weight, slot, g in zip(self._weights, slots, gradients, strict=True):
             slot.assign(0.9 * slot + g)
@@ -101,7 +136,9 @@ class Momentum:
         return {"learning-rate": rate}
 
 
-def _make_kernel(rng, name, shape):
+def _make_kernel(
+    rng: np.random.Generator, name: str, shape: Sequence[int]
+) -> tf.Variable:
     scale = (2 / np.prod(shape[:-1])) ** 0.5  # He et al., arXiv:1502.01852
     value = rng.normal(scale=scale, size=shape).astype(np.float32)
     return replicas.make_variable(value, name=name, trainable=True)
@@ -110,36 +147,54 @@ def _make_kernel(rng, name, shape):
 def model_fn(
     features: tf.Tensor, labels: tf.Tensor | None, mode: str, network: Network
 ) -> spec.TPUEstimatorSpec:
-    """Returns what a mode asks for, of one replica's batch."""
+    """Returns the predictions or the loss of one replica's batch.
+
+    Args:
+      features: The images, float32 [B, SIZE, SIZE, 1].
+      labels: The digits, int32 [B]; None in the mode PREDICT.
+      mode: The mode, one of spec.ModeKeys.
+      network: The network.
+    """
     logits = network(features)
-    found = tf.argmax(logits, axis=1, output_type=tf.int32)
+    digits = tf.argmax(logits, axis=1, output_type=tf.int32)
     if mode == spec.ModeKeys.PREDICT:
-        predictions = {"digits": found, "probabilities": tf.nn.softmax(logits)}
+        predictions = {"digits": digits, "probabilities": tf.nn.softmax(logits)}
         return spec.TPUEstimatorSpec(mode, predictions=predictions)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     loss = tf.reduce_mean(losses)
-    accuracy = tf.reduce_mean(tf.cast(found == labels, tf.float32))
+    accuracy = tf.reduce_mean(tf.cast(digits == labels, tf.float32))
     return spec.TPUEstimatorSpec(
         mode,
         loss=loss,
         scalars={"total-loss": loss, "accuracy": accuracy},
-        eval_metrics=(metric_fn, {"found": found, "digits": labels}),
+        eval_metrics=(metric_fn, {"predicted": digits, "labels": labels}),
     )
 
 
 def metric_fn(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Returns the share of digits that were read, of all and of each kind."""
+    """Returns the accuracy over all digits and of each digit.
+
+    Args:
+      batches: The tensors of `eval_metrics` for each batch: "predicted" and "labels",
+        int32 [B].
+    """
     batches = list(batches)
-    found = np.concatenate([batch["found"] for batch in batches])
-    digits = np.concatenate([batch["digits"] for batch in batches])
-    is_right = found == digits
-    per_digit = {str(d): float(is_right[digits == d].mean()) for d in range(10)}
-    return {"accuracy": float(is_right.mean()), "per_digit": per_digit}
+    predicted = np.concatenate([batch["predicted"] for batch in batches])
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    is_correct = predicted == labels
+    per_digit = {str(d): float(is_correct[labels == d].mean()) for d in range(10)}
+    return {"accuracy": float(is_correct.mean()), "per_digit": per_digit}
 
 
 def train_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
-    """Gives batches without end, from where an earlier run stopped."""
-    batch_size, context = params["batch_size"], params["context"]
+    """Returns endless training batches that continue an earlier run.
+
+    Args:
+      params: The parameters of the estimator, with "batch_size" (per replica) and
+        "context".
+    """
+    batch_size = params["batch_size"]
+    context = params["context"]
     dataset = tf.data.Dataset.from_tensor_slices(draw(NUM_TRAIN, seed=0))
     dataset = dataset.shard(context.num_hosts, context.current_host)
     dataset = dataset.shuffle(NUM_TRAIN, seed=0).repeat()
@@ -148,7 +203,12 @@ def train_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
 
 
 def eval_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
-    """Gives each test image once."""
+    """Returns batches that contain each test image once.
+
+    Args:
+      params: The parameters of the estimator, with "batch_size" (per replica) and
+        "context".
+    """
     context = params["context"]
     dataset = tf.data.Dataset.from_tensor_slices(draw(NUM_TEST, seed=1))
     dataset = dataset.shard(context.num_hosts, context.current_host)
@@ -156,10 +216,15 @@ def eval_input_fn(params: Mapping[str, Any]) -> tf.data.Dataset:
 
 
 def serving_fn(network: Network, params: Mapping[str, Any]) -> spec.Serving:
-    """Returns what an export answers: images in, digits out."""
+    """Returns the signature of an export, from images to digits.
+
+    Args:
+      network: The network.
+      params: The parameters of the estimator; not used.
+    """
 
     @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], name="images")])
-    def read(images):
+    def read(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return model_fn(images, None, spec.ModeKeys.PREDICT, network).predictions
 
     return spec.Serving(network, {"serving_default": read})
@@ -168,7 +233,13 @@ def serving_fn(network: Network, params: Mapping[str, Any]) -> spec.Serving:
 def make_estimator(
     model_dir: str, strategy: tf.distribute.Strategy | None = None
 ) -> tpu_estimator.TPUEstimator:
-    """Joins the parts; `estimator.strategy.make_strategy` makes a strategy."""
+    """Returns the estimator.
+
+    Args:
+      model_dir: The folder of the run.
+      strategy: The strategy, from `estimator.cluster.strategy.make_strategy`; None for
+        the default device.
+    """
     loop = run_config.TPUConfig(iterations_per_loop=20)
     return tpu_estimator.TPUEstimator(
         model_fn,
@@ -184,7 +255,7 @@ def make_estimator(
 
 
 def main() -> None:
-    """Trains, scores each checkpoint, keeps the best as a SavedModel."""
+    """Trains, evaluates each checkpoint and exports the best as a SavedModel."""
     runner = make_estimator(_MODEL_DIR.value)
     best = exporters.BestExporter(serving_fn, metric="accuracy")
     train_and_evaluate.train_and_evaluate(
@@ -192,10 +263,9 @@ def main() -> None:
         spec.TrainSpec(train_input_fn, _MAX_STEPS.value),
         spec.EvalSpec(eval_input_fn, every_steps=100, exporters=(best,)),
     )
-    results = runner.evaluation_results(checkpoints.latest(_MODEL_DIR.value))
-    print(f"Accuracy on {NUM_TEST} test images: {results['accuracy']:.3f}")
+    metrics = runner.evaluation_results(checkpoints.latest(_MODEL_DIR.value))
+    print(f"Accuracy on {NUM_TEST} test images: {metrics['accuracy']:.3f}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["model_dir"])
     guard.run(main)

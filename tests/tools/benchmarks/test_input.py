@@ -40,34 +40,34 @@ def measured(*costs):
     return [{"images": 1000, "secs": 2.0, "cpu_secs": cost} for cost in costs]
 
 
-@pytest.mark.parametrize("contender", ["decode", "crop", "resize"])
-def test_parts_run_on_the_records_for_ever(imported, data_dir, contender):
-    worker = imported("our_input")
+@pytest.mark.parametrize("candidate", ["decode", "crop", "resize"])
+def test_parts_read_the_records_endlessly(imported, data_dir, candidate):
+    worker = imported("pipeline_worker")
     setting = SETTING | {"data_dir": data_dir}
-    batches = worker.batches(contender, setting).take(toy_data.NUM_TRAIN)
+    batches = worker.batches(candidate, setting).take(toy_data.NUM_TRAIN)
     shapes = [batch.shape for batch in batches]
     assert shapes == [(4, 3)] * toy_data.NUM_TRAIN
 
 
-def test_the_pipeline_is_that_of_training(imported, data_dir):
-    worker = imported("our_input")
+def test_the_pipeline_returns_training_batches(imported, data_dir):
+    worker = imported("pipeline_worker")
     batches = worker.batches("pipeline", SETTING | {"data_dir": data_dir})
     features, labels = next(iter(batches))
     assert features.images.shape == (4, 64, 64, 3)
     assert labels.boxes_yxyx.shape == (4, 8, 4)
 
 
-def test_the_stopwatch_counts_after_the_warm_up(imported):
-    taken = []
-    stream = (taken.append(None) for _ in range(10**9))
-    stopwatch = imported("stopwatch")
-    result = stopwatch.measure(stream, 16, secs=0.02, warm_up_secs=0.01)
-    assert 0 < result["images"] < 16 * len(taken)
+def test_the_timer_counts_after_the_warm_up(imported):
+    read = []
+    stream = (read.append(None) for _ in range(10**9))
+    timer = imported("timer")
+    result = timer.measure(stream, 16, secs=0.02, warm_up_secs=0.01)
+    assert 0 < result["images"] < 16 * len(read)
     assert result["secs"] >= 0.02
     assert result["cpu_secs"] > 0
 
 
-def test_contenders_run_in_turn(imported, tmp_path):
+def test_candidates_run_in_turn(imported, tmp_path):
     tool, log = imported("input"), tmp_path / "log"
     code = (
         "import sys, json; open({log!r}, 'a').write({name!r});"
@@ -82,13 +82,13 @@ def test_contenders_run_in_turn(imported, tmp_path):
     assert [tool.cpu_ms(result) for result in results["b"]] == [250.0] * 3
 
 
-def test_a_contender_that_fails_is_named_with_its_words(imported):
+def test_a_failing_candidate_is_named_with_its_output(imported):
     failing = [sys.executable, "-c", "raise SystemExit('no official module')"]
     with pytest.raises(RuntimeError, match="model_garden failed: no official module"):
         imported("input").measure_in_turn({"model_garden": failing}, 1)
 
 
-def test_ratios_are_of_the_same_round(imported):
+def test_ratios_compare_the_same_round(imported):
     tool = imported("input")
     results = {"pipeline": measured(2, 4), "model_garden": measured(20, 32)}
     np.testing.assert_allclose(
@@ -105,8 +105,8 @@ def test_table_shows_medians_and_ranges(imported):
     )
 
 
-def test_a_pattern_of_no_records_is_an_error():
+def test_an_invalid_pattern_is_an_error():
     command = [sys.executable, str(TOOL), "--data=somewhere"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 1
-    assert "--data is somewhere; it must be DIR/SPLIT-*.tfrecord" in found.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "--data is somewhere; it must be DIR/SPLIT-*.tfrecord" in process.stderr

@@ -14,10 +14,10 @@ def tool(monkeypatch):
 
 
 def test_the_pipeline_is_closer_to_the_mean_than_a_resize_alone(tool):
-    jpegs = [tool.made_up_jpeg(seed, 400, 300) for seed in range(2)]
-    found = tool.measure(jpegs, (64, 64), num_rounds=1)
-    rms = {name: error for name, (_, error) in found.items()}
+    jpegs = [tool.synthetic_jpeg(seed, 400, 300) for seed in range(2)]
+    results = tool.measure(jpegs, (64, 64), num_rounds=1)
+    rms = {name: error for name, (_, error) in results.items()}
     plain = rms.pop("JPEG: decoded in full, resized")
     assert rms.pop("decoded image: resized") == plain
     assert len(rms) == 3 and max(rms.values()) < 0.5 * plain
-    assert all(cpu_ms >= 0 for cpu_ms, _ in found.values())
+    assert all(cpu_ms >= 0 for cpu_ms, _ in results.values())

@@ -9,11 +9,11 @@ import tensorflow as tf
 import repository
 
 TOOL = repository.ROOT / "tools" / "benchmarks" / "latency.py"
-QUICK = ("--rounds=2", "--seconds=0", "--batch", "1", "4", "--size", "24x32")
+QUICK = ("--rounds=2", "--measure_secs=0", "--batch_size", "1", "4", "--size", "24x32")
 
 
 class Adder(tf.Module):
-    """Takes the parts of detectors' signatures, and finds as many objects as asked."""
+    """A module with signatures like a detector's and a fixed number of objects."""
 
     def __init__(self, objects):
         super().__init__()
@@ -68,8 +68,8 @@ def turns(*secs, objects=None):
     ]
 
 
-def test_artifacts_of_all_kinds_are_timed_by_turns(artifacts):
-    found = run(
+def test_artifacts_of_all_kinds_are_measured_in_turn(artifacts):
+    process = run(
         f"any={artifacts / 'adder'}",
         f"two={artifacts / 'adder'}@pairs",
         f"lite={artifacts / 'adder.tflite'}",
@@ -77,8 +77,8 @@ def test_artifacts_of_all_kinds_are_timed_by_turns(artifacts):
         "4",
         *QUICK[-2:],
     )
-    assert found.returncode == 0, found.stderr
-    lines = found.stdout.splitlines()
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
     assert "2 threads, 2 rounds" in lines[0]
     assert "signature images" in lines[1] and "signature pairs" in lines[2]
     rows = [line.split() for line in lines[-3:]]
@@ -88,40 +88,42 @@ def test_artifacts_of_all_kinds_are_timed_by_turns(artifacts):
     assert [row[5] for row in rows] == ["any", "two", "lite"]
     assert "  7.0  1.00 (1.00 to 1.00)" in lines[-3]
     order = [
-        line.split(" | ")[2] for line in found.stderr.splitlines() if " | " in line
+        line.split(" | ")[2] for line in process.stderr.splitlines() if " | " in line
     ]
     assert order == ["any", "two", "lite", "two", "lite", "any"]
 
 
-def test_what_fits_no_input_is_said(artifacts):
-    found = run(f"two={artifacts / 'adder'}@pairs", *QUICK)
-    assert found.returncode == 1
-    assert "error: two: A batch of 1 images of [24, 32] px does not" in found.stderr
+def test_a_batch_that_does_not_fit_is_an_error(artifacts):
+    process = run(f"two={artifacts / 'adder'}@pairs", *QUICK)
+    assert process.returncode == 1
+    assert (
+        "error: two: A batch of 1 images of [24, 32] px does not fit" in process.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("artifact", "message"),
     [
         ("nowhere", "'nowhere' is neither NAME=PATH nor NAME=PATH@SIGNATURE"),
-        ("a={}/absent", "There is no "),
+        ("a={}/absent", "absent, the path of 'a', does not exist"),
         ("a={}", "neither a SavedModel (a directory with a saved_model.pb)"),
-        ("a={}/adder@boxes", "has no signature 'boxes'; name one of ['images', 'num"),
-        ("a={}/adder@numbers", "takes [None], which is no batch of images"),
+        ("a={}/adder@boxes", "has no signature 'boxes'; select one of ['images', 'num"),
+        ("a={}/adder@numbers", "adder is [None]; expected a batch of images"),
     ],
 )
-def test_a_wrong_artifact_is_a_sentence(artifacts, artifact, message):
-    found = run(artifact.format(artifacts), *QUICK)
-    assert found.returncode == 1
-    assert message in found.stderr and "Traceback" not in found.stderr
+def test_an_invalid_artifact_is_an_error(artifacts, artifact, message):
+    process = run(artifact.format(artifacts), *QUICK)
+    assert process.returncode == 1
+    assert message in process.stderr and "Traceback" not in process.stderr
 
 
 def test_a_size_is_two_numbers():
-    found = run("a=b", "--size", "640")
-    assert found.returncode == 2
-    assert "'640' is not HEIGHTxWIDTH in px, such as 480x640" in found.stderr
+    process = run("a=b", "--size", "640")
+    assert process.returncode == 2
+    assert "'640' is not HEIGHTxWIDTH in px, such as 480x640" in process.stderr
 
 
-def test_ratios_are_of_the_same_round(imported):
+def test_ratios_compare_the_same_round(imported):
     tool = imported("latency")
     measured = {"first": turns(2.0, 4.0, objects=3.0), "other": turns(1.0, 3.0)}
     case = tool.Case((480, 640), 8)
@@ -135,11 +137,11 @@ def test_ratios_are_of_the_same_round(imported):
     assert len(lengths) == 1
 
 
-def test_small_inputs_are_fed_in_parts_and_padded(imported):
+def test_batches_are_split_and_padded_to_small_inputs(imported):
     worker = imported("timed_detector")
-    images = worker.pictures(4, (24, 32))
+    images = worker.make_images(4, (24, 32))
     detector = worker.Detector(None, (2, 32, 40, 3), np.float32, "")
-    calls = worker.feeds(detector, images)
+    calls = worker.make_feeds(detector, images)
     assert [(call.shape, call.dtype) for call in calls] == [
         ((2, 32, 40, 3), np.float32)
     ] * 2
@@ -147,21 +149,21 @@ def test_small_inputs_are_fed_in_parts_and_padded(imported):
     assert not calls[1][:, 24:].any() and not calls[1][:, :, 32:].any()
 
 
-def test_pictures_do_not_depend_on_the_batch(imported):
+def test_images_do_not_depend_on_the_batch_size(imported):
     worker = imported("timed_detector")
-    few, many = worker.pictures(2, (32, 48)), worker.pictures(3, (32, 48))
+    few, many = worker.make_images(2, (32, 48)), worker.make_images(3, (32, 48))
     np.testing.assert_array_equal(many[:2], few)
     assert not np.array_equal(few[0], few[1])
 
 
-def test_spread_logits_have_as_many_likely_pairs_as_wished(imported):
-    likely_scores = imported("likely_scores")
+def test_shifted_logits_have_the_requested_number_of_likely_pairs(imported):
+    shift_class_logits = imported("shift_class_logits")
     rng, is_class = np.random.default_rng(0), np.array([False, True, True, True])
     places, kernel = rng.normal(size=(5, 400, 6)), rng.normal(size=(6, 2 * 4))
-    kernel, bias = likely_scores.spread(
+    kernel, bias = shift_class_logits.shift(
         kernel * 1e-5, places @ kernel * 1e-5, is_class, num_likely=30
     )
     logits = places @ kernel + bias
     np.testing.assert_allclose(logits.std((0, 1)), 1, rtol=1e-5)
     scores = 1 / (1 + np.exp(-logits[..., np.tile(is_class, 2)]))
-    assert abs((scores > likely_scores.THRESHOLD).sum() - 5 * 30) <= 1
+    assert abs((scores > shift_class_logits.THRESHOLD).sum() - 5 * 30) <= 1

@@ -31,7 +31,7 @@ class Errors(enum.IntEnum):
 
 
 class FakeCuda:
-    """cuda.bindings.runtime on a GPU whose memory is the host's."""
+    """A fake of cuda.bindings.runtime whose GPU memory is in the host."""
 
     cudaError_t = Errors
     cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice="to device")
@@ -81,7 +81,7 @@ class Layer:
 
 
 def make_network():
-    """Convolutions, what decodes them, and the plugin."""
+    """Returns a network of convolutions, layers that decode boxes, and the plugin."""
     inputs = Tensor("inputs", (-1, *SIZE, 3))
     names = ("early", "features", "deltas", "anchors", "boxes", "scores")
     early, features, deltas, anchors, boxes, scores = (Tensor(n, ()) for n in names)
@@ -105,7 +105,7 @@ def make_network():
 
 
 class FakeTensorRT(types.ModuleType):
-    """Records what it is asked for; an engine is the word."""
+    """A fake of TensorRT that records the calls; an engine is the text "engine"."""
 
     WARNING = "warning"
     float32 = "float32"
@@ -226,8 +226,8 @@ def onnx_path(tmp_path):
 
 
 @pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, size in enumerate([(60, 90), (97, 41), (64, 48), (30, 30), (50, 20)]):
         pixels = servers.images(1, size, seed=number)[0]
@@ -238,7 +238,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def build(tool, monkeypatch, onnx_path, tmp_path, capsys):
-    """Runs the tool on fakes; returns what it printed or the message it ended with."""
+    """Returns a function that runs the tool on fakes and returns its output."""
 
     def run(tensorrt, cuda=None, **options):
         tensorrt.cuda = cuda or FakeCuda()
@@ -269,7 +269,7 @@ def test_an_engine_is_built_written_and_timed(build, tmp_path):
     tensorrt = FakeTensorRT()
     printed = build(tensorrt)
     assert (tmp_path / "new" / "model.engine").read_bytes() == b"engine"
-    # The plugin is no part of TensorRT's core: it must be there before the parser.
+    # The plugin must be registered before the parser is created.
     assert tensorrt.calls.index("plugins") < tensorrt.calls.index("builder")
     assert ("workspace", 3 * 2**30) in tensorrt.calls
     shapes = [(batch, *SIZE, 3) for batch in (1, 2, 8)]
@@ -292,27 +292,29 @@ def test_half_precision_ends_with_the_convolutions(build):
     assert layers["detection_boxes_yxyx"].output_types == {1: "float32"}
 
 
-def test_int8_sees_the_pictures_as_the_server_shows_them(build, photos, tmp_path):
+def test_int8_is_calibrated_with_inputs_of_the_serving_signature(
+    build, images, tmp_path
+):
     tensorrt = FakeTensorRT()
     cache = tmp_path / "int8.cache"
     build(
         tensorrt,
         precision="int8",
-        calibration_images=str(photos),
+        calibration_images=str(images),
         cache=str(cache),
     )
     assert set(tensorrt.flags) == {"FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"}
     assert tensorrt.profiles[1] == ("inputs", *[(2, *SIZE, 3)] * 3)
     assert "calibration profile" in tensorrt.calls
-    pictures = [
-        np.array(PIL.Image.open(photos / f"{number}.png")) for number in range(4)
+    pixels = [
+        np.array(PIL.Image.open(images / f"{number}.png")) for number in range(4)
     ]  # The fifth does not fill a batch.
-    expected = [transforms.letterbox(picture, SIZE)[0] for picture in pictures]
+    expected = [transforms.letterbox(image, SIZE)[0] for image in pixels]
     np.testing.assert_array_equal(np.concatenate(tensorrt.calibrated), expected)
     assert cache.read_bytes() == b"ranges"
 
 
-def test_a_cache_makes_pictures_needless(build, tmp_path):
+def test_a_cache_replaces_the_images(build, tmp_path):
     cache = tmp_path / "int8.cache"
     cache.write_bytes(b"known ranges")
     tensorrt = FakeTensorRT()
@@ -321,45 +323,45 @@ def test_a_cache_makes_pictures_needless(build, tmp_path):
     assert not tensorrt.calibrated and cache.read_bytes() == b"known ranges"
 
 
-def test_calibration_without_a_cache_keeps_none(build, photos, tmp_path):
+def test_calibration_without_a_cache_writes_none(build, images, tmp_path):
     tensorrt = FakeTensorRT()
-    build(tensorrt, precision="int8", calibration_images=str(photos))
+    build(tensorrt, precision="int8", calibration_images=str(images))
     assert len(tensorrt.calibrated) == 2 and tensorrt.has_cache is None
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
         "model_tensorrt.onnx",
         "new",
-        "photos",
     ]
 
 
-def test_int8_asks_for_pictures(build):
+def test_int8_requires_images(build):
     assert "--calibration_images" in build(FakeTensorRT(), precision="int8")
 
 
 @pytest.mark.parametrize("folder", ["empty", "absent"])
-def test_a_folder_without_pictures_is_named(build, tmp_path, folder):
+def test_a_folder_without_images_is_an_error(build, tmp_path, folder):
     (tmp_path / "empty").mkdir()
     path = str(tmp_path / folder)
     tensorrt = FakeTensorRT()
-    said = build(tensorrt, precision="int8", calibration_images=path)
-    assert f"{path} has 0 images" in said and not tensorrt.calls
+    message = build(tensorrt, precision="int8", calibration_images=path)
+    assert f"{path} has 0 images" in message and not tensorrt.calls
 
 
-def test_too_few_pictures_for_a_batch_are_an_error(build, photos):
-    options = {"calibration_images": str(photos), "batch_size": ["8"]}
-    said = build(FakeTensorRT(), precision="int8", **options)
-    assert "has 5 images, and a batch takes 8" in said
+def test_too_few_images_for_a_batch_are_an_error(build, images):
+    options = {"calibration_images": str(images), "batch_size": ["8"]}
+    message = build(FakeTensorRT(), precision="int8", **options)
+    assert "has 5 images, but a batch requires 8" in message
 
 
-def test_a_broken_picture_is_named_before_anything_is_built(build, photos, tmp_path):
-    (photos / "2.png").write_bytes(b"\x89PNG broken")
+def test_a_corrupt_image_is_an_error_before_the_build(build, images, tmp_path):
+    (images / "2.png").write_bytes(b"\x89PNG broken")
     tensorrt = FakeTensorRT()
-    said = build(tensorrt, precision="int8", calibration_images=str(photos))
-    assert "2.png cannot be read as an image: of no known format" in said
+    message = build(tensorrt, precision="int8", calibration_images=str(images))
+    assert "2.png cannot be read as an image: of no known format" in message
     assert not tensorrt.calibrated and not (tmp_path / "new").exists()
 
 
-def test_the_parsers_errors_name_their_nodes(build, tmp_path):
+def test_errors_of_the_parser_contain_the_nodes(build, tmp_path):
     errors = [
         types.SimpleNamespace(
             node_operator=lambda: "NonZero",
@@ -367,8 +369,8 @@ def test_the_parsers_errors_name_their_nodes(build, tmp_path):
             desc=lambda: "not supported",
         )
     ]
-    said = build(FakeTensorRT(errors=errors))
-    assert "NonZero decode/where: not supported" in said
+    message = build(FakeTensorRT(errors=errors))
+    assert "NonZero decode/where: not supported" in message
     assert not (tmp_path / "new").exists()
 
 
@@ -378,11 +380,11 @@ def test_a_build_that_fails_leaves_nothing(build, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_what_tensorrt_11_dropped_is_refused(build, photos, precision):
+def test_precisions_that_tensorrt_11_removed_are_refused(build, images, precision):
     tensorrt = FakeTensorRT("11.4.0.106")
-    said = build(tensorrt, precision=precision, calibration_images=str(photos))
-    assert "TensorRT 11.4.0.106 takes precisions from the file" in said
-    assert "COMPUTE_DTYPE" in said and not tensorrt.calls
+    message = build(tensorrt, precision=precision, calibration_images=str(images))
+    assert "TensorRT 11.4.0.106 reads precisions from the file" in message
+    assert "COMPUTE_DTYPE" in message and not tensorrt.calls
 
 
 def test_tensorrt_11_builds_the_file_as_it_is(build):
@@ -393,22 +395,22 @@ def test_an_old_tensorrt_is_refused(build):
     assert "install 10 or 11" in build(FakeTensorRT("8.6.1"))
 
 
-def test_a_machine_without_a_gpu_is_told_so(build):
-    said = build(FakeTensorRT(), FakeCuda(Errors.cudaErrorNoDevice))
-    assert "cudaErrorNoDevice" in said
+def test_a_machine_without_a_gpu_is_an_error(build):
+    message = build(FakeTensorRT(), FakeCuda(Errors.cudaErrorNoDevice))
+    assert "cudaErrorNoDevice" in message
 
 
 @pytest.mark.parametrize("sizes", [["0"], ["2", "1", "4"], ["1", "2"], ["two"], []])
-def test_batch_sizes_that_do_not_rise_are_refused(tool, sizes):
+def test_batch_sizes_in_another_order_are_refused(tool, sizes):
     with pytest.raises(ValueError, match="--batch_size="):
         tool.batch_sizes(sizes)
 
 
-def test_one_batch_size_stands_for_all(tool):
+def test_one_batch_size_is_used_for_all(tool):
     assert tool.batch_sizes(["4"]) == (4, 4, 4)
 
 
-def test_a_file_that_is_not_there_is_named(build, tmp_path):
+def test_a_missing_file_is_an_error(build, tmp_path):
     path = str(tmp_path / "absent.onnx")
     assert f"{path} is no file" in build(FakeTensorRT(), onnx=path)
 
@@ -423,13 +425,13 @@ def test_another_onnx_file_is_refused(build, tmp_path):
     ("module", "wheel"),
     [("tensorrt", "tensorrt"), ("cuda.bindings.runtime", "cuda-python")],
 )
-def test_a_missing_package_is_named(tool, monkeypatch, module, wheel):
+def test_a_missing_package_is_an_error(tool, monkeypatch, module, wheel):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=f"pip install {wheel}"):
         tool._package(module)
 
 
-def test_the_command_ends_with_a_sentence(tmp_path):
+def test_the_command_prints_errors_without_traceback(tmp_path):
     command = [sys.executable, str(TOOL), "--onnx=absent.onnx", "--output=x"]
     environment = {"PYTHONPATH": str(TOOL.parents[1]), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(

@@ -26,25 +26,25 @@ MODULES = {
 
 
 def documents(*names):
-    """Returns the objects of these manifests, or of all, but for the kustomization."""
+    """Returns the objects of the manifests (all by default), without kustomizations."""
     paths = [FOLDER / name for name in names] or sorted(FOLDER.glob("*.yaml"))
-    found = [x for path in paths for x in yaml.safe_load_all(path.read_text())]
-    return [x for x in found if x["kind"] != "Kustomization"]
+    objects = [x for path in paths for x in yaml.safe_load_all(path.read_text())]
+    return [x for x in objects if x["kind"] != "Kustomization"]
 
 
 def one(kind, name, *manifests):
     """Returns the object of that kind and name."""
-    wanted = [
+    matching = [
         x
         for x in documents(*manifests)
         if (x["kind"], x["metadata"]["name"]) == (kind, name)
     ]
-    (found,) = wanted
-    return found
+    (only,) = matching
+    return only
 
 
 def pods():
-    """Returns (manifest, name, pod template) of what runs."""
+    """Returns (manifest, name, pod template) of all jobs and deployments."""
     return [
         (path.name, x["metadata"]["name"], x["spec"]["template"])
         for path in sorted(FOLDER.glob("*.yaml"))
@@ -60,15 +60,15 @@ def container(template):
 
 
 def variables(template):
-    """Returns what the ConfigMaps give a container; later ones win, all applied."""
-    found = {}
+    """Returns the variables of a container's ConfigMaps; later ones win."""
+    values = {}
     for source in container(template).get("envFrom", []):
-        found |= one("ConfigMap", source["configMapRef"]["name"])["data"]
-    return found
+        values |= one("ConfigMap", source["configMapRef"]["name"])["data"]
+    return values
 
 
 def arguments(template):
-    """Returns a container's arguments as Kubernetes hands them over."""
+    """Returns a container's arguments after Kubernetes has replaced variables."""
     known = variables(template)
     return [
         re.sub(r"\$\((\w+)\)", lambda match: known[match[1]], argument)
@@ -77,7 +77,7 @@ def arguments(template):
 
 
 def outcome(job, code=None, condition=None):
-    """Returns what the first rule that fits says of a pod's end, "Count" if none."""
+    """Returns the action of the first matching rule for a pod's end, or "Count"."""
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
         codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions", [])
         if codes and codes["operator"] == "In" and code in codes["values"]:
@@ -107,17 +107,17 @@ def gin_files(template):
 
 
 def bound(name, *paths):
-    """Returns the whole number that gin files give a name, the last that does."""
+    """Returns the integer that the last of the gin files binds to a name."""
     text = "\n".join((repository.ROOT / path).read_text() for path in paths)
     return int(re.findall(rf"^{name} = (\d+)", text, re.MULTILINE)[-1])
 
 
-def test_every_object_is_one_that_kubernetes_knows():
+def test_every_object_is_valid():
     validate = pytest.importorskip(
         "kubernetes_validate", reason="pip install kubernetes-validate"
     ).validate
-    for found in documents():
-        validate(found, OLDEST_KUBERNETES, strict=True)
+    for document in documents():
+        validate(document, OLDEST_KUBERNETES, strict=True)
 
 
 def test_the_schema_refuses_a_misspelt_field():
@@ -128,7 +128,7 @@ def test_the_schema_refuses_a_misspelt_field():
         library.validate(job, OLDEST_KUBERNETES, strict=True)
 
 
-def test_one_page_starts_a_run_and_names_the_image_once():
+def test_the_kustomization_starts_a_run_with_one_image():
     page = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
     assert all((FOLDER / name).exists() for name in page["resources"])
     (image,) = page["images"]
@@ -137,49 +137,49 @@ def test_one_page_starts_a_run_and_names_the_image_once():
     }
 
 
-def test_selectors_find_the_pods_they_mean_and_no_others():
+def test_selectors_match_the_right_pods_only():
     labels = {(file, name): x["metadata"]["labels"] for file, name, x in pods()}
-    meant = {"trainer": {"trainer"}, "data-dispatcher": {"data-dispatcher"}}
-    meant["data-worker"] = {"data-worker"}
-    for found in documents():
-        selector = found["spec"].get("selector") if "spec" in found else None
+    expected = {"trainer": {"trainer"}, "data-dispatcher": {"data-dispatcher"}}
+    expected["data-worker"] = {"data-worker"}
+    for document in documents():
+        selector = document["spec"].get("selector") if "spec" in document else None
         if selector is None:
             continue
         pairs = selector.get("matchLabels", selector).items()
         chosen = {name for (_, name), x in labels.items() if pairs <= x.items()}
-        assert chosen == meant[found["metadata"]["name"]], found["kind"]
+        assert chosen == expected[document["metadata"]["name"]], document["kind"]
 
 
-def test_the_wall_around_the_data_service_lets_its_own_in():
+def test_the_data_service_accepts_its_own_pods_and_trainers_only():
     spec = one("NetworkPolicy", "data-service")["spec"]
     key = "app.kubernetes.io/component"
     components = {x["metadata"]["labels"][key] for _, _, x in pods()}
     (inside,) = spec["podSelector"]["matchExpressions"]
     (rule,) = spec["ingress"]
-    (friends,) = rule["from"][0]["podSelector"]["matchExpressions"]
-    assert inside["key"] == friends["key"] == key
+    (allowed,) = rule["from"][0]["podSelector"]["matchExpressions"]
+    assert inside["key"] == allowed["key"] == key
     assert set(inside["values"]) == {"data-dispatcher", "data-worker"}
-    assert set(friends["values"]) == {"trainer", "data-worker"}
-    assert set(inside["values"]) | set(friends["values"]) <= components
+    assert set(allowed["values"]) == {"trainer", "data-worker"}
+    assert set(inside["values"]) | set(allowed["values"]) <= components
     opened = {x["port"] for x in rule["ports"]}
     served = [container(x) for f, _, x in pods() if f == "data_service.yaml"]
     assert {p["containerPort"] for x in served for p in x["ports"]} == opened
 
 
 @pytest.mark.parametrize("manifest", TRAINERS)
-def test_a_preempted_trainer_comes_back_and_a_failed_one_does_not(manifest):
+def test_a_preempted_trainer_restarts_and_a_failed_one_does_not(manifest):
     job = one("Job", "trainer", manifest)
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert job["spec"]["podReplacementPolicy"] == "Failed"
     assert outcome(job, code=ExitCode.PREEMPTED) == "Ignore"
     assert outcome(job, condition="DisruptionTarget") == "Ignore"
-    # A node that goes may break what it runs before the signal comes.
+    # A node that is taken away may break its pods before the signal arrives.
     assert outcome(job, code=1, condition="DisruptionTarget") == "Ignore"
     assert outcome(job, code=1) == outcome(job, code=ExitCode.DIVERGED) == "FailJob"
     assert outcome(job, code=137) == "Count" and job["spec"]["backoffLimit"] > 0
 
 
-def test_a_sidecar_comes_back_unless_it_is_done_or_cannot_be():
+def test_a_sidecar_restarts_unless_it_finished_or_failed():
     job = one("Job", "sidecar")
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     assert outcome(job, code=143) == "Ignore"  # SIGTERM
@@ -190,12 +190,12 @@ def test_a_sidecar_comes_back_unless_it_is_done_or_cannot_be():
 @pytest.mark.parametrize(("manifest", "template"), trainer_templates())
 def test_a_trainer_has_time_to_finish_its_loop_and_save(manifest, template):
     steps = bound("TPUConfig.iterations_per_loop", *device_files(template))
-    # A second is more than a step should take; a minute is for the checkpoint.
+    # A step takes less than a second; a minute is for the checkpoint.
     assert template["spec"]["terminationGracePeriodSeconds"] >= steps * 1 + 60
 
 
 def device_files(template):
-    """Returns the device's gin file, below those that it includes."""
+    """Returns the device's gin file, after those that it includes."""
     (path,) = [name for name in gin_files(template) if "/device/" in name]
     included = re.findall(
         r"^include '(.+)'", (repository.ROOT / path).read_text(), re.MULTILINE
@@ -204,7 +204,9 @@ def device_files(template):
 
 
 @pytest.mark.parametrize(("manifest", "template"), trainer_templates())
-def test_a_trainer_leaves_scoring_to_the_sidecar_of_its_model_dir(manifest, template):
+def test_a_trainer_leaves_evaluation_to_the_sidecar_of_its_model_dir(
+    manifest, template
+):
     assert settings(template)["TrainingPlan.evaluate_during_training"] == "False"
     beside = one("Job", "sidecar")["spec"]["template"]
     (model_dir,) = [x for x in arguments(template) if x.startswith("--model_dir=")]
@@ -223,7 +225,7 @@ def test_the_schedule_has_eight_images_for_each_accelerator(manifest, template):
 
 
 @pytest.mark.parametrize("worker", range(4))
-def test_tf_config_names_every_worker_of_the_job_and_which_this_is(worker):
+def test_tf_config_contains_all_workers_and_the_own_index(worker):
     job = one("Job", "trainer", "trainer_gpu.yaml")
     service = one("Service", "trainer", "trainer_gpu.yaml")
     spec, template = job["spec"], job["spec"]["template"]
@@ -246,14 +248,14 @@ def test_tf_config_names_every_worker_of_the_job_and_which_this_is(worker):
 
 def test_only_trainers_take_accelerators():
     for file, name, template in pods():
-        wanted = container(template)["resources"]
-        asked = {x for part in wanted.values() for x in part}
-        accelerators = {"google.com/tpu", "nvidia.com/gpu"} & asked
+        resources = container(template)["resources"]
+        requested = {x for part in resources.values() for x in part}
+        accelerators = {"google.com/tpu", "nvidia.com/gpu"} & requested
         assert bool(accelerators) == (file in TRAINERS), name
-        assert accelerators or "cpu" in asked
+        assert accelerators or "cpu" in requested
 
 
-def test_a_tpu_node_has_the_chips_that_its_topology_says():
+def test_a_tpu_node_has_the_chips_of_its_topology():
     spec = one("Job", "trainer", "trainer_tpu.yaml")["spec"]["template"]["spec"]
     sides = spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
     chips = spec["containers"][0]["resources"]["limits"]["google.com/tpu"]
@@ -289,7 +291,7 @@ def test_a_trainer_waits_for_its_data_service_if_it_has_one(manifest, template):
 
     def end(address, port):
         here = script.replace("data-dispatcher/5050", f"127.0.0.1/{port}")
-        # To wait is to fail, so that nothing waits here.
+        # `sleep` fails, so that the script ends instead of waiting.
         return subprocess.run(
             ["bash", "-c", "sleep() { exit 7; }; " + here],
             env={"DATA_SERVICE_ADDRESS": address},
@@ -303,7 +305,7 @@ def test_a_trainer_waits_for_its_data_service_if_it_has_one(manifest, template):
 
 
 @pytest.mark.parametrize(("manifest", "template"), trainer_templates())
-def test_the_run_of_a_trainer_is_one(manifest, template, monkeypatch):
+def test_the_configuration_of_a_trainer_is_valid(manifest, template, monkeypatch):
     monkeypatch.chdir(repository.ROOT)
     with flagsaver.flagsaver():
         flags.FLAGS(["command", *arguments(template)])
@@ -314,7 +316,7 @@ def test_the_run_of_a_trainer_is_one(manifest, template, monkeypatch):
 
 
 @pytest.mark.parametrize(("file", "name", "template"), pods())
-def test_the_command_takes_its_flags(file, name, template):
+def test_the_command_defines_its_flags(file, name, template):
     command = container(template)["command"]
     if command[:2] == ["python", "-m"]:
         module = MODULES[command[2]]

@@ -60,13 +60,14 @@ def prepare(tmp_path):
     return run
 
 
-def test_everything_is_fetched_unpacked_and_converted_once(prepare, tmp_path):
+def test_everything_is_downloaded_unpacked_and_converted_once(prepare, tmp_path):
     target = str(tmp_path / "coco target")
     status, text, calls = prepare(target)
     assert status == 0, text
     assert [call.split()[0] for call in calls] == (
         ["curl"] * 3 + ["unzip"] * 3 + ["python"] * 2
     )
+    assert all("-m retinanet_tpu.convert" in call for call in calls[-2:])
     assert all("--index_by_id" in call for call in calls[-2:])
     assert "--split=val --num_shards=32" in calls[-2]
     assert "--split=train --num_shards=256" in calls[-1]
@@ -83,7 +84,7 @@ def test_interrupted_download_is_resumed(prepare, tmp_path):
     assert "--continue-at -" in calls[0]
 
 
-def test_interrupted_unpacking_is_done_again(prepare, tmp_path):
+def test_interrupted_unpacking_is_repeated(prepare, tmp_path):
     assert prepare(str(tmp_path / "coco"), UNZIP_STATUS="9")[0] == 9
     status, _, calls = prepare(str(tmp_path / "coco"))
     assert status == 0

@@ -15,7 +15,7 @@ from retinanet_tpu.task import cli, configurables
 from retinanet_tpu.xla import roofline
 
 SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
-# What looks TPUs up by name and harms no TensorFlow that is there.
+# The packages that look TPUs up by name and keep an installed TensorFlow.
 TPU_NAMES = ast.literal_eval(repository.setting("tpu-names"))
 FLAGS = [
     "--gin_file=gin_configs/coco_r50_640_6x.gin",
@@ -27,16 +27,16 @@ FLAGS = [
 
 @pytest.fixture
 def cloud(tmp_path):
-    made = fake_gcloud.Cloud(tmp_path, FLAGS)
-    yield made
-    made.end()
+    fake = fake_gcloud.Cloud(tmp_path, FLAGS)
+    yield fake
+    fake.end()
 
 
 @pytest.fixture
 def pod(tmp_path):
-    made = fake_gcloud.Cloud(tmp_path, FLAGS, num_hosts=4)
-    yield made
-    made.end()
+    fake = fake_gcloud.Cloud(tmp_path, FLAGS, num_hosts=4)
+    yield fake
+    fake.end()
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda p: p.name)
@@ -45,7 +45,7 @@ def test_every_script_parses_and_all_but_the_shared_one_can_be_run(script):
     assert bool(script.stat().st_mode & stat.S_IXUSR) == (script.name != "common.sh")
 
 
-def test_a_slice_is_created_as_a_person_would(cloud):
+def test_a_slice_is_created_with_the_settings_and_extra_flags(cloud):
     done = cloud.run("create.sh", "--network=mine")
     assert done.returncode == 0, done.stdout
     assert cloud.calls() == [
@@ -61,13 +61,13 @@ def test_a_slice_is_created_as_a_person_would(cloud):
     assert "hosts: 1" in done.stdout and "setup.sh" in done.stdout
 
 
-def test_a_slice_that_is_there_is_left_alone(cloud):
+def test_a_ready_slice_is_kept(cloud):
     (cloud.folder / "state").write_text("READY")
     assert cloud.run("create.sh").returncode == 0
     assert [call[0] for call in cloud.calls()] == ["describe"]
 
 
-def test_a_preempted_slice_is_made_anew_and_spot_if_wanted(pod):
+def test_a_preempted_slice_is_replaced_and_may_be_spot(pod):
     (pod.folder / "state").write_text("PREEMPTED")
     done = pod.run("create.sh", SPOT="1")
     assert done.returncode == 0, done.stdout
@@ -75,7 +75,7 @@ def test_a_preempted_slice_is_made_anew_and_spot_if_wanted(pod):
     assert "--quiet" in pod.calls()[1] and "--spot" in pod.calls()[2]
 
 
-def test_a_slice_that_is_just_coming_is_waited_for(cloud):
+def test_a_slice_that_is_being_created_is_an_error(cloud):
     (cloud.folder / "state").write_text("CREATING")
     done = cloud.run("create.sh")
     assert done.returncode == 1 and "big is CREATING; wait" in done.stdout
@@ -83,7 +83,7 @@ def test_a_slice_that_is_just_coming_is_waited_for(cloud):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"NAME": None}, "NAME is not set"),
         ({"PROJECT": ""}, "PROJECT is not set"),
@@ -94,19 +94,19 @@ def test_a_slice_that_is_just_coming_is_waited_for(cloud):
         ({"SPOT": "yes"}, "SPOT is yes; set it to 1 or 0"),
         (
             {"ACCELERATOR_TYPE": "v3-32"},
-            "4 hosts and wants a RUNTIME_VERSION with -pod",
+            "4 hosts and requires a RUNTIME_VERSION with -pod",
         ),
         ({"RUNTIME_VERSION": "tpu-vm-tf-2.20.0-pod-pjrt"}, "VERSION without -pod"),
     ],
 )
-def test_a_wrong_setting_is_named_before_anything_happens(cloud, changes, said):
+def test_an_invalid_setting_is_an_error_before_any_call(cloud, changes, message):
     done = cloud.run("create.sh", **changes)
-    assert done.returncode == 1 and said in done.stdout
+    assert done.returncode == 1 and message in done.stdout
     assert cloud.calls() == []
 
 
 @pytest.mark.parametrize("script", ["setup.sh", "start.sh", "tail.sh", "stop.sh"])
-def test_every_script_wants_to_know_which_slice(cloud, script):
+def test_every_script_requires_a_name(cloud, script):
     done = cloud.run(script, NAME=None)
     assert done.returncode == 1 and "error: NAME is not set" in done.stdout
 
@@ -115,13 +115,13 @@ def test_every_script_wants_to_know_which_slice(cloud, script):
     ("script", "arguments"),
     [("setup.sh", ["x"]), ("start.sh", []), ("tail.sh", ["-f"]), ("stop.sh", ["now"])],
 )
-def test_arguments_that_a_script_does_not_take_show_its_usage(cloud, script, arguments):
+def test_invalid_arguments_show_the_usage(cloud, script, arguments):
     done = cloud.run(script, *arguments)
     assert done.returncode == 2 and f"tools/deploy/tpu_vm/{script}" in done.stdout
     assert cloud.calls() == []
 
 
-def test_the_checkout_reaches_every_host_with_the_images_tensorflow(pod):
+def test_the_checkout_is_installed_on_every_host(pod):
     if subprocess.run(
         ["git", "-C", repository.ROOT, "rev-parse"], capture_output=True
     ).returncode:
@@ -136,12 +136,12 @@ def test_the_checkout_reaches_every_host_with_the_images_tensorflow(pod):
             copy.read_bytes()
             == (repository.ROOT / "retinanet_tpu" / "train.py").read_bytes()
         )
-        pip, shown = map(json.loads, (host / "python_calls").read_text().splitlines())
+        pip, check = map(json.loads, (host / "python_calls").read_text().splitlines())
         assert pip[0] == str(host / "retinanet_tpu")
         assert pip[1][-4:] == ["-e", ".", *TPU_NAMES]
-        # As the trainer does it, libtpu included.
-        assert shown[1][1].startswith("import retinanet_tpu.startup.tpu\nimport tensor")
-        assert "tf.__version__" in shown[1][1] and shown[2] == {}
+        # Like the trainer, including libtpu.
+        assert check[1][1].startswith("import retinanet_tpu.startup.tpu\nimport tensor")
+        assert "tf.__version__" in check[1][1] and check[2] == {}
 
 
 def test_an_image_without_tensorflow_gets_that_of_the_extra(cloud):
@@ -171,31 +171,31 @@ def test_a_host_on_which_tensorflow_aborts_is_not_set_up(pod):
     assert "are set up" not in done.stdout
 
 
-def test_flags_arrive_at_the_trainer_as_they_were_typed(cloud):
+def test_flags_reach_the_trainer_unchanged(cloud):
     cloud.install("0")
     done = cloud.run("start.sh", *FLAGS)
     assert done.returncode == 0, done.stdout
     assert cloud.run("tail.sh").returncode == 0
-    ((folder, flags, seen),) = cloud.trainers()
+    ((folder, flags, variables),) = cloud.trainers()
     assert flags == FLAGS
     assert folder == str(cloud.host / "retinanet_tpu")
-    assert seen == {"NEXT_PLUGGABLE_DEVICE_USE_C_API": "true"}
+    assert variables == {"NEXT_PLUGGABLE_DEVICE_USE_C_API": "true"}
 
 
-def test_on_several_hosts_the_first_drives_the_slice_by_its_name(pod):
+def test_the_first_of_several_hosts_trains_with_the_name_of_the_slice(pod):
     pod.install("0")
     assert pod.run("start.sh", "--model_dir=gs://b/run").returncode == 0
     assert pod.run("tail.sh").returncode == 0
     assert "--worker=0" in pod.calls()[0]
-    ((_, flags, seen),) = pod.trainers()
+    ((_, flags, variables),) = pod.trainers()
     assert flags[1:] == [
         "--gin_file=gin_configs/device/tpu_pod.gin",
         "--gin_param=TPU_NAME = 'big'",
     ]
-    assert seen == {"TPU_NAME": "big", "TPU_LOAD_LIBRARY": "0"}
+    assert variables == {"TPU_NAME": "big", "TPU_LOAD_LIBRARY": "0"}
 
 
-def test_several_hosts_want_a_bucket(pod):
+def test_several_hosts_require_a_bucket(pod):
     done = pod.run("start.sh", "--model_dir=/tmp/run")
     assert done.returncode == 1 and "gs://" in done.stdout and pod.calls() == []
 
@@ -203,8 +203,8 @@ def test_several_hosts_want_a_bucket(pod):
 def test_a_preempted_trainer_starts_again_until_it_is_done(cloud):
     cloud.install("42", "42", "0")
     cloud.run("start.sh", *FLAGS)
-    shown = cloud.run("tail.sh")
-    assert shown.returncode == 0 and "the trainer ended with 0" in shown.stdout
+    tail = cloud.run("tail.sh")
+    assert tail.returncode == 0 and "the trainer ended with 0" in tail.stdout
     assert [flags for _, flags, _ in cloud.trainers()] == [FLAGS] * 3
 
 
@@ -212,9 +212,9 @@ def test_a_preempted_trainer_starts_again_until_it_is_done(cloud):
 def test_a_trainer_that_failed_does_not_start_again(cloud, code):
     cloud.install(str(code), "0")
     cloud.run("start.sh", *FLAGS)
-    shown = cloud.run("tail.sh")
-    assert shown.returncode == code
-    assert f"the trainer ended with {code}" in shown.stdout
+    tail = cloud.run("tail.sh")
+    assert tail.returncode == code
+    assert f"the trainer ended with {code}" in tail.stdout
     assert len(cloud.trainers()) == 1
 
 
@@ -228,23 +228,23 @@ def test_the_same_start_twice_makes_one_trainer_and_another_is_refused(cloud):
     assert len(cloud.trainers()) == 1
 
 
-def test_a_trainer_whose_loop_was_killed_still_keeps_others_out(cloud):
+def test_a_trainer_without_its_loop_still_holds_the_lock(cloud):
     cloud.install("stopped", "0")
     cloud.start()
     os.kill(int((cloud.host / "retinanet_tpu_run" / "pid").read_text()), signal.SIGKILL)
     other = cloud.run("start.sh", "--model_dir=gs://bucket/run2")
     assert other.returncode == 1 and "Another trainer runs here" in other.stdout
-    assert "gone without a word" in cloud.run("tail.sh").stdout
+    assert "disappeared without an exit code" in cloud.run("tail.sh").stdout
 
 
-def test_stopping_lets_the_trainer_save_and_starts_no_other(cloud):
+def test_stopping_lets_the_trainer_save_and_does_not_restart_it(cloud):
     cloud.install("stopped", "0")
     cloud.start()
     done = cloud.run("stop.sh")
     assert done.returncode == 0 and "ended with 42" in done.stdout
-    assert "still there, and costs" in done.stdout
+    assert "still exists and is billed" in done.stdout
     assert len(cloud.trainers()) == 1
-    assert cloud.run("start.sh", *FLAGS).returncode == 0  # And it can go on.
+    assert cloud.run("start.sh", *FLAGS).returncode == 0  # It can be resumed.
     assert cloud.run("tail.sh").returncode == 0
     assert len(cloud.trainers()) == 2
 
@@ -264,29 +264,29 @@ def test_a_slice_that_never_trained_or_is_preempted_is_deleted_too(cloud):
         assert cloud.run("stop.sh", "--delete").returncode == 0
         assert not (cloud.folder / "state").exists()
     done = cloud.run("stop.sh", "--delete")
-    assert done.returncode == 1 and "There is no big in us-east1-d" in done.stdout
+    assert done.returncode == 1 and "big does not exist in us-east1-d" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["create.sh", "stop.sh"])
-def test_a_cloud_that_does_not_answer_is_not_taken_for_an_absent_slice(cloud, script):
+def test_an_unreadable_state_is_not_an_absent_slice(cloud, script):
     (cloud.folder / "error").write_text("ERROR: (gcloud) PERMISSION_DENIED: not yours")
     done = cloud.run(script)
     assert done.returncode == 1 and "PERMISSION_DENIED: not yours" in done.stdout
-    assert "There is no" not in done.stdout
+    assert "does not exist" not in done.stdout
 
 
-def test_the_run_on_several_hosts_is_one_and_names_the_slice(monkeypatch):
+def test_the_configuration_for_several_hosts_contains_the_slice(monkeypatch):
     monkeypatch.chdir(repository.ROOT)
-    gin_files.add_search_path(cli.GIN_CONFIGS)
     text = gin_files.parse(
         ["gin_configs/coco_r50_640_6x.gin", "gin_configs/device/tpu_pod.gin"],
         ["TPU_NAME = 'big'"],
         known=configurables.CONFIGURABLES,
+        search_path=[cli.GIN_CONFIGS],
     )
     assert "TPU_NAME = 'big'" in text and "make_strategy.tpu = %TPU_NAME" in text
 
 
-def test_the_page_on_scaling_has_the_slices_as_they_are():
+def test_the_guide_lists_the_correct_slices():
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in (repository.ROOT / "docs/guides/tpu.md").read_text().splitlines()
@@ -295,10 +295,12 @@ def test_the_page_on_scaling_has_the_slices_as_they_are():
     slices = 0
     for names, _, devices, hosts, batch, _ in rows:
         names = re.findall(r"v[\w-]+", names)
-        found = [roofline.accelerator(name) for name in names]
+        accelerators = [roofline.accelerator(name) for name in names]
         numbers = [int(number) for number in hosts.split(",")]
-        assert {x.num_devices for x in found} == {int(devices)}, names
-        assert [x.num_hosts for x in found] in (numbers, numbers * len(names)), names
+        assert {x.num_devices for x in accelerators} == {int(devices)}, names
+        assert [x.num_hosts for x in accelerators] in (numbers, numbers * len(names)), (
+            names
+        )
         assert int(batch) == 8 * int(devices)
         slices += len(names)
     assert slices >= 12

@@ -40,26 +40,26 @@ def test_the_same_seed_draws_the_same_bytes(toy, tmp_path):
     assert not set(digests(tmp_path / "other").values()) & set(digests(toy).values())
 
 
-def test_files_are_coco_and_match_the_pictures(toy):
+def test_files_are_coco_and_match_the_images(toy):
     for split, count in (("train", 12), ("val", 4)):
         content = json.loads((toy / f"{split}.json").read_text())
         assert {"info", "images", "annotations", "categories"} <= set(content)
         assert [c["id"] for c in content["categories"]] == [1, 2, 3, 4]
         assert len(content["images"]) == count
         for image in content["images"]:
-            with PIL.Image.open(toy / split / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"])
+            with PIL.Image.open(toy / split / image["file_name"]) as file:
+                assert file.size == (image["width"], image["height"])
         ids = [a["id"] for a in content["annotations"]]
         assert ids == list(range(1, len(ids) + 1))
 
 
-def test_pictures_vary_in_shape(toy):
+def test_images_vary_in_shape(toy):
     images = json.loads((toy / "train.json").read_text())["images"]
     aspects = [image["width"] / image["height"] for image in images]
     assert min(aspects) < 1 < max(aspects)
 
 
-def test_boxes_lie_inside_and_frame_something_that_differs_from_the_ground(toy):
+def test_boxes_lie_inside_and_frame_something_that_differs_from_the_background(toy):
     content = json.loads((toy / "train.json").read_text())
     images = {image["id"]: image for image in content["images"]}
     assert len(content["annotations"]) >= len(images)
@@ -68,8 +68,8 @@ def test_boxes_lie_inside_and_frame_something_that_differs_from_the_ground(toy):
         x, y, width, height = annotation["bbox"]
         assert min(x, y) >= 0 and min(width, height) > 10
         assert x + width <= image["width"] and y + height <= image["height"]
-        with PIL.Image.open(toy / "train" / image["file_name"]) as picture:
-            pixels = np.asarray(picture).astype(float)
+        with PIL.Image.open(toy / "train" / image["file_name"]) as file:
+            pixels = np.asarray(file).astype(float)
         middle = pixels[int(y + height / 2), int(x + width / 2)]
-        # The ground covers most of every image.
+        # The background covers most of every image.
         assert np.abs(middle - np.median(pixels, axis=(0, 1))).max() > 40

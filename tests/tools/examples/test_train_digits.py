@@ -12,7 +12,7 @@ from retinanet_tpu.estimator.cluster import preemption, strategy
 from retinanet_tpu.estimator.model_dir import checkpoints
 
 TOOL = tool_processes.path("tools/examples/train_digits.py")
-# Runs the tool as a command, and says last what it has imported of the package.
+# Runs the tool as a command; the last line lists the imported modules of the package.
 RUN_AND_LIST = """
 import runpy, sys
 sys.argv = sys.argv[1:]
@@ -27,14 +27,14 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def digits():
-    """The tool as a module; its flags make way for those of the package's commands."""
-    found = importlib.util.spec_from_file_location("train_digits", TOOL)
-    module = importlib.util.module_from_spec(found)
+    """The tool as a module. Its flags are removed, as the package defines the same."""
+    module_spec = importlib.util.spec_from_file_location("train_digits", TOOL)
+    module = importlib.util.module_from_spec(module_spec)
     names = ("model_dir", "max_steps")
     kept = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
     for name in kept:
         delattr(flags.FLAGS, name)
-    found.loader.exec_module(module)
+    module_spec.loader.exec_module(module)
     for name in names:
         delattr(flags.FLAGS, name)
     for name, flag in kept.items():
@@ -51,16 +51,16 @@ def command(tmp_path_factory):
 
 
 def make_estimator(digits, model_dir, num_devices=1):
-    where = strategy.make_strategy("cpu", num_devices=num_devices)
-    runner = digits.make_estimator(str(model_dir), where)
-    # Short runs want to be saved more often than the tool's.
+    cpu_strategy = strategy.make_strategy("cpu", num_devices=num_devices)
+    runner = digits.make_estimator(str(model_dir), cpu_strategy)
+    # The runs of these tests are shorter than the interval of the tool.
     runner.config = dataclasses.replace(runner.config, save_checkpoints_steps=STEPS)
     return runner
 
 
 @pytest.fixture(scope="module")
 def straight(digits, tmp_path_factory):
-    """The estimator of a run on one device that nothing interrupted."""
+    """The estimator of an uninterrupted run on one device."""
     runner = make_estimator(digits, tmp_path_factory.mktemp("straight"))
     runner.train(digits.train_input_fn, STEPS)
     return runner
@@ -82,13 +82,13 @@ def test_the_command_learns_to_read_and_exports_the_best(command, digits):
     assert f"test images: {records[-1]['accuracy']:.3f}" in done.stdout
     (exported,) = (model_dir / "export" / "best").glob("[0-9]*")
     served = tf.saved_model.load(exported).signatures["serving_default"]
-    pictures, numbers = digits.draw(digits.NUM_TEST, seed=1)
-    found = served(images=tf.constant(pictures))["digits"].numpy()
+    images, labels = digits.draw(digits.NUM_TEST, seed=1)
+    predicted = served(images=tf.constant(images))["digits"].numpy()
     best = max(record["accuracy"] for record in records)
-    assert np.mean(found == numbers) == pytest.approx(best)
+    assert np.mean(predicted == labels) == pytest.approx(best)
 
 
-def test_the_estimator_needs_nothing_of_detection(command):
+def test_the_estimator_imports_nothing_of_detection(command):
     done, _ = command
     modules = [name.split(".") for name in done.stdout.splitlines()[-1].split()]
     known = {"errors", "estimator", "replicas", "startup"}
@@ -96,7 +96,7 @@ def test_the_estimator_needs_nothing_of_detection(command):
     assert ["retinanet_tpu", "estimator", "train_step"] in modules
 
 
-def test_two_devices_come_to_the_weights_of_one(digits, straight, tmp_path):
+def test_two_devices_give_the_weights_of_one(digits, straight, tmp_path):
     runner = make_estimator(digits, tmp_path, num_devices=2)
     runner.train(digits.train_input_fn, STEPS)
     one, two = read(straight), read(runner)
@@ -107,11 +107,9 @@ def test_two_devices_come_to_the_weights_of_one(digits, straight, tmp_path):
     assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
-def test_stopped_half_way_and_started_again_it_is_the_straight_run(
-    digits, straight, tmp_path
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(digits, straight, tmp_path):
     runner = make_estimator(digits, tmp_path)
-    reasons = iter([None, "half is enough"])
+    reasons = iter([None, "stopped by the test"])
     with pytest.raises(preemption.Preempted, match=f"step {STEPS // 2}"):
         runner.train(digits.train_input_fn, STEPS, stop_reason=lambda: next(reasons))
     again = make_estimator(digits, tmp_path)
@@ -121,11 +119,11 @@ def test_stopped_half_way_and_started_again_it_is_the_straight_run(
         np.testing.assert_allclose(two[name], value, atol=1e-6, err_msg=name)
 
 
-def test_predictions_are_one_for_each_picture_in_order(digits, straight):
+def test_there_is_one_prediction_for_each_image_in_order(digits, straight):
     batches = list(straight.predict(digits.eval_input_fn))
-    found = np.concatenate([batch["digits"] for batch in batches])
-    _, numbers = digits.draw(digits.NUM_TEST, seed=1)
+    predicted = np.concatenate([batch["digits"] for batch in batches])
+    _, labels = digits.draw(digits.NUM_TEST, seed=1)
     accuracy = straight.evaluate(digits.eval_input_fn)["accuracy"]
-    assert np.mean(found == numbers) == pytest.approx(accuracy)
+    assert np.mean(predicted == labels) == pytest.approx(accuracy)
     for batch in batches:
         np.testing.assert_allclose(batch["probabilities"].sum(axis=1), 1, atol=1e-5)

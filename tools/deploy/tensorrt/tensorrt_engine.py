@@ -1,6 +1,7 @@
-"""What build_engine.py asks of TensorRT and CUDA.
+"""Calls of TensorRT and CUDA for build_engine.py.
 
-Both come as arguments: `import tensorrt`, and `cuda.bindings.runtime` as cudart.
+Both modules are arguments: `tensorrt`, and `cuda.bindings.runtime` as cudart. Tests
+pass fakes.
 """
 
 import time
@@ -13,32 +14,46 @@ import tensorflow as tf
 
 from retinanet_tpu import errors
 
-_WARM_UP_RUNS = 20  # Clocks rise and caches fill.
+_WARM_UP_RUNS = 20  # GPU clocks and caches need some runs.
+
+CalibratorFn = Callable[[tuple[int, int]], Any]  # (height, width) -> calibrator
 
 
 class DeviceMemory:
-    """A piece of the GPU's memory, until the process ends."""
+    """A buffer in the GPU's memory, which is freed when the process ends."""
 
     def __init__(self, cudart: ModuleType, num_bytes: int):
-        """Takes the memory, with cuda.bindings.runtime."""
+        """Allocates the buffer.
+
+        Args:
+          cudart: The module cuda.bindings.runtime.
+          num_bytes: The size of the buffer.
+        """
         self._cudart = cudart
         self.address = int(_checked(cudart, *cudart.cudaMalloc(num_bytes)))
 
     def write(self, array: np.ndarray) -> None:
-        """Copies an array there."""
+        """Copies an array to the buffer.
+
+        Args:
+          array: The array, at most as large as the buffer.
+        """
         array = np.ascontiguousarray(array)
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        copied = self._cudart.cudaMemcpy(
+        status = self._cudart.cudaMemcpy(
             self.address, array.ctypes.data, array.nbytes, kind
         )
-        _checked(self._cudart, *copied)
+        _checked(self._cudart, *status)
 
 
 def device_name(cudart: ModuleType) -> str:
-    """Returns what the GPU in use is called.
+    """Returns the name of the GPU.
+
+    Args:
+      cudart: The module cuda.bindings.runtime.
 
     Raises:
-      UserError: there is none.
+      UserError: There is no GPU.
     """
     properties = _checked(cudart, *cudart.cudaGetDeviceProperties(0))
     return properties.name.decode().rstrip("\0")
@@ -55,35 +70,35 @@ def make_calibrator(
     """Returns an IInt8EntropyCalibrator2.
 
     Args:
-      tensorrt: has that class.
-      memory: room for a batch.
-      batches: uint8 [B, H, W, 3] each.
-      batch_size: B.
-      cache: file to read ranges from if it exists, else to write them to; None for
-        neither.
+      tensorrt: The module.
+      memory: A buffer for a float32 batch.
+      batches: The batches, uint8 [B, H, W, 3].
+      batch_size: The batch size B.
+      cache: The file of activation ranges. It is read if it exists, else written; None
+        for neither.
     """
     remaining = iter(batches)
 
-    # In here, because only now is there a class to extend.
+    # The class is local, because its base class comes from an argument.
     class Calibrator(tensorrt.IInt8EntropyCalibrator2):
-        def get_batch_size(self):
+        def get_batch_size(self) -> int:
             return batch_size
 
-        def get_batch(self, names):
-            del names  # There is one input.
+        def get_batch(self, names: list[str]) -> list[int]:
+            del names  # There is a single input.
             batch = next(remaining, None)
             if batch is None:
                 return []
             memory.write(batch.astype(np.float32))
             return [memory.address]
 
-        def read_calibration_cache(self):
+        def read_calibration_cache(self) -> bytes | None:
             if not cache or not tf.io.gfile.exists(cache):
                 return None
             with tf.io.gfile.GFile(cache, "rb") as file:
                 return file.read()
 
-        def write_calibration_cache(self, content):
+        def write_calibration_cache(self, content: memoryview) -> None:
             if cache:
                 with tf.io.gfile.GFile(cache, "wb") as file:
                     file.write(bytes(content))
@@ -98,19 +113,20 @@ def build(
     sizes: tuple[int, int, int],
     precision: str,
     workspace_gib: int,
-    calibrator_fn: Callable[[tuple[int, int]], Any],
+    calibrator_fn: CalibratorFn,
 ) -> bytes:
-    """Returns an engine.
+    """Returns a serialized engine.
 
     Args:
-      tensorrt: the module.
-      content: of an ONNX file.
-      sizes: least, usual and greatest batch.
-      precision: one of fp32, fp16, int8.
-      workspace_gib: GPU memory that kernels may take.
-      calibrator_fn: (H, W) of the input -> calibrator, for int8.
+      tensorrt: The module.
+      content: The content of an ONNX file.
+      sizes: The smallest, usual and largest batch.
+      precision: One of fp32, fp16 and int8.
+      workspace_gib: The largest workspace of the kernels, GiB.
+      calibrator_fn: A function that returns a calibrator for int8.
+
     Raises:
-      UserError: TensorRT cannot read the file, or build it.
+      UserError: TensorRT cannot read the file or build the engine.
     """
     logger = tensorrt.Logger(tensorrt.Logger.WARNING)
     tensorrt.init_libnvinfer_plugins(logger, "")
@@ -118,23 +134,24 @@ def build(
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(content):
-        found = [parser.get_error(i) for i in range(parser.num_errors)]
-        lines = [f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in found]
+        parser_errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        lines = [
+            f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in parser_errors
+        ]
         raise errors.UserError("\n  ".join(["TensorRT cannot read the file:", *lines]))
     image_size = tuple(network.get_input(0).shape)[1:3]
 
-    def profile(*batches):
-        made = builder.create_optimization_profile()
-        made.set_shape(
-            network.get_input(0).name, *((batch, *image_size, 3) for batch in batches)
-        )
-        return made
+    def make_profile(*batch_sizes: int) -> Any:
+        profile = builder.create_optimization_profile()
+        shapes = [(batch_size, *image_size, 3) for batch_size in batch_sizes]
+        profile.set_shape(network.get_input(0).name, *shapes)
+        return profile
 
     config = builder.create_builder_config()
     config.set_memory_pool_limit(
         tensorrt.MemoryPoolType.WORKSPACE, workspace_gib * 2**30
     )
-    config.add_optimization_profile(profile(*sizes))
+    config.add_optimization_profile(make_profile(*sizes))
     if precision != "fp32":
         config.set_flag(tensorrt.BuilderFlag.FP16)
         config.set_flag(tensorrt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
@@ -142,11 +159,11 @@ def build(
     if precision == "int8":
         config.set_flag(tensorrt.BuilderFlag.INT8)
         config.int8_calibrator = calibrator_fn(image_size)
-        config.set_calibration_profile(profile(*[sizes[1]] * 3))
+        config.set_calibration_profile(make_profile(*[sizes[1]] * 3))
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise errors.UserError(
-            "TensorRT built no engine; its own messages above say why."
+            "TensorRT built no engine; its messages above contain the reason."
         )
     return bytes(engine)
 
@@ -159,16 +176,23 @@ def run_times(
     batch_size: int,
     num_runs: int,
 ) -> list[float]:
-    """Returns ms of each run, on noise that is in the GPU's memory already.
+    """Returns the time of each run in ms. The input is noise in the GPU's memory.
+
+    Args:
+      tensorrt: The module.
+      cudart: The module cuda.bindings.runtime.
+      engine_content: The serialized engine.
+      batch_size: The number of images in a batch.
+      num_runs: The number of timed runs, after a warm-up.
 
     Raises:
-      UserError: the engine does not run.
+      UserError: The engine cannot be loaded or fails.
     """
     runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(engine_content)
     if engine is None:
         raise errors.UserError(
-            "TensorRT does not read its own engine; see its messages."
+            "TensorRT cannot load its own engine; its messages contain the reason."
         )
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -192,16 +216,16 @@ def run_times(
         start = time.perf_counter()
         if not context.execute_v2(addresses):
             raise errors.UserError(
-                "The engine does not run; TensorRT's messages say why."
+                "The engine failed; TensorRT's messages contain the reason."
             )
         times.append(1e3 * (time.perf_counter() - start))
     return times[_WARM_UP_RUNS:]
 
 
-def _keep_boxes_in_float32(tensorrt, network):
-    """Fixes the type of all between the last convolutions and the plugin's outputs."""
+def _keep_boxes_in_float32(tensorrt: ModuleType, network: Any) -> None:
+    """Sets all layers from the last convolutions to the plugin's outputs to float32."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
-    makers = {
+    producers = {
         layer.get_output(i).name: layer
         for layer in layers
         for i in range(layer.num_outputs)
@@ -218,11 +242,13 @@ def _keep_boxes_in_float32(tensorrt, network):
                 layer.precision = tensorrt.float32
                 layer.set_output_type(i, tensorrt.float32)
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-        waiting += [makers[x.name] for x in inputs if x and x.name in makers]
+        waiting += [producers[x.name] for x in inputs if x and x.name in producers]
 
 
-def _checked(cudart, error, value=None):
-    """Returns the value of a call to CUDA, which returns its error first."""
+def _checked(cudart: ModuleType, error: Any, value: Any = None) -> Any:
+    """Returns the value of a call to CUDA, or raises its error."""
     if error != cudart.cudaError_t.cudaSuccess:
-        raise errors.UserError(f"CUDA failed: {error.name}; is there an NVIDIA GPU?")
+        raise errors.UserError(
+            f"CUDA failed: {error.name}; check that the machine has an NVIDIA GPU."
+        )
     return value

@@ -1,17 +1,18 @@
 # shellcheck shell=bash disable=SC2034,SC2153
-# Shared by the scripts of this folder, which source it. Settings are variables:
-#   NAME              of the slice, your choice
-#   PROJECT, ZONE     of Google Cloud, where it is or shall be
-#   ACCELERATOR_TYPE  v3-32, v5litepod-8, …: what `preflight --topology` takes
-#   RUNTIME_VERSION   the software of its hosts; for several hosts one with -pod
-#   EXTRA             of pyproject.toml for images without TensorFlow: tpu (default) or tpu219,
-#                     see docs/guides/tpu.md
-#   SPOT              1: may be taken away and costs less; 0 (default): yours
-# export them once; create.sh, setup.sh, start.sh, tail.sh and stop.sh need the same.
+# Functions shared by the scripts of this folder, which source this file. Settings are
+# environment variables:
+#   NAME              name of the slice, of your choice
+#   PROJECT, ZONE     Google Cloud project and zone of the slice
+#   ACCELERATOR_TYPE  v3-32, v5litepod-8, …: a value of `preflight --topology`
+#   RUNTIME_VERSION   software version of the hosts; several hosts need one with -pod
+#   EXTRA             extra of pyproject.toml for images without TensorFlow: tpu (default)
+#                     or tpu219, see docs/guides/tpu.md
+#   SPOT              1: cheaper, but may be preempted; 0 (default): reserved
+# Export them once; create.sh, setup.sh, start.sh, tail.sh and stop.sh read the same ones.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../.." && pwd)
-# Where setup.sh puts the program on the hosts, seen from their home directories.
+# Folder of the program on the hosts, relative to the home directory.
 remote_root=retinanet_tpu
 
 fail() {
@@ -19,29 +20,30 @@ fail() {
   exit 1
 }
 
-# need NAME…: these variables must be set.
+# need NAME…: fails unless these variables are set.
 need() {
   local name
   for name in "$@"; do
     if [[ -z "${!name:-}" ]]; then
-      fail "$name is not set; export $name=… (tools/deploy/tpu_vm/common.sh says what it is)."
+      fail "$name is not set; export $name=… (tools/deploy/tpu_vm/common.sh describes it)."
     fi
   done
 }
 
-# tpu COMMAND ARGUMENTS…: gcloud's command for this slice.
+# tpu COMMAND ARGUMENTS…: runs gcloud's command for this slice.
 tpu() {
   local command=$1
   shift
   gcloud compute tpus tpu-vm "$command" "$@" --project="$PROJECT" --zone="$ZONE"
 }
 
-# on_hosts WORKERS COMMAND: a shell command on worker 0, or on all.
+# on_hosts WORKERS COMMAND: runs a shell command on worker 0, or on all.
 on_hosts() {
   tpu ssh "$NAME" --worker="$1" --command="$2"
 }
 
-# Prints READY, PREEMPTED, …; nothing if there is no such slice. Fails if nobody answers.
+# Prints the state (READY, PREEMPTED, …), or nothing if the slice does not exist. Fails if
+# the state cannot be read.
 slice_state() {
   local errors status=0
   errors=$(mktemp)
@@ -54,7 +56,7 @@ slice_state() {
   return $status
 }
 
-# Prints how many hosts the slice has, by the table of retinanet_tpu/xla/roofline.py.
+# Prints the number of hosts, from the table of retinanet_tpu/xla/roofline.py.
 num_hosts() {
   PYTHONPATH=$root python3 - "$ACCELERATOR_TYPE" <<'END'
 import sys
@@ -68,7 +70,7 @@ except ValueError as error:
 END
 }
 
-# Says that this is no way to call a script, and how to: the head of its file.
+# Prints the usage of a script, which is the head of its file, and fails.
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
   exit 2

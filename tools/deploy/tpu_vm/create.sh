@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates a slice of TPUs, or finds that it is there; one that was preempted is made anew.
+# Creates a slice of TPUs. A slice that is ready is kept; a preempted one is replaced.
 #   tools/deploy/tpu_vm/create.sh [FLAGS of `gcloud compute tpus tpu-vm create`]
 # Settings: see common.sh.
 source "$(dirname "$0")/common.sh"
@@ -8,13 +8,13 @@ need ACCELERATOR_TYPE RUNTIME_VERSION
 hosts=$(num_hosts)
 versions="gcloud compute tpus tpu-vm versions list --zone=$ZONE"
 if [[ "$hosts" -gt 1 && "$RUNTIME_VERSION" != *-pod* ]]; then
-  # Only these run a TensorFlow server on each host, to which the coordinator connects.
-  fail "$ACCELERATOR_TYPE has $hosts hosts and wants a RUNTIME_VERSION with -pod," \
+  # Only these versions run a TensorFlow server on each host. The coordinator needs them.
+  fail "$ACCELERATOR_TYPE has $hosts hosts and requires a RUNTIME_VERSION with -pod," \
     "not $RUNTIME_VERSION; $versions"
 fi
 if [[ "$hosts" -eq 1 && "$RUNTIME_VERSION" == *-pod* ]]; then
-  # There the server would hold the TPU, and the trainer find it in use.
-  fail "$ACCELERATOR_TYPE has one host and wants a RUNTIME_VERSION without -pod," \
+  # Such a server would occupy the TPU, so that the trainer cannot use it.
+  fail "$ACCELERATOR_TYPE has one host and requires a RUNTIME_VERSION without -pod," \
     "not $RUNTIME_VERSION; $versions"
 fi
 spot=()
@@ -27,12 +27,12 @@ esac
 state=$(slice_state)
 case "$state" in
   READY)
-    echo "$NAME is there and ready."
+    echo "$NAME exists and is ready."
     exit
     ;;
   PREEMPTED | TERMINATED)
-    # Such a slice cannot be started again; what a run needs lies in its bucket.
-    echo "$NAME is $state: deleting what is left of it"
+    # Such a slice cannot be restarted. Nothing is lost: runs are saved in a bucket.
+    echo "$NAME is $state: deleting it"
     tpu delete "$NAME" --quiet
     ;;
   "") ;;

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs on the host that trains: one trainer, started again as often as it is preempted.
-#   on_host.sh start FLAGS   in the background; FLAGS of `python -m retinanet_tpu.train`
-#   on_host.sh tail          shows its log until it ends; exits as it did
-#   on_host.sh stop          lets it save, and waits for its end
-# start.sh, tail.sh and stop.sh call this.
+# Runs one trainer on this host and restarts it whenever it is preempted.
+#   on_host.sh start FLAGS   starts it in the background, with FLAGS of
+#                            `python -m retinanet_tpu.train`
+#   on_host.sh tail          shows its log until it ends; returns its exit code
+#   on_host.sh stop          lets it save and waits until it ends
+# start.sh, tail.sh and stop.sh call this script.
 set -euo pipefail
 
 state=$HOME/retinanet_tpu_run
-preempted=42 # The trainer's exit code for: all is saved, start the same command again.
+preempted=42 # The trainer's exit code if it was preempted and has saved.
 restart_secs=${RESTART_SECS:-10}
 mkdir -p "$state"
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
@@ -17,37 +18,37 @@ fail() {
   exit 1
 }
 
-# The lock is held by the loop and by the trainer, whichever lives longer.
+# Both the loop and the trainer hold the lock.
 is_running() {
   ! flock --nonblock "$state/lock" true
 }
 
 start() {
-  local wanted
-  wanted=$(printf ' %q' "$@")
+  local flags
+  flags=$(printf ' %q' "$@")
   exec 9>>"$state/lock"
   if ! flock --nonblock 9; then
-    [[ "$(cat "$state/flags")" == "$wanted" ]] ||
+    [[ "$(cat "$state/flags")" == "$flags" ]] ||
       fail "Another trainer runs here:$(cat "$state/flags"). Stop it first: stop.sh"
-    echo "This trainer runs already; see tail.sh."
+    echo "This trainer runs already; tail.sh shows its log."
     return
   fi
-  echo "$wanted" >"$state/flags"
+  echo "$flags" >"$state/flags"
   rm -f "$state/exit_code"
   setsid tools/deploy/tpu_vm/on_host.sh loop "$@" >>"$state/log" 2>&1 </dev/null &
   echo $! >"$state/pid"
-  echo "The trainer starts; its log is $state/log here, or tail.sh."
+  echo "The trainer starts; its log is $state/log on this host; tail.sh shows it."
 }
 
 loop() {
   local code stopping=no
-  # Runs once the trainer has ended: stop() sends the signal to both.
+  # Bash runs the trap after the trainer has ended; stop() sends the signal to both.
   trap 'stopping=yes' TERM
   while true; do
     code=0
     python3 -m retinanet_tpu.train "$@" || code=$?
     [[ $code -eq $preempted && $stopping == no ]] || break
-    echo "on_host.sh | preempted | starting again in $restart_secs s"
+    echo "on_host.sh | preempted | restarting in $restart_secs s"
     sleep "$restart_secs" || true
     [[ $stopping == no ]] || break
   done
@@ -56,11 +57,11 @@ loop() {
 }
 
 show() {
-  [[ -e "$state/pid" ]] || fail "No trainer was started here; start.sh"
+  [[ -e "$state/pid" ]] || fail "No trainer was started here; run start.sh"
   tail --lines=100 --follow=name --sleep-interval=0.2 --pid="$(cat "$state/pid")" \
     "$state/log"
   [[ -e "$state/exit_code" ]] ||
-    fail "The trainer is gone without a word; start the same command again."
+    fail "The trainer disappeared without an exit code; run start.sh with the same flags again."
   exit "$(cat "$state/exit_code")"
 }
 
@@ -68,7 +69,7 @@ stop() {
   local pid waited
   is_running || { echo "No trainer runs here." && return; }
   pid=$(cat "$state/pid")
-  echo "The trainer saves at the end of its loop of steps."
+  echo "The trainer saves at the end of its current loop of steps."
   for ((waited = 0; waited < 600; waited += 10)); do
     kill -TERM -- "-$pid" 2>/dev/null || true
     if flock --wait 10 "$state/lock" true; then
@@ -76,11 +77,11 @@ stop() {
       return
     fi
   done
-  fail "It still runs after 600 s; look at tail.sh."
+  fail "It still runs after 600 s; tail.sh shows its log."
 }
 
 case "${1:-}" in
   start | loop | stop) "$@" ;;
   tail) show ;;
-  *) fail "Say start, tail or stop." ;;
+  *) fail "The first argument must be start, tail or stop." ;;
 esac

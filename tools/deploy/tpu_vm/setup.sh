@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Copies this checkout, edits and new files included, to all hosts and installs it there.
+# Copies this checkout, including edits and new files, to all hosts and installs it there.
 #   tools/deploy/tpu_vm/setup.sh
-# Run it again after a change. Images named tpu-vm-tf-… keep their own TensorFlow, and its
-# protobuf, which cloud-tpu-client alone would take back to 3; others get those of the
-# extra $EXTRA. At the end it imports TensorFlow as the trainer does. Settings: see
-# common.sh.
+# Run it again after a change. Images named tpu-vm-tf-… keep their own TensorFlow and
+# protobuf; cloud-tpu-client alone would downgrade protobuf to 3. Other images get the
+# packages of the extra $EXTRA. Finally it imports TensorFlow like the trainer. Settings:
+# see common.sh.
 source "$(dirname "$0")/common.sh"
 need RUNTIME_VERSION
 [[ $# -eq 0 ]] || usage
@@ -23,7 +23,7 @@ trap 'rm -f "$archive"' EXIT
 git -C "$root" ls-files -z --cached --others --exclude-standard |
   tar -C "$root" --null -czf "$archive" -T -
 tpu scp "$archive" "$NAME:$remote_root.tar.gz" --worker=all
-# The version of TensorFlow must be the same on all hosts: the last line shows it.
+# TensorFlow's version must be the same on all hosts; the last line of each prints it.
 on_hosts all "set -e
 mkdir -p $remote_root
 tar -xzf $remote_root.tar.gz -C $remote_root
@@ -33,7 +33,7 @@ TF_CPP_MIN_LOG_LEVEL=2 python3 -c 'import retinanet_tpu.startup.tpu
 import tensorflow as tf
 print(\"TensorFlow\", tf.__version__)' || {
   echo \"error: TensorFlow cannot be imported on \$(hostname). If a trainer runs there,\" \
-    \"stop it first: tools/deploy/tpu_vm/stop.sh; else docs/guides/tpu.md has the versions that fit.\" >&2
+    \"stop it first: tools/deploy/tpu_vm/stop.sh. Else see docs/guides/tpu.md for compatible versions.\" >&2
   exit 1
 }"
 echo "All hosts of $NAME are set up. Next: tools/deploy/tpu_vm/start.sh FLAGS OF THE TRAINER"

@@ -1,19 +1,19 @@
-"""Writes a training run that never ran, for tools/benchmarks/latency.py to export.
+"""Writes a checkpoint with random weights, for tools/benchmarks/latency.py.
 
-  python tools/benchmarks/random_run.py --gin_file=gin_configs/coco_r50_640_30x.gin \
-      --model_dir=DIR [--num_likely=1000]
-  python -m retinanet_tpu.export --model_dir=DIR --check_images=PHOTOGRAPHS
+  python tools/benchmarks/make_random_checkpoint.py --model_dir=DIR \
+      --gin_file=coco_r50_640_30x.gin [--num_likely=1000]
+  python -m retinanet_tpu.export --model_dir=DIR --check_images=FOLDER
 
-Its checkpoint has random weights, but likely_scores.py has its hand in the class
-logits: on the benchmark's own images --num_likely pairs of anchor and class are
-above 0.05, on average; 0 leaves the logits as drawn, and no score above. Index 0 is no
-class, as with COCO and with the Model Garden.
+shift_class_logits.py shifts the class logits: on the benchmark's own images,
+--num_likely pairs of anchor and class per image have a score above 0.05, on average.
+With --num_likely=0 the logits are not changed, and no score is above 0.05. Index 0 is
+no class, as in COCO and in Model Garden.
 """
 
 import retinanet_tpu.startup.cpu
 
-import likely_scores
 import numpy as np
+import shift_class_logits
 import tensorflow as tf
 import timed_detector
 from absl import flags
@@ -22,40 +22,45 @@ from retinanet_tpu.data import category_map, transforms
 from retinanet_tpu.estimator import train_step
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.model import retinanet
+from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
 
 _NUM_LIKELY = flags.DEFINE_integer(
-    "num_likely", 1000, "Pairs above 0.05 in an image.", lower_bound=0
+    "num_likely",
+    1000,
+    "Mean number of pairs of anchor and class with a score above 0.05, per image.",
+    lower_bound=0,
 )
-# What the logits are spread over: all that the benchmark shows unless told otherwise.
+# Batches over which the logits are normalized: the default cases of latency.py.
 _BATCHES = ((8, (640, 640)), (8, (480, 640)))
 
 
-def spread_scores(
+def shift_logits(
     network: retinanet.RetinaNet,
     image_size: tuple[int, int],
     is_class: np.ndarray,
     num_likely: int,
 ) -> None:
-    """Makes scores likely, see likely_scores.py.
+    """Shifts the class logits of a network; see shift_class_logits.py.
 
     Args:
-      network: as drawn.
-      image_size: of its input, px.
-      is_class: bool [K], false for indexes without a class.
-      num_likely: pairs of anchor and class above the threshold, an image.
+      network: The network with random weights; its last class layer is changed.
+      image_size: The height and width of the network's input, px.
+      is_class: A bool [K] array, False for indexes without a class.
+      num_likely: The mean number of pairs of anchor and class above the threshold, per
+        image.
     """
     conv = network.heads.class_tower.last_conv
     conv.bias.assign(tf.zeros_like(conv.bias))
 
-    def logits(num_pictures, size):
-        pictures = timed_detector.pictures(num_pictures, size)
-        inputs, _ = transforms.letterbox(tf.constant(pictures), image_size)
+    def logits(num_images: int, size: tuple[int, int]) -> np.ndarray:
+        images = timed_detector.make_images(num_images, size)
+        inputs, _ = transforms.letterbox(tf.constant(images), image_size)
         levels = network(inputs, is_training=False).class_logits
-        rows = [tf.reshape(x, [num_pictures, -1, x.shape[-1]]) for x in levels]
+        rows = [tf.reshape(x, [num_images, -1, x.shape[-1]]) for x in levels]
         return tf.concat(rows, axis=1).numpy()
 
-    kernel, bias = likely_scores.spread(
+    kernel, bias = shift_class_logits.shift(
         conv.kernel.numpy(),
         np.concatenate([logits(*batch) for batch in _BATCHES]),
         is_class,
@@ -76,7 +81,7 @@ def main() -> None:
     if _NUM_LIKELY.value:
         is_class = categories.ids != category_map.NO_CATEGORY
         image_size = run.recipe.image_size
-        spread_scores(network, image_size, is_class, _NUM_LIKELY.value)
+        shift_logits(network, image_size, is_class, _NUM_LIKELY.value)
     directory = cli.model_dir()
     tf.io.gfile.makedirs(directory)
     files.write_whole(f"{directory}/{cli.CONFIG_FILE}", text)
@@ -87,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    guard.run(main)

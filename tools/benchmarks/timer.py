@@ -1,4 +1,4 @@
-"""Times a stream of batches. Standard library only: two environments share it."""
+"""Times a stream of batches. Two environments share it: standard library only."""
 
 import json
 import time
@@ -9,23 +9,27 @@ from typing import Any
 def measure(
     batches: Iterable[Any], batch_size: int, *, secs: float, warm_up_secs: float
 ) -> dict[str, float]:
-    """Returns what came out of an endless stream, and what it took.
+    """Measures the throughput of an endless stream of batches.
 
     Args:
-      batches: endless.
-      batch_size: images in each.
-      secs: to measure for, at least one batch.
-      warm_up_secs: to read on before, while threads start and buffers fill.
+      batches: The endless stream.
+      batch_size: The number of images in a batch.
+      secs: The duration of the measurement; at least one batch is read.
+      warm_up_secs: The time to read before the measurement, while threads start and
+        buffers fill.
 
     Returns:
-      "images", "secs" by the clock, and "cpu_secs" of this process on all cores.
+      A dict of "images" (their number), "secs" (wall time) and "cpu_secs" (CPU time of
+      this process on all cores).
     """
     stream = iter(batches)
     end = time.monotonic() + warm_up_secs
     next(stream)
     while time.monotonic() < end:
         next(stream)
-    start, cpu_start, images = time.monotonic(), time.process_time(), 0
+    start = time.monotonic()
+    cpu_start = time.process_time()
+    images = 0
     while not images or time.monotonic() - start < secs:
         next(stream)
         images += batch_size
@@ -37,7 +41,12 @@ def measure(
 
 
 def report(batches: Iterable[Any], setting: dict[str, Any]) -> None:
-    """Measures as a setting says and prints the result as a line of JSON."""
+    """Measures a stream with the given setting and prints the result as JSON.
+
+    Args:
+      batches: The endless stream.
+      setting: The setting, as written by tools/benchmarks/input.py.
+    """
     result = measure(
         batches,
         setting["batch_size"],
