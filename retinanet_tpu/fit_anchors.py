@@ -22,7 +22,8 @@ from retinanet_tpu.boxes import anchors as anchors_lib
 from retinanet_tpu.data import examples
 from retinanet_tpu.inspection import anchor_recall, anchor_search, dataset_stats
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, experiment
+from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task.run import Run
 
 _OUTPUT = flags.DEFINE_string("output", None, "Gin file to write.")
 _NUM_SCALES = flags.DEFINE_integer("num_scales", None, "As in the run by default.")
@@ -72,7 +73,7 @@ def gin_text(found: anchors_lib.Anchors, comment: list[str]) -> str:
     )
 
 
-def find(run: experiment.Run) -> tuple[anchors_lib.Anchors, list[str]]:
+def find(run: Run) -> tuple[anchors_lib.Anchors, list[str]]:
     """Returns the anchors and the tables that say what they gain.
 
     Raises:

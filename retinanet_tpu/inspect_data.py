@@ -40,7 +40,8 @@ from retinanet_tpu.inspection import (
     tables,
 )
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, experiment
+from retinanet_tpu.task import cli, configurables, data_checks
+from retinanet_tpu.task.run import Run
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
 _OUTPUT = flags.DEFINE_string("output", None, "HTML or PNG file to write.")
@@ -64,7 +65,7 @@ class Subject:
     data_dir: str
     categories: category_map.Categories
     splits: tuple[dataset_stats.Split, ...]
-    run: experiment.Run | None = None
+    run: Run | None = None
 
 
 @dataclasses.dataclass(frozen=True)

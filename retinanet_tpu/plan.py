@@ -27,7 +27,8 @@ from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.model import layers
 from retinanet_tpu.planning import run_time, step_functions
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, experiment
+from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task.run import Run
 from retinanet_tpu.xla import lower, roofline
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -59,23 +60,23 @@ _METRIC_SECS = 51 / 5000
 _AGAIN = "run preflight --json again with the flags of this run."
 
 
-class Run(NamedTuple):
+class RunSize(NamedTuple):
     """What there is to know of a run without compiling it."""
 
-    experiment: experiment.Run
+    run: Run
     state_bytes: int  # of all that a checkpoint holds
     gradient_bytes: int
     num_exchanges: int  # of a step, at most: the compiler joins some
 
 
-def describe(run: experiment.Run) -> Run:
+def describe(run: Run) -> RunSize:
     """Builds the network of a run and counts."""
     with run.estimator.strategy.scope():
         network = run.make_network()
         update = run.update_fn(network)
     norms = [x for x in network.submodules if isinstance(x, layers.BatchNorm)]
     norms = [x for x in norms if x.uses_batch(True) and x.is_synchronized]
-    return Run(
+    return RunSize(
         run,
         _num_bytes([*network.variables, *update.variables.values()]),
         _num_bytes(network.trainable_variables),
@@ -83,7 +84,7 @@ def describe(run: experiment.Run) -> Run:
     )
 
 
-def check(report: dict[str, Any], run: Run) -> None:
+def check(report: dict[str, Any], size: RunSize) -> None:
     """Checks that preflight's figures are those of this run on this slice.
 
     Raises:
@@ -95,7 +96,7 @@ def check(report: dict[str, Any], run: Run) -> None:
             f"train {train['outcome']} and eval {evaluation['outcome']} on "
             f"{report['topology']}; python -m retinanet_tpu.preflight says more."
         )
-    plan, each = run.experiment.plan, evaluation["images"]
+    plan, each = size.run.plan, evaluation["images"]
     batch = train["images"] * train["num_devices"]
     for name, found, wanted in (
         ("--topology", report["topology"], _TOPOLOGY.value),
@@ -107,8 +108,8 @@ def check(report: dict[str, Any], run: Run) -> None:
                 f"{name} is {wanted}, preflight's was {found}; {_AGAIN}"
             )
     # Arrays in HBM fill whole tiles, so they take more; what is less is another's.
-    batch_specs = step_functions.batch_spec(run.experiment, train["images"])
-    least = (run.state_bytes + _num_bytes(tf.nest.flatten(batch_specs))) / 1e6
+    batch_specs = step_functions.batch_spec(size.run, train["images"])
+    least = (size.state_bytes + _num_bytes(tf.nest.flatten(batch_specs))) / 1e6
     if not 0.98 * least <= train["argument_mb"] <= 1.5 * least + 5:
         raise errors.UserError(
             f"The training step of --preflight_json takes {train['argument_mb']:,.1f} "
@@ -117,7 +118,7 @@ def check(report: dict[str, Any], run: Run) -> None:
         )
 
 
-def work_of(report: dict[str, Any], run: Run) -> run_time.Work:
+def work_of(report: dict[str, Any], size: RunSize) -> run_time.Work:
     """Returns what a replica does in a training step."""
     train = report["steps"]["train"]
     return run_time.Work(
@@ -125,17 +126,17 @@ def work_of(report: dict[str, Any], run: Run) -> run_time.Work:
         flops=train["gflop"] * 1e9,
         hbm_bytes=train["hbm_traffic_mb"] * 1e6,
         # All that is kept is read and written once, at the least.
-        fixed_bytes=min(2 * run.state_bytes, train["hbm_traffic_mb"] * 1e6),
-        reduced_bytes=run.gradient_bytes,
-        num_exchanges=run.num_exchanges,
+        fixed_bytes=min(2 * size.state_bytes, train["hbm_traffic_mb"] * 1e6),
+        reduced_bytes=size.gradient_bytes,
+        num_exchanges=size.num_exchanges,
     )
 
 
 def training_lines(
-    report: dict[str, Any], run: Run, time: run_time.StepTime, efficiency: float
+    report: dict[str, Any], size: RunSize, time: run_time.StepTime, efficiency: float
 ) -> list[str]:
     """Returns what the devices and the hosts do, and how long it all takes."""
-    train, max_steps = report["steps"]["train"], run.experiment.plan.max_steps
+    train, max_steps = report["steps"]["train"], size.run.plan.max_steps
     num_hosts, rate = report["num_hosts"], _rate(report, time)
     lines = [
         ("device bound, images/s", f"{train['images_per_sec_at_most']:,.0f}"),
@@ -161,21 +162,21 @@ def training_lines(
 
 
 def around_lines(
-    report: dict[str, Any], run: Run, time: run_time.StepTime
+    report: dict[str, Any], size: RunSize, time: run_time.StepTime
 ) -> list[str]:
     """Returns what checkpoints and their scores ask for."""
     saving = run_time.saving(
-        run.experiment.estimator.config,
-        max_steps=run.experiment.plan.max_steps,
+        size.run.estimator.config,
+        max_steps=size.run.plan.max_steps,
         steps_per_sec=_rate(report, time) / time.images,
-        num_bytes=run.state_bytes,
+        num_bytes=size.state_bytes,
     )
     written, kept = saving.written_bytes / 1e9, saving.kept_bytes / 1e9
     images = _EVAL_IMAGES.value
     lines = [
-        ("checkpoints", f"{saving.num_saves} of {run.state_bytes / 1e6:,.0f} MB"),
+        ("checkpoints", f"{saving.num_saves} of {size.state_bytes / 1e6:,.0f} MB"),
         ("  one every, s", f"{saving.interval_secs:.0f}"),
-        ("  GB an hour", f"{3.6e-6 * run.state_bytes / saving.interval_secs:.1f}"),
+        ("  GB an hour", f"{3.6e-6 * size.state_bytes / saving.interval_secs:.1f}"),
         ("  GB written, kept", f"{written:.1f}, {kept:.1f}"),
         ("to score every one of them", "s each, machines"),
     ]
@@ -233,16 +234,20 @@ def main() -> None:
     cli.parse_files()
     strategy = lower.AheadOfTimeStrategy(target.num_devices)
     made = configurables.make_run(None, strategy_fn=lambda: strategy)
-    run, report = describe(made), read_report()
-    check(report, run)
-    work, reached, batch = work_of(report, run), _EFFICIENCY.value, made.plan.batch_size
+    size, report = describe(made), read_report()
+    check(report, size)
+    work, reached, batch = (
+        work_of(report, size),
+        _EFFICIENCY.value,
+        made.plan.batch_size,
+    )
     if _MEASURED.value:
         reached = run_time.reached_efficiency(work, target, _MEASURED.value)
     time = run_time.step_time(work, target, efficiency=reached)
     most = _max_images(report["steps"]["train"])
     lines = [f"{_TOPOLOGY.value}: {target.num_devices} devices, {batch} images a step"]
-    lines += training_lines(report, run, time, reached)
-    lines += around_lines(report, run, time)
+    lines += training_lines(report, size, time, reached)
+    lines += around_lines(report, size, time)
     same = run_time.scaled(work, target, efficiency=reached)
     lines += scaling_lines(same, f"{work.images} images on each device")
     shared = run_time.scaled(

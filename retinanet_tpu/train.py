@@ -29,7 +29,7 @@ from absl import flags, logging
 from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, experiment
+from retinanet_tpu.task import cli, configurables, data_checks, run as run_lib
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
 EXIT_DIVERGED = 5
@@ -97,7 +97,7 @@ def summarize_run() -> list[str]:
     rate = run.update_fn(network).learning_rate
     steps = [run.plan.max_steps * i // 4 for i in range(5)]
     return [
-        *experiment.summarize_network(network, recipe.l2_coefficient),
+        *run_lib.summarize_network(network, recipe.l2_coefficient),
         "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
         f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
         f"Anchors: {count:,}",

@@ -44,7 +44,7 @@ def model_dir(tmp_path):
 
 
 def make_run(model_dir, data_dir, *bindings, **more):
-    return toy_data.experiment(
+    return toy_data.make_run(
         model_dir, data_dir, *toy_data.TWO_LEVELS, *bindings, **more
     )
 

@@ -16,7 +16,7 @@ from retinanet_tpu.data import (
     record_order,
     tf_example,
 )
-from retinanet_tpu.task import experiment
+from retinanet_tpu.task.run import Run
 
 _NUM_PICTURES, _HEIGHT, _WIDTH = 16, 480, 640
 _CATEGORY = {"id": 1, "name": "thing"}
@@ -24,7 +24,7 @@ _BATCH_SIZE = 16
 _SPLIT = "made_up"
 
 
-def images_per_core_sec(run: experiment.Run, num_images: int = 320) -> dict[str, float]:
+def images_per_core_sec(run: Run, num_images: int = 320) -> dict[str, float]:
     """Returns the images that a core delivers in a second of its time.
 
     The run's own pipelines read, decode and resize JPEGs of 640 x 480 px and about

@@ -10,7 +10,8 @@ from retinanet_tpu import structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import inference, spec, train_step
 from retinanet_tpu.serving import server
-from retinanet_tpu.task import experiment, model_fn
+from retinanet_tpu.task import model_fn
+from retinanet_tpu.task.run import Run
 
 # What the exported signature is shown: COCO's commonest size.
 IMAGE_SIZE = (480, 640)
@@ -26,7 +27,7 @@ class ReplicaFn(NamedTuple):
     setting: str  # the gin setting that says how many images; "" where there is none
 
 
-def build(run: experiment.Run) -> dict[str, ReplicaFn]:
+def build(run: Run) -> dict[str, ReplicaFn]:
     """Returns the steps of a run: "train", "eval", and the exported "predict".
 
     They are what `strategy.run` and SavedModels get. "predict" is the exported
@@ -81,7 +82,7 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
 
 
 def batch_spec(
-    run: experiment.Run, batch_size: int
+    run: Run, batch_size: int
 ) -> tuple[structures.Features, structures.Labels]:
     """Returns the specs of a batch as the input pipeline makes it."""
     height, width = run.recipe.image_size

@@ -15,8 +15,9 @@ from retinanet_tpu.data import category_map, pipeline, record_files
 from retinanet_tpu.estimator import gin_files, train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model.backbones import pretrained
-from retinanet_tpu.task import configurables, experiment, setting_ranges
+from retinanet_tpu.task import configurables, setting_ranges
 from retinanet_tpu.task.renamed_settings import RENAMED
+from retinanet_tpu.task.run import Run
 
 CONFIG_FILE = "config.gin"
 # Settings that a run may go on with otherwise: who makes its batches.
@@ -106,7 +107,7 @@ def model_dir() -> str:
     return MODEL_DIR.value.rstrip("/")
 
 
-def check_model_dir(text: str, run: experiment.Run, *, accept_changes: bool) -> None:
+def check_model_dir(text: str, run: Run, *, accept_changes: bool) -> None:
     """Checks that the model_dir belongs to the run, or to none; writes nothing.
 
     Raises:
@@ -143,7 +144,7 @@ def _check_has(name):
         )
 
 
-def write_settings(text: str, run: experiment.Run) -> None:
+def write_settings(text: str, run: Run) -> None:
     """Writes configuration and classes to the model_dir; for its only trainer."""
     if not run.estimator.workers.is_chief:
         return
@@ -155,7 +156,7 @@ def write_settings(text: str, run: experiment.Run) -> None:
 
 
 @contextlib.contextmanager
-def data_errors_explained(run: experiment.Run) -> Iterator[None]:
+def data_errors_explained(run: Run) -> Iterator[None]:
     """Turns a step's failure over a damaged record into an error that names it.
 
     Raises:

@@ -17,7 +17,7 @@ from retinanet_tpu.learning import (
 )
 from retinanet_tpu.model import fpn, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
-from retinanet_tpu.task import experiment, input_fn, recipe
+from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES = {
     "Anchors": anchors.Anchors,
@@ -45,19 +45,19 @@ CONFIGURABLES = {
     "NMS": nms.NMS,
     "linear": nms.linear,
     "gaussian": nms.gaussian,
-    "TrainingPlan": experiment.TrainingPlan,
+    "TrainingPlan": run.TrainingPlan,
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,
-    "make_run": experiment.make_run,
+    "make_run": run.make_run,
 }
 
 _BOUND = gin_files.register(CONFIGURABLES)
 
 
-def make_run(model_dir: str | None, **overrides: Any) -> experiment.Run:
+def make_run(model_dir: str | None, **overrides: Any) -> run.Run:
     """Returns `make_run` as gin configures it; overrides win over gin."""
     return _BOUND["make_run"](model_dir, **overrides)

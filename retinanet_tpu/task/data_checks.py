@@ -20,7 +20,7 @@ from retinanet_tpu.inspection import (
     data_issues,
     dataset_stats,
 )
-from retinanet_tpu.task import experiment
+from retinanet_tpu.task.run import Run
 
 _NUM_SAMPLED = 128
 # COCO's 450 MB of training annotations would take too long at each start.
@@ -30,7 +30,7 @@ _LOW_RECALL = 0.9
 _SHOWN = 5  # Examples that a finding names.
 
 
-def check(run: experiment.Run) -> None:
+def check(run: Run) -> None:
     """Looks for data that cannot give a score above 0; warns of what lowers it.
 
     Args:
@@ -138,7 +138,7 @@ def anchor_findings(
 
 
 def plan_findings(
-    run: experiment.Run, splits: Sequence[dataset_stats.Split]
+    run: Run, splits: Sequence[dataset_stats.Split]
 ) -> list[data_issues.Issue]:
     """Returns how whole splits fit the batches and the padded labels of a run.
 

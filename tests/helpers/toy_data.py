@@ -87,7 +87,7 @@ def parse(data_dir, *bindings: str) -> str:
     )
 
 
-def experiment(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
+def make_run(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
     """Returns the tiny run on logical CPUs; model_dir None makes only its network."""
     parse(data_dir, *bindings)
     where = functools.partial(strategy.make_strategy, "cpu", num_devices=num_replicas)

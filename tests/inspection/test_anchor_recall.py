@@ -93,7 +93,7 @@ def test_sizes_are_those_of_the_picture_as_annotated(data_dir):
 
 
 def test_an_image_gets_the_anchors_that_assign_fn_gives_it(data_dir):
-    run = toy_data.experiment(
+    run = toy_data.make_run(
         None, data_dir, "assign_targets.negative_iou_threshold = 0.4"
     )
     recipe = run.recipe

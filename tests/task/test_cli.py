@@ -24,7 +24,7 @@ def sound_dir(tmp_path_factory):
     """A data directory `data`, and beside it `run`, which needs no more training."""
     base = tmp_path_factory.mktemp("base")
     toy_data.write(base / "data")
-    made = toy_data.experiment(base / "run", base / "data", *toy_data.TWO_LEVELS)
+    made = toy_data.make_run(base / "run", base / "data", *toy_data.TWO_LEVELS)
     network = made.make_network()
     state = train_step.TrainState(network, made.update_fn(network))
     state.step = 2

@@ -20,7 +20,7 @@ def data_dir(tmp_path):
 
 
 def check(data_dir, *bindings):
-    run = toy_data.experiment(data_dir.parent / "run", data_dir, *bindings)
+    run = toy_data.make_run(data_dir.parent / "run", data_dir, *bindings)
     data_checks.check(run)
 
 
@@ -131,7 +131,7 @@ def test_sizes_that_are_reached_too_seldom_are_warned_of():
 
 
 def test_what_an_epoch_leaves_over_and_the_padding_are_counted(data_dir):
-    run = toy_data.experiment(
+    run = toy_data.make_run(
         None, data_dir, "Data.max_boxes = 2", "TrainingPlan.eval_batch_per_replica = 4"
     )
     splits = [

@@ -26,7 +26,7 @@ def weights(tmp_path):
     return foreign_resnets.write_safetensors(tmp_path / "r10.safetensors", state)
 
 
-def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
+def _make_run(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
     """Returns the tiny run with the settings of pretrained weights."""
     files = [str(GIN_CONFIGS / "quickstart.gin"), str(gin_file)]
     bindings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
@@ -49,7 +49,7 @@ def _values(state):
 
 def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
     bindings = (FROZEN, f"BACKBONE_CHECKPOINT = '{weights}'")
-    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    run = _make_run(tmp_path / "run", data_dir, *bindings)
     trained = train_step.network_weights(toy_data.train(run, 2))
     backbone = foreign_resnets.make_backbone(TORCHVISION.name, depth=10, width=8)
     foreign_resnets.load(backbone, weights, TORCHVISION.name)
@@ -60,7 +60,7 @@ def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
 
 
 def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
-    run = _experiment(tmp_path, data_dir)
+    run = _make_run(tmp_path, data_dir)
     begun = _start(run, tmp_path, weights)
     begun.step = 1
     begun.save(str(tmp_path))
@@ -75,10 +75,10 @@ def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_a_detector_gives_its_backbone_only(weights, data_dir, tmp_path, is_folder):
-    old = _start(_experiment(tmp_path / "a", data_dir), tmp_path / "a", weights)
+    old = _start(_make_run(tmp_path / "a", data_dir), tmp_path / "a", weights)
     (tmp_path / "a").mkdir(exist_ok=True)
     path = old.save(str(tmp_path / "a"))
-    run = _experiment(tmp_path / "b", data_dir, "SEED = 5")
+    run = _make_run(tmp_path / "b", data_dir, "SEED = 5")
     new = _start(run, tmp_path / "b", tmp_path / "a" if is_folder else path)
     for (name, before), after in zip(
         _values(old).items(), _values(new).values(), strict=True
@@ -93,7 +93,7 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
         [*toy_data.TINY, f"DATA_DIR = '{data_dir}'"],
         known=configurables.CONFIGURABLES,
     )
-    run = _experiment(tmp_path / "a", data_dir)
+    run = _make_run(tmp_path / "a", data_dir)
     path = _start(run, tmp_path / "a", weights).save(str(tmp_path))
     (tmp_path / "config.gin").write_text(text)
     _start(run, tmp_path / "b", path)
@@ -110,7 +110,7 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
 
 def test_frozen_weights_that_no_backbone_has_are_an_error(weights, data_dir, tmp_path):
     bindings = (f"BACKBONE_CHECKPOINT = '{weights}'", "FROZEN = ('backbone', 'fpn')")
-    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    run = _make_run(tmp_path / "run", data_dir, *bindings)
     with pytest.raises(ValueError, match="random first values, such as fpn/"):
         toy_data.train(run, 2)
 
@@ -118,13 +118,13 @@ def test_frozen_weights_that_no_backbone_has_are_an_error(weights, data_dir, tmp
 def test_two_sources_of_one_backbone_are_an_error(data_dir, tmp_path):
     bindings = ("BACKBONE_CHECKPOINT = 'a.pth'", "WARM_START = 'run'")
     with pytest.raises(ValueError, match=r"WARM_START is run.*is a\.pth; .*to None"):
-        _experiment(tmp_path / "run", data_dir, *bindings)
+        _make_run(tmp_path / "run", data_dir, *bindings)
 
 
 def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path):
     source = f"BACKBONE_CHECKPOINT = '{weights}'"
     nothing = GIN_CONFIGS / "quickstart.gin"
-    run = _experiment(tmp_path / "run", data_dir, source, gin_file=nothing)
+    run = _make_run(tmp_path / "run", data_dir, source, gin_file=nothing)
     with pytest.raises(ValueError, match=r"Include model/pretrained_torchvision\.gin"):
         toy_data.train(run, 2)
 

@@ -41,7 +41,7 @@ def trained(data_dir, tmp_path_factory):
         def report_loop(self, step, num_steps, scalars, *, secs):
             told.append({k: v for k, v in scalars.items() if k != "input-wait"})
 
-        run = toy_data.experiment(
+        run = toy_data.make_run(
             tmp_path_factory.mktemp("run"),
             data_dir,
             *SMALL,
@@ -63,7 +63,7 @@ def plain(trained):
 
 @pytest.fixture(scope="module")
 def network_and_params(data_dir):
-    run = toy_data.experiment(None, data_dir, *SMALL)
+    run = toy_data.make_run(None, data_dir, *SMALL)
     return run.make_network(), run.params | {"metric_fn": None}
 
 
@@ -111,7 +111,7 @@ def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
 
 
 def test_frozen_layers_keep_what_they_started_from(trained, tmp_path, data_dir):
-    first = toy_data.experiment(tmp_path, data_dir, *SMALL)
+    first = toy_data.make_run(tmp_path, data_dir, *SMALL)
     path = toy_data.train(first, max_steps=2)
     variables, _ = trained(
         "FROZEN = ('backbone/stem', 'backbone/stage2')", f"WARM_START = '{path}'"
