@@ -23,13 +23,12 @@ import contextlib
 import functools
 import sys
 
-import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, run as run_lib
+from retinanet_tpu.task import cli, configurables, data_checks, summary
 
 POLL_SECS = 5  # A machine has 30 s from the notice that it is preempted.
 EXIT_DIVERGED = 5
@@ -46,7 +45,7 @@ def main() -> None:
     text = cli.parse_files()
     if _DRY_RUN.value:
         print(text)
-        print("\n".join(summarize_run()))
+        print("\n".join(summary.summarize_run()))
         return
     try:
         host = preemption.find_metadata_host()
@@ -79,30 +78,6 @@ def _train(text, listener):
             stop_reason=listener.reason,
             prepare=functools.partial(cli.write_settings, text, run),
         )
-
-
-def summarize_run() -> list[str]:
-    """Returns the start-up counts and the shapes of a run, a line each."""
-    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
-    eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
-    train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    recipe, size = run.recipe, run.recipe.image_size
-    recipe.check_assignment()
-    anchors = recipe.anchors
-    grids = anchors.grid_sizes(size)
-    count = sum(height * width for height, width in grids) * anchors.num_per_cell
-    depth = anchors.num_per_cell * recipe.num_classes
-    levels = zip(anchors.levels, grids, strict=True)
-    network = run.make_network()
-    rate = run.update_fn(network).learning_rate
-    steps = [run.plan.max_steps * i // 4 for i in range(5)]
-    return [
-        *run_lib.summarize_network(network, recipe.l2_coefficient),
-        "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
-        f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
-        f"Anchors: {count:,}",
-        *(f"Class logits of P{n}: {h} x {w} x {depth}" for n, (h, w) in levels),
-    ]
 
 
 if __name__ == "__main__":

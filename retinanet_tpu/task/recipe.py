@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms, postprocess
 from retinanet_tpu.learning import losses, targets
-from retinanet_tpu.model import retinanet
+from retinanet_tpu.model import layers, retinanet
 from retinanet_tpu.serving import request_limits
 
 AssignFn = Callable[..., targets.Targets]
@@ -158,6 +158,29 @@ class Recipe:
                 "Anchors."
             )
         return network
+
+    def summarize_network(self, network: retinanet.RetinaNet) -> list[str]:
+        """Returns the counts of a network's weights, one line each.
+
+        Args:
+          network: A network of this recipe.
+        """
+        trainable = network.trainable_variables
+        l2 = losses.l2_loss(network.kernels(), self.l2_coefficient)
+        weights = {replicas.variable_path(weight): weight for weight in network.weights}
+        lines = [
+            f"Trainable weights: {len(network.weights)}",
+            f"Trainable weights after freezing: {len(trainable)}",
+            f"Initial l2_regularization: {float(l2):.5f}",
+            f"Trainable parameters: {layers.num_parameters(trainable):,}",
+        ]
+        for pattern in network.frozen:
+            frozen = [weights[path] for path in layers.matching(weights, pattern)]
+            lines.append(
+                f"Frozen by '{pattern}': {len(frozen)} weights, "
+                f"{layers.num_parameters(frozen):,} parameters"
+            )
+        return lines
 
     def check_assignment(self) -> None:
         """Assigns targets once, so that wrong thresholds fail before the first step.

@@ -8,14 +8,14 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
-from retinanet_tpu.learning import losses, update
-from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.learning import update
+from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import initialization, metric_fn
 from retinanet_tpu.task.input_fn import Data, input_fn
 from retinanet_tpu.task.model_fn import model_fn
@@ -93,29 +93,6 @@ class Run:
         return self.recipe.make_network(self.network_fn)
 
 
-def summarize_network(network: retinanet.RetinaNet, l2_coefficient: float) -> list[str]:
-    """Returns the counts of a network's weights, one line each."""
-    trainable = network.trainable_variables
-    l2 = losses.l2_loss(network.kernels(), l2_coefficient)
-    return [
-        f"Trainable weights: {len(network.weights)}",
-        f"Trainable weights after freezing: {len(trainable)}",
-        f"Initial l2_regularization: {float(l2):.5f}",
-        f"Trainable parameters: {layers.num_parameters(trainable):,}",
-        *_frozen_lines(network),
-    ]
-
-
-def _frozen_lines(network):
-    weights = {replicas.variable_path(weight): weight for weight in network.weights}
-    for pattern in network.frozen:
-        chosen = [weights[path] for path in layers.matching(weights, pattern)]
-        yield (
-            f"Frozen by '{pattern}': {len(chosen)} weights, "
-            f"{layers.num_parameters(chosen):,} parameters"
-        )
-
-
 def make_run(
     model_dir: str | None,
     *,
@@ -151,8 +128,8 @@ def make_run(
       UserError: The parts do not fit each other.
     """
     config = run_config or RunConfig()
-    made_strategy = strategy_fn()
-    forward_size = plan.eval_batch_per_replica * made_strategy.num_replicas_in_sync
+    compute_strategy = strategy_fn()
+    forward_size = plan.eval_batch_per_replica * compute_strategy.num_replicas_in_sync
     params: dict[str, Any] = {}
     if model_dir is not None:
         categories = _read_categories(model_dir, data, recipe.num_classes)
@@ -168,7 +145,7 @@ def make_run(
         update_fn=functools.partial(_start_update, recipe, update_fn, start_from),
         params=params,
         config=config,
-        strategy=made_strategy,
+        strategy=compute_strategy,
         strategy_fn=strategy_fn,
         train_batch_size=plan.batch_size,
         eval_batch_size=forward_size,
@@ -196,7 +173,7 @@ def make_run(
 
 def _start_update(recipe, update_fn, start_from, network):
     """Returns the update of a network about to be trained, and logs its counts."""
-    for line in summarize_network(network, recipe.l2_coefficient):
+    for line in recipe.summarize_network(network):
         logging.info(line)
     initialization.check_frozen_are_initialized(network, start_from)
     update = update_fn(network)

@@ -5,10 +5,10 @@ import pytest
 
 import foreign_resnets
 import toy_data
-from retinanet_tpu import replicas, train
+from retinanet_tpu import replicas
 from retinanet_tpu.estimator import gin_files, train_loop, train_step
 from retinanet_tpu.estimator.cluster import strategy
-from retinanet_tpu.task import configurables, initialization
+from retinanet_tpu.task import configurables, initialization, summary
 
 GIN_CONFIGS = toy_data.GIN_CONFIGS
 TORCHVISION = GIN_CONFIGS / "model" / foreign_resnets.TORCHVISION
@@ -133,4 +133,4 @@ def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path
 def test_settings_of_pretrained_weights_go_with_every_run(name):
     files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
     gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
-    assert "Trainable parameters: 33,865,815" in train.summarize_run()
+    assert "Trainable parameters: 33,865,815" in summary.summarize_run()
