@@ -84,7 +84,7 @@ def _evaluate():
             _DEVICE.value, num_devices=1, single_process=True
         ),
     )
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         if _CHECKPOINT.value:
             _score_one(run, _CHECKPOINT.value)
             return

@@ -66,11 +66,11 @@ def _train(text, listener):
     run = configurables.make_run(cli.model_dir())
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         data_checks.check(run)
     cli.check_model_dir(text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         train_and_evaluate.train_and_evaluate(
             run.estimator,
             run.train_spec,

@@ -1,5 +1,6 @@
-"""What a run's anchors meet: the boxes as the network sees them, and who gets which."""
+"""The recall of a run's anchors, and the boxes that each anchor is assigned to."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,57 +17,70 @@ ALL_SIZES = "all"
 
 
 class AugmentedBoxes(NamedTuple):
-    """Boxes of a split on the network's canvas, crowds left out."""
+    """The boxes of a split in the network's input, crowds left out.
 
-    boxes_yxyx: np.ndarray  # float32 [M, 4], px of the network's input
-    places: np.ndarray  # int64 [M], which box of the split each is
+    Attributes:
+      boxes_yxyx: float32 [M, 4], px of the network's input.
+      box_indices: int64 [M], the index of each box in the split.
+    """
+
+    boxes_yxyx: np.ndarray
+    box_indices: np.ndarray
 
 
-class AssignedBox(NamedTuple):
-    """The positive anchors of one image."""
+class AssignedAnchors(NamedTuple):
+    """The positive anchors of one image.
 
-    anchors_yxyx: np.ndarray  # float32 [P, 4], px of the network's input
-    boxes: np.ndarray  # int64 [P], which of the image's boxes each answers for
-    num_ignored: int  # anchors that carry no loss
+    Attributes:
+      anchors_yxyx: float32 [P, 4], px of the network's input.
+      box_indices: int64 [P], the box of the image that each is assigned to.
+      num_ignored: The number of anchors that carry no loss.
+    """
+
+    anchors_yxyx: np.ndarray
+    box_indices: np.ndarray
+    num_ignored: int
 
 
 def augment_boxes(
     split: dataset_stats.Split,
-    canvas: examples.OutputSpec,
+    output: examples.OutputSpec,
     *,
     augmentation: examples.Augmentation | None = None,
     passes: int = 1,
     seed: int = 0,
 ) -> AugmentedBoxes:
-    """Moves boxes as the input pipeline does, without a look at the pixels.
+    """Transforms boxes as the input pipeline does, without decoding images.
 
-    Mirroring is left out: it changes no box's sides.
+    Flips are left out: they change no box's sides.
 
     Args:
-      split: measured.
-      canvas: of the network.
-      augmentation: None shows whole images, as evaluation does.
-      passes: how often to draw the luck of each image.
-      seed: of the draws.
+      split: The measured split.
+      output: The size of the network's input and the number of boxes that it keeps.
+      augmentation: The augmentation; None resizes whole images, as evaluation does.
+      passes: The number of augmented samples of each image.
+      seed: The seed of the random numbers.
     """
     low, high = augmentation.scale_jitter if augmentation else (1.0, 1.0)
     is_moved = augmentation is not None
 
     @tf.function
-    def shown(size, boxes_yxyx, place):
-        draws = tf.random.stateless_uniform([3], tf.stack([seed, place]))
+    def augment(
+        size: tf.Tensor, boxes_yxyx: tf.Tensor, sample: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        uniforms = tf.random.stateless_uniform([3], tf.stack([seed, sample]))
         window = transforms.crop_window(
             size,
-            canvas.image_size,
-            scale=low + draws[0] * (high - low),
-            position=draws[1:] if is_moved else (0.0, 0.0),
+            output.image_size,
+            scale=low + uniforms[0] * (high - low),
+            position=uniforms[1:] if is_moved else (0.0, 0.0),
         )
         moved = transforms.transform_boxes(boxes_yxyx, window)
-        seen = tf.where(transforms.is_nonempty(moved))[:, 0]
+        nonempty = tf.where(transforms.is_nonempty(moved))[:, 0]
         largest = transforms.largest_box_indices(
-            tf.gather(moved, seen), canvas.max_boxes
+            tf.gather(moved, nonempty), output.max_boxes
         )
-        keep = tf.gather(seen, largest)
+        keep = tf.gather(nonempty, largest)
         return tf.gather(moved, keep), keep
 
     rows = _rows(split)
@@ -76,38 +90,39 @@ def augment_boxes(
         tf.TensorSpec([], tf.int32),
     )
 
-    def inputs():
-        for number in range(passes * len(rows)):
-            image = number % len(rows)
-            yield split.image_sizes[image], split.boxes_yxyx[rows[image]], number
+    def inputs() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        for sample in range(passes * len(rows)):
+            image = sample % len(rows)
+            yield split.image_sizes[image], split.boxes_yxyx[rows[image]], sample
 
     dataset = tf.data.Dataset.from_generator(inputs, output_signature=signature)
-    moved = dataset.map(shown, num_parallel_calls=tf.data.AUTOTUNE)
-    boxes, places = [np.zeros([0, 4], np.float32)], [np.zeros([0], np.int64)]
-    for number, (found, keep) in enumerate(moved.as_numpy_iterator()):
-        boxes.append(found)
-        places.append(rows[number % len(rows)][keep])
-    joined, origins = np.concatenate(boxes), np.concatenate(places)
-    is_object = ~split.is_crowd[origins]
-    return AugmentedBoxes(joined[is_object], origins[is_object])
+    augmented = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    # The empty arrays keep the shapes where there are no images.
+    boxes, indices = [np.zeros([0, 4], np.float32)], [np.zeros([0], np.int64)]
+    for sample, (sample_boxes, keep) in enumerate(augmented.as_numpy_iterator()):
+        boxes.append(sample_boxes)
+        indices.append(rows[sample % len(rows)][keep])
+    all_boxes, box_indices = np.concatenate(boxes), np.concatenate(indices)
+    is_object = ~split.is_crowd[box_indices]
+    return AugmentedBoxes(all_boxes[is_object], box_indices[is_object])
 
 
 def by_size(
-    ious: np.ndarray, shown: AugmentedBoxes, split: dataset_stats.Split
+    ious: np.ndarray, augmented: AugmentedBoxes, split: dataset_stats.Split
 ) -> dict[str, anchor_search.Coverage]:
-    """Returns how well boxes are reached, by COCO's sizes and over all.
+    """Returns the coverage of boxes by COCO's sizes and over all.
 
     Args:
-      ious: float32 [M], of each shown box with its best anchor.
-      shown: the boxes.
-      split: where they are from; sizes are those of the image as annotated.
+      ious: float32 [M], the IoU of each augmented box with its best anchor.
+      augmented: The boxes.
+      split: The split that they are from; sizes are those of the annotated image.
     """
-    sizes = split.size_indexes[shown.places]
-    found = {
+    sizes = split.size_indexes[augmented.box_indices]
+    coverages = {
         name: anchor_search.coverage(ious[sizes == index])
         for index, name in enumerate(dataset_stats.SIZE_NAMES)
     }
-    return found | {ALL_SIZES: anchor_search.coverage(ious)}
+    return coverages | {ALL_SIZES: anchor_search.coverage(ious)}
 
 
 def assigned_anchors(
@@ -116,20 +131,20 @@ def assigned_anchors(
     *,
     anchors: Anchors,
     image_size: tuple[int, int],
-) -> list[AssignedBox]:
-    """Returns which anchors are assigned to which boxes.
+) -> list[AssignedAnchors]:
+    """Returns the anchors that are assigned to the boxes of each image.
 
     Args:
-      labels: The boxes of a batch, as the input pipeline returns them.
+      labels: The boxes of B images, as the input pipeline returns them.
       assigned: The targets that the run assigns to them.
       anchors: The anchors of the run.
       image_size: The height and width of the network's input, px.
     Returns:
-      For each image of the batch; empty where it has no boxes.
+      The B assignments; empty where an image has no boxes.
     """
     batch_size = labels.boxes_yxyx.shape[0]
     classes, decoded, all_anchors = [], [], []
-    for plane, deltas, level_cyxhw, grid in zip(
+    for level_classes, deltas, level_cyxhw, grid in zip(
         assigned.classes,
         assigned.deltas,
         anchors.boxes_cyxhw(image_size),
@@ -137,30 +152,34 @@ def assigned_anchors(
         strict=True,
     ):
         shape = (batch_size, grid[0] * grid[1] * anchors.num_per_cell)
-        classes.append(tf.reshape(tf.transpose(plane, [0, 2, 3, 1]), shape).numpy())
+        by_cell = tf.transpose(level_classes, [0, 2, 3, 1])
+        classes.append(tf.reshape(by_cell, shape).numpy())
         offsets = tf.reshape(deltas, [*shape, 4])
         decoded.append(box_coder.decode(offsets, level_cyxhw).numpy())
         all_anchors.append(level_cyxhw)
-    flat, matched = np.concatenate(classes, 1), np.concatenate(decoded, 1)
+    all_classes = np.concatenate(classes, 1)
+    matched_yxyx = np.concatenate(decoded, 1)
     centers, sides = np.split(np.concatenate(all_anchors), 2, axis=-1)
     anchors_yxyx = np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1)
-    found = []
+    assignments = []
     for image in range(batch_size):
-        is_positive = flat[image] >= 0
+        is_positive = all_classes[image] >= 0
         boxes = labels.boxes_yxyx[image, : labels.num_boxes[image]].numpy()
-        # The offsets lead back to the box that the anchor was matched with.
-        gaps = np.abs(matched[image][is_positive][:, None] - boxes).sum(axis=-1)
-        found.append(
-            AssignedBox(
+        # Decoding the offsets restores the box that the anchor was matched with.
+        matched = matched_yxyx[image][is_positive][:, None]
+        distances = np.abs(matched - boxes).sum(axis=-1)
+        no_boxes = np.zeros([0], np.int64)
+        assignments.append(
+            AssignedAnchors(
                 anchors_yxyx[is_positive],
-                gaps.argmin(axis=-1) if len(boxes) else np.zeros([0], np.int64),
-                int((flat[image] == structures.IGNORE).sum()),
+                distances.argmin(axis=-1) if len(boxes) else no_boxes,
+                int((all_classes[image] == structures.IGNORE).sum()),
             )
         )
-    return found
+    return assignments
 
 
 def _rows(split: dataset_stats.Split) -> list[np.ndarray]:
-    """Returns int64 [boxes] for each image: where its boxes are in the split."""
+    """Returns int64 [boxes] for each image, the indices of its boxes in the split."""
     ends = np.cumsum(split.boxes_per_image)
     return np.split(np.arange(len(split.images)), ends[:-1]) if len(ends) else []

@@ -1,5 +1,6 @@
-"""The gin page: everything that a .gin file can set."""
+"""All functions and classes whose parameters a gin file can set."""
 
+from collections.abc import Callable
 from typing import Any
 
 from retinanet_tpu.boxes import anchors
@@ -19,7 +20,7 @@ from retinanet_tpu.model import fpn, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
 from retinanet_tpu.task import input_fn, recipe, run
 
-CONFIGURABLES = {
+CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Anchors": anchors.Anchors,
     "Augmentation": examples.Augmentation,
     "Data": input_fn.Data,
@@ -59,5 +60,10 @@ _BOUND = gin_files.register(CONFIGURABLES)
 
 
 def make_run(model_dir: str | None, **overrides: Any) -> run.Run:
-    """Returns `make_run` as gin configures it; overrides win over gin."""
+    """Returns the run that gin configures.
+
+    Args:
+      model_dir: The directory of the run, or None; see `run.make_run`.
+      overrides: Arguments of `run.make_run` that replace those of gin.
+    """
     return _BOUND["make_run"](model_dir, **overrides)

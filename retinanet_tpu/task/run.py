@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
@@ -28,7 +28,7 @@ ExporterFn = Callable[[Callable[..., spec.Serving]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """How long a run trains and when it is evaluated.
+    """The plan of a run: its length, batches and evaluations.
 
     Attributes:
       max_steps: The number of steps of the whole run.
@@ -67,15 +67,15 @@ class Run:
     """A run, ready to start.
 
     Attributes:
-      estimator: Trains, evaluates and exports.
+      estimator: The estimator, which trains, evaluates and exports.
       train_spec: The input and the number of steps of the training.
       eval_spec: The input, the interval and the exporters of the evaluation.
       recipe: The recipe, with the categories if the run has a model_dir.
-      params: What the estimator passes to model_fn, input_fn and serving_fn.
-      network_fn: Makes a network from num_classes and num_anchors.
-      update_fn: Makes the WeightUpdate of a network.
+      params: The params that the estimator passes to model_fn, input_fn, serving_fn.
+      network_fn: The constructor of a network from num_classes and num_anchors.
+      update_fn: The constructor of the WeightUpdate of a network.
       data: The dataset.
-      plan: How long the run trains.
+      plan: The plan of training and evaluation.
     """
 
     estimator: tpu_estimator.TPUEstimator
@@ -112,18 +112,20 @@ def make_run(
     Args:
       model_dir: The directory of the run; None makes a run without data, to inspect
         its network.
-      recipe: The classes, anchors, losses and detections.
-      network_fn: Makes the network from num_classes and num_anchors.
-      update_fn: Makes the WeightUpdate of the network.
+      recipe: The recipe: classes, anchors, losses and detections.
+      network_fn: The constructor of the network from num_classes and num_anchors.
+      update_fn: The constructor of the WeightUpdate of the network.
       data: The dataset to train and evaluate on.
-      plan: How long the run trains.
-      run_config: When it saves, and how its steps run.
-      strategy_fn: Makes the strategy, before anything else touches a device.
+      plan: The plan of training and evaluation.
+      run_config: The settings of checkpoints and steps; None means the defaults.
+      strategy_fn: The constructor of the strategy; it runs before anything else uses a
+        device.
       warm_start_from: A checkpoint whose weights a new run starts from, where path and
         shape agree.
       backbone_checkpoint: The origin of the backbone's weights instead; see
         pretrained.load.
-      exporter_fns: Each makes an exporter of evaluated checkpoints from serving_fn.
+      exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
+        serving_fn.
     Raises:
       UserError: The parts do not fit each other.
     """
@@ -171,26 +173,31 @@ def make_run(
     )
 
 
-def _start_update(recipe, update_fn, start_from, network):
-    """Returns the update of a network about to be trained, and logs its counts."""
+def _start_update(
+    recipe: Recipe,
+    update_fn: UpdateFn,
+    start_from: initialization.Initialization,
+    network: retinanet.RetinaNet,
+) -> update.WeightUpdate:
+    """Returns the update of a network that starts training; logs its counts."""
     for line in recipe.summarize_network(network):
         logging.info(line)
     initialization.check_frozen_are_initialized(network, start_from)
-    update = update_fn(network)
-    update.learning_rate(0)  # A wrong schedule raises here, outside the traced step.
-    if network.compute_dtype == "float16" and not update.has_loss_scale:
+    weight_update = update_fn(network)
+    # A wrong schedule raises here, outside the traced step.
+    weight_update.learning_rate(0)
+    if network.compute_dtype == "float16" and not weight_update.has_loss_scale:
         raise errors.UserError(
             "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; add "
             "device/gpu_float16.gin, or WeightUpdate.loss_scale = @DynamicLossScale()."
         )
-    return update
+    return weight_update
 
 
-def _read_categories(model_dir, data, num_classes):
-    """Returns the categories of a run.
-
-    Once there is a checkpoint, they are those it was trained on.
-    """
+def _read_categories(
+    model_dir: str, data: Data, num_classes: int
+) -> category_map.Categories:
+    """Returns the categories of the model_dir's checkpoints, else those of the data."""
     path = f"{model_dir}/{category_map.FILE_NAME}"
     is_started = checkpoints.latest(model_dir) is not None
     has_categories = is_started and tf.io.gfile.exists(path)
@@ -201,8 +208,10 @@ def _read_categories(model_dir, data, num_classes):
     return categories
 
 
-def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
-    """Returns the params that evaluation and export read images and metrics from."""
+def _evaluation_params(
+    recipe: Recipe, data: Data, plan: TrainingPlan
+) -> dict[str, Any]:
+    """Returns the params of evaluation and export."""
     examples_fn = functools.partial(
         _first_images, recipe, data, plan.num_visualized_images
     )
@@ -216,8 +225,8 @@ def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
     }
 
 
-def _first_images(recipe, data, num_images):
-    """Returns the first evaluation images, as Features of NumPy arrays."""
+def _first_images(recipe: Recipe, data: Data, num_images: int) -> structures.Features:
+    """Returns the first evaluation images, as NumPy arrays."""
     dataset = pipeline.make_eval_dataset(
         data.dir,
         data.eval_split,
