@@ -6,8 +6,8 @@
 Start one dispatcher, then a worker on each machine that helps, at any time. Training
 uses them with --gin_param="DATA_SERVICE_ADDRESS = 'grpc://HOST:5050'". Workers read
 DATA_DIR under the trainer's path. If one dies, the others continue. Without workers, or
-without the dispatcher, training waits. With a --work_dir, a dispatcher can be killed and
-restarted on its port during a run. SIGTERM or Ctrl-C ends either, with exit code 0.
+without the dispatcher, training waits. With a --work_dir, a dispatcher can be killed
+and restarted on its port during a run. SIGTERM or Ctrl-C ends either, with exit code 0.
 
 There are no passwords: anyone who can connect to the ports can run programs as this
 user. Keep the ports within a private network.
@@ -46,7 +46,7 @@ _DISPATCHER = flags.DEFINE_string(
 _WORK_DIR = flags.DEFINE_string(
     "work_dir",
     None,
-    "The directory for the state of a dispatcher that can be restarted.",
+    "The directory for a dispatcher's state, to restart it.",
 )
 
 
@@ -129,7 +129,8 @@ def main() -> None:
     server = start_fn()  # The reference keeps the server alive.
     is_stopped.wait()
     logging.info("%s | stopped %s", role, server)
-    # Immediately: a worker's end waits for its readers, which wait for a lost dispatcher.
+    # Immediately, since a worker's end waits for its readers, and they for a lost
+    # dispatcher.
     os._exit(0)
 
 

@@ -89,11 +89,11 @@ def describe(run: Run) -> RunSize:
     norms = [x for x in network.submodules if isinstance(x, layers.BatchNorm)]
     norms = [x for x in norms if x.uses_batch(True) and x.is_synchronized]
     return RunSize(
-        run,
-        _num_bytes([*network.variables, *update.variables.values()]),
-        _num_bytes(network.trainable_variables),
+        run=run,
+        state_bytes=_num_bytes([*network.variables, *update.variables.values()]),
+        gradient_bytes=_num_bytes(network.trainable_variables),
         # Moments and their gradients; all gradients; the logged scalars.
-        2 * len(norms) + 2,
+        num_collectives=2 * len(norms) + 2,
     )
 
 

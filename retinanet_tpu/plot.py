@@ -65,9 +65,7 @@ def metric_curves(model_dir: str) -> Curves:
     records = summaries.read_evaluations(f"{model_dir}/eval")
     evaluated = [r for r in records if all(name in r for name in _METRICS)]
     if not evaluated:
-        raise errors.MissingFileError(
-            f"{model_dir}/eval/eval.jsonl has no evaluations."
-        )
+        raise errors.MissingFileError(f"{model_dir}/eval/eval.jsonl has no results.")
     evaluated.sort(key=lambda record: record["global_step"])
     steps = [record["global_step"] for record in evaluated]
     return {name: (steps, [r[name] for r in evaluated]) for name in _METRICS}

@@ -121,7 +121,12 @@ def examine(
     """
     strategy = lower.AheadOfTimeStrategy(step.num_replicas)
     event = f"preflight | {name} | {images} images per device"
-    refused = StepReport(images, step.num_replicas, step.setting, DOES_NOT_COMPILE)
+    refused = StepReport(
+        images=images,
+        num_devices=step.num_replicas,
+        setting=step.setting,
+        outcome=DOES_NOT_COMPILE,
+    )
     try:
         with _logged(f"{event} | tracing"):
             program = lower.lower(step.fn, step.specs_fn(images), strategy)

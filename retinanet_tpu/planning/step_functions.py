@@ -69,16 +69,16 @@ def build(run: Run) -> dict[str, ReplicaFn]:
         "train": ReplicaFn(
             train_step.make_replica_fn(train_fn, []),
             lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
-            run.plan.batch_size // num_replicas,
-            num_replicas,
-            "BATCH_SIZE",
+            images=run.plan.batch_size // num_replicas,
+            num_replicas=num_replicas,
+            setting="BATCH_SIZE",
         ),
         "eval": ReplicaFn(
             forward.replica_fn,
             lambda images: (batch_spec(run, images),),
-            run.plan.eval_batch_per_replica,
-            num_replicas,
-            "TrainingPlan.eval_batch_per_replica",
+            images=run.plan.eval_batch_per_replica,
+            num_replicas=num_replicas,
+            setting="TrainingPlan.eval_batch_per_replica",
         ),
         "predict": ReplicaFn(
             lambda *inputs: module.detect_one.python_function(*inputs),

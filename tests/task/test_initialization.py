@@ -32,8 +32,8 @@ def _make_run(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
     bindings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
     bindings.append(f"DATA_DIR = '{data_dir}'")
     gin_files.parse(files, bindings, known=configurables.CONFIGURABLES)
-    where = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
-    return configurables.make_run(str(model_dir), strategy_fn=where)
+    strategy_fn = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
+    return configurables.make_run(str(model_dir), strategy_fn=strategy_fn)
 
 
 def _start(run, model_dir, backbone_checkpoint):
@@ -59,7 +59,7 @@ def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
             np.testing.assert_array_equal(trained[path], variable)
 
 
-def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
+def test_a_resumed_run_does_not_read_the_file(weights, data_dir, tmp_path):
     run = _make_run(tmp_path, data_dir)
     begun = _start(run, tmp_path, weights)
     begun.step = 1
@@ -74,7 +74,9 @@ def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_detector_gives_its_backbone_only(weights, data_dir, tmp_path, is_folder):
+def test_only_the_backbone_of_a_detector_is_loaded(
+    weights, data_dir, tmp_path, is_folder
+):
     old = _start(_make_run(tmp_path / "a", data_dir), tmp_path / "a", weights)
     (tmp_path / "a").mkdir(exist_ok=True)
     path = old.save(str(tmp_path / "a"))
@@ -130,7 +132,7 @@ def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path
 
 
 @pytest.mark.parametrize("name", ["pretrained_torchvision", "pretrained_keras"])
-def test_settings_of_pretrained_weights_go_with_every_run(name):
+def test_settings_of_pretrained_weights_fit_the_runs(name):
     files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
     gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
     assert "Trainable parameters: 33,865,815" in summary.summarize_run()
