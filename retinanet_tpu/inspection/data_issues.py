@@ -204,20 +204,20 @@ def shared_image_issues(
     issues = Issues()
     if shared and train_name == val_name:  # A test whether a network can learn.
         issues.warning(
-            f"{val_name} is the split to train on and to evaluate on: the score would "
+            f"{val_name} is the split to train on and to evaluate on: the AP would "
             "measure memorization. Set Data.eval_split to another split."
         )
     elif shared:
         add = issues.error if len(shared) == num_val else issues.warning
         add(
             f"{len(shared):,} of {num_val:,} images of {val_name} are in {train_name} "
-            f"too ({_examples(shared)}): the score would measure memorization. Remove "
+            f"too ({_examples(shared)}): the AP would measure memorization. Remove "
             "them from one of the splits."
         )
     if versions and train_name != val_name:
         issues.warning(
             f"{len(versions):,} of {num_val:,} images of {val_name} are versions of "
-            f"images in {train_name} ({_examples(versions)}): the score is too high. "
+            f"images in {train_name} ({_examples(versions)}): the AP is too high. "
             "Convert again with --val_fraction, which keeps Roboflow's versions of an "
             "image in one split."
         )

@@ -166,7 +166,7 @@ def recall_issues(
             f"a class (up to {most:,}), but COCO counts {limit} detections of each "
             f"class in an image: AR100 can reach {highest:.3f} at most, and AP about "
             "as much. No setting of the network or of its suppression changes that; "
-            "convert tiles of the images instead, if the score matters."
+            "convert tiles of the images instead, if the AP matters."
         )
     reached = highest_recall.highest_recall(images, category_ids, nms_fn.max_detections)
     if reached < highest:

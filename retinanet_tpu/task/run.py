@@ -23,6 +23,7 @@ from retinanet_tpu.task.recipe import NetworkFn, Recipe
 from retinanet_tpu.task.serving_fn import serving_fn
 
 UpdateFn = Callable[[tf.Module], update.WeightUpdate]
+StrategyFn = Callable[[], tf.distribute.Strategy]
 ExporterFn = Callable[[Callable[..., spec.Serving]], Any]
 
 
@@ -102,7 +103,7 @@ def make_run(
     data: Data,
     plan: TrainingPlan,
     run_config: RunConfig | None = None,
-    strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
+    strategy_fn: StrategyFn = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),

@@ -287,5 +287,5 @@ def test_detections_have_dataset_ids_and_original_pixels():
     expected = [
         [32, 64, 48, 112],
         [96, 192, 100, 200],
-    ]  # The last is clipped at the edge.
+    ]  # The last is clipped.
     np.testing.assert_allclose(detections.boxes_yxyx[0, :2], expected)
