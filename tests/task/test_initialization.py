@@ -99,6 +99,9 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
     path = _start(run, tmp_path / "a", weights).save(str(tmp_path))
     (tmp_path / "config.gin").write_text(text)
     _start(run, tmp_path / "b", path)
+    macro = text.replace("has_symmetric_pool = True", "has_symmetric_pool = %SYMMETRIC")
+    (tmp_path / "config.gin").write_text(f"{macro}\nSYMMETRIC = True\n")
+    _start(run, tmp_path / "b", path)
     wrong = text.replace("has_symmetric_pool = True", "has_symmetric_pool = False")
     (tmp_path / "config.gin").write_text(wrong)
     with pytest.raises(
