@@ -3,15 +3,14 @@
   python -m retinanet_tpu.data_service --role=dispatcher --port=5050 --work_dir=DIR
   python -m retinanet_tpu.data_service --role=worker --dispatcher=HOST:5050
 
-One dispatcher, then a worker on each machine that shall help, at any time; training
+Start one dispatcher, then a worker on each machine that helps, at any time. Training
 uses them with --gin_param="DATA_SERVICE_ADDRESS = 'grpc://HOST:5050'". Workers read
-DATA_DIR under the trainer's path. When one dies, the others go on; without any, and
-without the dispatcher, training waits. With a --work_dir a dispatcher may be killed and
-started again on its port while a run goes on. SIGTERM or Ctrl-C ends either, with exit
-code 0.
+DATA_DIR under the trainer's path. If one dies, the others continue. Without workers, or
+without the dispatcher, training waits. With a --work_dir, a dispatcher can be killed
+and restarted on its port during a run. SIGTERM or Ctrl-C ends either, with exit code 0.
 
-There are no passwords: who reaches the ports can run programs as this user. Keep them
-within a network of your own.
+There are no passwords: anyone who can connect to the ports can run programs as this
+user. Keep the ports within a private network.
 """
 
 import retinanet_tpu.startup.cpu
@@ -21,6 +20,8 @@ import re
 import signal
 import socket
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import tensorflow as tf
 from absl import flags, logging
@@ -29,13 +30,35 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import data_service
 from retinanet_tpu.startup import guard
 
-_ROLE = flags.DEFINE_enum("role", None, ["dispatcher", "worker"], "What to start.")
-_PORT = flags.DEFINE_integer(
-    "port", 0, "To listen on; 0 takes a free one.", lower_bound=0, upper_bound=65535
+_ROLE = flags.DEFINE_enum(
+    "role", None, ["dispatcher", "worker"], "The kind of server to start."
 )
-_DISPATCHER = flags.DEFINE_string("dispatcher", None, "HOST:PORT; of workers.")
+_PORT = flags.DEFINE_integer(
+    "port",
+    0,
+    "The port to listen on; 0 for a free one.",
+    lower_bound=0,
+    upper_bound=65535,
+)
+_DISPATCHER = flags.DEFINE_string(
+    "dispatcher", None, "The HOST:PORT of the dispatcher of a worker."
+)
 _WORK_DIR = flags.DEFINE_string(
-    "work_dir", None, "Folder for what a dispatcher must know to start again."
+    "work_dir",
+    None,
+    "The directory for a dispatcher's state, to restart it.",
+)
+
+
+_Config = TypeVar(
+    "_Config",
+    tf.data.experimental.service.DispatcherConfig,
+    tf.data.experimental.service.WorkerConfig,
+)
+_Server = TypeVar(
+    "_Server",
+    tf.data.experimental.service.DispatchServer,
+    tf.data.experimental.service.WorkerServer,
 )
 
 
@@ -45,17 +68,17 @@ def start_dispatcher(
     """Starts a dispatcher and logs its address.
 
     Args:
-      port: to listen on; 0 for a free one.
-      work_dir: where its state is kept; None keeps none.
+      port: The port to listen on; 0 for a free one.
+      work_dir: The directory for its state; None keeps no state.
     Raises:
-      UserError: the port is taken.
+      UserError: The port is in use.
     """
     config = tf.data.experimental.service.DispatcherConfig(
         port=port, work_dir=work_dir, fault_tolerant_mode=work_dir is not None
     )
-    server = _listening(tf.data.experimental.service.DispatchServer, config)
-    found = server.target.rpartition(":")[2]
-    logging.info("dispatcher | grpc://%s:%s", socket.gethostname(), found)
+    server = _start(tf.data.experimental.service.DispatchServer, config)
+    actual_port = server.target.rpartition(":")[2]
+    logging.info("dispatcher | grpc://%s:%s", socket.gethostname(), actual_port)
     return server
 
 
@@ -65,10 +88,10 @@ def start_worker(
     """Starts a worker and logs its address.
 
     Args:
-      port: to listen on; 0 for a free one.
-      dispatcher: HOST:PORT.
+      port: The port to listen on; 0 for a free one.
+      dispatcher: The HOST:PORT of the dispatcher.
     Raises:
-      UserError: the port is taken, or the dispatcher does not answer.
+      UserError: The port is in use, or the dispatcher does not answer.
     """
     own_host = data_service.reach(f"grpc://{dispatcher}")
     own_host = f"[{own_host}]" if ":" in own_host else own_host
@@ -77,46 +100,55 @@ def start_worker(
         worker_address=f"{own_host}:{port or '%port%'}",
         port=port,
     )
-    server = _listening(tf.data.experimental.service.WorkerServer, config)
-    found = server._address.rpartition(":")[2]  # Nothing public has it.
-    logging.info("worker | grpc://%s:%s of %s", own_host, found, dispatcher)
+    server = _start(tf.data.experimental.service.WorkerServer, config)
+    # No public attribute contains the port.
+    actual_port = server._address.rpartition(":")[2]
+    logging.info("worker | grpc://%s:%s of %s", own_host, actual_port, dispatcher)
     return server
 
 
-def _listening(make_server, config):
+def _start(server_fn: Callable[[_Config], _Server], config: _Config) -> _Server:
     try:
-        return make_server(config)
+        return server_fn(config)
     except (RuntimeError, tf.errors.OpError) as cause:
         raise errors.UserError(
             f"The server could not listen on port {config.port} ({cause}); if another "
-            "program has it, choose another --port."
+            "program uses it, choose another --port."
         ) from cause
 
 
 def main() -> None:
     """Runs the command."""
-    role, dispatcher, work_dir = _ROLE.value, _DISPATCHER.value, _WORK_DIR.value
+    role = _ROLE.value
     if role is None:
         raise errors.UserError("--role is missing: dispatcher or worker.")
-    is_address = re.fullmatch(r"[^\s/]+:\d+", dispatcher or "")
-    if role == "worker" and (not is_address or work_dir):
+    is_stopped = threading.Event()  # In server.join() Python receives no signal.
+    start_fn = _worker_fn() if role == "worker" else _dispatcher_fn()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: is_stopped.set())
+    server = start_fn()  # The reference keeps the server alive.
+    is_stopped.wait()
+    logging.info("%s | stopped %s", role, server)
+    # Immediately, since a worker's end waits for its readers, and they for a lost
+    # dispatcher.
+    os._exit(0)
+
+
+def _worker_fn() -> Callable[[], tf.data.experimental.service.WorkerServer]:
+    """Returns the function that starts the worker of the flags."""
+    dispatcher = _DISPATCHER.value or ""
+    if not re.fullmatch(r"[^\s/]+:\d+", dispatcher) or _WORK_DIR.value:
         raise errors.UserError(
             "A worker takes --dispatcher=HOST:PORT, and no --work_dir."
         )
-    if role == "dispatcher" and dispatcher:
+    return lambda: start_worker(_PORT.value, dispatcher)
+
+
+def _dispatcher_fn() -> Callable[[], tf.data.experimental.service.DispatchServer]:
+    """Returns the function that starts the dispatcher of the flags."""
+    if _DISPATCHER.value:
         raise errors.UserError("A dispatcher takes no --dispatcher; is this a worker?")
-    is_over = threading.Event()  # Not server.join(), in which Python hears no signal.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: is_over.set())
-    server = (  # Held, or it stops.
-        start_worker(_PORT.value, dispatcher)
-        if role == "worker"
-        else start_dispatcher(_PORT.value, work_dir)
-    )
-    is_over.wait()
-    logging.info("%s | stopped %s", role, server)
-    # At once: a worker's end waits for its readers, and they for a lost dispatcher.
-    os._exit(0)
+    return lambda: start_dispatcher(_PORT.value, _WORK_DIR.value)
 
 
 if __name__ == "__main__":

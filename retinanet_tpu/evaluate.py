@@ -38,7 +38,8 @@ from retinanet_tpu.estimator.model_dir import checkpoints, leases
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, experiment
+from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task.run import Run
 
 _EXIT_CODES: dict[type[Exception], ExitCode] = {
     sidecar.StorageError: ExitCode.FAILED,
@@ -100,7 +101,7 @@ def _evaluate() -> None:
             device, num_devices=1, single_process=True
         ),
     )
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         if _CHECKPOINT.value:
             _evaluate_one(run, _CHECKPOINT.value)
             return
@@ -133,7 +134,7 @@ def _await_run(poll_secs: float) -> None:
         time.sleep(poll_secs)
 
 
-def _evaluate_one(run: experiment.Run, path: str) -> None:
+def _evaluate_one(run: Run, path: str) -> None:
     """Evaluates one checkpoint, which may be outside the model_dir."""
     is_of_run = path.rpartition("/")[0] == cli.model_dir()
     with (

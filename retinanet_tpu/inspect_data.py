@@ -1,15 +1,15 @@
-r"""Looks through a data directory before training does: counts, checks, drawings.
+r"""Checks a data directory before training: counts, issues, drawings.
 
   python -m retinanet_tpu.inspect_data --gin_file=gin_configs/bccd_r18.gin \
       --gin_param="DATA_DIR = 'data/bccd'" --output=report.html --draw_targets=4
   python -m retinanet_tpu.inspect_data --data_dir=data/bccd --output=report.png
 
-The second form knows no network: no training size, no anchors, no NUM_CLASSES. Every
-record of both splits is read. --draw_targets=N draws N training images as the network
-sees them, after augmentation, with the anchors that the run assigns to each box.
+The second form has no network: no training size, no anchors, no NUM_CLASSES. Every
+record of both splits is read. --draw_targets=N draws N augmented training images in
+the network's size, with the anchors that the run assigns to each box.
 
-Exit codes: 0 can be trained on, perhaps with warnings; 1 the tool itself failed; 2 an
-error was found that stops training or leads to an AP of 0.
+Exit codes: 0 fit to train on, perhaps with warnings; 1 the command failed; 2 the data
+have an error that stops training or leads to an AP of 0.
 
 Needs matplotlib (pip install -e '.[plots]').
 """
@@ -40,54 +40,62 @@ from retinanet_tpu.inspection import (
     tables,
 )
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, experiment
+from retinanet_tpu.task import cli, configurables, data_checks
+from retinanet_tpu.task.run import Run
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "To look at without --gin_file.")
-_OUTPUT = flags.DEFINE_string("output", None, "HTML or PNG file to write.")
-_DRAW_TARGETS = flags.DEFINE_integer("draw_targets", 0, "Training images to draw.")
-_NUM_SAMPLES = 8  # Images of a split that are drawn.
-_SAMPLED_RECORDS = 1000  # They are among the first, as records are read in order.
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "The data directory to check without --gin_file."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The HTML or PNG file to write.", required=True
+)
+_DRAW_TARGETS = flags.DEFINE_integer(
+    "draw_targets", 0, "The number of training images to draw with assigned anchors."
+)
+_NUM_SAMPLES = 8  # The number of images of a split that are drawn.
+# They are among the first records of a split, since records are read in order.
+_SAMPLED_RECORDS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is looked at.
+    """The data to check.
 
     Attributes:
-      data_dir: the directory.
-      categories: its classes.
-      splits: measured, the one to train on first.
-      run: the run, or None.
+      data_dir: The data directory.
+      categories: Its categories.
+      splits: The measured splits, the training split first.
+      run: The run, or None.
     """
 
     data_dir: str
     categories: category_map.Categories
     splits: tuple[dataset_stats.Split, ...]
-    run: experiment.Run | None = None
+    run: Run | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
-    """A split's boxes on the canvas and how well the run's anchors reach them.
+class SplitCoverage:
+    """The coverage of a split's boxes by the run's anchors.
 
     Attributes:
-      name: the split, and whether whole or augmented.
-      shown: the boxes.
-      by_size: from COCO's size to recall.
+      name: The name of the split, and whether it is whole or augmented.
+      augmented: The boxes in the network's input.
+      by_size: The coverage by COCO's size.
     """
 
     name: str
-    shown: anchor_recall.AugmentedBoxes
+    augmented: anchor_recall.AugmentedBoxes
     by_size: dict[str, anchor_search.Coverage]
 
 
 def read_subject() -> Subject:
-    """Reads what the flags name.
+    """Reads the data directory and the run of the flags.
 
     Raises:
-      MissingFileError: there are no records or no classes.
-      UserError: the flags name neither a run nor a directory, or targets without a
-        run; or a record is damaged.
+      MissingFileError: There are no records or no categories.
+      UserError: The flags contain neither a run nor a directory, or --draw_targets
+        without a run; or a record is corrupt.
     """
     if _DRAW_TARGETS.value and not cli.GIN_FILE.value:
         raise errors.UserError("--draw_targets needs a network: name it by --gin_file.")
@@ -96,12 +104,10 @@ def read_subject() -> Subject:
         cli.parse_files()
         run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
         data_dir = run.data.dir
-        names = dict.fromkeys([run.data.train_split, run.data.eval_split])
+        names = list(dict.fromkeys([run.data.train_split, run.data.eval_split]))
     else:
         if not _DATA_DIR.value:
-            raise errors.UserError(
-                "Name what to look at: --gin_file=… or --data_dir=…."
-            )
+            raise errors.UserError("Name the data: --gin_file=… or --data_dir=….")
         data_dir = _DATA_DIR.value.rstrip("/")
         names = split_names(data_dir)
     categories = category_map.read(f"{data_dir}/{category_map.FILE_NAME}")
@@ -110,10 +116,12 @@ def read_subject() -> Subject:
 
 
 def split_names(data_dir: str) -> list[str]:
-    """Returns the splits of a directory, those named train… first.
+    """Returns the names of a directory's splits, those that begin with train first.
 
+    Args:
+      data_dir: The data directory.
     Raises:
-      MissingFileError: it has no records.
+      MissingFileError: It has no records.
     """
     shard = re.compile(r"(.+)-00000-of-[0-9]{5}\.tfrecord")
     files = tf.io.gfile.listdir(data_dir) if tf.io.gfile.isdir(data_dir) else []
@@ -126,47 +134,68 @@ def split_names(data_dir: str) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith("train"), name))
 
 
-def reached(subject: Subject) -> list[Reached]:
-    """Returns how the run's anchors reach each split, and augmented training images."""
+def split_coverages(subject: Subject) -> list[SplitCoverage]:
+    """Returns the coverage of augmented training images, and of each whole split.
+
+    Args:
+      subject: The data; without a run there are no anchors and no coverages.
+    """
     if subject.run is None:
         return []
     recipe, data = subject.run.recipe, subject.run.data
-    canvas = examples.OutputSpec(recipe.image_size, data.max_boxes)
+    output = examples.OutputSpec(recipe.image_size, data.max_boxes)
     train = subject.splits[0]
-    wanted = [(f"{train.name}, augmented", train, data.augmentation)]
-    wanted += [(f"{split.name}, whole", split, None) for split in subject.splits]
-    found = []
-    for name, split, augmentation in wanted:
-        shown = anchor_recall.augment_boxes(split, canvas, augmentation=augmentation)
+    variants: list[tuple[str, dataset_stats.Split, examples.Augmentation | None]] = [
+        (f"{train.name}, augmented", train, data.augmentation)
+    ]
+    variants += [(f"{split.name}, whole", split, None) for split in subject.splits]
+    coverages = []
+    for name, split, augmentation in variants:
+        boxes = anchor_recall.augment_boxes(split, output, augmentation=augmentation)
         ious = anchor_search.best_iou(
-            shown.boxes_yxyx, recipe.anchors, recipe.image_size
+            boxes.boxes_yxyx, recipe.anchors, recipe.image_size
         )
-        found.append(Reached(name, shown, anchor_recall.by_size(ious, shown, split)))
-    return found
+        by_size = anchor_recall.by_size(ious, boxes, split)
+        coverages.append(SplitCoverage(name, boxes, by_size))
+    return coverages
 
 
-def problems(subject: Subject, reaches: Sequence[Reached]) -> list[data_issues.Issue]:
-    """Returns everything to be looked at, the worst first."""
+def find_issues(
+    subject: Subject, coverages: Sequence[SplitCoverage]
+) -> data_issues.Issues:
+    """Returns all issues of the data, the worst first.
+
+    Args:
+      subject: The data.
+      coverages: The result of `split_coverages`.
+    """
     categories, run, train = subject.categories, subject.run, subject.splits[0]
     num_classes = run.recipe.num_classes if run else None
-    found = data_issues.label_map_issues(train, categories, num_classes)
+    issues = data_issues.label_map_issues(train, categories, num_classes)
     for split in subject.splits:
-        found += data_issues.split_issues(split, categories)
+        issues += data_issues.split_issues(split, categories)
     for split in subject.splits[1:]:
-        found += data_issues.pair_issues(train, split, categories)
+        issues += data_issues.pair_issues(train, split, categories)
         path = f"{subject.data_dir}/{split.name}.json"
         if tf.io.gfile.exists(path):
-            found += data_issues.annotation_file_issues(split, path)
-    for reach in reaches[:1]:
-        found += data_checks.anchor_findings(reach.by_size, reach.name)
+            issues += data_issues.annotation_file_issues(split, path)
+    for coverage in coverages[:1]:
+        issues += data_checks.anchor_issues(coverage.by_size, coverage.name)
     if run:
-        found += data_checks.plan_findings(run, subject.splits)
-    return sorted(found, key=lambda finding: -finding.severity)
+        issues += data_checks.plan_issues(run, subject.splits)
+    return issues.worst_first()
 
 
-def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Section]:
-    """Returns the page, from the counts to the images."""
-    made = [
+def sections(
+    subject: Subject, coverages: Sequence[SplitCoverage]
+) -> list[report.Section]:
+    """Returns the sections of the report, from the counts to the images.
+
+    Args:
+      subject: The data.
+      coverages: The result of `split_coverages`.
+    """
+    parts = [
         report.Section("Splits", table=tables.splits_table(subject.splits)),
         report.Section(
             "Classes",
@@ -174,35 +203,36 @@ def sections(subject: Subject, reaches: Sequence[Reached]) -> list[report.Sectio
         ),
         report.Section(
             "Images and boxes",
-            picture=charts.data_charts(subject.splits, subject.categories),
+            image=charts.data_charts(subject.splits, subject.categories),
         ),
     ]
-    if reaches:
-        recipe = subject.run.recipe
-        height, width = recipe.image_size
-        made.append(
-            report.Section(
-                f"Anchors at {height} x {width}",
-                "Share of boxes with an anchor of IoU .5, and the mean IoU with the "
-                "best one, by COCO's sizes in the original image.",
-                tables.anchors_table([(r.name, r.by_size) for r in reaches]),
-                charts.anchor_charts(
-                    [(reach.name, reach.shown.boxes_yxyx) for reach in reaches],
-                    recipe.anchors,
-                    recipe.image_size,
-                ),
-            )
-        )
-    if _DRAW_TARGETS.value:
-        made.append(_targets_section(subject))
+    if subject.run is not None:
+        parts.append(_anchors_section(subject.run, coverages))
+        if _DRAW_TARGETS.value:
+            parts.append(_targets_section(subject.run, subject.categories))
     for split in subject.splits:
         if len(split.image_ids):
-            made.append(_samples_section(subject, split))
-    return made
+            parts.append(_samples_section(subject.data_dir, split))
+    return parts
 
 
-def _targets_section(subject):
-    run, categories = subject.run, subject.categories
+def _anchors_section(run: Run, coverages: Sequence[SplitCoverage]) -> report.Section:
+    recipe = run.recipe
+    height, width = recipe.image_size
+    return report.Section(
+        f"Anchors at {height} x {width}",
+        "Share of boxes with an anchor of IoU .5, and the mean IoU with the best one, "
+        "by COCO's sizes in the original image.",
+        tables.anchors_table([(c.name, c.by_size) for c in coverages]),
+        charts.anchor_charts(
+            [(c.name, c.augmented.boxes_yxyx) for c in coverages],
+            recipe.anchors,
+            recipe.image_size,
+        ),
+    )
+
+
+def _targets_section(run: Run, categories: category_map.Categories) -> report.Section:
     context = spec.TPUContext(num_replicas=1, num_hosts=1, current_host=0)
     recipe = dataclasses.replace(run.recipe, categories=categories)
     params = {
@@ -210,18 +240,18 @@ def _targets_section(subject):
         "batch_size": _DRAW_TARGETS.value,
         "context": context,
     }
-    title = "What the network is to answer"
+    title = "Assigned anchors"
     try:
         features, labels = next(iter(run.train_spec.input_fn(params)))
     except tf.errors.InvalidArgumentError as error:
         return report.Section(title, f"Cannot be loaded: {error.message}")
-    drawn, num_forced = [], 0
-    assigned = anchor_recall.assigned_anchors(
+    drawings, num_forced = [], 0
+    assignments = anchor_recall.assigned_anchors(
         recipe.assign(labels),
         anchors=recipe.anchors,
         image_size=recipe.image_size,
     )
-    for image, found in enumerate(assigned):
+    for image, assigned in enumerate(assignments):
         num_boxes = int(labels.num_boxes[image])
         classes = labels.classes[image, :num_boxes].numpy()
         names = [categories.names[index] for index in classes]
@@ -229,40 +259,40 @@ def _targets_section(subject):
         ious = anchor_search.best_iou(boxes, recipe.anchors, recipe.image_size)
         num_forced += int((ious < anchor_search.RECALL_IOU).sum())
         pixels = features.images[image].numpy()
-        drawn.append(charts.targets(pixels, boxes, names, found))
+        drawings.append(charts.targets(pixels, boxes, names, assigned))
     return report.Section(
         title,
         "Training images after augmentation. Thick: annotated boxes, with the number "
-        "of anchors that answer for each; thin, in the same color: those anchors; "
-        f"red: none does. {num_forced} boxes have no anchor of IoU "
+        "of anchors assigned to each; thin, in the same color: those anchors; red: "
+        f"boxes without an anchor. {num_forced} boxes have no anchor of IoU "
         f"{anchor_search.RECALL_IOU} and get only their best one.",
-        picture=visualize.grid(drawn, 2, height=720),
-        is_photograph=True,
+        image=visualize.grid(drawings, 2, height=720),
+        is_jpeg=True,
     )
 
 
-def _samples_section(subject, split):
+def _samples_section(data_dir: str, split: dataset_stats.Split) -> report.Section:
     count = min(len(split.image_ids), _SAMPLED_RECORDS)
-    num = min(_NUM_SAMPLES, count)
-    # What is wrong comes first.
-    wrong = np.unique(split.images[~split.is_usable | split.is_outside])
-    spread = np.linspace(0, count - 1, num).astype(int)
-    places = [*wrong[wrong < count][: num // 2], *spread]
-    wanted = set(list(dict.fromkeys(map(int, places)))[:num])
-    files = record_files.find(subject.data_dir, split.name)
-    drawn = []
-    for place, record in enumerate(tf.data.TFRecordDataset(files).take(count)):
-        if place in wanted:
+    num_drawn = min(_NUM_SAMPLES, count)
+    # Images with faulty boxes come first.
+    faulty = np.unique(split.images[~split.is_usable | split.is_outside])
+    spread = np.linspace(0, count - 1, num_drawn).astype(int)
+    indices = [*faulty[faulty < count][: num_drawn // 2], *spread]
+    drawn = set(list(dict.fromkeys(map(int, indices)))[:num_drawn])
+    files = record_files.find(data_dir, split.name)
+    drawings = []
+    for image, record in enumerate(tf.data.TFRecordDataset(files).take(count)):
+        if image in drawn:
             encoded = tf_example.parse(record).encoded
             pixels = tf.io.decode_image(encoded, 3, expand_animations=False).numpy()
-            is_here = split.images == place
+            is_here = split.images == image
             boxes, ids = split.boxes_yxyx[is_here], split.category_ids[is_here]
-            drawn.append(charts.annotated(pixels, boxes, ids))
+            drawings.append(charts.annotated(pixels, boxes, ids))
     return report.Section(
         f"Samples of {split.name}",
         "Colors as in the table of classes.",
-        picture=visualize.grid(drawn, 4, height=320),
-        is_photograph=True,
+        image=visualize.grid(drawings, 4, height=320),
+        is_jpeg=True,
     )
 
 
@@ -270,18 +300,17 @@ def main() -> None:
     """Runs the command."""
     plotting.check_installed()
     subject = read_subject()
-    reaches = reached(subject)
-    found = problems(subject, reaches)
+    coverages = split_coverages(subject)
+    issues = find_issues(subject, coverages)
     names = " and ".join(split.name for split in subject.splits)
     title = f"{names} of {subject.data_dir}"
-    for finding in found:
-        print(f"{finding.severity.name.lower()}: {finding.text}")
-    report.write(_OUTPUT.value, title, found, sections(subject, reaches))
-    print(f"{report.verdict(found)} Written to {_OUTPUT.value}.")
-    if any(f.severity == data_issues.Severity.ERROR for f in found):
+    for issue in issues:
+        print(f"{issue.severity.name.lower()}: {issue.text}")
+    report.write(_OUTPUT.value, title, issues, sections(subject, coverages))
+    print(f"{report.verdict(issues)} Written to {_OUTPUT.value}.")
+    if any(issue.severity == data_issues.Severity.ERROR for issue in issues):
         sys.exit(exit_codes.ExitCode.UNFIT_DATA)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["output"])
     guard.run(main)

@@ -2,12 +2,15 @@
 
   python -m retinanet_tpu.plot --model_dir=runs/bccd --output=curves.png
 
-Of several runs (--model_dir repeated) it draws the total loss and AP, to compare.
+To compare several runs (--model_dir repeated), it draws the total loss and AP of each.
 
 Needs matplotlib (pip install -e '.[plots]').
 """
 
 import retinanet_tpu.startup.cpu
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 from absl import flags
@@ -19,18 +22,31 @@ from retinanet_tpu.inspection import plotting
 from retinanet_tpu.inspection.plotting import pyplot
 from retinanet_tpu.startup import guard
 
-_MODEL_DIR = flags.DEFINE_multi_string("model_dir", None, "Of a run; may be repeated.")
-_OUTPUT = flags.DEFINE_string("output", None, "PNG or SVG file to write.")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MODEL_DIR = flags.DEFINE_multi_string(
+    "model_dir", None, "The directory of a run; may be repeated.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "The PNG or SVG file to write.", required=True
+)
 _LOSSES = ("total-loss", "class-loss", "box-loss")
-_SCORES = ("AP50", "AP75", "AP")
-_TO_COMPARE = ("total-loss", "AP50", "AP")
+_METRICS = ("AP50", "AP75", "AP")
+_COMPARED = ("total-loss", "AP50", "AP")
+
+Curves = dict[str, tuple[list[int], list[float]]]  # steps and values by name
 
 
-def loss_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns steps and values of each loss, from the TensorBoard events."""
+def loss_curves(model_dir: str) -> Curves:
+    """Returns the steps and values of each loss, from the TensorBoard events.
+
+    Args:
+      model_dir: The directory of the run.
+    """
     events = event_accumulator.EventAccumulator(model_dir, {"tensors": 0})
     events.Reload()
-    curves = {}
+    curves: Curves = {}
     for name in set(_LOSSES) & set(events.Tags()["tensors"]):
         points = events.Tensors(name)
         values = [float(tf.make_ndarray(point.tensor_proto)) for point in points]
@@ -38,23 +54,35 @@ def loss_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
-def score_curves(model_dir: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Returns steps and values of each score, from eval.jsonl."""
+def metric_curves(model_dir: str) -> Curves:
+    """Returns the steps and values of each metric, from eval.jsonl.
+
+    Args:
+      model_dir: The directory of the run.
+    Raises:
+      MissingFileError: The run has no evaluation.
+    """
     records = summaries.read_evaluations(f"{model_dir}/eval")
-    scored = [r for r in records if all(name in r for name in _SCORES)]
-    if not scored:
-        raise errors.MissingFileError(f"{model_dir}/eval/eval.jsonl has no scores.")
-    scored.sort(key=lambda record: record["global_step"])
-    steps = [record["global_step"] for record in scored]
-    return {name: (steps, [r[name] for r in scored]) for name in _SCORES}
+    evaluated = [r for r in records if all(name in r for name in _METRICS)]
+    if not evaluated:
+        raise errors.MissingFileError(f"{model_dir}/eval/eval.jsonl has no results.")
+    evaluated.sort(key=lambda record: record["global_step"])
+    steps = [record["global_step"] for record in evaluated]
+    return {name: (steps, [r[name] for r in evaluated]) for name in _METRICS}
 
 
-def draw(panel, title: str, curves) -> None:
-    """Draws one panel; the legend has the last values, each run its color."""
+def draw(panel: "Axes", title: str, curves: Curves) -> None:
+    """Draws one panel, with the last values in the legend and a color for each run.
+
+    Args:
+      panel: The panel.
+      title: Its title.
+      curves: Its curves.
+    """
     num_runs = len(_MODEL_DIR.value)
     num_colors = len(curves) if num_runs == 1 else num_runs
-    for place, (name, (steps, values)) in enumerate(curves.items()):
-        style, color = divmod(place, num_colors)
+    for number, (name, (steps, values)) in enumerate(curves.items()):
+        style, color = divmod(number, num_colors)
         panel.plot(
             steps,
             values,
@@ -70,26 +98,27 @@ def draw(panel, title: str, curves) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _curves(names, read_fn):
-    """Returns the named curves of one run, or of each run those that sum it up."""
+def _curves(names: Sequence[str], read_fn: Callable[[str], Curves]) -> Curves:
+    """Returns the named curves of one run, or the compared curves of several."""
     runs = _MODEL_DIR.value
-    found = {run: read_fn(run) for run in runs}
+    curves_by_run = {run: read_fn(run) for run in runs}
     if len(runs) == 1:
-        return {name: found[runs[0]][name] for name in names if name in found[runs[0]]}
+        curves = curves_by_run[runs[0]]
+        return {name: curves[name] for name in names if name in curves}
     return {
         f"{name}, {run.rstrip('/').rpartition('/')[2]}": curves[name]
-        for name in _TO_COMPARE
-        for run, curves in found.items()
+        for name in _COMPARED
+        for run, curves in curves_by_run.items()
         if name in curves
     }
 
 
 def main() -> None:
-    """Writes the image."""
+    """Runs the command."""
     plotting.check_installed()
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), dpi=110)
     draw(left, "training loss", _curves(_LOSSES, loss_curves))
-    draw(right, "evaluation", _curves(_SCORES, score_curves))
+    draw(right, "evaluation", _curves(_METRICS, metric_curves))
     left.set_yscale("log")
     right.set_ylim(0, 1)
     figure.tight_layout()
@@ -97,5 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["model_dir", "output"])
     guard.run(main)

@@ -1,38 +1,52 @@
-r"""Compiles a run's steps for a TPU without one: do they compile, fit, and how fast?
+r"""Compiles a run's steps for a TPU, without one: memory, speed, compile errors.
 
   python -m retinanet_tpu.preflight --gin_file=gin_configs/coco_r50_640_3x.gin \
       --topology=v3-32 [--batch_size=512] [--find_batch_size] [--dump_hlo=DIR] [--json]
 
-Needs no TPU and no data, but the extra [preflight]. The exit code is 0 only if all of
-the steps compile and fit: training and evaluation, exchanges between replicas included,
-and the exported signature on one image. Times are lower bounds: the vendor's peak
-rates, no waiting for other devices, one pass of a loop of unknown length.
+Requires no TPU and no data, but the extra [preflight]. The exit code is 0 only if all
+steps compile and fit: training and evaluation, cross-replica collectives included, and
+the exported signature on one image. Times are lower bounds: the vendor's peak rates, no
+waiting for other devices, one iteration of a loop of unknown length.
 """
 
 import retinanet_tpu.startup.cpu
 
 import contextlib
+import dataclasses
 import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.planning import host_throughput, report as report_lib, step_functions
+from retinanet_tpu.planning import host_throughput, step_functions
+from retinanet_tpu.planning.report import (
+    DOES_NOT_COMPILE,
+    DOES_NOT_FIT,
+    FITS,
+    Cost,
+    HostLoad,
+    Report,
+    StepReport,
+    table,
+)
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task.run import Run
 from retinanet_tpu.xla import compiler, lower, roofline, traffic
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "v3-8", "A slice, as Google Cloud names it."
+    "topology", "v3-8", "The slice, by Google Cloud's name."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images of a training step, not the run's.", lower_bound=1
+    "batch_size",
+    None,
+    "The number of images of a training step; default: that of the run.",
+    lower_bound=1,
 )
 _FIND_BATCH_SIZE = flags.DEFINE_bool(
     "find_batch_size",
@@ -42,11 +56,13 @@ _FIND_BATCH_SIZE = flags.DEFINE_bool(
 _HOST_RATE = flags.DEFINE_bool(
     "host_rate", True, "Measure this machine's input pipeline, for some seconds."
 )
-_DUMP_HLO = flags.DEFINE_string("dump_hlo", None, "Directory to write the programs to.")
+_DUMP_HLO = flags.DEFINE_string(
+    "dump_hlo", None, "The directory to write the programs to."
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the table.")
 
-_MOST_MOVES = 10  # to list
-_HEARTBEAT_SECS = 30
+_NUM_MOVES = 10  # The number of largest moves that the JSON contains.
+_PROGRESS_SECS = 30
 
 
 def main() -> None:
@@ -58,25 +74,31 @@ def main() -> None:
         None, strategy_fn=lambda: lower.AheadOfTimeStrategy(target.num_devices)
     )
     rates = _host_rates(run) if _HOST_RATE.value else {}
-    report = {
-        "topology": _TOPOLOGY.value,
-        "num_devices": target.num_devices,
-        "num_hosts": target.num_hosts,
-        "steps": {},
+    steps = {
+        name: _step_report(name, step, target, rates)
+        for name, step in step_functions.build(run).items()
     }
-    for name, step in step_functions.build(run).items():
-        found = examine(name, step, step.images, target, dump_dir=_DUMP_HLO.value)
-        if "images_per_sec_at_most" in found and step.num_replicas > 1:
-            wanted = found["images_per_sec_at_most"] / target.num_hosts
-            found["images_per_sec_of_host"] = wanted
-            found["images_per_core_sec"] = rates.get(name)
-        if _is_searched(name, step, found):
-            fits_fn = _fits_fn(name, step, target, {step.images: found["fits"]})
-            largest = largest_batch(fits_fn, step.images)
-            found["largest_batch"] = largest * step.num_replicas
-        report["steps"][name] = found
-    print(json.dumps(report) if _JSON.value else report_lib.table(report))
-    sys.exit(not all(step["fits"] for step in report["steps"].values()))
+    report = Report(_TOPOLOGY.value, target.num_devices, target.num_hosts, steps)
+    print(json.dumps(report.to_json()) if _JSON.value else table(report))
+    sys.exit(not all(step.fits for step in steps.values()))
+
+
+def _step_report(
+    name: str,
+    step: step_functions.ReplicaFn,
+    target: roofline.Accelerator,
+    rates: Mapping[str, float],
+) -> StepReport:
+    """Returns the report of a step, with the load of a host and the largest batch."""
+    report = examine(name, step, step.images, target, dump_dir=_DUMP_HLO.value)
+    if report.cost and step.num_replicas > 1:
+        needed = report.cost.images_per_sec_at_most / target.num_hosts
+        report = dataclasses.replace(report, host=HostLoad(needed, rates.get(name)))
+    if _FIND_BATCH_SIZE.value and _is_searched(name, report):
+        fits_fn = _fits_fn(name, step, target, {step.images: report.fits})
+        images = largest_batch(fits_fn, step.images)
+        report = dataclasses.replace(report, largest_batch=images * step.num_replicas)
+    return report
 
 
 def examine(
@@ -84,42 +106,49 @@ def examine(
     step: step_functions.ReplicaFn,
     images: int,
     target: roofline.Accelerator,
+    *,
     dump_dir: str | None = None,
-) -> dict[str, Any]:
-    """Returns what a step costs on each device of a slice.
+) -> StepReport:
+    """Compiles a step and returns its cost on each device of a slice.
 
     Args:
-      name: of the step, for the log and for files.
-      step: to lower and compile.
-      images: of a device.
-      target: the slice.
-      dump_dir: to write the program to, as it was lowered and as it was optimized.
+      name: The name of the step, for the log and for files.
+      step: The step.
+      images: The number of images of a device.
+      target: The slice.
+      dump_dir: The directory to write the lowered and the optimized program to, or
+        None.
     """
-    found = {"images": images, "num_devices": step.num_replicas}
-    found |= {"setting": step.setting, "fits": False}
     strategy = lower.AheadOfTimeStrategy(step.num_replicas)
-    what = f"preflight | {name} | {images} images a device"
+    event = f"preflight | {name} | {images} images per device"
+    refused = StepReport(
+        images=images,
+        num_devices=step.num_replicas,
+        setting=step.setting,
+        outcome=DOES_NOT_COMPILE,
+    )
     try:
-        with _logged(f"{what} | tracing"):
+        with _logged(f"{event} | tracing"):
             program = lower.lower(step.fn, step.specs_fn(images), strategy)
     except RuntimeError as error:
-        return found | {"outcome": report_lib.DOES_NOT_COMPILE, "error": str(error)}
+        return dataclasses.replace(refused, error=str(error))
     _dump(dump_dir, f"{name}.hlo.pb", program.hlo)
     try:
-        with _logged(f"{what} | compiling"):
+        with _logged(f"{event} | compiling"):
             compiled = compiler.for_tpu(program.hlo, target.topology, step.num_replicas)
     except compiler.CompileError as error:
-        return found | _failure(error, program)
+        return _with_failure(refused, error, program)
     _dump(dump_dir, f"{name}.tpu.txt", compiled.text)
-    return found | _cost(found, compiled, program, target)
+    return _with_cost(refused, compiled, program, target)
 
 
 def largest_batch(fits_fn: Callable[[int], bool], start: int) -> int:
-    """Returns the most images that fit a device, 0 if not even one does.
+    """Returns the largest number of images that fits a device, or 0.
 
     Args:
-      fits_fn: whether so many do; false for all numbers above one that does not fit.
-      start: where to begin doubling; at least 1.
+      fits_fn: A function of a number of images; False for all above one that is too
+        large.
+      start: The first number to try, at least 1; it is doubled until it is too large.
     """
     low, high = 0, start
     while fits_fn(high):
@@ -130,116 +159,128 @@ def largest_batch(fits_fn: Callable[[int], bool], start: int) -> int:
     return low
 
 
-def _overrides(target):
-    """Returns the gin bindings that --batch_size stands for."""
-    wanted = _BATCH_SIZE.value
-    if wanted is None:
+def _overrides(target: roofline.Accelerator) -> list[str]:
+    """Returns the gin settings of --batch_size."""
+    batch_size = _BATCH_SIZE.value
+    if batch_size is None:
         return []
-    rest = wanted % target.num_devices
+    rest = batch_size % target.num_devices
     if rest:
-        below, above = wanted - rest, wanted - rest + target.num_devices
+        below = batch_size - rest
+        above = below + target.num_devices
         choice = f"{below} or {above}" if below else f"{above}"
         raise errors.UserError(
-            f"--batch_size is {wanted}, which the {target.num_devices} devices of "
-            f"{_TOPOLOGY.value} cannot share out equally; try {choice}."
+            f"--batch_size is {batch_size}, which the {target.num_devices} devices of "
+            f"{_TOPOLOGY.value} cannot share equally; try {choice}."
         )
-    return [f"BATCH_SIZE = {wanted}"]
+    return [f"BATCH_SIZE = {batch_size}"]
 
 
-def _host_rates(run):
+def _host_rates(run: Run) -> dict[str, float]:
     with _logged("preflight | measuring the input pipeline"):
         return host_throughput.images_per_core_sec(run)
 
 
-def _is_searched(name, step, found):
-    is_too_large = found["outcome"] == report_lib.DOES_NOT_FIT and step.setting
-    return _FIND_BATCH_SIZE.value and (
-        is_too_large or (name == "train" and found["fits"])
-    )
+def _is_searched(name: str, report: StepReport) -> bool:
+    is_too_large = report.outcome == DOES_NOT_FIT and bool(report.setting)
+    return is_too_large or (name == "train" and report.fits)
 
 
-def _fits_fn(name, step, target, known):
-    """Returns a function that compiles, unless the number of images is known."""
+def _fits_fn(
+    name: str,
+    step: step_functions.ReplicaFn,
+    target: roofline.Accelerator,
+    known: Mapping[int, bool],
+) -> Callable[[int], bool]:
+    """Returns a function that compiles the step, unless the result is known."""
 
-    def fits(images):
+    def fits(images: int) -> bool:
         if images in known:
             return known[images]
-        found = examine(name, step, images, target)
-        what = f"{images} images a device"
-        logging.info("preflight | %s | %s | %s", name, what, found["outcome"])
-        return found["fits"]
+        report = examine(name, step, images, target)
+        event = f"preflight | {name} | {images} images per device"
+        logging.info("%s | %s", event, report.outcome)
+        return report.fits
 
     return fits
 
 
-def _cost(found, compiled, program, target):
-    """Returns the part of the report on a step that compiles."""
+def _with_cost(
+    report: StepReport,
+    compiled: compiler.Compiled,
+    program: lower.Program,
+    target: roofline.Accelerator,
+) -> StepReport:
+    """Returns the report of a step that compiles."""
     moves = traffic.moves(compiled.text)
     hbm_traffic = sum(move.num_bytes for move in moves)
     bound = roofline.roofline(compiled.flops, hbm_traffic, target.device)
     needed = compiled.argument_bytes + compiled.result_bytes
     needed += compiled.temporary_bytes + compiled.code_bytes
     missing = needed - target.device.hbm_bytes
-    return {
-        "outcome": report_lib.DOES_NOT_FIT if missing > 0 else report_lib.FITS,
-        "fits": missing <= 0,
-        "missing_gib": max(missing, 0) / 2**30,
-        "hbm_gib": needed / 2**30,
-        "hbm_gib_there": target.device.hbm_bytes / 2**30,
-        "argument_mb": compiled.argument_bytes / 1e6,
-        "result_mb": compiled.result_bytes / 1e6,
-        "temporary_mb": compiled.temporary_bytes / 1e6,
-        "code_mb": compiled.code_bytes / 1e6,
-        "gflop": compiled.flops / 1e9,
-        "accessed_mb": compiled.bytes_accessed / 1e6,
-        "hbm_traffic_mb": hbm_traffic / 1e6,
-        "on_chip_traffic_mb": sum(move.on_chip_bytes for move in moves) / 1e6,
-        "ms_at_least": bound.secs * 1e3,
-        "bound": bound.bound,
-        "images_per_sec_at_most": found["images"] * found["num_devices"] / bound.secs,
-        "largest_moves": [
+    cost = Cost(
+        hbm_gib=needed / 2**30,
+        hbm_gib_there=target.device.hbm_bytes / 2**30,
+        argument_mb=compiled.argument_bytes / 1e6,
+        result_mb=compiled.result_bytes / 1e6,
+        temporary_mb=compiled.temporary_bytes / 1e6,
+        code_mb=compiled.code_bytes / 1e6,
+        gflop=compiled.flops / 1e9,
+        accessed_mb=compiled.bytes_accessed / 1e6,
+        hbm_traffic_mb=hbm_traffic / 1e6,
+        on_chip_traffic_mb=sum(move.on_chip_bytes for move in moves) / 1e6,
+        ms_at_least=bound.secs * 1e3,
+        bound=bound.bound,
+        images_per_sec_at_most=report.images * report.num_devices / bound.secs,
+        largest_moves=[
             move._asdict() | {"line": program.line_of(move.source)}
-            for move in moves[:_MOST_MOVES]
+            for move in moves[:_NUM_MOVES]
         ],
-    }
+    )
+    return dataclasses.replace(
+        report,
+        outcome=DOES_NOT_FIT if missing > 0 else FITS,
+        missing_gib=max(missing, 0) / 2**30,
+        cost=cost,
+    )
 
 
-def _failure(error, program):
-    """Returns the part of the report on a step that the compiler refuses."""
+def _with_failure(
+    report: StepReport, error: compiler.CompileError, program: lower.Program
+) -> StepReport:
+    """Returns the report of a step that the compiler refuses."""
     first_line = str(error).split("\n")[0]
     if isinstance(error, compiler.OutOfMemoryError):
         missing = error.missing_bytes and error.missing_bytes / 2**30
-        return {
-            "outcome": report_lib.DOES_NOT_FIT,
-            "missing_gib": missing,
-            "error": first_line,
-        }
+        return dataclasses.replace(
+            report, outcome=DOES_NOT_FIT, missing_gib=missing, error=first_line
+        )
     line = program.line_of(error.operation)
     made_at = f"; {error.operation} was made at {line}" if line else ""
-    return {"outcome": report_lib.DOES_NOT_COMPILE, "error": first_line + made_at}
+    return dataclasses.replace(report, error=first_line + made_at)
 
 
 @contextlib.contextmanager
-def _logged(what: str) -> Iterator[None]:
-    """Logs what begins, that it goes on, and how long it took."""
+def _logged(event: str) -> Iterator[None]:
+    """Logs the start, the progress and the duration of an event."""
     start, is_done = time.monotonic(), threading.Event()
 
-    def beat():
-        while not is_done.wait(_HEARTBEAT_SECS):
-            logging.info("%s | %d s so far", what, time.monotonic() - start)
+    def log_progress() -> None:
+        while not is_done.wait(_PROGRESS_SECS):
+            logging.info("%s | %d s so far", event, time.monotonic() - start)
 
-    logging.info("%s", what)
-    thread = threading.Thread(target=beat, daemon=True)
+    logging.info("%s", event)
+    thread = threading.Thread(target=log_progress, daemon=True)
     thread.start()
     try:
         yield
     finally:
         is_done.set()
         thread.join()
-        logging.info("%s | took %.0f s", what, time.monotonic() - start)
+        logging.info("%s | took %.0f s", event, time.monotonic() - start)
 
 
-def _dump(directory, name, content):
+def _dump(directory: str | None, name: str, content: bytes | str) -> None:
     if directory:
         tf.io.gfile.makedirs(directory)
         mode = "wb" if isinstance(content, bytes) else "w"

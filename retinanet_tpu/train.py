@@ -25,14 +25,13 @@ import contextlib
 import functools
 import sys
 
-import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, experiment
+from retinanet_tpu.task import cli, configurables, data_checks, summary
 
 POLL_SECS = 5  # A machine stops 30 s after the notice of its preemption.
 _EXIT_CODES: dict[type[Exception], ExitCode] = {
@@ -54,7 +53,7 @@ def main() -> None:
     config_text = cli.parse_files()
     if _DRY_RUN.value:
         print(config_text)
-        print("\n".join(summarize_run()))
+        print("\n".join(summary.summarize_run()))
         return
     try:
         host = preemption.find_metadata_host()
@@ -73,11 +72,11 @@ def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
     run = configurables.make_run(cli.model_dir())
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         data_checks.check(run)
     cli.check_model_dir(config_text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         train_and_evaluate.train_and_evaluate(
             run.estimator,
             run.train_spec,
@@ -85,31 +84,6 @@ def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
             stop_reason=listener.reason,
             prepare=functools.partial(cli.write_settings, config_text, run),
         )
-
-
-def summarize_run() -> list[str]:
-    """Returns one line for each count and shape that --dry_run prints."""
-    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
-    eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
-    train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
-    recipe = run.recipe
-    recipe.check_assignment()
-    size = recipe.image_size
-    anchors = recipe.anchors
-    grids = anchors.grid_sizes(size)
-    num_anchors = sum(height * width for height, width in grids) * anchors.num_per_cell
-    depth = anchors.num_per_cell * recipe.num_classes
-    levels = zip(anchors.levels, grids, strict=True)
-    network = run.make_network()
-    rate = run.update_fn(network).learning_rate
-    steps = [run.plan.max_steps * i // 4 for i in range(5)]
-    return [
-        *experiment.summarize_network(network, recipe.l2_coefficient),
-        "Learning rate: " + ", ".join(f"{float(rate(s)):.4g} at {s:,}" for s in steps),
-        f"Images: uint8 [{run.plan.batch_size}, {size[0]}, {size[1]}, 3]",
-        f"Anchors: {num_anchors:,}",
-        *(f"Class logits of P{n}: {h} x {w} x {depth}" for n, (h, w) in levels),
-    ]
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def model_dir(tmp_path):
 
 
 def make_run(model_dir, data_dir, *bindings, **more):
-    return toy_data.experiment(
+    return toy_data.make_run(
         model_dir, data_dir, *toy_data.TWO_LEVELS, *bindings, **more
     )
 
@@ -64,7 +64,7 @@ def change_record(data_dir, change_fn, *, split="train", number=3):
 
 def read_all(run):
     """Reads what training reads until every record was seen."""
-    with cli.data_errors_explained(run):
+    with cli.explain_data_errors(run):
         for _ in toy_data.train_dataset(run).take(4):
             pass
 

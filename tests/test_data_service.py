@@ -26,7 +26,7 @@ def tool():
 
 
 class Part:
-    """The tool as a process; its log goes to a file."""
+    """The command as a process with its log in a file."""
 
     def __init__(self, log, *flags):
         self._log = log
@@ -40,13 +40,13 @@ class Part:
             )
 
     def port(self):
-        """Returns where it listens, once it does."""
+        """Returns the port once the server listens."""
         end = time.monotonic() + PATIENCE
-        while not (found := re.search(r"grpc://\S+:(\d+)", self._log.read_text())):
+        while not (match := re.search(r"grpc://\S+:(\d+)", self._log.read_text())):
             if self.process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"It did not start:\n{self._log.read_text()}")
             time.sleep(0.02)
-        return int(found[1])
+        return int(match[1])
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def start(tmp_path):
 
 
 def counted(address):
-    """Returns an iterator over whole numbers that a service counts out."""
+    """Returns an iterator over whole numbers from a service."""
     count = tf.data.Dataset.range(2**62)
     return data_service.distribute(count, address).as_numpy_iterator()
 
@@ -73,7 +73,7 @@ def read(iterator, num):
     return list(itertools.islice(iterator, num))
 
 
-def test_workers_may_die_and_join_and_a_signal_ends_what_is_left(start):
+def test_workers_may_die_and_join_and_a_signal_ends_the_rest(start):
     (port,) = worker_processes.free_ports(1)
     dispatcher = start("--role=dispatcher", f"--port={port}")
     assert dispatcher.port() == port
@@ -84,7 +84,7 @@ def test_workers_may_die_and_join_and_a_signal_ends_what_is_left(start):
     numbers = counted(f"grpc://localhost:{port}")
     seen = read(numbers, 100)
     workers[2].port()
-    for worker in workers[:2]:  # Only who joined is left then.
+    for worker in workers[:2]:  # Only the worker that joined remains.
         worker.process.kill()
         seen += read(numbers, 500)
     assert len(set(seen)) == len(seen)
@@ -93,7 +93,7 @@ def test_workers_may_die_and_join_and_a_signal_ends_what_is_left(start):
         assert part.process.wait(PATIENCE) == 0
 
 
-def test_a_dispatcher_with_a_work_dir_may_be_started_again(tool, tmp_path):
+def test_a_dispatcher_with_a_work_dir_can_be_restarted(tool, tmp_path):
     (port,), work_dir = worker_processes.free_ports(1), str(tmp_path)
     dispatcher = tool.start_dispatcher(port, work_dir)
     worker = tool.start_worker(0, f"localhost:{port}")
@@ -106,7 +106,7 @@ def test_a_dispatcher_with_a_work_dir_may_be_started_again(tool, tmp_path):
     del worker
 
 
-def test_parts_do_not_start_where_they_cannot(tool):
+def test_a_port_in_use_or_a_missing_dispatcher_is_an_error(tool):
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(ValueError, match=rf"port {port} .*another --port"):
@@ -132,7 +132,7 @@ def test_parts_do_not_start_where_they_cannot(tool):
         ({"role": "dispatcher", "dispatcher": "a:1"}, "is this a worker"),
     ],
 )
-def test_flags_that_make_no_sense_are_explained(tool, settings, message):
+def test_contradicting_flags_are_errors(tool, settings, message):
     if not absl_flags.FLAGS.is_parsed():
         absl_flags.FLAGS.mark_as_parsed()
     with (

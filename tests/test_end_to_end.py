@@ -30,7 +30,7 @@ def data_dir(work_dir):
 @pytest.fixture(scope="module")
 def trained(work_dir, data_dir):
     """Returns a run of four steps and its results."""
-    run = toy_data.experiment(work_dir / "straight", data_dir, *AVERAGED)
+    run = toy_data.make_run(work_dir / "straight", data_dir, *AVERAGED)
     results = train_and_evaluate.train_and_evaluate(
         run.estimator, run.train_spec, run.eval_spec
     )
@@ -51,7 +51,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     trained, work_dir, data_dir
 ):
     for max_steps in (2, 4):
-        run = toy_data.experiment(work_dir / "resumed", data_dir, *AVERAGED)
+        run = toy_data.make_run(work_dir / "resumed", data_dir, *AVERAGED)
         resumed = toy_data.train(run, max_steps)
     straight = checkpoints.read(checkpoints.latest(trained[0].estimator.model_dir))
     got = checkpoints.read(resumed)
@@ -77,7 +77,7 @@ def test_the_results_are_complete_and_recorded(trained):
 
 def test_a_later_evaluation_has_the_same_results(trained, data_dir):
     run, results = trained
-    later = toy_data.experiment(run.estimator.model_dir, data_dir, *AVERAGED)
+    later = toy_data.make_run(run.estimator.model_dir, data_dir, *AVERAGED)
     again = later.estimator.evaluate(later.eval_spec.input_fn)
     assert again["AP"] == pytest.approx(results["AP"], abs=1e-6)
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)

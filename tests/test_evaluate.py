@@ -28,7 +28,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def model_dir(tmp_path, data_dir):
     """Returns the directory of a run on a TPU, finished at step 4."""
-    run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
+    run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS)
     network = run.make_network()
     state = train_step.TrainState(network, run.update_fn(network))
     (tmp_path / "run").mkdir()

@@ -69,7 +69,7 @@ def batched_ids(command, data_dir):
 
 
 def test_saved_model_has_exactly_the_metrics_of_its_checkpoint(data_dir, tmp_path):
-    run = toy_data.experiment(tmp_path / "run", data_dir, *BINDINGS)
+    run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS)
     toy_data.train(run)
     expected = run.estimator.evaluate(run.eval_spec.input_fn)
     assert expected["AP"] > 0

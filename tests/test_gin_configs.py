@@ -2,9 +2,9 @@ import pytest
 import tensorflow as tf
 
 import repository
-from retinanet_tpu import errors, train
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files
-from retinanet_tpu.task import configurables
+from retinanet_tpu.task import configurables, summary
 
 GIN_CONFIGS = repository.ROOT / "gin_configs"
 RUNS = sorted(GIN_CONFIGS.glob("*.gin"))
@@ -24,7 +24,7 @@ def _parse(path, *bindings):
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_passes_its_dry_run(path):
     _parse(path)
-    lines = train.summarize_run()
+    lines = summary.summarize_run()
     assert any(line.startswith("Trainable parameters") for line in lines)
 
 
@@ -38,7 +38,7 @@ def test_the_saved_configuration_is_complete(path, tmp_path):
 
 def test_the_dry_run_prints_the_counts_of_the_specification():
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
-    lines = train.summarize_run()
+    lines = summary.summarize_run()
     assert lines[:4] == SPECIFIED
     assert "Anchors: 76,725" in lines
     assert "Images: uint8 [256, 640, 640, 3]" in lines
@@ -69,7 +69,7 @@ def test_a_device_file_after_the_run_overrides_its_device(device):
 def test_a_shorter_run_must_move_its_boundaries():
     _parse(GIN_CONFIGS / "coco_r50_640_30x.gin", "MAX_STEPS = 5000")
     with pytest.raises(ValueError, match="never reaches its last rate"):
-        train.summarize_run()
+        summary.summarize_run()
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_a_misspelled_name_is_an_error_with_a_suggestion(binding, message):
 def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
     with pytest.raises(errors.UserError, match=message):
         _parse(GIN_CONFIGS / "quickstart.gin", binding)
-        train.summarize_run()
+        summary.summarize_run()

@@ -26,12 +26,12 @@ def with_run(data_dir, *bindings):
     return [f"--gin_file={run_file}", *(f"--gin_param={s}" for s in settings)]
 
 
-def test_a_sound_set_gets_a_page_that_needs_no_other_file(data_dir, tmp_path):
+def test_the_report_of_valid_data_needs_no_other_file(data_dir, tmp_path):
     page = tmp_path / "report.html"
-    found = inspect(*with_run(data_dir), "--draw_targets=2", f"--output={page}")
-    assert found.returncode == 0, found.stderr
-    assert "Fit to train on" in found.stdout
-    assert "1 batches of 8 and 4 images" in found.stdout
+    result = inspect(*with_run(data_dir), "--draw_targets=2", f"--output={page}")
+    assert result.returncode == 0, result.stderr
+    assert "Fit to train on" in result.stdout
+    assert "1 batches of 8 and 4 images" in result.stdout
     content = page.read_text()
     for heading in ("Splits", "Classes", "Anchors at 128 x 128", "Samples of val"):
         assert f"<h2>{heading}</h2>" in content
@@ -41,22 +41,22 @@ def test_a_sound_set_gets_a_page_that_needs_no_other_file(data_dir, tmp_path):
     assert "http" not in content and content.count("src=") == 5
 
 
-def test_a_set_that_gives_no_score_is_refused_and_drawn(data_dir, tmp_path):
+def test_data_that_lead_to_an_ap_of_0_are_refused_and_drawn(data_dir, tmp_path):
     edited_records.edit(data_dir, "train", edited_records.add_to_boxes(3.0))
     page = tmp_path / "report.png"
-    found = inspect(f"--data_dir={data_dir}", f"--output={page}")
-    assert found.returncode == 2, found.stderr
-    assert "error: " in found.stdout and "leave no pixel" in found.stdout
+    result = inspect(f"--data_dir={data_dir}", f"--output={page}")
+    assert result.returncode == 2, result.stderr
+    assert "error: " in result.stdout and "leave no pixel" in result.stdout
     assert np.asarray(PIL.Image.open(page)).std() > 10
 
 
-def test_an_empty_set_and_anchors_that_reach_nothing_are_refused(data_dir, tmp_path):
+def test_an_empty_split_and_anchors_without_recall_are_refused(data_dir, tmp_path):
     for path in pathlib.Path(data_dir).glob("val-*.tfrecord"):
         path.write_bytes(b"")
     size = "Anchors.size = 60.0"
     page = tmp_path / "report.html"
-    found = inspect(*with_run(data_dir, size), f"--output={page}", "--draw_targets=1")
-    assert found.returncode == 2, found.stderr
-    assert "val has no images" in found.stdout
-    assert "No box of train" in found.stdout
+    result = inspect(*with_run(data_dir, size), f"--output={page}", "--draw_targets=1")
+    assert result.returncode == 2, result.stderr
+    assert "val has no images" in result.stdout
+    assert "No box of train" in result.stdout
     assert "Not fit to train on: 2 errors" in page.read_text()

@@ -7,7 +7,7 @@ import pytest
 import tool_processes
 import toy_data
 
-# In form what preflight --json prints; an image takes 1 TFLOP and so 16 ms of a v3.
+# The format of preflight --json; an image takes 1 TFLOP, which is 16 ms of a v3.
 STEP = {
     "images": 1,
     "num_devices": 8,
@@ -28,7 +28,7 @@ REPORT = {"topology": "v3-8", "num_devices": 8, "num_hosts": 1}
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    """Returns a function of a report and flags: what the tool prints, and its error."""
+    """Returns a function from a report and flags to the output and the error."""
     path = tmp_path_factory.mktemp("plan") / "report.json"
     always = [f"--gin_file={toy_data.GIN_CONFIGS / 'quickstart.gin'}"]
     settings = [*toy_data.TINY, "TrainingPlan.eval_batch_per_replica = 1"]
@@ -46,18 +46,18 @@ def plan(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(plan):
-    """A report whose training step takes the bytes that this run's does."""
-    made = REPORT | {"steps": {"train": {**STEP, "argument_mb": 0.0}, "eval": STEP}}
-    _, error = plan(made)
+    """A report whose training step has the bytes of this run."""
+    report = REPORT | {"steps": {"train": {**STEP, "argument_mb": 0.0}, "eval": STEP}}
+    _, error = plan(report)
     needed = re.search(r"takes 0\.0 MB, but .* this run are ([\d.]+) MB", error)
-    made["steps"]["train"]["argument_mb"] = float(needed[1]) + 1
-    return made
+    report["steps"]["train"]["argument_mb"] = float(needed[1]) + 1
+    return report
 
 
 def changed(report, step, **figures):
-    made = copy.deepcopy(report)
-    made["steps"][step] |= figures
-    return made
+    copied = copy.deepcopy(report)
+    copied["steps"][step] |= figures
+    return copied
 
 
 def value(out, label):
@@ -67,31 +67,31 @@ def value(out, label):
 def test_all_bounds_of_a_run_are_printed(plan, report):
     out, error = plan(report)
     assert error is None
-    assert out.splitlines()[0] == "v3-8: 8 devices, 8 images a step"
+    assert out.splitlines()[0] == "v3-8: 8 devices, 8 images per step"
     assert value(out, "device bound, images/s") == "492"
     assert value(out, "host bound, images/s (1 x 96 CPUs)") == "192"
-    # Four steps of 8 images at the host's rate, for it is the lower one.
+    # At the host's rate, which is the lower one.
     assert value(out, "schedule 30x of COCO") == f"{30 * 22500 * 64 / 192 / 3600:.2f}"
     # 5,000 images of 1,000 GFLOP on 16 CPUs of 100 GFLOP/s, and the metric.
     assert value(out, "16 CPUs").split(",")[0] == f"{5000 / 1.6 + 51:.0f}"
-    # As many images on each device go on any slice, eight images on one only.
+    # Eight images per device fit any slice, eight images in total only one.
     assert out.count("\n  v3-2048 ") == 1 and out.count("\n  v3-8 ") == 2
 
 
-def test_a_share_of_the_bound_makes_all_slower(plan, report):
+def test_a_lower_efficiency_lowers_the_rate(plan, report):
     out, _ = plan(report, "--efficiency=0.25")
     assert value(out, "device bound, images/s") == "492"
-    assert value(out, "share that is reached") == "0.250"
-    assert 120 < float(value(out, "devices with exchange, images/s")) <= 123
+    assert value(out, "efficiency") == "0.250"
+    assert 120 < float(value(out, "devices with collectives, images/s")) <= 123
 
 
-def test_a_measured_rate_is_taken_for_what_is_reached(plan, report):
+def test_the_efficiency_follows_from_a_measured_rate(plan, report):
     out, _ = plan(report, "--measured=100")
-    assert value(out, "devices with exchange, images/s") == "100"
-    assert 0.2 < float(value(out, "share that is reached")) < 0.21
+    assert value(out, "devices with collectives, images/s") == "100"
+    assert 0.2 < float(value(out, "efficiency")) < 0.21
 
 
-def test_hosts_that_were_not_measured_bound_nothing(plan, report):
+def test_unmeasured_hosts_are_no_bound(plan, report):
     unmeasured = changed(report, "train", images_per_core_sec=None)
     out, error = plan(unmeasured)
     assert error is None and "host bound" not in out
@@ -125,12 +125,12 @@ def test_figures_of_another_slice_are_refused(plan, report):
         ("--measured=1000", "more than the bound of"),
     ],
 )
-def test_flags_that_cannot_be_are_explained(plan, report, flag, message):
+def test_invalid_flags_are_errors(plan, report, flag, message):
     _, error = plan(report, flag)
     assert message in error
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"steps": {"train": {}}}'])
-def test_a_file_that_is_not_preflights_is_refused(plan, text):
+def test_a_file_of_another_format_is_refused(plan, text):
     _, error = plan(text)
-    assert "is not of preflight --json" in error
+    assert "is not the output of preflight --json" in error

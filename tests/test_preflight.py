@@ -1,4 +1,4 @@
-"""The command preflight: what it prints and how it ends, with and without libtpu."""
+"""The command preflight: its output and exit code, with and without libtpu."""
 
 import importlib.util
 import json
@@ -22,9 +22,9 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason=f"needs {compiler.INSTALL}"
 )
 GIB = 2**30
-# What the fake compiler finds: so much an image, and so much in any case.
+# The memory of the fake compiler's programs: for each image, and for the rest.
 IMAGE_BYTES, OTHER_BYTES = 0.1 * GIB, 1.05 * GIB
-LARGEST = 144  # images of a device of a v3: (15.48 - 1.05) / 0.1
+LARGEST = 144  # images per device of a v3: (15.48 - 1.05) / 0.1
 TEXT = """HloModule step
 
 ENTRY %main (a: f32[1000]) -> f32[1000] {
@@ -52,14 +52,14 @@ def compile_fake(hlo, topology, num_replicas):
         result_bytes=0,
         temporary_bytes=needed,
         code_bytes=0,
-        flops=61.5e12 * images,  # a second of a v3 each
+        flops=61.5e12 * images,  # one second of a v3 for each image
         bytes_accessed=8000.0,
         text=TEXT,
     )
 
 
 def lower_fake(fn, specs, strategy):
-    """Returns a program that says how many images there are."""
+    """Returns a program that contains the number of images."""
     return lower.Program(str(specs[0].shape[0]).encode(), tf.Graph())
 
 
@@ -69,8 +69,8 @@ def tanh_step(images, setting="BATCH_SIZE", num_replicas=8):
     )
 
 
-def run_command(monkeypatch, capsys, made=None, **settings):
-    """Runs main() on steps made up; returns its exit code and what it printed."""
+def run_command(monkeypatch, capsys, steps=None, **settings):
+    """Runs main() on fake steps; returns its exit code and its output."""
     monkeypatch.setattr(compiler, "check_installed", lambda: None)
     monkeypatch.setattr(compiler, "for_tpu", compile_fake)
     monkeypatch.setattr(lower, "lower", lower_fake)
@@ -78,15 +78,15 @@ def run_command(monkeypatch, capsys, made=None, **settings):
         host_throughput, "images_per_core_sec", lambda run: {"train": 0.5, "eval": 1.0}
     )
 
-    def make(run):
+    def build(run):
         images = run.plan.batch_size // run.estimator.num_replicas
-        return made or {
+        return steps or {
             "train": tanh_step(images, "BATCH_SIZE", run.estimator.num_replicas),
             "eval": tanh_step(4, "TrainingPlan.eval_batch_per_replica"),
             "predict": tanh_step(1, "", 1),
         }
 
-    monkeypatch.setattr(step_functions, "build", make)
+    monkeypatch.setattr(step_functions, "build", build)
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["test"])
     settings = {
@@ -100,7 +100,7 @@ def run_command(monkeypatch, capsys, made=None, **settings):
 
 @pytest.mark.parametrize("largest", [*range(12), 63, 64, 65, 1000])
 @pytest.mark.parametrize("start", [1, 2, 3, 8, 100])
-def test_the_largest_batch_is_the_last_that_fits(largest, start):
+def test_the_largest_batch_is_the_largest_that_fits(largest, start):
     tried = []
 
     def fits(images):
@@ -113,7 +113,7 @@ def test_the_largest_batch_is_the_last_that_fits(largest, start):
     assert len(tried) <= 2 * max(largest, start).bit_length() + 1
 
 
-def test_all_steps_that_fit_end_in_success(monkeypatch, capsys):
+def test_the_exit_code_is_0_if_all_steps_fit(monkeypatch, capsys):
     code, out = run_command(monkeypatch, capsys, topology="v3-8")
     assert code == 0
     assert out.splitlines()[0].split()[-3:] == ["train", "eval", "predict"]
@@ -137,7 +137,7 @@ def test_json_is_one_object_with_all_figures(monkeypatch, capsys):
     assert "images_per_sec_of_host" not in report["steps"]["predict"]
 
 
-def test_the_hosts_of_a_slice_share_the_work(monkeypatch, capsys):
+def test_the_hosts_of_a_slice_share_the_load(monkeypatch, capsys):
     _, out = run_command(
         monkeypatch, capsys, topology="v3-32", batch_size=64, json=True
     )
@@ -148,10 +148,10 @@ def test_the_hosts_of_a_slice_share_the_work(monkeypatch, capsys):
 
 def test_the_input_pipeline_need_not_be_measured(monkeypatch, capsys):
     _, out = run_command(monkeypatch, capsys, topology="v3-8", host_rate=False)
-    assert "wanted of each host" in out and "core" not in out
+    assert "needed of each host" in out and "core" not in out
 
 
-def test_batch_size_replaces_the_runs(monkeypatch, capsys):
+def test_the_flag_replaces_the_batch_size_of_the_run(monkeypatch, capsys):
     _, out = run_command(monkeypatch, capsys, topology="v3-8", batch_size=24, json=True)
     assert json.loads(out)["steps"]["train"]["images"] == 3
 
@@ -184,23 +184,23 @@ def test_the_largest_batch_is_found(monkeypatch, capsys, images):
         find_batch_size=True,
         json=True,
     )
-    found = json.loads(out)["steps"]
-    assert found["train"]["largest_batch"] == 8 * LARGEST
-    assert "largest_batch" not in found["eval"]  # It fits.
+    steps = json.loads(out)["steps"]
+    assert steps["train"]["largest_batch"] == 8 * LARGEST
+    assert "largest_batch" not in steps["eval"]  # It fits.
     assert code == (images > LARGEST)
 
 
-def test_an_evaluation_that_does_not_fit_is_made_smaller_too(monkeypatch, capsys):
-    made = {"eval": tanh_step(1000, "TrainingPlan.eval_batch_per_replica")}
+def test_the_largest_evaluation_batch_is_searched_too(monkeypatch, capsys):
+    steps = {"eval": tanh_step(1000, "TrainingPlan.eval_batch_per_replica")}
     _, out = run_command(
-        monkeypatch, capsys, made, topology="v3-8", find_batch_size=True
+        monkeypatch, capsys, steps, topology="v3-8", find_batch_size=True
     )
     assert f"{8 * LARGEST:,}, {LARGEST} images on each of 8 devices" in out
     assert "TrainingPlan.eval_batch_per_replica sets it" in out
 
 
 def test_memory_beyond_the_device_does_not_fit_even_if_it_compiles(monkeypatch, capsys):
-    # The fake compiler thinks of a v3, which has twice as much.
+    # The fake compiler has the limit of a v3, which has twice as much memory.
     code, out = run_command(
         monkeypatch, capsys, topology="v2-8", batch_size=8 * 100, json=True
     )
@@ -209,7 +209,7 @@ def test_memory_beyond_the_device_does_not_fit_even_if_it_compiles(monkeypatch, 
     assert train["missing_gib"] == pytest.approx(1.05 + 10 - 7.48)
 
 
-def test_programs_are_written_for_others_to_check(monkeypatch, capsys, tmp_path):
+def test_dump_hlo_writes_the_programs(monkeypatch, capsys, tmp_path):
     run_command(monkeypatch, capsys, topology="v3-8", dump_hlo=str(tmp_path / "hlo"))
     files = {path.name for path in (tmp_path / "hlo").iterdir()}
     names = ("train", "eval", "predict")
@@ -217,21 +217,21 @@ def test_programs_are_written_for_others_to_check(monkeypatch, capsys, tmp_path)
     assert (tmp_path / "hlo/train.tpu.txt").read_text() == TEXT
 
 
-def test_an_operation_for_hosts_is_named_with_its_line():
+def test_an_operation_without_a_kernel_is_reported_with_its_line():
     def fn(boxes, scores):
         return tf.image.combined_non_max_suppression(boxes, scores, 10, 10)[0]
 
     line = f"{__file__}:{fn.__code__.co_firstlineno + 1}"
     specs = tf.TensorSpec([1, 10, 1, 4]), tf.TensorSpec([1, 10, 2])
     step = step_functions.ReplicaFn(fn, lambda _: specs, 1, 1, "")
-    found = preflight.examine("eval", step, 1, roofline.accelerator("v3-8"))
-    assert found["outcome"] == "does not compile"
-    assert found["error"] == (
+    report = preflight.examine("eval", step, 1, roofline.accelerator("v3-8"))
+    assert report.outcome == "does not compile"
+    assert report.error == (
         f"CombinedNonMaxSuppression has no kernel for XLA; made at {line}"
     )
 
 
-def test_without_the_extra_a_sentence_says_what_to_install():
+def test_without_the_extra_the_error_names_the_package_to_install():
     code = (
         "import sys; sys.modules['libtpu'] = None\n"
         "from retinanet_tpu import preflight\n"
@@ -272,25 +272,27 @@ def small_steps():
 @pytest.mark.parametrize("topology", ["v2-8", "v3-8", "v5litepod-8", "v6e-8"])
 def test_a_retinanet_trains_on_a_slice(small_steps, topology):
     target = roofline.accelerator(topology)
-    found = preflight.examine("train", small_steps["train"], 1, target)
-    assert found["fits"], found
-    assert found["hbm_gib"] < 0.1
-    on_chip = found["on_chip_traffic_mb"]
+    report = preflight.examine("train", small_steps["train"], 1, target)
+    assert report.fits, report
+    assert report.cost.hbm_gib < 0.1
+    on_chip = report.cost.on_chip_traffic_mb
     if topology in ("v2-8", "v3-8"):
-        # All is in HBM, so the compiler's own sum is a second opinion.
+        # All buffers are in HBM, so the compiler's own sum must agree.
         assert on_chip == 0
-        assert found["hbm_traffic_mb"] == pytest.approx(found["accessed_mb"], rel=0.1)
+        accessed = report.cost.accessed_mb
+        assert report.cost.hbm_traffic_mb == pytest.approx(accessed, rel=0.1)
     else:
-        assert on_chip > found["hbm_traffic_mb"]
-    assert any("retinanet_tpu/" in move["line"] for move in found["largest_moves"])
+        assert on_chip > report.cost.hbm_traffic_mb
+    moves = report.cost.largest_moves
+    assert any("retinanet_tpu/" in move["line"] for move in moves)
 
 
 @needs_libtpu
 @pytest.mark.parametrize("name", ["eval", "predict"])
-def test_a_retinanet_scores_and_predicts_on_a_slice(small_steps, name):
+def test_a_retinanet_evaluates_and_predicts_on_a_slice(small_steps, name):
     target = roofline.accelerator("v5litepod-8")
-    found = preflight.examine(name, small_steps[name], 1, target)
-    assert found["fits"], found
+    report = preflight.examine(name, small_steps[name], 1, target)
+    assert report.fits, report
 
 
 @needs_libtpu
@@ -305,8 +307,9 @@ def test_the_pod_run_fits_a_v3_32(tmp_path):
     ]
     ended = subprocess.run(command, stdout=subprocess.PIPE, env=dict(os.environ))
     assert ended.returncode == 0
-    found = json.loads(ended.stdout)["steps"]
-    assert [step["fits"] for step in found.values()] == [True] * 3
-    assert found["train"]["images"] * found["train"]["num_devices"] == 256
+    steps = json.loads(ended.stdout)["steps"]
+    train = steps["train"]
+    assert [step["fits"] for step in steps.values()] == [True] * 3
+    assert train["images"] * train["num_devices"] == 256
     # ResNet-50-FPN at 640 px takes some 480 GFLOP an image, forwards and backwards.
-    assert 400 < found["train"]["gflop"] / found["train"]["images"] < 650
+    assert 400 < train["gflop"] / train["images"] < 650

@@ -254,6 +254,33 @@ def read_saved(
     return setting_names.with_new_names(text, renamed)
 
 
+def read_saved_settings(
+    path: str, renamed: Mapping[str, str] = types.MappingProxyType({})
+) -> dict[str, Any]:
+    """Returns the values of a saved configuration, by the names of the settings.
+
+    A name is that of a configurable without scope and module, a dot and the parameter.
+    Macros are replaced by their values; references to configurables are left out, and so
+    are settings that hold for one scope only.
+
+    Args:
+      path: The file.
+      renamed: See `parse`.
+    Raises:
+      MissingFileError: No such file.
+      UserError: It is no gin, or does more than set values.
+    """
+    bindings = _bindings(read_saved(path, renamed), {})
+    macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
+    values = {
+        f"{_last(x.selector)}.{x.arg_name}": _resolved(x.value, macros)
+        for x in bindings
+        if x.arg_name and not x.scope
+    }
+    records = (_Macro, setting_types.Reference)
+    return {name: x for name, x in values.items() if not isinstance(x, records)}
+
+
 def _check_setting(setting):
     """Raises an error that names a --gin_param that is no gin."""
     try:

@@ -1,5 +1,6 @@
-"""What a run's anchors meet: the boxes as the network sees them, and who gets which."""
+"""The recall of a run's anchors, and the boxes that each anchor is assigned to."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,57 +16,70 @@ ALL_SIZES = "all"
 
 
 class AugmentedBoxes(NamedTuple):
-    """Boxes of a split on the network's canvas, crowds left out."""
+    """The boxes of a split in the network's input, crowds left out.
 
-    boxes_yxyx: np.ndarray  # float32 [M, 4], px of the network's input
-    places: np.ndarray  # int64 [M], which box of the split each is
+    Attributes:
+      boxes_yxyx: float32 [M, 4], px of the network's input.
+      box_indices: int64 [M], the index of each box in the split.
+    """
+
+    boxes_yxyx: np.ndarray
+    box_indices: np.ndarray
 
 
-class AssignedBox(NamedTuple):
-    """The positive anchors of one image."""
+class AssignedAnchors(NamedTuple):
+    """The positive anchors of one image.
 
-    anchors_yxyx: np.ndarray  # float32 [P, 4], px of the network's input
-    boxes: np.ndarray  # int64 [P], which of the image's boxes each answers for
-    num_ignored: int  # anchors that carry no loss
+    Attributes:
+      anchors_yxyx: float32 [P, 4], px of the network's input.
+      box_indices: int64 [P], the box of the image that each is assigned to.
+      num_ignored: The number of anchors that carry no loss.
+    """
+
+    anchors_yxyx: np.ndarray
+    box_indices: np.ndarray
+    num_ignored: int
 
 
 def augment_boxes(
     split: dataset_stats.Split,
-    canvas: examples.OutputSpec,
+    output: examples.OutputSpec,
     *,
     augmentation: examples.Augmentation | None = None,
     passes: int = 1,
     seed: int = 0,
 ) -> AugmentedBoxes:
-    """Moves boxes as the input pipeline does, without a look at the pixels.
+    """Transforms boxes as the input pipeline does, without decoding images.
 
-    Mirroring is left out: it changes no box's sides.
+    Flips are left out: they change no box's sides.
 
     Args:
-      split: measured.
-      canvas: of the network.
-      augmentation: None shows whole images, as evaluation does.
-      passes: how often to draw the luck of each image.
-      seed: of the draws.
+      split: The measured split.
+      output: The size of the network's input and the number of boxes that it keeps.
+      augmentation: The augmentation; None resizes whole images, as evaluation does.
+      passes: The number of augmented samples of each image.
+      seed: The seed of the random numbers.
     """
     low, high = augmentation.scale_jitter if augmentation else (1.0, 1.0)
     is_moved = augmentation is not None
 
     @tf.function
-    def shown(size, boxes_yxyx, place):
-        draws = tf.random.stateless_uniform([3], tf.stack([seed, place]))
+    def augment(
+        size: tf.Tensor, boxes_yxyx: tf.Tensor, sample: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        uniforms = tf.random.stateless_uniform([3], tf.stack([seed, sample]))
         window = transforms.crop_window(
             size,
-            canvas.image_size,
-            scale=low + draws[0] * (high - low),
-            position=draws[1:] if is_moved else (0.0, 0.0),
+            output.image_size,
+            scale=low + uniforms[0] * (high - low),
+            position=uniforms[1:] if is_moved else (0.0, 0.0),
         )
         moved = transforms.transform_boxes(boxes_yxyx, window)
-        seen = tf.where(transforms.is_nonempty(moved))[:, 0]
+        nonempty = tf.where(transforms.is_nonempty(moved))[:, 0]
         largest = transforms.largest_box_indices(
-            tf.gather(moved, seen), canvas.max_boxes
+            tf.gather(moved, nonempty), output.max_boxes
         )
-        keep = tf.gather(seen, largest)
+        keep = tf.gather(nonempty, largest)
         return tf.gather(moved, keep), keep
 
     rows = _rows(split)
@@ -75,43 +89,44 @@ def augment_boxes(
         tf.TensorSpec([], tf.int32),
     )
 
-    def inputs():
-        for number in range(passes * len(rows)):
-            image = number % len(rows)
-            yield split.image_sizes[image], split.boxes_yxyx[rows[image]], number
+    def inputs() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        for sample in range(passes * len(rows)):
+            image = sample % len(rows)
+            yield split.image_sizes[image], split.boxes_yxyx[rows[image]], sample
 
     dataset = tf.data.Dataset.from_generator(inputs, output_signature=signature)
-    moved = dataset.map(shown, num_parallel_calls=tf.data.AUTOTUNE)
-    boxes, places = [np.zeros([0, 4], np.float32)], [np.zeros([0], np.int64)]
-    for number, (found, keep) in enumerate(moved.as_numpy_iterator()):
-        boxes.append(found)
-        places.append(rows[number % len(rows)][keep])
-    joined, origins = np.concatenate(boxes), np.concatenate(places)
-    is_object = ~split.is_crowd[origins]
-    return AugmentedBoxes(joined[is_object], origins[is_object])
+    augmented = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    # The empty arrays keep the shapes where there are no images.
+    boxes, indices = [np.zeros([0, 4], np.float32)], [np.zeros([0], np.int64)]
+    for sample, (sample_boxes, keep) in enumerate(augmented.as_numpy_iterator()):
+        boxes.append(sample_boxes)
+        indices.append(rows[sample % len(rows)][keep])
+    all_boxes, box_indices = np.concatenate(boxes), np.concatenate(indices)
+    is_object = ~split.is_crowd[box_indices]
+    return AugmentedBoxes(all_boxes[is_object], box_indices[is_object])
 
 
 def by_size(
-    ious: np.ndarray, shown: AugmentedBoxes, split: dataset_stats.Split
+    ious: np.ndarray, augmented: AugmentedBoxes, split: dataset_stats.Split
 ) -> dict[str, anchor_search.Coverage]:
-    """Returns how well boxes are reached, by COCO's sizes and over all.
+    """Returns the coverage of boxes by COCO's sizes and over all.
 
     Args:
-      ious: float32 [M], of each shown box with its best anchor.
-      shown: the boxes.
-      split: where they are from; sizes are those of the image as annotated.
+      ious: float32 [M], the IoU of each augmented box with its best anchor.
+      augmented: The boxes.
+      split: The split that they are from; sizes are those of the annotated image.
     """
-    sizes = split.size_indexes[shown.places]
-    found = {
+    sizes = split.size_indexes[augmented.box_indices]
+    coverages = {
         name: anchor_search.coverage(ious[sizes == index])
         for index, name in enumerate(dataset_stats.SIZE_NAMES)
     }
-    return found | {ALL_SIZES: anchor_search.coverage(ious)}
+    return coverages | {ALL_SIZES: anchor_search.coverage(ious)}
 
 
 def assigned_anchors(
     assigned: targets.Targets, *, anchors: Anchors, image_size: tuple[int, int]
-) -> list[AssignedBox]:
+) -> list[AssignedAnchors]:
     """Returns the anchors that are assigned to boxes.
 
     Args:
@@ -125,7 +140,7 @@ def assigned_anchors(
     centers, sides = np.split(np.concatenate(anchors.boxes_cyxhw(image_size)), 2, -1)
     anchors_yxyx = np.concatenate([centers - sides / 2, centers + sides / 2], axis=-1)
     return [
-        AssignedBox(
+        AssignedAnchors(
             anchors_yxyx[boxes >= 0],
             boxes[boxes >= 0],
             int((boxes == structures.IGNORE).sum()),
@@ -151,6 +166,6 @@ def _matches_by_cell(
 
 
 def _rows(split: dataset_stats.Split) -> list[np.ndarray]:
-    """Returns int64 [boxes] for each image: where its boxes are in the split."""
+    """Returns int64 [boxes] for each image, the indices of its boxes in the split."""
     ends = np.cumsum(split.boxes_per_image)
     return np.split(np.arange(len(split.images)), ends[:-1]) if len(ends) else []

@@ -1,40 +1,48 @@
-"""How well anchors reach boxes, and which anchors would reach them better."""
+"""The coverage of boxes by anchors, and a search for anchors that cover more."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from retinanet_tpu import errors
-from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.boxes.anchors import Anchors
 
 RECALL_IOU = 0.5  # RetinaNet's threshold of a positive anchor.
-_MAX_BOXES = 3000  # That the search looks at: of more it learns little, and slowly.
-# Base sides to start from, in strides; the evolution moves on from the best.
+_MAX_BOXES = 3000  # The search samples as many; more make it slow, not better.
+# Base sides to start from, in strides; the evolution continues from the best.
 _FIRST_SIZES = tuple(2 ** (exponent / 2) for exponent in range(7))
 _NUM_STARTS = 3
-# Spread of a mutation's factors, from the first generation to the last.
+# The standard deviation of a mutation's log factors, first and last generation.
 _MUTATION_SIGMAS = (0.3, 0.01)
-_DIGITS = 4  # Of what is found: as it is judged, so can it be written down.
+_DIGITS = 4  # Candidates are rounded, so that the gin file has the values evaluated.
 
 
 class Coverage(NamedTuple):
-    """How well anchors reach boxes."""
+    """The coverage of boxes by anchors.
+
+    Attributes:
+      num_boxes: The number of boxes.
+      recall: The share of boxes with an anchor of IoU >= RECALL_IOU.
+      mean_iou: The mean IoU of the boxes with their best anchors.
+    """
 
     num_boxes: int
-    recall: float  # share of boxes with an anchor of IoU >= REACHED_AT
-    mean_iou: float  # of each box with its best anchor
+    recall: float
+    mean_iou: float
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shapes:
+    """The settings of anchors that the search changes."""
+
     size: float
     scales: tuple[float, ...]
     ratios: tuple[float, ...]
 
     def rounded(self) -> "_Shapes":
-        """Returns the same anchors, scales rising from 1, in few digits."""
+        """Returns the same anchors in few digits, with scales rising from 1."""
         first = min(self.scales)
         return _Shapes(
             _round(self.size * first),
@@ -44,20 +52,20 @@ class _Shapes:
 
 
 def best_iou(
-    boxes_yxyx: np.ndarray, anchors: anchors_lib.Anchors, image_size: tuple[int, int]
+    boxes_yxyx: np.ndarray, anchors: Anchors, image_size: tuple[int, int]
 ) -> np.ndarray:
-    """Returns float32 [N], the highest IoU that any anchor has with each box.
+    """Returns float32 [N], the highest IoU of each box with any anchor.
 
-    Of one level and shape that is the anchor of the cell in which the box's center
-    lies, since overlap falls with the distance along either axis. So the grid is never
-    written out, and the answer is exact.
+    Among the anchors of one level and shape, the one whose cell contains the box's
+    center overlaps most, since overlap falls with the distance along either axis.
+    So the result is exact without building the grid.
 
     Args:
       boxes_yxyx: float32 [N, 4], px of the network's input.
-      anchors: the shapes and levels.
-      image_size: height and width of the network's input, px.
+      anchors: The shapes and levels.
+      image_size: The height and width of the network's input, px.
     Raises:
-      UserError: a side that the coarsest level's stride does not divide.
+      UserError: The coarsest level's stride does not divide a side.
     """
     boxes = np.asarray(boxes_yxyx, np.float32)
     sides = np.maximum(boxes[:, None, 2:] - boxes[:, None, :2], 0)
@@ -69,17 +77,21 @@ def best_iou(
         cells = np.clip(np.floor(centers / stride), 0, np.array(grid) - 1)
         offsets = np.abs(centers - (cells + 0.5) * stride)
         shape = (shapes * stride)[None]
-        # Two intervals share the shorter of: either one, or what the offset leaves.
-        shared = np.minimum(sides, shape)
-        shared = np.minimum(shared, (sides + shape) / 2 - offsets)
-        shared = np.maximum(shared, 0).prod(axis=-1)
-        union = sides.prod(axis=-1) + shape.prod(axis=-1) - shared
-        best = np.maximum(best, (shared / union).max(axis=-1))
+        # Along an axis the overlap is either side, or what the offset leaves.
+        overlaps = np.minimum(sides, shape)
+        overlaps = np.minimum(overlaps, (sides + shape) / 2 - offsets)
+        intersection = np.maximum(overlaps, 0).prod(axis=-1)
+        union = sides.prod(axis=-1) + shape.prod(axis=-1) - intersection
+        best = np.maximum(best, (intersection / union).max(axis=-1))
     return best.astype(np.float32)
 
 
 def coverage(ious: np.ndarray) -> Coverage:
-    """Returns what best IoUs, float32 [N], come to; recall and mean of none are 0."""
+    """Returns the coverage of boxes; without boxes, recall and mean IoU are 0.
+
+    Args:
+      ious: float32 [N], the IoU of each box with its best anchor.
+    """
     if not len(ious):
         return Coverage(0, 0.0, 0.0)
     return Coverage(len(ious), float(np.mean(ious >= RECALL_IOU)), float(np.mean(ious)))
@@ -87,38 +99,38 @@ def coverage(ious: np.ndarray) -> Coverage:
 
 def fit(
     boxes_yxyx: np.ndarray,
-    start: anchors_lib.Anchors,
+    start: Anchors,
     image_size: tuple[int, int],
     *,
     groups: np.ndarray | None = None,
     counts: tuple[int, int] | None = None,
     generations: int = 400,
     seed: int = 0,
-) -> anchors_lib.Anchors:
-    """Finds size, scales and aspect ratios that reach the boxes better.
+) -> Anchors:
+    """Finds the size, scales and aspect ratios that cover the boxes better.
 
-    Aspect ratios start from k-means of the boxes' own, scales from an octave in even
-    steps; the best of some sizes, and `start`, are then changed at random, and what
-    has the higher sum of recall and mean IoU stays. Groups count by the root of their
-    size, so that the few boxes of one are not given up for the many of another. With
-    as many scales and ratios as `start` neither figure falls over all boxes, nor their
-    sum in any group.
+    Aspect ratios start from the k-means of those of the boxes, scales from an octave in
+    even steps. The best of several sizes, and `start`, are then mutated at random; a
+    mutation with a higher sum of recall and mean IoU is kept. Groups are weighted by
+    the square root of their size, so that small groups are not sacrificed for large
+    ones. With as many scales and ratios as `start`, neither recall nor mean IoU falls
+    over all boxes, nor their sum in any group.
 
     Args:
-      boxes_yxyx: float32 [N, 4], px of the network's input, as training shows them.
-      start: the anchors to improve on; their levels stay.
-      image_size: height and width of the network's input, px.
-      groups: int [N], of which group each box is, by its size say; None for one.
-      counts: how many scales and how many aspect ratios; None for those of `start`.
-      generations: candidates to try from each start.
-      seed: of the search; the same again finds the same.
+      boxes_yxyx: float32 [N, 4], px of the network's input, augmented.
+      start: The anchors to improve; their levels stay.
+      image_size: The height and width of the network's input, px.
+      groups: int [N], the group of each box, e.g. by its size; None for one group.
+      counts: The numbers of scales and of aspect ratios; None for those of `start`.
+      generations: The number of candidates from each start.
+      seed: The seed of the search; equal seeds give equal results.
     Returns:
-      Anchors, or `start` itself where nothing better was found.
+      The anchors, or `start` itself if nothing better was found.
     Raises:
-      UserError: there are no boxes, counts are below 1, or the size does not fit.
+      UserError: There are no boxes, counts are below 1, or the size does not fit.
     Source: ours; k-means as in YOLO9000, arXiv:1612.08242, section 2 "Dimension
-      Clusters". The evolution judges IoUs on the grid: where an anchor lies matters to
-      small boxes as much as its shape.
+      Clusters". The evolution evaluates IoUs on the grid: the position of an anchor
+      matters to small boxes as much as its shape.
     """
     start_counts = len(start.scales), len(start.aspect_ratios)
     counts = counts or start_counts
@@ -131,57 +143,85 @@ def fit(
     groups = np.zeros(len(boxes), int) if groups is None else groups
     parts = [boxes[groups == group] for group in np.unique(groups)]
     rng = np.random.default_rng(seed)
-    room = _MAX_BOXES // len(parts)
-    samples = [part[rng.permutation(len(part))[:room]] for part in parts]
+    max_sampled = _MAX_BOXES // len(parts)
+    samples = [part[rng.permutation(len(part))[:max_sampled]] for part in parts]
     sizes = [len(part) for part in parts]
-    judge = _Objective(samples, sizes, start, image_size)
-    starts = [(judge.merit(s), s) for s in _starts(boxes, start, counts)]
-    starts.sort(key=lambda pair: pair[0], reverse=True)
-    found = []
+    objective = _Objective(samples, sizes, start, image_size)
+    starts = [_Candidate(objective(s), s) for s in _starts(boxes, start, counts)]
+    starts.sort(key=lambda candidate: candidate.value, reverse=True)
+    candidates = []
     for first in starts[:_NUM_STARTS]:
-        found += _evolve(first, judge.merit, generations, rng)
-    found.sort(key=lambda pair: pair[0], reverse=True)
+        candidates += _evolve(first, objective, generations, rng)
+    candidates.sort(key=lambda candidate: candidate.value, reverse=True)
     if counts != start_counts:
-        return _anchors(found[0][1], start)
-    # What is better on a sample need not be so on all.
-    judge = _Objective(parts, sizes, start, image_size)
-    for _, shapes in found:
-        if judge.merit(shapes) > (0.0, 0.0):
-            return _anchors(shapes, start)
+        return _anchors(candidates[0].shapes, start)
+    # A candidate that is better on the sample may be worse on all boxes.
+    objective = _Objective(parts, sizes, start, image_size)
+    for candidate in candidates:
+        if objective(candidate.shapes) > (0.0, 0.0):
+            return _anchors(candidate.shapes, start)
     return start
 
 
 class _Objective:
-    """Compares shapes with the anchors to improve on, group by group."""
+    """The objective of the search: the gains over `start`, group by group."""
 
-    def __init__(self, parts, sizes, start, image_size):
-        self._parts, self._start, self._image_size = parts, start, image_size
+    def __init__(
+        self,
+        parts: Sequence[np.ndarray],
+        sizes: Sequence[int],
+        start: Anchors,
+        image_size: tuple[int, int],
+    ):
+        """Initializes the objective.
+
+        Args:
+          parts: float32 [n, 4] for each group, its boxes or a sample of them.
+          sizes: The number of all boxes of each group.
+          start: The anchors to improve.
+          image_size: The height and width of the network's input, px.
+        """
+        self._parts = parts
+        self._start = start
+        self._image_size = image_size
         self._shares = np.array(sizes) / np.sum(sizes)
         self._weights = np.sqrt(self._shares) / np.sqrt(self._shares).sum()
-        self._floors = self._figures(start)
+        self._baseline = self._coverages(start)
 
-    def merit(self, shapes: "_Shapes") -> tuple[float, float]:
-        """Returns minus what is lost where there is a loss, and what is won in all.
+    def __call__(self, shapes: _Shapes) -> tuple[float, float]:
+        """Returns minus the sum of all losses, and the weighted sum of all gains.
 
-        A loss is one of recall or mean IoU over all boxes, or of a group's sum of both;
-        recall alone moves in steps, so that a small group could never change at all.
+        A loss is one of recall or mean IoU over all boxes, or of a group's sum of both.
+        The recall of one group is not limited by itself: it moves in steps, so that a
+        small group could never change at all.
         """
-        gains = self._figures(_anchors(shapes, self._start)) - self._floors
-        bounded = np.concatenate([self._shares @ gains, gains.sum(axis=-1)])
-        return float(np.minimum(bounded, 0).sum()), float(
-            self._weights @ gains.sum(axis=-1)
-        )
+        gains = self._coverages(_anchors(shapes, self._start)) - self._baseline
+        group_gains = gains.sum(axis=-1)
+        bounded = np.concatenate([self._shares @ gains, group_gains])
+        losses = np.minimum(bounded, 0).sum()
+        return float(losses), float(self._weights @ group_gains)
 
-    def _figures(self, anchors):
+    def _coverages(self, anchors: Anchors) -> np.ndarray:
         """Returns float64 [groups, 2]: recall and mean IoU."""
-        reaches = [
+        coverages = [
             coverage(best_iou(part, anchors, self._image_size)) for part in self._parts
         ]
-        return np.array([(r.recall, r.mean_iou) for r in reaches])
+        return np.array([(c.recall, c.mean_iou) for c in coverages])
+
+
+class _Candidate(NamedTuple):
+    value: tuple[float, float]  # the value of the objective
+    shapes: _Shapes
 
 
 def k_means(values: np.ndarray, k: int, *, rounds: int = 50) -> np.ndarray:
-    """Returns float64 [k], rising: the centers of numbers [N], from their quantiles."""
+    """Returns float64 [k], rising: the cluster centers of numbers.
+
+    Args:
+      values: float [N], the numbers; the search starts from their quantiles.
+      k: The number of clusters.
+      rounds: The most iterations.
+    """
     centers = np.quantile(values, (np.arange(k) + 0.5) / k)
     for _ in range(rounds):
         nearest = np.abs(values[:, None] - centers).argmin(axis=-1)
@@ -196,28 +236,33 @@ def k_means(values: np.ndarray, k: int, *, rounds: int = 50) -> np.ndarray:
 
 
 def _evolve(
-    first, merit, generations, rng
-) -> list[tuple[tuple[float, float], _Shapes]]:
-    """Returns what was best on the way, with its merit."""
-    found = [first]
-    for spread in np.geomspace(*_MUTATION_SIGMAS, generations):
-        candidate = _mutated(found[-1][1], spread, rng)
-        candidate_merit = merit(candidate)
-        if candidate_merit > found[-1][0]:
-            found.append((candidate_merit, candidate))
-    return found
+    first: _Candidate,
+    objective: _Objective,
+    generations: int,
+    rng: np.random.Generator,
+) -> list[_Candidate]:
+    """Returns the successive improvements by random mutations, `first` included."""
+    improvements = [first]
+    for sigma in np.geomspace(*_MUTATION_SIGMAS, generations):
+        shapes = _mutated(improvements[-1].shapes, sigma, rng)
+        value = objective(shapes)
+        if value > improvements[-1].value:
+            improvements.append(_Candidate(value, shapes))
+    return improvements
 
 
-def _mutated(shapes: _Shapes, spread: float, rng: np.random.Generator) -> _Shapes:
+def _mutated(shapes: _Shapes, sigma: float, rng: np.random.Generator) -> _Shapes:
     values = np.array([shapes.size, *shapes.scales, *shapes.ratios])
     is_changed = rng.random(len(values)) < 0.5
     is_changed[rng.integers(len(values))] = True  # At least one.
-    values = values * np.exp(rng.normal(0, spread, len(values)) * is_changed)
+    values = values * np.exp(rng.normal(0, sigma, len(values)) * is_changed)
     last = 1 + len(shapes.scales)
     return _Shapes(values[0], tuple(values[1:last]), tuple(values[last:])).rounded()
 
 
-def _starts(boxes, start, counts) -> Iterable[_Shapes]:
+def _starts(
+    boxes: np.ndarray, start: Anchors, counts: tuple[int, int]
+) -> Iterator[_Shapes]:
     num_scales, num_ratios = counts
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
     ratios = tuple(np.exp(k_means(np.log(sides[:, 1] / sides[:, 0]), num_ratios)))
@@ -228,8 +273,8 @@ def _starts(boxes, start, counts) -> Iterable[_Shapes]:
         yield _Shapes(start.size, start.scales, start.aspect_ratios).rounded()
 
 
-def _anchors(shapes: _Shapes, like: anchors_lib.Anchors) -> anchors_lib.Anchors:
-    return anchors_lib.Anchors(
+def _anchors(shapes: _Shapes, like: Anchors) -> Anchors:
+    return Anchors(
         min_level=like.min_level,
         max_level=like.max_level,
         scales=shapes.scales,
@@ -238,7 +283,7 @@ def _anchors(shapes: _Shapes, like: anchors_lib.Anchors) -> anchors_lib.Anchors:
     )
 
 
-def _shapes_hw(anchors: anchors_lib.Anchors) -> np.ndarray:
+def _shapes_hw(anchors: Anchors) -> np.ndarray:
     """Returns float32 [shapes, 2], heights and widths in strides."""
     sides = [
         (scale / ratio**0.5, scale * ratio**0.5)

@@ -1,4 +1,4 @@
-"""What the records of a split hold, counted and measured: images, boxes, classes."""
+"""Statistics of the records of a split: images, boxes, classes."""
 
 import collections
 from collections.abc import Iterable
@@ -17,41 +17,53 @@ from retinanet_tpu.data import (
     transforms,
 )
 
-# COCO's: an area under the first is small, under the second medium, px^2 as annotated.
+# COCO's limits: an area under the first is small, under the second medium; px^2.
 SIZE_LIMITS = (32**2, 96**2)
 SIZE_NAMES = ("small", "medium", "large")
-# Files that a sample is drawn from; opening each takes a request where storage is far.
+# The most files that a sample is read from; opening a remote file takes a request.
 _SAMPLED_FILES = 16
-# Rounding to float32 shares and back moves a side by less.
+# Rounding to float32 shares of the sides and back moves a corner by less.
 _OUTSIDE_PX = 0.5
 
 
 class Split(NamedTuple):
-    """The images of a split and, image by image, their boxes."""
+    """The I images and N boxes of a split, boxes in the order of the images.
+
+    Attributes:
+      name: The name of the split.
+      image_ids: int64 [I].
+      image_sizes: int32 [I, 2], the height and width of the stored image, px.
+      fingerprints: uint64 [I], equal for equal files.
+      file_names: The I file names; empty where the record has none.
+      boxes_yxyx: float32 [N, 4], px of the image.
+      category_ids: int64 [N].
+      is_crowd: bool [N].
+      images: int64 [N], the index of the image of each box.
+    """
 
     name: str
-    image_ids: np.ndarray  # int64 [I]
-    image_sizes: np.ndarray  # int32 [I, 2], height and width of the image itself
-    fingerprints: np.ndarray  # uint64 [I], equal for equal files
-    file_names: tuple[str, ...]  # I of them, empty where the record has none
-    boxes_yxyx: np.ndarray  # float32 [N, 4], px of the image
-    category_ids: np.ndarray  # int64 [N]
-    is_crowd: np.ndarray  # bool [N]
-    images: np.ndarray  # int64 [N], which image a box is of
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    fingerprints: np.ndarray
+    file_names: tuple[str, ...]
+    boxes_yxyx: np.ndarray
+    category_ids: np.ndarray
+    is_crowd: np.ndarray
+    images: np.ndarray
 
     @property
     def boxes_per_image(self) -> np.ndarray:
-        """Returns int64 [I], crowds included."""
+        """Returns int64 [I], the number of boxes of each image, crowds included."""
         return np.bincount(self.images, minlength=len(self.image_ids))
 
     @property
     def sides(self) -> np.ndarray:
-        """Returns float32 [N, 2], height and width of each box, px."""
+        """Returns float32 [N, 2], the height and width of each box, px."""
         return self.boxes_yxyx[:, 2:] - self.boxes_yxyx[:, :2]
 
     @property
     def size_indexes(self) -> np.ndarray:
-        """Returns int64 [N], places in SIZE_NAMES by the area of the box."""
+        """Returns int64 [N], the index in SIZE_NAMES by the area of each box."""
         return np.searchsorted(SIZE_LIMITS, self.sides.prod(axis=-1), side="right")
 
     @property
@@ -65,11 +77,11 @@ class Split(NamedTuple):
     def is_usable(self) -> np.ndarray:
         """Returns bool [N], whether a pixel of the box lies in its image.
 
-        Turned corners (ymin above ymax) leave none, nor do numbers that are not finite.
+        Boxes with corners in the wrong order, or with NaN, have no pixel.
         """
         limits = np.tile(self.image_sizes[self.images], 2)
-        cut = np.clip(self.boxes_yxyx, 0, limits)
-        return (cut[:, 2:] - cut[:, :2] >= transforms.MIN_SIDE).all(axis=-1)
+        clipped = np.clip(self.boxes_yxyx, 0, limits)
+        return (clipped[:, 2:] - clipped[:, :2] >= transforms.MIN_SIDE).all(axis=-1)
 
 
 def read(
@@ -82,13 +94,14 @@ def read(
     """Measures a split; images other than JPEGs are decoded for their size.
 
     Args:
-      data_dir: the folder of `<split>-?????-of-?????.tfrecord`.
-      split: "train", for instance.
-      categories: of the folder's categories.json; ids that it lacks are kept.
-      num_images: how many at most, from the heads of up to 16 files; None for all.
+      data_dir: The directory of `<split>-?????-of-?????.tfrecord`.
+      split: The name of the split, e.g. "train".
+      categories: The categories of the directory; boxes of unknown ids are kept.
+      num_images: The most images, from the first records of up to 16 files; None reads
+        all records.
     Raises:
-      MissingFileError: the split has no files.
-      UserError: a record is damaged; says which.
+      MissingFileError: The split has no files.
+      UserError: A record is corrupt; contains the file and the record.
     """
     files = record_files.find(data_dir, split)
     if num_images is None:
@@ -98,37 +111,39 @@ def read(
         records = paths.interleave(
             tf.data.TFRecordDataset, cycle_length=_SAMPLED_FILES
         ).take(num_images)
-    measured = records.map(_measured, num_parallel_calls=tf.data.AUTOTUNE)
+    measured = records.map(_measure, num_parallel_calls=tf.data.AUTOTUNE)
     try:
         rows = list(measured.as_numpy_iterator())
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         raise pipeline.explain_failure(error, files, categories) or error from error
-    return _joined(split, rows)
+    return _join(split, rows)
 
 
 def has_object(data_dir: str, split: str, category_ids: Iterable[int]) -> bool:
-    """Returns whether a split holds a box, not a crowd, of one of some categories.
+    """Returns whether a split has a box, not a crowd, of any of the categories.
 
-    Reads up to the first such box, which in sound data is in one of the first records.
+    Reads up to the first such box; in valid data one of the first records has one.
 
+    Args:
+      data_dir: The directory of the records.
+      split: The name of the split.
+      category_ids: The ids of the categories.
     Raises:
-      MissingFileError: the split has no files.
+      MissingFileError: The split has no files.
     """
-    wanted = tf.constant(sorted(category_ids), tf.int64)
+    ids = tf.constant(sorted(category_ids), tf.int64)
 
     def is_hit(serialized: tf.Tensor) -> tf.Tensor:
         example = tf_example.parse(serialized)
-        is_wanted = (example.category_ids[:, None] == wanted) & ~example.is_crowd[
-            :, None
-        ]
-        return tf.reduce_any(is_wanted)
+        is_category = example.category_ids[:, None] == ids
+        return tf.reduce_any(is_category & ~example.is_crowd[:, None])
 
     records = tf.data.TFRecordDataset(record_files.find(data_dir, split))
     return next(iter(records.filter(is_hit)), None) is not None
 
 
 def class_counts(split: Split, categories: category_map.Categories) -> np.ndarray:
-    """Returns int64 [K, 2]: boxes of each class and images that have one."""
+    """Returns int64 [K, 2]: the numbers of boxes of each class and of their images."""
     counts = np.zeros([categories.num_classes, 2], np.int64)
     for category in categories.categories:
         is_of_class = split.category_ids == category.id
@@ -138,40 +153,40 @@ def class_counts(split: Split, categories: category_map.Categories) -> np.ndarra
 
 
 def duplicates(split: Split) -> list[list[int]]:
-    """Returns the images, by place in the split, that are one file, group by group."""
+    """Returns groups of indices of images whose files are equal."""
     groups = collections.defaultdict(list)
-    for place, fingerprint in enumerate(split.fingerprints):
-        groups[fingerprint].append(place)
-    return [places for places in groups.values() if len(places) > 1]
+    for index, fingerprint in enumerate(split.fingerprints):
+        groups[fingerprint].append(index)
+    return [indices for indices in groups.values() if len(indices) > 1]
 
 
 def shared_images(split: Split, other: Split) -> np.ndarray:
-    """Returns the places in `other` of images whose very bytes are in `split` too."""
+    """Returns int64 [n], the indices in `other` of image files that `split` has too."""
     return np.flatnonzero(np.isin(other.fingerprints, split.fingerprints))
 
 
 def shared_versions(split: Split, other: Split) -> list[int]:
-    """Returns the places in `other` of augmented versions of images in `split`.
+    """Returns the indices in `other` of augmented versions of images in `split`.
 
     Equal files, which `shared_images` returns, are left out.
     """
     sources = annotations.sources_of_versions(split.file_names)
     is_equal = np.isin(other.fingerprints, split.fingerprints)
     return [
-        place
-        for place, name in enumerate(other.file_names)
-        if annotations.source_name(name) in sources and not is_equal[place]
+        index
+        for index, name in enumerate(other.file_names)
+        if annotations.source_name(name) in sources and not is_equal[index]
     ]
 
 
 def annotated_images(annotation_file: str) -> dict[tuple, int]:
-    """Returns the image id of each annotated image, by what makes it recognizable.
+    """Returns the image id of each annotated image, by its name, size and boxes.
 
-    Of two splits, images of one name may differ, as folders do. So name, size and all
-    boxes together are the key; images without boxes are left out.
+    Two splits may have different images of one name, in different folders. So name,
+    size and all boxes together are the key; images without boxes are left out.
 
     Args:
-      annotation_file: COCO JSON, as retinanet-tpu convert writes it.
+      annotation_file: The path of a COCO JSON, as retinanet-tpu convert writes it.
     """
     content = read_annotations(annotation_file)
     boxes = collections.defaultdict(list)
@@ -190,20 +205,22 @@ def annotated_images(annotation_file: str) -> dict[tuple, int]:
 def read_annotations(annotation_file: str) -> dict[str, Any]:
     """Reads a COCO JSON.
 
+    Args:
+      annotation_file: Its path.
     Raises:
-      UserError: it lacks images or annotations, or is no JSON.
+      UserError: It lacks images or annotations, or is not JSON.
     """
     content = json_files.read(annotation_file)
-    lacking = {"images", "annotations"} - set(content)
-    if lacking:
+    missing = {"images", "annotations"} - set(content)
+    if missing:
         raise errors.UserError(
-            f"{annotation_file} lacks {sorted(lacking)}; write it again with "
+            f"{annotation_file} lacks {sorted(missing)}; write it again with "
             "retinanet-tpu convert."
         )
     return content
 
 
-def _measured(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+def _measure(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     example = tf_example.parse(serialized)
     name = tf.io.parse_single_example(
         serialized, {"image/filename": tf.io.FixedLenFeature([], tf.string, "")}
@@ -229,9 +246,9 @@ def _measured(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
     }
 
 
-def _joined(name: str, rows: list[dict[str, Any]]) -> Split:
+def _join(name: str, rows: list[dict[str, Any]]) -> Split:
     def joined(key, dtype, *shape):
-        # The empty one keeps the shape where there are no rows.
+        # The empty array keeps the shape where there are no rows.
         parts = [np.zeros([0, *shape], dtype)]
         parts += [np.reshape(row[key], [-1, *shape]) for row in rows]
         return np.concatenate(parts).astype(dtype)

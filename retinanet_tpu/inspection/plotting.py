@@ -1,4 +1,4 @@
-"""Matplotlib for the tools that draw charts; an optional package."""
+"""Matplotlib, an optional package, for the commands that draw charts."""
 
 from retinanet_tpu import errors
 
@@ -8,12 +8,12 @@ try:
     matplotlib.use("Agg")  # Draws without a screen.
     from matplotlib import pyplot, ticker
 except ImportError as error:
-    pyplot = ticker = None
+    pyplot = ticker = None  # type: ignore[assignment]  # check_installed raises.
     _REASON = str(error)
 
 
 def check_installed() -> None:
-    """Checks that charts can be drawn; call this before work that takes long.
+    """Checks that matplotlib is installed; call this before work that takes long.
 
     Raises:
       MissingPackageError: matplotlib cannot be imported.

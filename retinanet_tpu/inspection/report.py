@@ -1,6 +1,7 @@
-"""The page that retinanet-tpu inspect_data writes: one HTML file, or one PNG."""
+"""The report of retinanet-tpu inspect_data: one HTML file, or one PNG."""
 
 import base64
+import collections
 import html
 import io
 import textwrap
@@ -16,7 +17,7 @@ from retinanet_tpu.inspection import data_issues
 _MARKS = {
     data_issues.Severity.ERROR: ("error", "#b3261e"),
     data_issues.Severity.WARNING: ("warning", "#9a6700"),
-    data_issues.Severity.NOTE: ("note", "#57606a"),
+    data_issues.Severity.INFO: ("info", "#57606a"),
 }
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; margin: 2rem auto;
@@ -34,73 +35,92 @@ img { max-width: 100%; display: block; } figure { margin: 0 0 1rem; }
 figcaption, p.text { color: #57606a; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .5em; }
 """
-_PNG_WIDTH, _MARGIN, _LINE = 1240, 24, 20
+_PNG_WIDTH, _MARGIN, _LINE_HEIGHT = 1240, 24, 20  # px
 
 
 class Table(NamedTuple):
-    """Rows of texts under a heading row."""
+    """A table of texts.
+
+    Attributes:
+      head: The C texts of the heading row.
+      rows: The C texts of each row.
+      colors: The RGB color of each row, 0..255, or none.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    colors: Sequence[tuple[int, int, int]] = ()  # of the rows, or none
+    colors: Sequence[tuple[int, int, int]] = ()
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it."""
+    """A section of the report.
+
+    Attributes:
+      title: The heading.
+      text: A paragraph, or "".
+      table: A table, or None.
+      image: uint8 [H, W, 3], a drawing, or None.
+      is_jpeg: Whether HTML contains the image as a JPEG, which suits camera images.
+    """
 
     title: str
     text: str = ""
     table: Table | None = None
-    picture: np.ndarray | None = None  # uint8 [H, W, 3]
-    is_photograph: bool = False
+    image: np.ndarray | None = None
+    is_jpeg: bool = False
 
 
 def write(
     path: str,
     title: str,
-    found: Sequence[data_issues.Issue],
+    issues: Sequence[data_issues.Issue],
     sections: Sequence[Section],
 ) -> None:
-    """Writes the page, as a PNG if the path ends so, else as HTML.
+    """Writes the report, as a PNG if the path ends in .png, else as HTML.
 
     Args:
-      path: of the file.
-      title: of the page.
-      found: what is to be looked at.
-      sections: the rest, in order.
+      path: The path of the file.
+      title: The title of the report.
+      issues: The issues of the data.
+      sections: The sections, in order.
     """
     if path.endswith(".png"):
         encoded = io.BytesIO()
-        Image.fromarray(_as_picture(title, found, sections)).save(encoded, "PNG")
+        Image.fromarray(_as_image(title, issues, sections)).save(encoded, "PNG")
         content = encoded.getvalue()
     else:
-        content = _as_html(title, found, sections).encode()
+        content = _as_html(title, issues, sections).encode()
     with tf.io.gfile.GFile(path, "wb") as file:
         file.write(content)
 
 
-def verdict(found: Sequence[data_issues.Issue]) -> str:
-    """Returns the sentence that everything else explains."""
-    counts = {s: sum(f.severity == s for f in found) for s in data_issues.Severity}
-    if errors := counts[data_issues.Severity.ERROR]:
-        return f"Not fit to train on: {errors} error{'s' * (errors > 1)}."
-    warnings = counts[data_issues.Severity.WARNING]
-    if warnings:
-        return f"Can be trained on; {warnings} warning{'s' * (warnings > 1)}."
-    return "Fit to train on: nothing wrong was found."
+def verdict(issues: Sequence[data_issues.Issue]) -> str:
+    """Returns a sentence: whether the data are fit to train on.
+
+    Args:
+      issues: The issues of the data.
+    """
+    counts = collections.Counter(issue.severity for issue in issues)
+    if num_errors := counts[data_issues.Severity.ERROR]:
+        return f"Not fit to train on: {num_errors} error{'s' * (num_errors > 1)}."
+    if num_warnings := counts[data_issues.Severity.WARNING]:
+        return f"Can be trained on; {num_warnings} warning{'s' * (num_warnings > 1)}."
+    return "Fit to train on: no errors or warnings."
 
 
-def _as_html(title, found, sections) -> str:
+def _as_html(
+    title: str, issues: Sequence[data_issues.Issue], sections: Sequence[Section]
+) -> str:
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{html.escape(title)}</h1><p class='verdict'>{verdict(found)}</p><ul>",
+        f"<h1>{html.escape(title)}</h1><p class='verdict'>{verdict(issues)}</p><ul>",
     ]
-    for finding in found:
-        name, color = _MARKS[finding.severity]
+    for issue in issues:
+        name, color = _MARKS[issue.severity]
         parts.append(
             f"<li style='border-color:{color}'><b style='color:{color}'>{name}</b> "
-            f"{html.escape(finding.text)}</li>"
+            f"{html.escape(issue.text)}</li>"
         )
     parts.append("</ul>")
     for section in sections:
@@ -109,12 +129,14 @@ def _as_html(title, found, sections) -> str:
             parts.append(f"<p class='text'>{html.escape(section.text)}</p>")
         if section.table:
             parts.append(_html_table(section.table))
-        if section.picture is not None:
-            parts.append(_html_picture(section))
+        if section.image is not None:
+            parts.append(
+                _html_image(section.title, section.image, is_jpeg=section.is_jpeg)
+            )
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _html_table(table) -> str:
+def _html_table(table: Table) -> str:
     lines = [
         "<table><tr>",
         *(f"<th>{html.escape(c)}</th>" for c in table.head),
@@ -130,29 +152,32 @@ def _html_table(table) -> str:
     return "".join([*lines, "</table>"])
 
 
-def _html_picture(section) -> str:
-    encoded, picture = io.BytesIO(), Image.fromarray(section.picture)
-    kind = "jpeg" if section.is_photograph else "png"
-    picture.save(encoded, kind, **({"quality": 85} if kind == "jpeg" else {}))
+def _html_image(title: str, image: np.ndarray, *, is_jpeg: bool) -> str:
+    encoded = io.BytesIO()
+    kind = "jpeg" if is_jpeg else "png"
+    options = {"quality": 85} if is_jpeg else {}
+    Image.fromarray(image).save(encoded, kind, **options)
     data = base64.b64encode(encoded.getvalue()).decode()
-    alt = html.escape(section.title, quote=True)
+    alt = html.escape(title, quote=True)
     return f"<img alt='{alt}' src='data:image/{kind};base64,{data}'>"
 
 
-def _as_picture(title, found, sections) -> np.ndarray:
-    blocks = [_written([title], size=24), _written([verdict(found)], size=18)]
-    for finding in found:
-        name, color = _MARKS[finding.severity]
-        lines = textwrap.wrap(f"{name}: {finding.text}", 150)
-        blocks.append(_written(lines, color=color))
+def _as_image(
+    title: str, issues: Sequence[data_issues.Issue], sections: Sequence[Section]
+) -> np.ndarray:
+    blocks = [_text_block([title], size=24), _text_block([verdict(issues)], size=18)]
+    for issue in issues:
+        name, color = _MARKS[issue.severity]
+        lines = textwrap.wrap(f"{name}: {issue.text}", 150)
+        blocks.append(_text_block(lines, color=color))
     for section in sections:
-        blocks.append(_written(["", section.title], size=18))
+        blocks.append(_text_block(["", section.title], size=18))
         if section.text:
-            blocks.append(_written(textwrap.wrap(section.text, 150)))
+            blocks.append(_text_block(textwrap.wrap(section.text, 150)))
         if section.table:
-            blocks.append(_drawn_table(section.table))
-        if section.picture is not None:
-            blocks.append(_fitted(section.picture))
+            blocks.append(_table_block(section.table))
+        if section.image is not None:
+            blocks.append(_image_block(section.image))
     page = Image.new("RGB", (_PNG_WIDTH, sum(b.height for b in blocks) + 2 * _MARGIN))
     page.paste("white", (0, 0, *page.size))
     top = _MARGIN
@@ -162,26 +187,31 @@ def _as_picture(title, found, sections) -> np.ndarray:
     return np.array(page)
 
 
-def _written(lines, *, size=15, color="#1f2328") -> Image.Image:
-    font, high = ImageFont.load_default(size=size), round(size * 1.4)
-    block = Image.new("RGB", (_PNG_WIDTH - 2 * _MARGIN, high * len(lines) + 4), "white")
+def _text_block(
+    lines: Sequence[str], *, size: int = 15, color: str = "#1f2328"
+) -> Image.Image:
+    font, line_height = ImageFont.load_default(size=size), round(size * 1.4)
+    block = Image.new(
+        "RGB", (_PNG_WIDTH - 2 * _MARGIN, line_height * len(lines) + 4), "white"
+    )
     draw = ImageDraw.Draw(block)
     for row, line in enumerate(lines):
-        draw.text((0, row * high), line, fill=color, font=font)
+        draw.text((0, row * line_height), line, fill=color, font=font)
     return block
 
 
-def _drawn_table(table) -> Image.Image:
+def _table_block(table: Table) -> Image.Image:
     font, rows = ImageFont.load_default(size=14), [table.head, *table.rows]
     widths = [
         max(font.getlength(row[column]) for row in rows) + 24
         for column in range(len(table.head))
     ]
-    size = (_PNG_WIDTH - 2 * _MARGIN, _LINE * len(rows) + 6)
+    size = (_PNG_WIDTH - 2 * _MARGIN, _LINE_HEIGHT * len(rows) + 6)
     block = Image.new("RGB", size, "white")
     draw, indent = ImageDraw.Draw(block), 18 if table.colors else 0
     for number, row in enumerate(rows):
-        top, right = number * _LINE, indent
+        top = number * _LINE_HEIGHT
+        right: float = indent
         if number and table.colors:
             swatch = (0, top + 4, 11, top + 15)
             draw.rectangle(swatch, fill=tuple(table.colors[number - 1]))
@@ -192,7 +222,7 @@ def _drawn_table(table) -> Image.Image:
     return block
 
 
-def _fitted(pixels: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_PNG_WIDTH - 2 * _MARGIN, picture.height))
-    return picture
+def _image_block(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    image.thumbnail((_PNG_WIDTH - 2 * _MARGIN, image.height))
+    return image

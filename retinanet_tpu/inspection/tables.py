@@ -12,14 +12,14 @@ _MAX_CLASSES = 100
 
 
 def splits_table(splits: Sequence[dataset_stats.Split]) -> report.Table:
-    """Returns counts and sizes, a column a split."""
+    """Returns the table of counts and sizes, one column for each split."""
     head = ["", *(split.name for split in splits)]
     columns = [_split_column(split) for split in splits]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     return report.Table(head, rows)
 
 
-def _split_column(split):
+def _split_column(split: dataset_stats.Split) -> dict[str, str]:
     heights, widths = split.image_sizes.T
     per_image, sides = split.boxes_per_image, split.sides
     num_copies = sum(len(group) - 1 for group in dataset_stats.duplicates(split))
@@ -44,8 +44,8 @@ def _split_column(split):
     }
 
 
-def _range(values):
-    """Returns the least, the median and the most."""
+def _range(values: np.ndarray) -> str:
+    """Returns the minimum, the median and the maximum."""
     if not len(values):
         return "-"
     low, middle, high = (np.min(values), np.median(values), np.max(values))
@@ -55,7 +55,7 @@ def _range(values):
 def classes_table(
     splits: Sequence[dataset_stats.Split], categories: category_map.Categories
 ) -> report.Table:
-    """Returns boxes and images of each class, those with most boxes first."""
+    """Returns the table of classes, by falling number of boxes of the first split."""
     counts = [dataset_stats.class_counts(s, categories) for s in splits]
     head = ["class", "id", "index"]
     for split in splits:
@@ -74,23 +74,26 @@ def classes_table(
 
 
 def anchors_table(
-    reaches: Sequence[tuple[str, Mapping[str, anchor_search.Coverage]]],
+    coverages: Sequence[tuple[str, Mapping[str, anchor_search.Coverage]]],
 ) -> report.Table:
-    """Returns recall by COCO's sizes, a row for each name."""
-    sizes = list(reaches[0][1])
+    """Returns the table of recall by COCO's sizes.
+
+    Args:
+      coverages: The name of each row, and its coverage by size; at least one.
+    """
+    sizes = list(coverages[0][1])
     head = [""]
     for size in sizes:
         head += [f"{size} boxes", "recall", "mean IoU"]
     rows = []
-    for name, by_size in reaches:
+    for name, by_size in coverages:
         row = [name]
         for size in sizes:
-            figures = by_size[size]
-            row += [f"{figures.num_boxes:,}"]
-            is_any = figures.num_boxes > 0
+            coverage = by_size[size]
+            row += [f"{coverage.num_boxes:,}"]
             row += [
-                f"{value:.3f}" if is_any else "-"
-                for value in (figures.recall, figures.mean_iou)
+                f"{value:.3f}" if coverage.num_boxes else "-"
+                for value in (coverage.recall, coverage.mean_iou)
             ]
         rows.append(row)
     return report.Table(head, rows)

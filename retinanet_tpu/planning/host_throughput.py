@@ -1,4 +1,4 @@
-"""How fast this machine's input pipeline is, on images made up for the purpose."""
+"""The throughput of this machine's input pipeline, on synthetic images."""
 
 import io
 import tempfile
@@ -16,26 +16,26 @@ from retinanet_tpu.data import (
     record_order,
     tf_example,
 )
-from retinanet_tpu.task import experiment
+from retinanet_tpu.task.run import Run
 
-_NUM_PICTURES, _HEIGHT, _WIDTH = 16, 480, 640
-_CATEGORY = {"id": 1, "name": "thing"}
+_NUM_IMAGES, _HEIGHT, _WIDTH = 16, 480, 640
+_CATEGORY_ID, _CATEGORY_NAME = 1, "thing"
 _BATCH_SIZE = 16
-_SPLIT = "made_up"
+_SPLIT = "synthetic"
 
 
-def images_per_core_sec(run: experiment.Run, num_images: int = 320) -> dict[str, float]:
-    """Returns the images that a core delivers in a second of its time.
+def images_per_core_sec(run: Run, num_images: int = 320) -> dict[str, float]:
+    """Returns the rates of the input pipelines, images per second of CPU time.
 
     The run's own pipelines read, decode and resize JPEGs of 640 x 480 px and about
-    150 kB, as COCO's are. Time is that of the process on all cores, so the figures hold
-    on a machine that is busy otherwise; nothing else may go on in this process.
+    150 kB, as COCO's are. The time is the CPU time of this process, so the rates are
+    valid on a busy machine; the process must do nothing else.
 
     Args:
-      run: says the image size and the augmentation.
-      num_images: to measure with, rounded down to whole batches.
+      run: The run, with its image size and augmentation.
+      num_images: The number of images to measure with, rounded down to whole batches.
     Returns:
-      From "train" and "eval" to the rate.
+      The rates of "train" and "eval".
     """
     with tempfile.TemporaryDirectory() as data_dir:
         _write_records(data_dir)
@@ -46,7 +46,7 @@ def images_per_core_sec(run: experiment.Run, num_images: int = 320) -> dict[str,
         return {name: _rate(data, num_images) for name, data in datasets.items()}
 
 
-def _rate(dataset, num_images):
+def _rate(dataset: tf.data.Dataset, num_images: int) -> float:
     num_batches = num_images // _BATCH_SIZE
     for _ in dataset.take(4):  # Starts threads and fills caches.
         pass
@@ -56,11 +56,13 @@ def _rate(dataset, num_images):
     return num_batches * _BATCH_SIZE / (time.process_time() - start)
 
 
-def _dataset(run, data_dir, *, is_training):
+def _dataset(run: Run, data_dir: str, *, is_training: bool) -> tf.data.Dataset:
     spec = pipeline.DatasetSpec(
         data_dir,
         _SPLIT,
-        categories=category_map.from_coco([_CATEGORY]),
+        categories=category_map.from_coco(
+            [{"id": _CATEGORY_ID, "name": _CATEGORY_NAME}]
+        ),
         image_size=run.recipe.image_size,
         max_boxes=run.data.max_boxes,
     )
@@ -70,42 +72,44 @@ def _dataset(run, data_dir, *, is_training):
         spec,
         batch_size=_BATCH_SIZE,
         augmentation=run.data.augmentation,
-        order=record_order.ReadOptions(shuffle_buffer=_NUM_PICTURES),
+        order=record_order.ReadOptions(shuffle_buffer=_NUM_IMAGES),
     )
 
 
-def _write_records(data_dir):
+def _write_records(data_dir: str) -> None:
     rng = np.random.default_rng(0)
     path = f"{data_dir}/{record_files.file_name(_SPLIT, 0, 1)}"
+    names = {_CATEGORY_ID: _CATEGORY_NAME}
     with tf.io.TFRecordWriter(path) as writer:
-        for image_id in range(_NUM_PICTURES):
+        for image_id in range(_NUM_IMAGES):
             image = annotations.AnnotatedImage(
                 image_id, f"{image_id}.jpg", _HEIGHT, _WIDTH, _objects(rng)
             )
-            names = {_CATEGORY["id"]: _CATEGORY["name"]}
             writer.write(
                 tf_example.encode(image, _jpeg(rng), image_format="jpeg", names=names)
             )
 
 
-def _objects(rng, count=8):
-    """Returns boxes that lie anywhere in the image; COCO has 7 an image."""
-    found = []
+def _objects(
+    rng: np.random.Generator, count: int = 8
+) -> tuple[annotations.AnnotatedObject, ...]:
+    """Returns random boxes; COCO has 7 per image."""
+    objects = []
     for number in range(count):
         width, height = rng.uniform(16, 200, 2)
         left = rng.uniform(0, _WIDTH - width)
         top = rng.uniform(0, _HEIGHT - height)
         box = (left, top, width, height)
-        found.append(
+        objects.append(
             annotations.AnnotatedObject(
-                number, _CATEGORY["id"], box, width * height, False
+                number, _CATEGORY_ID, box, width * height, False
             )
         )
-    return tuple(found)
+    return tuple(objects)
 
 
-def _jpeg(rng):
-    """Returns the file of an image as rich in detail as an image."""
+def _jpeg(rng: np.random.Generator) -> bytes:
+    """Returns a JPEG of noise with as much detail as a camera image."""
     pixels = np.full([_HEIGHT, _WIDTH, 3], 128.0)
     for cell, contrast in ((80, 40.0), (20, 20.0), (4, 14.0), (1, 12.0)):
         shape = (_WIDTH // cell, _HEIGHT // cell)
@@ -114,6 +118,6 @@ def _jpeg(rng):
             octave = PIL.Image.fromarray(noise).resize((_WIDTH, _HEIGHT))
             pixels[..., channel] += np.asarray(octave)
     file = io.BytesIO()
-    picture = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    picture.save(file, "JPEG", quality=90)
+    image = PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image.save(file, "JPEG", quality=90)
     return file.getvalue()

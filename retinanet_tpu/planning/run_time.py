@@ -1,7 +1,7 @@
-"""How long a run takes on a slice, and what it asks of the machines around it.
+"""The time of a run on a slice, and the load of the machines around it.
 
-Arithmetic on what the compiler counted and on what hosts were measured to do. Times of
-devices are lower bounds, divided by the share of them that is taken to be reached.
+Estimates from the compiler's counts and the measured rates of hosts. Times of devices
+are lower bounds, divided by the assumed efficiency.
 """
 
 import itertools
@@ -13,50 +13,80 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator.run_config import RunConfig
 from retinanet_tpu.xla import roofline
 
-_HOP_SECS = 1e-6  # From a chip to the next, however short the message; not measured.
-_SAVE_SECS = 600  # RunConfig's own interval where the run names none.
+_HOP_SECS = 1e-6  # The latency between neighboring chips; not measured.
+_SAVE_SECS = 600  # RunConfig's interval where the run sets none.
 
 
 class Work(NamedTuple):
-    """What a replica does in a training step, and what it tells the others."""
+    """The work of a replica in a training step.
+
+    Attributes:
+      images: The number of images.
+      flops: The number of floating point operations.
+      hbm_bytes: The bytes read from and written to HBM.
+      fixed_bytes: The part of hbm_bytes that does not depend on the number of images:
+        weights and slots.
+      reduced_bytes: The bytes of the gradients, which are reduced once.
+      num_collectives: The number of successive collectives; nearly all are small.
+    """
 
     images: int
     flops: float
     hbm_bytes: float
-    fixed_bytes: float  # of hbm_bytes: weights and slots, however many images
-    reduced_bytes: float  # gradients, which are exchanged once
-    num_exchanges: int  # one after the other, nearly all of them a few numbers
+    fixed_bytes: float
+    reduced_bytes: float
+    num_collectives: int
 
 
 class StepTime(NamedTuple):
-    """How long a training step takes; the exchange is taken to wait for the rest."""
+    """The time of a training step; collectives are assumed not to overlap with it.
 
-    images: int  # of all replicas
+    Attributes:
+      images: The number of images of all replicas.
+      device_secs: The time of a device without collectives, s.
+      exchange_secs: The time of the collectives, s.
+    """
+
+    images: int
     device_secs: float
     exchange_secs: float
 
     @property
     def images_per_sec(self) -> float:
-        """The rate of all replicas."""
+        """Returns the rate of all replicas, images/s."""
         return self.images / (self.device_secs + self.exchange_secs)
 
     @property
     def exchange_share(self) -> float:
-        """The part of the step that is spent in exchanges."""
+        """Returns the share of the step that collectives take."""
         return self.exchange_secs / (self.device_secs + self.exchange_secs)
 
 
 class Scaled(NamedTuple):
-    """A step on another slice, or with another batch."""
+    """A step on another slice, or with another batch.
+
+    Attributes:
+      name: The name of the slice.
+      num_devices: The number of devices.
+      time: The time of the step.
+      efficiency: The rate per device, relative to a device alone with the first batch.
+    """
 
     name: str
     num_devices: int
     time: StepTime
-    efficiency: float  # images/s of a device, of those it did alone at the first batch
+    efficiency: float
 
 
 class Saving(NamedTuple):
-    """What a run writes."""
+    """The checkpoints of a run.
+
+    Attributes:
+      num_saves: The number of checkpoints that are written.
+      interval_secs: The time between two checkpoints, s.
+      written_bytes: The bytes of all checkpoints.
+      kept_bytes: The bytes of the checkpoints that are kept.
+    """
 
     num_saves: int
     interval_secs: float
@@ -65,18 +95,22 @@ class Saving(NamedTuple):
 
 
 def exchange_secs(work: Work, target: roofline.Accelerator) -> float:
-    """Returns the least time for the exchanges of a step.
+    """Returns the lower bound of the time of a step's collectives, s.
 
-    Rings send 2 (n - 1) / n of the bytes from each of n chips, over all links of the
-    chip that has the fewest, and the numbers of each exchange go through all sides of
-    the slice and back. What the two cores of a chip tell each other costs nothing.
+    In a ring reduction each of n chips sends 2 (n - 1) / n of the bytes, over all links
+    of the chip with the fewest links. Each collective also travels through all sides of
+    the slice and back. Communication between the two cores of a chip is free.
+
+    Args:
+      work: The work of a replica.
+      target: The slice.
     """
     net = roofline.interconnect(target)
     if net.num_chips == 1:
         return 0.0
-    sent = 2 * (net.num_chips - 1) / net.num_chips * work.reduced_bytes
-    waiting = work.num_exchanges * 2 * net.num_hops * _HOP_SECS
-    return sent / net.bytes_per_sec + waiting
+    sent_bytes = 2 * (net.num_chips - 1) / net.num_chips * work.reduced_bytes
+    latency = work.num_collectives * 2 * net.num_hops * _HOP_SECS
+    return sent_bytes / net.bytes_per_sec + latency
 
 
 def step_time(
@@ -86,13 +120,14 @@ def step_time(
     images: int | None = None,
     efficiency: float = 1.0,
 ) -> StepTime:
-    """Returns how long a step takes on a slice.
+    """Returns the time of a step on a slice.
 
     Args:
-      work: of a replica.
-      target: the slice.
-      images: of a replica, if not those of `work`; arithmetic and maps grow with them.
-      efficiency: in (0, 1], the share of the device's bound that is reached.
+      work: The work of a replica.
+      target: The slice.
+      images: The number of images of a replica; None for that of `work`. Operations and
+        feature maps grow with it.
+      efficiency: The share of the device's bound that is reached, in (0, 1].
     """
     images = work.images if images is None else images
     ratio = images / work.images
@@ -108,20 +143,24 @@ def step_time(
 def reached_efficiency(
     work: Work, target: roofline.Accelerator, images_per_sec: float
 ) -> float:
-    """Returns the share of the device's bound that a measured rate stands for.
+    """Returns the share of the device's bound that a measured rate reaches.
 
+    Args:
+      work: The work of a replica.
+      target: The slice.
+      images_per_sec: The measured rate of all replicas, images/s.
     Raises:
-      UserError: the rate is above the bound.
+      UserError: The rate is above the bound.
     """
     bound = step_time(work, target)
-    left = bound.images / images_per_sec - bound.exchange_secs
-    if left < bound.device_secs:
+    device_secs = bound.images / images_per_sec - bound.exchange_secs
+    if device_secs < bound.device_secs:
         raise errors.UserError(
             f"{images_per_sec:,.0f} images/s is more than the bound of "
             f"{bound.images_per_sec:,.0f}; was it measured on this slice, with this "
             "batch and network?"
         )
-    return bound.device_secs / left
+    return bound.device_secs / device_secs
 
 
 def scaled(
@@ -135,32 +174,37 @@ def scaled(
     """Returns the step on every slice of a generation, the smallest first.
 
     Args:
-      work: of a replica.
-      target: any slice of the generation.
-      efficiency: see step_time.
-      batch_size: of all replicas, the same on each slice; slices that cannot share it
-        out are left out. None for as many images on each replica as in `work`.
-      max_images: of a replica; slices where it would have more are left out.
+      work: The work of a replica.
+      target: Any slice of the generation.
+      efficiency: See step_time.
+      batch_size: The number of images of all replicas on each slice; slices that cannot
+        share it equally are left out. None keeps the images per replica of `work`.
+      max_images: The most images of a replica; slices that need more are left out.
     """
     step = step_time(work, target, efficiency=efficiency)
-    alone = work.images / step.device_secs
-    found = []
+    rate_alone = work.images / step.device_secs
+    rows = []
     for name, other in roofline.ACCELERATORS.items():
         count = other.num_devices
         images, rest = divmod(batch_size or work.images * count, count)
-        is_like = roofline.generation(other) == roofline.generation(target)
-        if not is_like or rest or images > max_images:
+        is_same_kind = roofline.generation(other) == roofline.generation(target)
+        if not is_same_kind or rest or images > max_images:
             continue
         time = step_time(work, other, images=images, efficiency=efficiency)
-        share = time.images_per_sec / count / alone
-        found.append(Scaled(name, count, time, share))
-    return sorted(found, key=lambda row: row.num_devices)
+        share = time.images_per_sec / count / rate_alone
+        rows.append(Scaled(name, count, time, share))
+    return sorted(rows, key=lambda row: row.num_devices)
 
 
 def last_at_least(rows: Iterable[Scaled], share: float) -> Scaled | None:
-    """Returns the largest slice before the first that is less efficient, or None."""
-    good = list(itertools.takewhile(lambda row: row.efficiency >= share, rows))
-    return good[-1] if good else None
+    """Returns the last row before the first that is less efficient, or None.
+
+    Args:
+      rows: The rows, by rising number of devices.
+      share: The least efficiency.
+    """
+    efficient = list(itertools.takewhile(lambda row: row.efficiency >= share, rows))
+    return efficient[-1] if efficient else None
 
 
 def saving(
@@ -170,15 +214,15 @@ def saving(
     steps_per_sec: float,
     num_bytes: float,
 ) -> Saving:
-    """Returns what a run saves.
+    """Returns the checkpoints of a run.
 
     Args:
-      run_config: says when it saves and how many checkpoints it keeps.
-      max_steps: of the whole run, the last of which is saved in any case.
-      steps_per_sec: of training.
-      num_bytes: of a checkpoint.
+      run_config: The settings of the interval and of the number of checkpoints kept.
+      max_steps: The number of steps of the run; the last step is always saved.
+      steps_per_sec: The rate of training, steps/s.
+      num_bytes: The size of a checkpoint, bytes.
     """
-    secs = run_config.save_checkpoints_secs or _SAVE_SECS
+    secs: float = run_config.save_checkpoints_secs or _SAVE_SECS
     if run_config.save_checkpoints_steps:
         secs = run_config.save_checkpoints_steps / steps_per_sec
     # A run shorter than its interval saves at its end.
@@ -188,14 +232,14 @@ def saving(
     return Saving(num_saves, secs, num_saves * num_bytes, kept * num_bytes)
 
 
-def scoring_secs(
+def evaluation_secs(
     num_images: int, *, rates: Iterable[float], metric_secs: float
 ) -> float:
-    """Returns how long a machine takes to score a checkpoint.
+    """Returns the time to evaluate a checkpoint, s.
 
     Args:
-      num_images: of the evaluation split.
-      rates: images/s of what runs at once; the slowest counts.
-      metric_secs: for the numbers at the end.
+      num_images: The number of images of the evaluation split.
+      rates: The rates of the concurrent stages, images/s; the slowest one counts.
+      metric_secs: The time of the metric after the last image, s.
     """
     return num_images / min(rates) + metric_secs

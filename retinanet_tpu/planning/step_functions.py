@@ -1,8 +1,8 @@
-"""The very functions that replicas run, with the shapes of their arguments."""
+"""The functions that replicas run, with the specs of their arguments."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -10,30 +10,40 @@ from retinanet_tpu import structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import inference, spec, train_step
 from retinanet_tpu.serving import server
-from retinanet_tpu.task import experiment, model_fn
+from retinanet_tpu.task import model_fn
+from retinanet_tpu.task.run import Run
 
-# What the exported signature is shown: COCO's commonest size.
+# The input of the exported signature: COCO's most common size, px.
 IMAGE_SIZE = (480, 640)
 
 
 class ReplicaFn(NamedTuple):
-    """A function that each replica runs, and what it runs on."""
+    """A function that each replica runs, with its arguments.
 
-    fn: Callable
-    specs_fn: Callable[[int], tuple]  # images of a replica -> specs of fn's arguments
-    images: int  # of a replica
+    Attributes:
+      fn: The function.
+      specs_fn: A function from the number of images of a replica to the specs of the
+        arguments of fn.
+      images: The number of images of a replica.
+      num_replicas: The number of replicas.
+      setting: The gin setting of the number of images; "" if there is none.
+    """
+
+    fn: Callable[..., Any]
+    specs_fn: Callable[[int], tuple[Any, ...]]
+    images: int
     num_replicas: int
-    setting: str  # the gin setting that says how many images; "" where there is none
+    setting: str
 
 
-def build(run: experiment.Run) -> dict[str, ReplicaFn]:
+def build(run: Run) -> dict[str, ReplicaFn]:
     """Returns the steps of a run: "train", "eval", and the exported "predict".
 
-    They are what `strategy.run` and SavedModels get. "predict" is the exported
-    signature, on one device and on one image of PICTURE_SIZE, resizing included.
+    They are the functions that `strategy.run` and SavedModels get. "predict" is the
+    exported signature on one device, for one image of IMAGE_SIZE, resizing included.
 
     Args:
-      run: made without data; its strategy says how many replicas there are.
+      run: The run; it needs no model_dir. Its strategy sets the number of replicas.
     """
     num_replicas = run.estimator.num_replicas
     categories = _any_categories(run.recipe.num_classes)
@@ -42,37 +52,37 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
     with run.estimator.strategy.scope():
         network = run.make_network()
         state = train_step.TrainState(network, run.update_fn(network))
-        shown = run.make_network()
+        evaluated = run.make_network()
     train_fn = train_step.make_step_fn(state, model_fn.model_fn, lambda: params)
     forward = inference.ForwardPass(
         run.estimator.strategy,
         model_fn.model_fn,
         spec.ModeKeys.EVAL,
         lambda: params,
-        network=shown,
-        jit_compile=False,  # What lowers the function compiles it.
+        network=evaluated,
+        jit_compile=False,  # lower.lower compiles it.
     )
-    module = server.ServingModule(shown, recipe)
-    picture = tf.TensorSpec([*IMAGE_SIZE, 3], tf.float32)
+    module = server.ServingModule(evaluated, recipe)
+    image = tf.TensorSpec([*IMAGE_SIZE, 3], tf.float32)
     scalar = tf.TensorSpec([], tf.int32)
     return {
         "train": ReplicaFn(
             train_step.ReplicaStep(train_fn).run,
             lambda images: (batch_spec(run, images), tf.TensorSpec([], tf.int64)),
-            run.plan.batch_size // num_replicas,
-            num_replicas,
-            "BATCH_SIZE",
+            images=run.plan.batch_size // num_replicas,
+            num_replicas=num_replicas,
+            setting="BATCH_SIZE",
         ),
         "eval": ReplicaFn(
             forward.replica_fn,
             lambda images: (batch_spec(run, images),),
-            run.plan.eval_batch_per_replica,
-            num_replicas,
-            "TrainingPlan.eval_batch_per_replica",
+            images=run.plan.eval_batch_per_replica,
+            num_replicas=num_replicas,
+            setting="TrainingPlan.eval_batch_per_replica",
         ),
         "predict": ReplicaFn(
             lambda *inputs: module.detect_one.python_function(*inputs),
-            lambda _: (picture, scalar),
+            lambda _: (image, scalar),
             images=1,
             num_replicas=1,
             setting="",
@@ -81,13 +91,18 @@ def build(run: experiment.Run) -> dict[str, ReplicaFn]:
 
 
 def batch_spec(
-    run: experiment.Run, batch_size: int
+    run: Run, batch_size: int
 ) -> tuple[structures.Features, structures.Labels]:
-    """Returns the specs of a batch as the input pipeline makes it."""
+    """Returns the specs of a batch of the input pipeline.
+
+    Args:
+      run: The run.
+      batch_size: The number of images.
+    """
     height, width = run.recipe.image_size
     num_boxes = run.data.max_boxes
 
-    def rows(dtype, *shape):
+    def rows(dtype: tf.DType, *shape: int) -> tf.TensorSpec:
         return tf.TensorSpec([batch_size, *shape], dtype)
 
     return structures.Features(
@@ -103,7 +118,7 @@ def batch_spec(
     )
 
 
-def _any_categories(num_classes):
-    """Returns classes for shapes' sake: what they are called does not matter here."""
+def _any_categories(num_classes: int) -> category_map.Categories:
+    """Returns categories with arbitrary names, which do not change the program."""
     entries = [category_map.Category(i, i, f"class {i}") for i in range(num_classes)]
     return category_map.Categories(num_classes, tuple(entries))

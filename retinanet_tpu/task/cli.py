@@ -1,4 +1,4 @@
-"""What the commands share: flags, reading the configuration, owning a model_dir."""
+"""The parts that commands share: flags, the configuration, the model_dir."""
 
 import contextlib
 import functools
@@ -15,35 +15,41 @@ from retinanet_tpu.data import category_map, pipeline, record_files
 from retinanet_tpu.estimator import gin_files, train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model.backbones import pretrained
-from retinanet_tpu.task import configurables, experiment, setting_ranges
+from retinanet_tpu.task import configurables, setting_ranges
 from retinanet_tpu.task.renamed_settings import RENAMED
+from retinanet_tpu.task.run import Run
 
 CONFIG_FILE = "config.gin"
-# Settings that a run may go on with otherwise: who makes its batches.
+# Settings that may change when a run resumes: the source of its batches.
 _MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
-# A run goes on, and is evaluated, from any working directory.
-_PATHS = {
+# Relative paths become absolute, so that a run can be resumed and evaluated from any
+# working directory. The values are no paths.
+_PATHS: dict[str, tuple[str, ...]] = {
     "Data.dir": (),
     "WarmStartSettings.checkpoint": (),
     "make_run.backbone_checkpoint": (pretrained.IMAGENET,),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # A wheel contains gin_configs/; in a checkout it lies beside the package.
-_PLACES = [parent / "gin_configs" for parent in (_PACKAGE, _PACKAGE.parent)]
-GIN_CONFIGS = str(next(filter(pathlib.Path.is_dir, _PLACES), _PLACES[0]))
+_CANDIDATES = [parent / "gin_configs" for parent in (_PACKAGE, _PACKAGE.parent)]
+GIN_CONFIGS = str(next(filter(pathlib.Path.is_dir, _CANDIDATES), _CANDIDATES[0]))
 
-MODEL_DIR = flags.DEFINE_string("model_dir", None, "Directory of the run.")
-GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file; may be repeated.")
+MODEL_DIR = flags.DEFINE_string("model_dir", None, "The directory of the run.")
+GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", [], "A gin file, by path or name; may be repeated."
+)
 GIN_PARAM = flags.DEFINE_multi_string(
-    "gin_param", [], 'One setting, such as "MAX_STEPS = 100"; may be repeated.'
+    "gin_param", [], 'A setting, such as "MAX_STEPS = 100"; may be repeated.'
 )
 
 
 @functools.cache
 def checkpoint_flag() -> flags.FlagHolder:
-    """Defines --checkpoint for the commands that read one."""
+    """Defines --checkpoint, for commands that read a checkpoint."""
     return flags.DEFINE_string(
-        "checkpoint", None, "A checkpoint, MODEL_DIR/model.ckpt-N; default: the latest."
+        "checkpoint",
+        None,
+        "The checkpoint, MODEL_DIR/model.ckpt-N; default: the latest.",
     )
 
 
@@ -51,9 +57,9 @@ def parse_files(*overrides: str) -> str:
     """Reads --gin_file and --gin_param; returns the whole configuration.
 
     Args:
-      overrides: bindings that the command wants, above --gin_param.
+      overrides: Settings of the command, which override --gin_param.
     Raises:
-      UserError: no file was named, or a setting is wrong.
+      UserError: --gin_file is missing, or a setting is wrong.
     """
     if not GIN_FILE.value:
         raise errors.UserError(
@@ -71,12 +77,14 @@ def parse_files(*overrides: str) -> str:
 
 
 def parse_model_dir(*overrides: str) -> str:
-    """Reads the configuration that the run was started with, and --gin_param.
+    """Reads the run's saved configuration, --gin_file and --gin_param.
 
     Args:
-      overrides: bindings that the command wants, below --gin_param.
+      overrides: Settings of the command, which --gin_param overrides.
+    Returns:
+      The whole configuration.
     Raises:
-      MissingFileError: there is no run.
+      MissingFileError: The model_dir has no saved configuration.
       UserError: --model_dir is missing, or a setting is wrong.
     """
     path = f"{model_dir()}/{CONFIG_FILE}"
@@ -98,7 +106,7 @@ def model_dir() -> str:
     """Returns --model_dir without a slash at its end.
 
     Raises:
-      UserError: the flag is missing, or TensorFlow takes the path for a pattern.
+      UserError: The flag is missing, or the path contains characters of a glob pattern.
     """
     if not MODEL_DIR.value:
         raise errors.UserError("--model_dir is missing: the directory of the run.")
@@ -106,14 +114,18 @@ def model_dir() -> str:
     return MODEL_DIR.value.rstrip("/")
 
 
-def check_model_dir(text: str, run: experiment.Run, *, accept_changes: bool) -> None:
-    """Checks that the model_dir belongs to the run, or to none; writes nothing.
+def check_model_dir(text: str, run: Run, *, accept_changes: bool) -> None:
+    """Checks that the model_dir is empty or belongs to the run; writes nothing.
 
+    Args:
+      text: The whole configuration of the run.
+      run: The run.
+      accept_changes: Whether the run may resume with another configuration.
     Raises:
-      UserError: the model_dir was started with another configuration, or a worker was;
+      UserError: The model_dir or another worker was started with another configuration;
         or files of the run in it are missing or corrupt.
     """
-    # Workers may have other working directories.
+    # Workers may have different working directories.
     shared = text.replace(f"{os.getcwd()}/", "")
     run.estimator.workers.check_same(
         zlib.crc32(shared.encode()), "The configuration's CRC"
@@ -128,47 +140,53 @@ def check_model_dir(text: str, run: experiment.Run, *, accept_changes: bool) -> 
         raise errors.UserError(
             f"{model_dir()} belongs to another configuration; it differs in\n  "
             + "\n  ".join(changes)
-            + "\nUse another --model_dir, or go on with the new: --accept_changes."
+            + "\nUse another --model_dir, or resume with the new one: --accept_changes."
         )
     _check_has(category_map.FILE_NAME)
 
 
-def _check_has(name):
-    """Raises an error if checkpoints have lost a file that says what they are of."""
+def _check_has(name: str) -> None:
+    """Raises UserError if a model_dir with checkpoints lacks a file of the run."""
     if not tf.io.gfile.exists(f"{model_dir()}/{name}"):
         raise errors.UserError(
-            f"{model_dir()} has checkpoints, but no {name}, so that it cannot be told "
-            "whether they are of this run. Restore the file, use another --model_dir, "
-            "or go on with the present settings: --accept_changes."
+            f"{model_dir()} has checkpoints, but no {name}, so that they cannot be "
+            "matched with this run. Restore the file, use another --model_dir, or "
+            "resume with the present settings: --accept_changes."
         )
 
 
-def write_settings(text: str, run: experiment.Run) -> None:
-    """Writes configuration and classes to the model_dir; for its only trainer."""
+def write_settings(text: str, run: Run) -> None:
+    """Writes the configuration and categories to the model_dir, on the chief only.
+
+    Args:
+      text: The whole configuration of the run.
+      run: The run.
+    """
     if not run.estimator.workers.is_chief:
         return
     tf.io.gfile.makedirs(model_dir())
-    # Whole, for a kill at this moment must leave what can be resumed.
+    # Each file is written atomically, so that a killed run can be resumed.
     files.write_whole(f"{model_dir()}/{CONFIG_FILE}", text)
-    classes = category_map.to_json(run.recipe.categories)
-    files.write_whole(f"{model_dir()}/{category_map.FILE_NAME}", classes)
+    categories = category_map.to_json(run.recipe.categories)
+    files.write_whole(f"{model_dir()}/{category_map.FILE_NAME}", categories)
 
 
 @contextlib.contextmanager
-def data_errors_explained(run: experiment.Run) -> Iterator[None]:
-    """Turns a step's failure over a damaged record into an error that names it.
+def explain_data_errors(run: Run) -> Iterator[None]:
+    """Converts the failure of a step on a corrupt record into an error that names it.
 
+    Args:
+      run: The run, whose training and evaluation records are searched.
     Raises:
-      UserError: says file, record and image.
+      UserError: A record is corrupt; contains file, record and image.
     """
     try:
         yield
     except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        logging.error("A step failed; looking for a record that is to blame")
-        splits = (run.data.train_split, run.data.eval_split)
-        files = []
-        for split in splits:
+        logging.error("A step failed; searching the records for a corrupt one")
+        paths: list[str] = []
+        for split in (run.data.train_split, run.data.eval_split):
             with contextlib.suppress(FileNotFoundError):
-                files += record_files.find(run.data.dir, split)
-        found = pipeline.explain_failure(error, files, run.recipe.categories)
-        raise found or error from error
+                paths += record_files.find(run.data.dir, split)
+        cause = pipeline.explain_failure(error, paths, run.recipe.categories)
+        raise cause or error from error

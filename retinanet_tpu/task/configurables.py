@@ -1,5 +1,6 @@
-"""The gin page: everything that a .gin file can set."""
+"""All functions and classes whose parameters a gin file can set."""
 
+from collections.abc import Callable
 from typing import Any
 
 from retinanet_tpu.boxes import anchors
@@ -17,9 +18,9 @@ from retinanet_tpu.learning import (
 )
 from retinanet_tpu.model import fpn, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
-from retinanet_tpu.task import experiment, input_fn, recipe
+from retinanet_tpu.task import input_fn, recipe, run
 
-CONFIGURABLES = {
+CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Anchors": anchors.Anchors,
     "Augmentation": examples.Augmentation,
     "Data": input_fn.Data,
@@ -45,19 +46,24 @@ CONFIGURABLES = {
     "NMS": nms.NMS,
     "linear": nms.linear,
     "gaussian": nms.gaussian,
-    "TrainingPlan": experiment.TrainingPlan,
+    "TrainingPlan": run.TrainingPlan,
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,
-    "make_run": experiment.make_run,
+    "make_run": run.make_run,
 }
 
 _BOUND = gin_files.register(CONFIGURABLES)
 
 
-def make_run(model_dir: str | None, **overrides: Any) -> experiment.Run:
-    """Returns `make_run` as gin configures it; overrides win over gin."""
+def make_run(model_dir: str | None, **overrides: Any) -> run.Run:
+    """Returns the run that gin configures.
+
+    Args:
+      model_dir: The directory of the run, or None; see `run.make_run`.
+      overrides: Arguments of `run.make_run` that replace those of gin.
+    """
     return _BOUND["make_run"](model_dir, **overrides)

@@ -1,8 +1,6 @@
-"""Where a new run takes its first weights from."""
+"""The first weights of a new run: a warm start, a pretrained backbone, or random."""
 
-import ast
 import functools
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -15,61 +13,65 @@ from retinanet_tpu.model import retinanet
 from retinanet_tpu.model.backbones import pretrained
 from retinanet_tpu.task.renamed_settings import RENAMED
 
+# Settings of the backbone that change what a weight means, not its shape.
+_LAYER_SETTINGS = ("stride_in_1x1", "symmetric_pool_padding")
+_COLOR_SETTINGS = ("mean_rgb", "stddev_rgb")
+
+LoadBackboneFn = Callable[[retinanet.RetinaNet], None]
+Initialization = warm_start.WarmStartSettings | LoadBackboneFn | None
+
 
 def resolve_init(
     warm_start_from: warm_start.WarmStartSettings | None,
     backbone_checkpoint: str | None,
-) -> warm_start.WarmStartSettings | Callable[[tf.Module], None] | None:
-    """Returns what gives a new network its weights, None for random ones.
+) -> Initialization:
+    """Returns the source of a new network's weights; None means random weights.
 
     Args:
-      warm_start_from: another run, for all that agrees with it.
-      backbone_checkpoint: see pretrained.load; for the backbone alone.
+      warm_start_from: Another run, whose weights are taken where path and shape agree.
+      backbone_checkpoint: The origin of the backbone's weights; see pretrained.load.
     Raises:
-      UserError: both are given, or a path that TensorFlow takes for a pattern.
+      UserError: Both are given, or a path contains characters of a glob pattern.
     """
-    has_run = bool(warm_start_from and warm_start_from.checkpoint)
-    if has_run and backbone_checkpoint:
+    if warm_start_from and not warm_start_from.checkpoint:
+        warm_start_from = None
+    if not backbone_checkpoint:
+        return warm_start_from
+    if warm_start_from:
         raise errors.UserError(
             f"WARM_START is {warm_start_from.checkpoint} and BACKBONE_CHECKPOINT is "
             f"{backbone_checkpoint}; a warm start has a backbone, set one to None."
         )
-    if backbone_checkpoint:
-        if pretrained.is_run(backbone_checkpoint):
-            files.check_path(backbone_checkpoint, "BACKBONE_CHECKPOINT")
-        return functools.partial(_load_backbone, backbone_checkpoint)
-    return warm_start_from if has_run else None
+    if pretrained.is_run(backbone_checkpoint):
+        files.check_path(backbone_checkpoint, "BACKBONE_CHECKPOINT")
+    return functools.partial(_load_backbone, backbone_checkpoint)
 
 
 def check_frozen_are_initialized(
-    network: tf.Module,
-    given: warm_start.WarmStartSettings | Callable[[tf.Module], None] | None,
+    network: tf.Module, initialization: Initialization
 ) -> None:
-    """Checks that nothing stays at random values for good.
+    """Checks that no frozen weight keeps its random initial value.
 
     Args:
-      network: about to be trained.
-      given: what `source` returned.
+      network: The network that is about to be trained.
+      initialization: The source of its weights, from `resolve_init`.
     Raises:
-      UserError: a frozen weight has no source.
+      UserError: A frozen weight has no source.
     """
-    frozen = [v for v in network.weights if not v.trainable]
-    if callable(given):
-        frozen = [
-            v for v in frozen if not replicas.variable_path(v).startswith("backbone/")
-        ]
-    elif given:
+    if isinstance(initialization, warm_start.WarmStartSettings):
         return
+    frozen = [replicas.variable_path(v) for v in network.weights if not v.trainable]
+    if initialization is not None:
+        frozen = [path for path in frozen if not path.startswith("backbone/")]
     if frozen:
         raise errors.UserError(
             f"FROZEN keeps {len(frozen)} weights at their random first values, such as "
-            f"{replicas.variable_path(frozen[0])}; set WARM_START to a checkpoint that has "
-            "trained ones (or BACKBONE_CHECKPOINT, for those of the backbone), or "
-            "FROZEN = ()."
+            f"{frozen[0]}; set WARM_START to a checkpoint with trained values (or "
+            "BACKBONE_CHECKPOINT for those of the backbone), or FROZEN = ()."
         )
 
 
-def _load_backbone(checkpoint, network):
+def _load_backbone(checkpoint: str, network: retinanet.RetinaNet) -> None:
     pretrained.load(
         network.backbone,
         checkpoint,
@@ -78,38 +80,38 @@ def _load_backbone(checkpoint, network):
     )
 
 
-def _read_run(network, path) -> dict[str, np.ndarray]:
-    """Returns the weights of a checkpoint, or of a model_dir's latest."""
+def _read_run(network: retinanet.RetinaNet, path: str) -> dict[str, np.ndarray]:
+    """Returns the weights of a checkpoint, or of a model_dir's latest checkpoint."""
     path = checkpoints.latest(path) or path
     weights = train_step.network_weights(path)
     _check_settings(network, f"{path.rpartition('/')[0] or '.'}/config.gin")
     return weights
 
 
-def _check_settings(network, config_file):
-    """Raises UserError if a run had other layers or pixels, as its config.gin says."""
+def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
+    """Raises UserError if the saved run had other layers or pixel values."""
     if not tf.io.gfile.exists(config_file):
         return
-    text = gin_files.read_saved(config_file, RENAMED).replace("\\\n", " ")
-    bindings = dict(re.findall(r"^([\w.]+) *= *(.+?) *$", text, re.MULTILINE))
-    wrong = [
-        f"ResNet.{name} = {bindings.get(f'ResNet.{name}', 'False')}"
-        for name in ("stride_in_1x1", "symmetric_pool_padding")
-        if bindings.get(f"ResNet.{name}", "False")
-        != str(getattr(network.backbone, name))
-    ]
+    saved = gin_files.read_saved_settings(config_file, RENAMED)
+    differences = []
+    for name in _LAYER_SETTINGS:
+        value = saved.get(f"ResNet.{name}", False)
+        if value != getattr(network.backbone, name):
+            differences.append(f"ResNet.{name} = {value}")
     colors = {
-        name: ast.literal_eval(bindings[f"normalize.{name}"])
-        for name in ("mean_rgb", "stddev_rgb")
-        if bindings.get(f"normalize.{name}", "%")[0] not in "%@"
+        name: saved[f"normalize.{name}"]
+        for name in _COLOR_SETTINGS
+        if f"normalize.{name}" in saved
     }
-    pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
-    theirs = retinanet.normalize(pixels, **colors)
-    if not np.allclose(theirs, network.normalize_fn(pixels), rtol=1e-3):
-        wrong += [f"normalize.{name} = {value}" for name, value in colors.items()]
-        wrong = wrong or ["normalize as it comes"]
-    if wrong:
+    black_and_white = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+    saved_pixels = retinanet.normalize(black_and_white, **colors)
+    pixels = network.normalize_fn(black_and_white)
+    if not np.allclose(saved_pixels, pixels, rtol=1e-3):
+        differences += [f"normalize.{name} = {value}" for name, value in colors.items()]
+        differences = differences or ["the defaults of normalize"]
+    if differences:
         raise errors.UserError(
-            f"BACKBONE_CHECKPOINT was trained with {'; '.join(wrong)} ({config_file}), "
-            "and this run is not; include the model/pretrained_*.gin that it had."
+            f"BACKBONE_CHECKPOINT was trained with {'; '.join(differences)} "
+            f"({config_file}), which differs from this run's settings; include the "
+            "model/pretrained_*.gin of its run."
         )

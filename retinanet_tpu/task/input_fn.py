@@ -18,6 +18,7 @@ from retinanet_tpu.data import (
     record_order,
     tf_example,
 )
+from retinanet_tpu.estimator import spec
 from retinanet_tpu.task.recipe import Recipe
 
 
@@ -26,15 +27,20 @@ class Data:
     """A data directory, as retinanet-tpu convert writes it.
 
     Attributes:
-      dir: holds `<split>-*` records, `<split>.json` annotations and categories.json.
-      train_split: to train on.
-      eval_split: to score on.
-      augmentation: of training images.
-      max_boxes: rows of the padded labels; of more boxes the largest stay.
-      service_address: grpc://HOST:PORT of a tf.data service that makes the training
-        batches, in no fixed order; None makes them here, in one.
-      shuffle_bytes: Memory for the shuffle of a host's training records. It holds at
-        most 1,024 records.
+      dir: The directory of `<split>-*` records, `<split>.json` annotations and
+        categories.json.
+      train_split: The name of the split to train on.
+      eval_split: The name of the split to evaluate on.
+      augmentation: The augmentation of training images.
+      max_boxes: The number of rows of the padded labels; of more boxes the largest are
+        kept.
+      service_address: The grpc://HOST:PORT of a tf.data service that makes the training
+        batches, in no fixed order; None makes them on this host, in a fixed order.
+      shuffle_bytes: The memory for the shuffle of a host's training records. It holds
+        at most 1,024 records.
+
+    Raises:
+      UserError: A setting is out of its range, or service_address is not an address.
     """
 
     dir: str
@@ -48,7 +54,7 @@ class Data:
     shuffle_bytes: int = 1 << 30
 
     def __post_init__(self):
-        """Raises UserError for a setting out of its range, or no address."""
+        """Checks the settings."""
         if not self.dir:
             raise errors.UserError(
                 "DATA_DIR is empty; set it to the directory that the converter wrote."
@@ -57,43 +63,44 @@ class Data:
         if not 0 < low <= high:
             raise errors.UserError(
                 f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
-                "largest) size, both above 0, (0.8, 1.2) say."
+                "largest) size, both above 0, e.g. (0.8, 1.2)."
             )
         if not 0 <= self.augmentation.color_jitter < 1:
             raise errors.UserError(
-                f"Augmentation.color_jitter is {self.augmentation.color_jitter}; factors lie "
-                "within 1 +- it: it must be 0 (none) or more and below 1, 0.2 say."
+                f"Augmentation.color_jitter is {self.augmentation.color_jitter}; it "
+                "must be 0 (none) or more and below 1, e.g. 0.2. Factors are drawn "
+                "from 1 - color_jitter to 1 + color_jitter."
             )
         if self.shuffle_bytes < 1:
             raise errors.UserError(
-                f"Data.shuffle_bytes is {self.shuffle_bytes}; it must be 1 or more "
-                "bytes, 1073741824 for 1 GiB say."
+                f"Data.shuffle_bytes is {self.shuffle_bytes}; it must be at least 1 "
+                "byte, e.g. 1073741824 for 1 GiB."
             )
         if self.service_address is not None:
             data_service.parse_address(self.service_address)
 
     @property
     def annotation_file(self) -> str:
-        """COCO JSON of the images to score on."""
+        """Returns the path of the COCO JSON of the evaluation split."""
         return f"{self.dir}/{self.eval_split}.json"
 
     def read_categories(self) -> category_map.Categories:
-        """Reads the directory's classes.
+        """Reads the categories of the directory.
 
         Raises:
-          MissingFileError: There is no such directory, or no classes in it.
-          UserError: The file of classes is corrupt.
+          MissingFileError: There is no such directory, or it has no categories.json.
+          UserError: categories.json is corrupt.
         """
         record_files.check_directory(self.dir)
         return category_map.read(f"{self.dir}/{category_map.FILE_NAME}")
 
     def read_images(self, num: int) -> list[np.ndarray]:
-        """Returns the first images of the evaluation split, as they are stored.
+        """Returns the first images of the evaluation split, in their stored sizes.
 
         Args:
-          num: how many at most.
+          num: The most images.
         Returns:
-          uint8 [H, W, 3] each; none if the split is missing, which is logged.
+          uint8 [H, W, 3] each; an empty list if the split is missing, with a warning.
         """
         try:
             files = record_files.find(self.dir, self.eval_split)
@@ -113,26 +120,27 @@ def input_fn(
 ) -> tf.data.Dataset:
     """Returns batches of (Features, Labels) for this host's replicas.
 
-    Only training goes through a tf.data service: a score is of each image once.
+    Only training uses a tf.data service: an evaluation needs each image exactly once.
 
     Args:
       params: "recipe", and from the estimator "batch_size" per replica and "context",
         the TPUContext of this host.
-      data: where the records are.
-      is_training: shuffled, augmented and endless, or one pass in which padding images
-        fill up the last batches.
-      seed: of order and augmentation; the same run again sees the same batches.
+      data: The data directory.
+      is_training: True for shuffled, augmented, endless batches; False for one pass in
+        which padding images fill the last batches.
+      seed: The seed of order and augmentation; equal seeds give equal batches.
     Raises:
-      UserError: the data's classes are not those of the run; the service of data does
-        not answer.
+      UserError: The data's categories are not those of the run, or the data service
+        does not answer.
     """
     recipe: Recipe = params["recipe"]
     _check_categories(data, recipe.categories)
-    context, batch_size = params["context"], params["batch_size"]
+    context: spec.TPUContext = params["context"]
+    batch_size: int = params["batch_size"]
     shard = (context.current_host, context.num_hosts)
-    # What one step takes from this host.
+    # The number of images that one step takes from this host.
     step_size = batch_size * context.num_of_replicas_per_host
-    spec = pipeline.DatasetSpec(
+    dataset_spec = pipeline.DatasetSpec(
         data.dir,
         data.train_split if is_training else data.eval_split,
         categories=recipe.categories,
@@ -141,7 +149,7 @@ def input_fn(
     )
     if is_training:
         return pipeline.make_train_dataset(
-            spec,
+            dataset_spec,
             batch_size=batch_size,
             augmentation=data.augmentation,
             order=record_order.ReadOptions(
@@ -153,14 +161,15 @@ def input_fn(
             ),
         )
     # A pass must end at the same step on every replica, so a host pads whole steps.
-    dataset = pipeline.make_eval_dataset(spec, batch_size=step_size, shard=shard)
+    dataset = pipeline.make_eval_dataset(
+        dataset_spec, batch_size=step_size, shard=shard
+    )
     is_whole = step_size == batch_size
     return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
 
 
-def _check_categories(data, expected):
-    found = data.read_categories()
-    if found != expected:
+def _check_categories(data: Data, expected: category_map.Categories) -> None:
+    if data.read_categories() != expected:
         raise errors.UserError(
             f"The classes of {data.dir}/{category_map.FILE_NAME} are not those that "
             "the model_dir was started with; use the same data or another --model_dir."

@@ -1,4 +1,4 @@
-"""RetinaNet as the estimator sees it."""
+"""The model_fn of RetinaNet for the estimator."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def model_fn(
       labels: The boxes of the images; None to predict.
       mode: One of spec.ModeKeys.
       params: "recipe", a `recipe.Recipe`, and "metric_fn" to evaluate.
-      network: Makes the predictions.
+      network: The network.
     """
     recipe = params["recipe"]
     is_training = mode == spec.ModeKeys.TRAIN

@@ -5,36 +5,37 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms, postprocess
 from retinanet_tpu.learning import losses, targets
-from retinanet_tpu.model import retinanet
+from retinanet_tpu.model import layers, retinanet
 from retinanet_tpu.serving import request_limits
 
 AssignFn = Callable[..., targets.Targets]
 LossFn = Callable[..., losses.Losses]
 DecodeFn = Callable[..., decode.Candidates]
 NetworkFn = Callable[..., retinanet.RetinaNet]
+NO_CATEGORIES = category_map.Categories(num_classes=0, categories=())
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a RetinaNet predicts, how it is trained, and how detections are selected.
+    """The settings that training, evaluation and export of a RetinaNet share.
 
     Attributes:
       num_classes: The number of classes K; the indices of categories.json are below it.
       image_size: The height and width of the network's input, px.
       anchors: The anchors.
-      assign_fn: Returns the targets of a batch, as `targets.assign_targets` does.
-      loss_fn: Returns the losses, as `losses.detection_losses` does.
+      assign_fn: The assignment of targets to a batch, as `targets.assign_targets`.
+      loss_fn: The loss function, as `losses.detection_losses`.
       l2_coefficient: The factor of half the sum of the squared kernels.
-      decode_fn: Returns the candidates of predictions, as `decode.decode` does.
-      nms_fn: Non-maximum suppression; None means `nms.NMS()`.
+      decode_fn: The decoder of predictions into candidates, as `decode.decode`.
+      nms_fn: The non-maximum suppression.
       max_request_images: The number of images that an export accepts in one request.
       max_image_pixels: The number of pixels that an export accepts in one image.
-      categories: The dataset's categories; None until the data are known.
+      categories: The dataset's categories; NO_CATEGORIES until the data are read.
 
     Raises:
       UserError: image_size does not fit the pyramid, or a limit is below 1.
@@ -47,26 +48,25 @@ class Recipe:
     loss_fn: LossFn = losses.detection_losses
     l2_coefficient: float = 1e-4
     decode_fn: DecodeFn = decode.decode
-    nms_fn: nms.NMS | None = None
+    nms_fn: nms.NMS = dataclasses.field(default_factory=nms.NMS)
     max_request_images: int = 64
     max_image_pixels: int = 50_000_000
-    categories: category_map.Categories | None = None
+    categories: category_map.Categories = NO_CATEGORIES
 
     def __post_init__(self):
-        """Checks the values and fills in defaults."""
+        """Checks the values."""
         if not isinstance(self.image_size, Sequence) or len(self.image_size) != 2:
             raise errors.UserError(
                 f"IMAGE_SIZE is {self.image_size}; it must be (height, width), "
                 "e.g. (640, 640)."
             )
         object.__setattr__(self, "image_size", tuple(self.image_size))
-        object.__setattr__(self, "nms_fn", self.nms_fn or nms.NMS())
         self.anchors.grid_sizes(self.image_size)  # Checks it before anything is built.
         self.limits  # noqa: B018  Checks both limits.
 
     @property
     def limits(self) -> request_limits.Limits:
-        """Returns what an export accepts in one request."""
+        """Returns the limits of one request to an export."""
         return request_limits.Limits(self.max_request_images, self.max_image_pixels)
 
     def assign(
@@ -95,7 +95,7 @@ class Recipe:
           predictions: The predictions of B images.
           features: The images; padding images carry no loss.
           labels: The boxes of the images.
-          kernels: The weights that the L2 loss is of.
+          kernels: The weights of the L2 loss.
         """
         is_valid = features.image_ids != structures.PADDING_IMAGE
         assigned = self.assign(labels, is_valid)
@@ -125,7 +125,7 @@ class Recipe:
         Raises:
           ValueError: The recipe has no categories.
         """
-        if self.categories is None:
+        if self.categories == NO_CATEGORIES:
             raise ValueError("The recipe has no categories; set them with `replace`.")
         candidates = self.decode_fn(
             predictions, self.anchors, self.image_size, num_classes=self.num_classes
@@ -144,7 +144,7 @@ class Recipe:
         """Returns a new network.
 
         Args:
-          network_fn: Makes it from num_classes and num_anchors.
+          network_fn: The constructor; it gets num_classes and num_anchors.
         Raises:
           UserError: The levels of the network's pyramid are not those of the anchors.
         """
@@ -158,6 +158,29 @@ class Recipe:
                 "Anchors."
             )
         return network
+
+    def summarize_network(self, network: retinanet.RetinaNet) -> list[str]:
+        """Returns the counts of a network's weights, one line each.
+
+        Args:
+          network: A network of this recipe.
+        """
+        trainable = network.trainable_variables
+        l2 = losses.l2_loss(network.kernels(), self.l2_coefficient)
+        weights = {replicas.variable_path(weight): weight for weight in network.weights}
+        lines = [
+            f"Trainable weights: {len(network.weights)}",
+            f"Trainable weights after freezing: {len(trainable)}",
+            f"Initial l2_regularization: {float(l2):.5f}",
+            f"Trainable parameters: {layers.num_parameters(trainable):,}",
+        ]
+        for pattern in network.frozen:
+            frozen = [weights[path] for path in layers.matching(weights, pattern)]
+            lines.append(
+                f"Frozen by '{pattern}': {len(frozen)} weights, "
+                f"{layers.num_parameters(frozen):,} parameters"
+            )
+        return lines
 
     def check_assignment(self) -> None:
         """Assigns targets once, so that wrong thresholds fail before the first step.

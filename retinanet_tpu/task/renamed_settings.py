@@ -1,7 +1,7 @@
-"""The old names of settings, and what they are called now."""
+"""The new names of renamed settings, by the old ones."""
 
-# By the old name, of a configurable or of one of its settings.
-RENAMED = {
+# The keys are old names of configurables or of their settings.
+RENAMED: dict[str, str] = {
     "retinanet_params": "Recipe",
     "Plan": "TrainingPlan",
     "Plan.evaluates": "TrainingPlan.evaluate_during_training",

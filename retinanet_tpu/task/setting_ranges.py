@@ -1,4 +1,4 @@
-"""The range of every number that a gin file can set."""
+"""The valid range of every number that a gin file can set."""
 
 from retinanet_tpu.estimator.setting_types import Range
 
@@ -11,8 +11,8 @@ _DECAY = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 _SEED = Range("between 0 and 2147483647", lambda x: 0 <= x < 2**31)
 _LEVEL = Range("between 2 and 10", lambda x: 2 <= x <= 10)
 
-# By the name of the setting; of a list, the range of each element.
-RANGES = {
+# The keys are names of settings; in a sequence, the range holds for each element.
+RANGES: dict[str, Range] = {
     "Anchors.min_level": _LEVEL,
     "Anchors.max_level": _LEVEL,
     "Anchors.scales": _POSITIVE,

@@ -1,22 +1,26 @@
 """Compiles a program with the TPU compiler, on a machine without a TPU.
 
-The only module that knows jax and libtpu. Both are pinned (extra [preflight]): what it
-uses of jax is not public.
+The only module that imports jax and libtpu. Both are pinned (extra [preflight]), since
+the module uses private functions of jax.
 """
 
 import os
 import re
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from retinanet_tpu import errors
 
+if TYPE_CHECKING:
+    from jax._src.lib.mlir import ir
+
 INSTALL = "pip install -e '.[preflight]'"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
 _SIZE = r"([\d.]+)([KMGT]?)i?B?"
-# What libtpu asks of a machine that it takes for a TPU VM. Unanswered, it looks for a
-# metadata server, holds a lock file that admits one process, and prints warnings.
+# libtpu reads these variables on a TPU VM. Without them it searches a metadata server,
+# holds a lock file that admits one process, and prints warnings.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
@@ -27,25 +31,41 @@ _ENVIRONMENT = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a program for one device."""
+    """A compiled program for one device.
+
+    Attributes:
+      argument_bytes: The size of the arguments.
+      result_bytes: The size of the results that do not replace arguments.
+      temporary_bytes: The size of the temporary buffers.
+      code_bytes: The size of the code.
+      flops: The number of floating point operations.
+      bytes_accessed: The bytes accessed in all memories, as XLA counts them.
+      text: The optimized HLO module as text.
+    """
 
     argument_bytes: int
-    result_bytes: int  # that do not take the place of arguments
+    result_bytes: int
     temporary_bytes: int
     code_bytes: int
     flops: float
-    bytes_accessed: float  # in all memories
-    text: str  # the optimized program
+    bytes_accessed: float
+    text: str
 
 
 class CompileError(RuntimeError):
     """The compiler refused a program.
 
     Attributes:
-      operation: name of the TensorFlow operation to blame; "" if that is not known.
+      operation: The name of the TensorFlow operation that failed; "" if unknown.
     """
 
     def __init__(self, message: str, operation: str = ""):
+        """Initializes the error.
+
+        Args:
+          message: The compiler's message.
+          operation: The name of the TensorFlow operation that failed; "" if unknown.
+        """
         super().__init__(message)
         self.operation = operation
 
@@ -54,10 +74,11 @@ class OutOfMemoryError(CompileError):
     """A program needs more memory than the device has.
 
     Attributes:
-      missing_bytes: how much more; None if the compiler does not say.
+      missing_bytes: The memory that is missing, bytes; None if unknown.
     """
 
     def __init__(self, message: str):
+        """Initializes the error from the compiler's message."""
         super().__init__(message)
         self.missing_bytes = missing_bytes(message)
 
@@ -66,7 +87,7 @@ def check_installed() -> None:
     """Checks that jax and libtpu can be imported.
 
     Raises:
-      MissingPackageError: One cannot; says what to install.
+      MissingPackageError: One cannot; contains the command that installs it.
     """
     _modules()
 
@@ -75,16 +96,16 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
     """Compiles an HLO module for replicas on the devices of a topology.
 
     Args:
-      hlo: serialized, as `lower.lower` returns it.
-      topology: such as "v3:2x2x1".
-      num_replicas: devices that run the program together.
+      hlo: The serialized module, as `lower.lower` returns it.
+      topology: The topology, such as "v3:2x2x1".
+      num_replicas: The number of devices that run the program together.
     Raises:
-      MissingPackageError: jax or libtpu is not there; says what to install.
-      OutOfMemoryError: the compiler found that the program does not fit.
-      CompileError: the program does not compile; the compiler's words.
+      MissingPackageError: jax or libtpu is not installed.
+      OutOfMemoryError: The compiler reports that the program does not fit.
+      CompileError: The program does not compile; contains the compiler's message.
     """
     _, xla_client, topologies, mlir = _modules()
-    # libtpu thinks of hosts of four chips; only these topologies have fewer.
+    # libtpu assumes hosts of four chips; only these topologies have fewer.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
     devices = topologies.get_topology_desc(
         platform="tpu", topology_name=topology, **bounds
@@ -100,7 +121,7 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
             )
     except RuntimeError as error:
         message = str(error)
-        # On-chip memory can run out too; that is the compiler's affair, not a size.
+        # Running out of on-chip memory is a failure of the compiler, not of the size.
         if "RESOURCE_EXHAUSTED" in message and "hbm" in message.lower():
             raise OutOfMemoryError(message) from error
         raise CompileError(message, _operation_in(message, hlo)) from error
@@ -117,10 +138,11 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
 
 
 def missing_bytes(message: str) -> float | None:
-    """Returns how much memory a program lacks by the compiler's message, if it says.
+    """Returns the missing memory in a compiler's message, bytes; None if unknown.
 
     Args:
-      message: such as "Used 20.1G of 15.48G hbm. Exceeded hbm capacity by 4.6G.".
+      message: The message, such as "Used 20.1G of 15.48G hbm. Exceeded hbm capacity by
+        4.6G.".
     """
     if match := re.search(rf"[Ee]xceeded .{{0,40}}by {_SIZE}", message):
         return _num_bytes(*match.groups())
@@ -130,23 +152,24 @@ def missing_bytes(message: str) -> float | None:
     )
     for pair in pairs:
         if match := re.search(pair, message):
-            number, unit, there, unit_there = match.groups()
-            return _num_bytes(number, unit) - _num_bytes(there, unit_there)
+            needed, needed_unit, capacity, capacity_unit = match.groups()
+            missing = _num_bytes(needed, needed_unit)
+            return missing - _num_bytes(capacity, capacity_unit)
     return None
 
 
-def _num_bytes(number, unit):
+def _num_bytes(number: str, unit: str) -> float:
     return float(number.rstrip(".")) * _UNITS[unit]
 
 
-def _operation_in(message, hlo):
-    """Returns the operation whose instruction or custom call a message names."""
+def _operation_in(message: str, hlo: bytes) -> str:
+    """Returns the operation whose instruction or custom call a message contains."""
     from jax._src.lib import hlo as jax_hlo
 
     words = set(re.findall(r"[\w.\-]+", message))
     module = jax_hlo.HloModule.from_serialized_hlo_module_proto(hlo)
     for line in module.to_string().splitlines():
-        # Names with a number, as add.12: others are words of the language.
+        # Names with a number, such as add.12; others may be plain English words.
         names = re.findall(r'^\s+(?:ROOT )?%?(\w\S*\.\d+) =|call_target="(\w+)"', line)
         operation = re.search(r'op_name="([^"]*)"', line)
         if operation and words & {name for pair in names for name in pair if name}:
@@ -154,12 +177,12 @@ def _operation_in(message, hlo):
     return ""
 
 
-def _modules():
-    """Imports jax's parts; here, so that all else works without them."""
+def _modules() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
+    """Imports the modules of jax, so that all other modules work without it."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        import libtpu  # noqa: F401 - only to be told early that it is missing.
+        import libtpu  # noqa: F401 - only to detect early that it is missing.
         from jax._src.interpreters import mlir
         from jax._src.lib import _jax, xla_client
         from jax.experimental import topologies
@@ -171,8 +194,8 @@ def _modules():
     return _jax, xla_client, topologies, mlir
 
 
-def _stable_hlo(hlo: bytes):
-    """Returns the module without TensorFlow's copy markers, which libtpu refuses.
+def _stable_hlo(hlo: bytes) -> "ir.Module":
+    """Returns the MLIR module without mhlo.copy operations, which libtpu refuses.
 
     tools/benchmarks/step.py repeats this code: it runs with jax alone, on machines
     without TensorFlow and without this package.
@@ -182,7 +205,7 @@ def _stable_hlo(hlo: bytes):
     module = ir.Module.parse(_modules()[0].mlir.hlo_to_stablehlo(hlo))
     for function in module.body.operations:
         for block in function.regions[0].blocks:
-            copies = [o.operation for o in block if o.operation.name == "mhlo.copy"]
+            copies = [op.operation for op in block if op.operation.name == "mhlo.copy"]
             for copy in copies:
                 copy.results[0].replace_all_uses_with(copy.operands[0])
                 copy.erase()

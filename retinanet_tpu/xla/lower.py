@@ -1,4 +1,4 @@
-"""Turns the step of one replica into an XLA program, without the devices it is for."""
+"""Lowers the step of one replica to an XLA program, without its target devices."""
 
 import pathlib
 import re
@@ -13,35 +13,42 @@ _CALLER = re.compile("(Call|While|If|Case)$")
 
 
 class AheadOfTimeStrategy(tf.distribute.OneDeviceStrategy):
-    """Stands for many replicas on a machine that has none of them.
+    """A strategy of many replicas for tracing on a machine without their devices.
 
-    Code that runs in it sees `num_replicas` replicas, and its reductions become the
-    collectives of an XLA program. It can be lowered, not executed.
+    Reductions become the collectives of an XLA program. The traced code can be lowered,
+    not executed.
     """
 
     def __init__(self, num_replicas: int):
-        """Takes the number of replicas to stand for."""
+        """Initializes the strategy.
+
+        Args:
+          num_replicas: The number of replicas of the program.
+        """
         super().__init__("cpu:0")
         self._num_replicas = num_replicas
 
     @property
     def num_replicas_in_sync(self) -> int:
-        """Replicas that the program is for."""
+        """Returns the number of replicas of the program."""
         return self._num_replicas
 
     def replica_context(self) -> tf.distribute.ReplicaContext:
-        """Returns the context of one replica, to trace its step in."""
+        """Returns the context in which the step of one replica is traced."""
         return _ReplicaContext(self, replica_id_in_sync_group=0)
 
 
 class _ReplicaContext(tf.distribute.ReplicaContext):
-    """Reduces by XLA's own collective, which needs no device to be traced."""
+    """A replica context that reduces by XLA's collective, traceable on any device."""
 
-    def all_reduce(self, reduce_op, value, options=None):
+    def all_reduce(
+        self, reduce_op: tf.distribute.ReduceOp, value: Any, options: Any = None
+    ) -> Any:
+        """Returns the sum or mean over all replicas of each tensor of a nest."""
         del options
         count = self.num_replicas_in_sync
 
-        def reduce_one(x):
+        def reduce_one(x: tf.Tensor) -> tf.Tensor:
             total = gen_xla_ops.xla_all_reduce(
                 input=x,
                 group_assignment=[list(range(count))],
@@ -54,16 +61,21 @@ class _ReplicaContext(tf.distribute.ReplicaContext):
 
 
 class Program(NamedTuple):
-    """What one replica does, for XLA compilers."""
+    """The XLA program of one replica.
 
-    hlo: bytes  # a serialized HloModuleProto
-    graph: tf.Graph  # of the TensorFlow operations that it was made of
+    Attributes:
+      hlo: The serialized HloModuleProto.
+      graph: The TensorFlow graph that was lowered.
+    """
+
+    hlo: bytes
+    graph: tf.Graph
 
     def line_of(self, operation: str) -> str:
-        """Returns the line of code that made an operation, "" if that is not known.
+        """Returns the line of code that created an operation, or "" if unknown.
 
         Args:
-          operation: its name, as the program's metadata have it.
+          operation: The name of the operation in the program's metadata.
         """
         return _line_of(self.graph, operation)
 
@@ -71,20 +83,21 @@ class Program(NamedTuple):
 def lower(
     fn: Callable[..., Any], specs: Sequence[Any], strategy: AheadOfTimeStrategy
 ) -> Program:
-    """Returns the program of what fn does on one replica.
+    """Lowers a function of one replica to an XLA program.
 
     Args:
-      fn: of any nests of tensors; may read and assign variables, which become
-        parameters and results of the program.
-      specs: a nest of tf.TensorSpec for each argument of fn; static shapes.
-      strategy: says how many replicas there are.
+      fn: The function; its arguments are nests of tensors. The variables that it reads
+        and assigns become parameters and results of the program.
+      specs: A nest of tf.TensorSpec with static shapes for each argument of fn.
+      strategy: The strategy, with the number of replicas.
     Raises:
-      RuntimeError: an operation has no kernel for XLA; names it and our line of code.
+      RuntimeError: An operation has no kernel for XLA; contains the operation and the
+        line of code.
     """
     flat_specs = tf.nest.flatten(list(specs))
 
     @tf.function(jit_compile=True, autograph=False)
-    def program(*tensors):
+    def program(*tensors: tf.Tensor) -> Any:
         with strategy.replica_context():
             return fn(*tf.nest.pack_sequence_as(list(specs), list(tensors)))
 
@@ -97,24 +110,25 @@ def lower(
 
 
 def _explained(message: str, graph: tf.Graph) -> str:
-    """Returns TensorFlow's message as a sentence that names our line of code."""
-    # TensorFlow's own list of lines leaves out what their paths have in common.
+    """Returns TensorFlow's message in one sentence, with the line of code."""
+    # TensorFlow's own list of lines omits the common prefix of their paths.
     node = re.search(r"\{\{node ([^}]+)\}\}", message)
     line = _line_of(graph, node[1]) if node else ""
     kind = re.search(r"No registered '(\w+)' OpKernel", message)
-    what = f"{kind[1]} has no kernel for XLA" if kind else message.split("\n")[0]
-    return f"{what}; made at {line}" if line else what
+    reason = f"{kind[1]} has no kernel for XLA" if kind else message.split("\n")[0]
+    return f"{reason}; made at {line}" if line else reason
 
 
-def _line_of(graph, operation):
+def _line_of(graph: tf.Graph, operation: str) -> str:
     operations = list(_operations(graph))
-    wanted = operation.removeprefix("gradient_tape/")
-    while wanted:
-        scope = wanted + "/"  # Of a gradient, or where XLA renamed the operation.
+    name = operation.removeprefix("gradient_tape/")
+    while name:
+        # An enclosing scope matches gradients, and operations that XLA renamed.
+        scope = name + "/"
         for op in operations:
-            if op.name == wanted or op.name.startswith(scope):
+            if op.name == name or op.name.startswith(scope):
                 return _line(op)
-        wanted = wanted.rpartition("/")[0]
+        name = name.rpartition("/")[0]
     return ""
 
 
@@ -131,7 +145,7 @@ def _operations(graph: tf.Graph) -> Iterator[tf.Operation]:
 
 
 def _line(op: tf.Operation) -> str:
-    """Returns the innermost line that is no library's."""
+    """Returns the innermost line of the traceback outside of libraries."""
     for frame in reversed(op.traceback or ()):
         path = pathlib.Path(frame.filename)
         if frame.filename == __file__:

@@ -1,7 +1,8 @@
-"""What a compiled program moves in a TPU's memories, instruction by instruction."""
+"""The memory traffic of a compiled TPU program, instruction by instruction."""
 
 import collections
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 _ITEM_BYTES = {
@@ -9,7 +10,7 @@ _ITEM_BYTES = {
     "s16": 2, "u16": 2, "u8": 1, "s8": 1, "pred": 1, "c64": 8,
 }  # fmt: skip
 _HBM, _ON_CHIP = 0, 1  # Memory spaces, marked S(1) in a layout; scalars have S(2).
-# Operations that move nothing, or whose other half is counted.
+# Operations that move nothing, or whose counterpart is counted.
 _FREE = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all",
     "copy-done", "slice-done", "async-done", "async-update", "all-reduce-done",
@@ -17,8 +18,8 @@ _FREE = {
 }  # fmt: skip
 _ASYNC_COPIES = {"copy-start", "slice-start"}
 _NO_CALL = 'custom_call_target="AllocateBuffer"'
-_SLICES = {"slice", "dynamic-slice", "gather"}  # They read only what they return.
-_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # -> which operand is written.
+_SLICES = {"slice", "dynamic-slice", "gather"}  # They read only their results.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # The operand that is written.
 
 _COMPUTATION = re.compile(r"(ENTRY )?(%[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)\)?|\S+) ([\w\-]+)\((.*)")
@@ -27,13 +28,21 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^}]*)?)\})?")
 
 
 class Move(NamedTuple):
-    """What an instruction of the optimized program reads and writes."""
+    """The memory traffic of an instruction of the optimized program.
 
-    num_bytes: int  # in HBM
+    Attributes:
+      num_bytes: The bytes read from and written to HBM.
+      on_chip_bytes: The bytes read from and written to on-chip memory.
+      operation: The HLO operation.
+      shape: The HLO shape of the result.
+      source: The name of the TensorFlow operation; "" if unknown.
+    """
+
+    num_bytes: int
     on_chip_bytes: int
     operation: str
     shape: str
-    source: str  # the TensorFlow operation it came from
+    source: str
 
 
 class _Instruction(NamedTuple):
@@ -41,29 +50,36 @@ class _Instruction(NamedTuple):
     operation: str
     shape: str
     operands: list[str]
-    rest: str  # of the line, from the operands on
+    rest: str  # the rest of the line, from the operands on
     is_root: bool
 
 
-def moves(program: str) -> list[Move]:
-    """Returns what each instruction of a program moves, most through HBM first.
+_Computation = dict[str, _Instruction]  # by name
 
-    Bytes are those of whole tiles, as the memories hold them. Of an array that is only
-    sliced, or updated in place, the part counts. From v4 on the compiler keeps buffers
-    in on-chip memory; a copy between the memories counts once in each. A loop's body
-    counts as often as the compiler knows it to run, otherwise once.
+
+def moves(program: str) -> list[Move]:
+    """Returns the traffic of each instruction of a program, most HBM traffic first.
+
+    Arrays are counted in whole tiles, as memories store them. Of an array that is only
+    sliced, or updated in place, only that part counts. From v4 on the compiler keeps
+    buffers in on-chip memory; a copy between the memories counts once in each. A loop's
+    body counts by the known number of iterations, else once.
 
     Args:
-      program: the text of the optimized HLO module.
+      program: The text of the optimized HLO module.
     """
     computations, entry = _parse(program)
-    found = _moves_of(computations[entry], computations)
-    return sorted((m for m in found if m.num_bytes or m.on_chip_bytes), reverse=True)
+    every_move = _moves_of(computations[entry], computations)
+    return sorted(
+        (m for m in every_move if m.num_bytes or m.on_chip_bytes), reverse=True
+    )
 
 
-def _parse(program):
+def _parse(program: str) -> tuple[dict[str, _Computation], str]:
     """Returns the instructions of all computations by name, and the entry's name."""
-    computations, current, entry = {}, None, None
+    computations: dict[str, _Computation] = {}
+    current: _Computation | None = None
+    entry = ""
     for line in program.splitlines():
         if match := _COMPUTATION.match(line):
             current = computations[match[2]] = {}
@@ -77,7 +93,11 @@ def _parse(program):
     return computations, entry
 
 
-def _moves_of(instructions, computations, times=1):
+def _moves_of(
+    instructions: _Computation,
+    computations: Mapping[str, _Computation],
+    times: int = 1,
+) -> Iterator[Move]:
     users = _users(instructions)
     for instruction in instructions.values():
         operation, rest = instruction.operation, instruction.rest
@@ -98,7 +118,7 @@ def _moves_of(instructions, computations, times=1):
         )
 
 
-def _users(instructions):
+def _users(instructions: _Computation) -> Mapping[str, list[_Instruction]]:
     users = collections.defaultdict(list)
     for instruction in instructions.values():
         for operand in instruction.operands:
@@ -106,24 +126,28 @@ def _users(instructions):
     return users
 
 
-def _source(instruction, users):
-    """Returns the operation of an instruction; of a copy, that of who wants it."""
+def _source(instruction: _Instruction, users: Mapping[str, list[_Instruction]]) -> str:
+    """Returns the operation of an instruction; of a copy, that of its first user."""
     if match := re.search(r'op_name="([^"]*)"', instruction.rest):
         return match[1]
     if instruction.operation not in _ASYNC_COPIES | {"copy-done", "slice-done"}:
         return ""
-    found = (_source(user, users) for user in users[instruction.name])
-    return next(filter(None, found), "")
+    sources = (_source(user, users) for user in users[instruction.name])
+    return next(filter(None, sources), "")
 
 
-def _moved(instruction, instructions, computations):
+def _moved(
+    instruction: _Instruction,
+    instructions: _Computation,
+    computations: Mapping[str, _Computation],
+) -> collections.Counter[int]:
     """Returns the bytes that an instruction moves, by memory space."""
-    moved = collections.Counter()
+    moved: collections.Counter[int] = collections.Counter()
     if instruction.operation in _FREE or _NO_CALL in instruction.rest:
         return moved
     written = _arrays(instruction.shape)
     if instruction.operation in _ASYNC_COPIES:
-        # Two ends, of which the source may be larger than what is copied.
+        # The shape has both ends; the source may be larger than the copied part.
         size = min(size for size, _ in written[:2])
         for _, space in written[:2]:
             moved[space] += size
@@ -138,8 +162,12 @@ def _moved(instruction, instructions, computations):
     return moved
 
 
-def _shares(instruction, operands, computations):
-    """Returns the part of each operand that is read, and of the result written."""
+def _shares(
+    instruction: _Instruction,
+    operands: Sequence[_Instruction],
+    computations: Mapping[str, _Computation],
+) -> tuple[list[float], float]:
+    """Returns the share of each operand that is read, and of the result written."""
     if instruction.operation == "fusion":
         return _shares_of_fusion(computations[_called(instruction.rest)[0]])
     total = _size(instruction.shape)
@@ -149,13 +177,13 @@ def _shares(instruction, operands, computations):
     if instruction.operation in _UPDATES:
         update = operands[_UPDATES[instruction.operation]]
         written = _ratio(_size(update.shape), total)
-        # A scatter may add to what is there, so it reads it.
+        # A scatter may add to the present values, so it reads them.
         read = written if instruction.operation == "scatter" else 0.0
         return [read, *shares[1:]], written
     return shares, 1.0
 
 
-def _shares_of_fusion(body):
+def _shares_of_fusion(body: _Computation) -> tuple[list[float], float]:
     parameters = sorted(
         (int(i.rest.split(")")[0]), i)
         for i in body.values()
@@ -171,9 +199,9 @@ def _shares_of_fusion(body):
     return shares, _ratio(sum(_written(r, body) for r in roots), total)
 
 
-def _read(name, users):
-    """Returns the bytes that a fusion reads of a value."""
-    sizes = []
+def _read(name: str, users: Mapping[str, list[_Instruction]]) -> float:
+    """Returns the bytes of a value that a fusion reads."""
+    sizes: list[float] = []
     for user in users[name]:
         if user.operation in _SLICES and user.operands[0] == name:
             sizes.append(_size(user.shape))
@@ -186,7 +214,7 @@ def _read(name, users):
     return sum(sizes)
 
 
-def _written(root, body):
+def _written(root: _Instruction, body: _Computation) -> int:
     while root.operation == "bitcast":
         root = body[root.operands[0]]
     if root.operation in _UPDATES:
@@ -194,36 +222,36 @@ def _written(root, body):
     return _size(root.shape)
 
 
-def _called(rest):
+def _called(rest: str) -> list[str]:
     match = _CALLED.search(rest)
     return re.findall(r"%[\w.\-]+", match[1]) if match else []
 
 
-def _ratio(part, whole):
+def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _size(shape):
+def _size(shape: str) -> int:
     return sum(size for size, _ in _arrays(shape))
 
 
-def _arrays(text):
-    """Returns (bytes, memory space) of each array in a shape."""
-    found = []
+def _arrays(text: str) -> list[tuple[int, int]]:
+    """Returns the bytes and the memory space of each array in a shape."""
+    arrays = []
     for dtype, dims, order, layout in _ARRAY.findall(text):
         if dtype in _ITEM_BYTES:
             space = re.search(r"S\((\d+)\)", layout)
             size = _ITEM_BYTES[dtype] * _num_stored(dims, order, layout)
-            found.append((size, int(space[1]) if space else _HBM))
-    return found
+            arrays.append((size, int(space[1]) if space else _HBM))
+    return arrays
 
 
-def _num_stored(dims, order, layout):
-    """Returns the numbers that an array has room for, in whole tiles."""
-    dims = [int(d) for d in dims.split(",") if d]
+def _num_stored(dims_text: str, order: str, layout: str) -> int:
+    """Returns the number of elements of an array, filled up to whole tiles."""
+    dims = [int(d) for d in dims_text.split(",") if d]
     from_minor = [dims[int(i)] for i in order.split(",") if i] or dims or [1]
-    tile = re.search(r"T\(([\d,]+)\)", layout)
-    tile = [int(t) for t in tile[1].split(",")][::-1] if tile else []
+    match = re.search(r"T\(([\d,]+)\)", layout)
+    tile = [int(t) for t in match[1].split(",")][::-1] if match else []
     from_minor += [1] * (len(tile) - len(from_minor))
     stored = 1
     for i, dim in enumerate(from_minor):

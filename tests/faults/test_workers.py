@@ -71,7 +71,7 @@ def test_workers_train_stop_and_resume_together(make_team, tmp_path, data_dir):
     assert "worker 1 was asked to stop" in chief.tail()
     assert "signal SIGTERM" in other.tail()
     # The first steps are equal to those of one process with one replica.
-    alone = toy_data.experiment(
+    alone = toy_data.make_run(
         tmp_path / "alone", data_dir, *team.bindings, "MAX_STEPS = 4"
     )
     expected = checkpoints.read(toy_data.train(alone))

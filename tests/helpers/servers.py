@@ -21,7 +21,7 @@ CATEGORIES = category_map.Categories(
 def make(*bindings: str, seed: int = 0) -> server.ServingModule:
     """Returns a tiny module whose scores spread over (0, 1); index 1 is unused."""
     settings = (*toy_data.TWO_LEVELS, "NUM_CLASSES = 3", *bindings)
-    run = toy_data.experiment(None, "no_data", *settings)
+    run = toy_data.make_run(None, "no_data", *settings)
     recipe = dataclasses.replace(run.recipe, categories=CATEGORIES)
     network = recipe.make_network(run.network_fn)
     rng = np.random.default_rng(seed)

@@ -87,7 +87,7 @@ def parse(data_dir, *bindings: str) -> str:
     )
 
 
-def experiment(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
+def make_run(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
     """Returns the tiny run on logical CPUs.
 
     Args:

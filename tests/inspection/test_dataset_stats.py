@@ -17,7 +17,7 @@ def data_dir(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
+def valid(tmp_path_factory):
     """A data directory that no test changes, and its annotations to train on."""
     folder = toy_data.write(tmp_path_factory.mktemp("data"))
     with open(f"{folder}/train.json") as file:
@@ -28,19 +28,19 @@ def read(data_dir, split="train", **options):
     return dataset_stats.read(data_dir, split, CATEGORIES, **options)
 
 
-def test_measures_are_those_of_the_annotation_file(sound):
-    data_dir, truth = sound
+def test_measures_are_those_of_the_annotation_file(valid):
+    data_dir, truth = valid
     split = read(data_dir)
     images = {image["id"]: image for image in truth["images"]}
     assert sorted(split.image_ids.tolist()) == sorted(images)
     assert len(split.boxes_yxyx) == len(truth["annotations"])
-    for place, image_id in enumerate(split.image_ids):
+    for index, image_id in enumerate(split.image_ids):
         image = images[image_id]
-        assert split.image_sizes[place].tolist() == [image["height"], image["width"]]
-        assert split.file_names[place] == image["file_name"]
+        assert split.image_sizes[index].tolist() == [image["height"], image["width"]]
+        assert split.file_names[index] == image["file_name"]
         expected = [a for a in truth["annotations"] if a["image_id"] == image_id]
-        is_here = split.images == place
-        assert split.boxes_per_image[place] == len(expected) == is_here.sum()
+        is_here = split.images == index
+        assert split.boxes_per_image[index] == len(expected) == is_here.sum()
         x, y, w, h = np.transpose([a["bbox"] for a in expected])
         np.testing.assert_allclose(
             split.boxes_yxyx[is_here], np.stack([y, x, y + h, x + w], -1), atol=1e-3
@@ -50,8 +50,8 @@ def test_measures_are_those_of_the_annotation_file(sound):
     assert split.is_usable.all() and not split.is_outside.any()
 
 
-def test_classes_are_counted_by_box_and_by_image(sound):
-    data_dir, truth = sound
+def test_classes_are_counted_by_box_and_by_image(valid):
+    data_dir, truth = valid
     counts = dataset_stats.class_counts(read(data_dir), CATEGORIES)
     for category in CATEGORIES.categories:
         of_class = [
@@ -63,21 +63,21 @@ def test_classes_are_counted_by_box_and_by_image(sound):
         assert counts[category.index].tolist() == expected
 
 
-def test_a_sample_takes_from_all_files(sound):
-    data_dir, _ = sound
+def test_a_sample_reads_from_all_files(valid):
+    data_dir, _ = valid
     sample = read(data_dir, num_images=4)
     whole = read(data_dir)
     assert len(sample.image_ids) == 4
     # Two files, half of the images each.
-    places = [whole.image_ids.tolist().index(i) for i in sample.image_ids]
-    assert min(places) < 6 <= max(places)
+    indices = [whole.image_ids.tolist().index(i) for i in sample.image_ids]
+    assert min(indices) < 6 <= max(indices)
 
 
-def test_boxes_over_the_edge_and_without_a_pixel_are_told_apart(data_dir):
+def test_boxes_over_the_edge_and_boxes_without_a_pixel_differ(data_dir):
     def edit(number, features):
         if number < 2:
             edited_records.add_to_boxes([2.0, -0.45][number])(number, features)
-        if number == 2:  # Turned corners.
+        if number == 2:  # Corners in the wrong order.
             for side in "yx":
                 low, high = (
                     features[f"{edited_records.BOX}{side}{end}"].float_list
@@ -103,7 +103,7 @@ def test_sizes_are_those_of_coco():
     assert split.size_indexes.tolist() == [0, 1, 1, 2]
 
 
-def test_the_same_bytes_are_found_under_other_names(data_dir):
+def test_equal_files_are_detected_under_other_names(data_dir):
     train, val = read(data_dir), read(data_dir, "val")
     assert not dataset_stats.duplicates(train)
     assert not len(dataset_stats.shared_images(train, val))
@@ -126,7 +126,7 @@ def test_the_same_bytes_are_found_under_other_names(data_dir):
     assert dataset_stats.shared_images(train, val).tolist() == [1]
 
 
-def test_objects_are_sought_without_crowds(data_dir):
+def test_has_object_ignores_crowds(data_dir):
     assert dataset_stats.has_object(data_dir, "train", [3])
     assert not dataset_stats.has_object(data_dir, "train", [4])
 
@@ -156,8 +156,8 @@ def test_a_damaged_record_is_named(data_dir):
         read(data_dir)
 
 
-def test_a_picture_is_recognized_by_name_size_and_boxes(sound):
-    data_dir, truth = sound
+def test_a_picture_is_recognized_by_name_size_and_boxes(valid):
+    data_dir, truth = valid
     found = dataset_stats.annotated_images(f"{data_dir}/train.json")
     assert sorted(found.values()) == sorted(i["id"] for i in truth["images"])
     assert not set(found) & set(dataset_stats.annotated_images(f"{data_dir}/val.json"))

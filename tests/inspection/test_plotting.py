@@ -22,9 +22,9 @@ runpy.run_module(f"retinanet_tpu.{sys.argv[0]}", run_name="__main__")
 )
 def test_a_chart_without_matplotlib_says_what_to_install(tmp_path, tool, flag):
     output = tmp_path / "chart.png"
-    found = tool_processes.run_python("-c", ABSENT, tool, flag, f"--output={output}")
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    (line,) = [x for x in found.stderr.splitlines() if x.startswith("error: ")]
+    result = tool_processes.run_python("-c", ABSENT, tool, flag, f"--output={output}")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
     assert line.startswith("error: Charts need matplotlib (")
     assert line.endswith("): pip install -e '.[plots]'")
 

@@ -12,7 +12,7 @@ def run():
     return configurables.make_run(None)
 
 
-def test_each_core_delivers_some_images_a_second(run):
+def test_the_rates_are_plausible(run):
     rates = host_throughput.images_per_core_sec(run, num_images=32)
     assert set(rates) == {"train", "eval"}
     # A 640 x 480 JPEG takes milliseconds to decode, on any machine.
@@ -29,8 +29,8 @@ def test_the_batches_are_those_of_the_run(run, tmp_path, is_training):
     assert tf.reduce_min(labels.num_boxes) >= 1
 
 
-def test_the_pictures_are_as_heavy_as_photographs(tmp_path):
+def test_the_synthetic_images_are_as_large_as_those_of_coco(tmp_path):
     host_throughput._write_records(str(tmp_path))
     (path,) = tmp_path.iterdir()
-    mean_bytes = path.stat().st_size / host_throughput._NUM_PICTURES
+    mean_bytes = path.stat().st_size / host_throughput._NUM_IMAGES
     assert 120_000 < mean_bytes < 200_000  # COCO's have 160 kB.

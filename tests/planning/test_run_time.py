@@ -12,22 +12,22 @@ WORK = run_time.Work(
     hbm_bytes=16607.2e6,
     fixed_bytes=544.3e6,
     reduced_bytes=135.463e6,
-    num_exchanges=176,
+    num_collectives=176,
 )
 
 
-def test_an_exchange_takes_its_bytes_over_two_links_and_its_hops_there_and_back():
+def test_collectives_take_their_bytes_over_two_links_and_their_hops_twice():
     # 4 x 4 chips, corners with 2 links of 70 GB/s; 6 hops each way of 1 us.
     sent = 2 * 15 / 16 * 135.463e6 / 140e9
     assert run_time.exchange_secs(WORK, V3_32) == pytest.approx(sent + 176 * 12e-6)
 
 
-def test_one_chip_exchanges_nothing():
+def test_one_chip_has_no_collective():
     alone = roofline.accelerator("v5litepod-1")
     assert run_time.exchange_secs(WORK, alone) == 0
 
 
-def test_a_step_is_the_roofline_and_then_the_exchange():
+def test_a_step_takes_the_roofline_and_then_the_collectives():
     time = run_time.step_time(WORK, V3_32)
     assert time.images == 256
     assert time.device_secs == pytest.approx(4422.559e9 / 61.5e12)
@@ -47,7 +47,7 @@ def test_fewer_images_still_move_all_weights():
     assert one.device_secs == pytest.approx(2)
 
 
-def test_a_measured_rate_gives_the_share_that_gives_the_rate():
+def test_the_efficiency_of_a_measured_rate_predicts_the_rate():
     share = run_time.reached_efficiency(WORK, V3_32, 1275)
     time = run_time.step_time(WORK, V3_32, efficiency=share)
     assert time.images_per_sec == pytest.approx(1275)
@@ -66,7 +66,7 @@ def test_the_published_hours_follow_from_the_published_rate():
     assert 168750 * 256 / rate / 3600 == pytest.approx(9.5, rel=0.02)
 
 
-def test_with_the_same_images_on_each_device_only_the_exchange_grows():
+def test_with_equal_images_per_device_only_the_collectives_grow():
     rows = run_time.scaled(WORK, V3_32)
     assert [row.name for row in rows[:3]] == ["v3-8", "v3-32", "v3-64"]
     assert {row.time.device_secs for row in rows} == {rows[0].time.device_secs}
@@ -76,7 +76,7 @@ def test_with_the_same_images_on_each_device_only_the_exchange_grows():
         assert row.efficiency == pytest.approx(1 - row.time.exchange_share)
 
 
-def test_one_batch_for_all_ends_where_devices_outnumber_images():
+def test_one_batch_cannot_be_shared_by_more_devices_than_images():
     rows = run_time.scaled(WORK, V3_32, batch_size=256, max_images=16)
     assert [row.name for row in rows] == ["v3-32", "v3-64", "v3-128", "v3-256"]
     assert {row.time.images for row in rows} == {256}
@@ -111,11 +111,11 @@ def test_saves_are_counted_to_the_last_step(settings, num_saves, secs):
     assert saving.kept_bytes == 10 * min(5, num_saves)
 
 
-def test_a_run_that_keeps_all_keeps_what_it_writes():
+def test_a_run_that_keeps_all_checkpoints_keeps_all_bytes():
     settings = run_config.RunConfig(save_checkpoints_steps=10, keep_checkpoint_max=None)
     saving = run_time.saving(settings, max_steps=95, steps_per_sec=1, num_bytes=1)
     assert saving.kept_bytes == saving.written_bytes == 10
 
 
-def test_scoring_goes_as_fast_as_its_slowest_part():
-    assert run_time.scoring_secs(100, rates=[50, 10], metric_secs=3) == 13
+def test_the_slowest_stage_limits_the_evaluation():
+    assert run_time.evaluation_secs(100, rates=[50, 10], metric_secs=3) == 13

@@ -1,4 +1,4 @@
-"""Which runs may go on in a model_dir, and from where."""
+"""Runs that may resume in a model_dir, and the paths of their settings."""
 
 import os
 import pathlib
@@ -20,13 +20,13 @@ SAVES = ("RunConfig.save_checkpoints_steps = 2", "MAX_STEPS = 2")
 
 
 @pytest.fixture(scope="module")
-def sound_dir(tmp_path_factory):
-    """A data directory `data`, and beside it `run`, which needs no more training."""
+def valid_dir(tmp_path_factory):
+    """A data directory `data`, and beside it `run`, which is trained."""
     base = tmp_path_factory.mktemp("base")
     toy_data.write(base / "data")
-    made = toy_data.experiment(base / "run", base / "data", *toy_data.TWO_LEVELS)
-    network = made.make_network()
-    state = train_step.TrainState(network, made.update_fn(network))
+    run = toy_data.make_run(base / "run", base / "data", *toy_data.TWO_LEVELS)
+    network = run.make_network()
+    state = train_step.TrainState(network, run.update_fn(network))
     state.step = 2
     (base / "run").mkdir()
     state.save(str(base / "run"))
@@ -37,11 +37,11 @@ def sound_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def base(sound_dir, tmp_path, monkeypatch):
+def base(valid_dir, tmp_path, monkeypatch):
     """A copy, as the working directory."""
-    shutil.copytree(sound_dir, tmp_path / "base")
+    shutil.copytree(valid_dir, tmp_path / "base")
     config = tmp_path / "base" / "run" / cli.CONFIG_FILE
-    text = config.read_text().replace(str(sound_dir), str(tmp_path / "base"))
+    text = config.read_text().replace(str(valid_dir), str(tmp_path / "base"))
     config.write_text(text)
     monkeypatch.chdir(tmp_path / "base")
     return tmp_path / "base"
@@ -71,7 +71,7 @@ def test_a_run_finds_its_data_from_anywhere(base, monkeypatch):
     assert run.data.dir == f"{base}/data" and len(run.data.read_images(2)) == 2
 
 
-def test_a_run_with_the_relative_paths_of_older_versions_goes_on(base, monkeypatch):
+def test_a_run_with_the_relative_paths_of_older_versions_resumes(base, monkeypatch):
     config = base / "run" / cli.CONFIG_FILE
     text = config.read_text().replace(f"{base}/", "").replace("\\\n    ", "")
     assert "DATA_DIR = 'data'" in text
@@ -84,7 +84,7 @@ def test_a_run_with_the_relative_paths_of_older_versions_goes_on(base, monkeypat
     assert f"'{base}/data'" in config.read_text()
 
 
-def test_data_that_are_away_are_said_to_be(base, caplog):
+def test_missing_data_are_an_error_that_names_the_directory(base, caplog):
     data = input_fn.Data(f"{base}/away")
     assert data.read_images(3) == []
     assert f"There is no directory {base}/away" in caplog.text
@@ -94,7 +94,7 @@ def test_data_that_are_away_are_said_to_be(base, caplog):
 
 
 @pytest.mark.parametrize("name", [cli.CONFIG_FILE, "categories.json"])
-def test_checkpoints_whose_settings_are_lost_are_not_trained_on_silently(base, name):
+def test_checkpoints_without_settings_are_an_error(base, name):
     (base / "run" / name).unlink()
     before = listing(base / "run")
     with pytest.raises(errors.UserError, match=f"has checkpoints, but no {name}"):
@@ -138,14 +138,14 @@ def test_first_weights_that_tensorflow_cannot_read_are_refused(base, name):
     assert not (base / "new").exists()
 
 
-def test_data_may_lie_in_a_directory_with_any_name(base):
+def test_a_data_directory_may_have_any_name(base):
     (base / "data").rename(base / "data[*]\\?")
     data_dir = "data[*]\\\\?"
     train_on(data_dir=data_dir, accept_changes=True)
     assert checkpoints.steps("run") == [2]
 
 
-def test_corrupt_checkpoints_end_neither_settings_nor_files(base):
+def test_corrupt_checkpoints_leave_all_files_unchanged(base):
     path = checkpoints.latest("run")
     pathlib.Path(f"{path}.data-00000-of-00001").write_bytes(b"x")
     before = listing(base / "run")
@@ -156,7 +156,7 @@ def test_corrupt_checkpoints_end_neither_settings_nor_files(base):
     assert all(now[name] == kept[name] for name in kept if name.startswith("model"))
 
 
-def test_differences_in_paths_are_seen():
+def test_differences_in_paths_are_reported():
     old = "A = 'x'\nB = 'y'\n"
     new = f"A = {os.path.abspath('x')!r}\nB = '/y'\n"
     assert gin_files.differences(old, new) == ["- B = 'y'", "+ B = '/y'"]

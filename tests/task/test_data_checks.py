@@ -20,11 +20,11 @@ def data_dir(tmp_path):
 
 
 def check(data_dir, *bindings):
-    run = toy_data.experiment(data_dir.parent / "run", data_dir, *bindings)
+    run = toy_data.make_run(data_dir.parent / "run", data_dir, *bindings)
     data_checks.check(run)
 
 
-def test_sound_data_pass_without_a_word(data_dir, caplog):
+def test_valid_data_pass_without_a_warning(data_dir, caplog):
     check(data_dir)
     assert not caplog.records or "data |" not in caplog.text
 
@@ -82,7 +82,7 @@ def empty_train(data_dir):
         path.write_bytes(b"")
 
 
-# What was wrong, done to a sound set or said in a setting.
+# Each fault is a change of a valid dataset, or a setting.
 DAMAGES = {
     "boxes that lie beside their images": edit_train(edited_records.add_to_boxes(3.0)),
     "records without a box": edit_train(edited_records.clear_boxes),
@@ -102,8 +102,12 @@ def test_the_page_of_broken_data_has_every_case():
     assert {"what was wrong", *DAMAGES} == {name for name, _ in ROWS}
 
 
-@pytest.mark.parametrize(("name", "said"), ROWS[1:], ids=[name for name, _ in ROWS[1:]])
-def test_what_gives_no_score_is_told_before_step_1(data_dir, name, said):
+@pytest.mark.parametrize(
+    ("name", "expected"), ROWS[1:], ids=[name for name, _ in ROWS[1:]]
+)
+def test_data_that_lead_to_an_ap_of_0_are_an_error_before_step_1(
+    data_dir, name, expected
+):
     damage = DAMAGES[name]
     bindings = [damage] if isinstance(damage, str) else []
     if not bindings:
@@ -111,33 +115,33 @@ def test_what_gives_no_score_is_told_before_step_1(data_dir, name, said):
     with pytest.raises(ValueError) as caught:
         check(data_dir, *bindings)
     message = str(caught.value).replace(f"{data_dir}/", "")
-    assert message.startswith(said.removesuffix("…"))
+    assert message.startswith(expected.removesuffix("…"))
 
 
-def test_without_an_evaluation_only_training_data_are_looked_at(data_dir):
+def test_without_evaluation_only_training_data_are_checked(data_dir):
     (data_dir / "val.json").write_text("{")
     check(data_dir, "TrainingPlan.evaluate_during_training = False")
 
 
-def test_sizes_that_are_reached_too_seldom_are_warned_of():
-    reach_of = {
+def test_sizes_with_a_low_recall_are_a_warning():
+    coverages = {
         "small": anchor_search.Coverage(10, 0.5, 0.4),
         "large": anchor_search.Coverage(0, 0.0, 0.0),
         "all": anchor_search.Coverage(200, 0.95, 0.7),
     }
-    (found,) = data_checks.anchor_findings(reach_of, "train")
-    assert found.severity == data_issues.Severity.WARNING
-    assert "50.0% of small boxes" in found.text
+    (issue,) = data_checks.anchor_issues(coverages, "train")
+    assert issue.severity == data_issues.Severity.WARNING
+    assert "50.0% of small boxes" in issue.text
 
 
-def test_what_an_epoch_leaves_over_and_the_padding_are_counted(data_dir):
-    run = toy_data.experiment(
+def test_the_rest_of_an_epoch_and_the_padding_are_counted(data_dir):
+    run = toy_data.make_run(
         None, data_dir, "Data.max_boxes = 2", "TrainingPlan.eval_batch_per_replica = 4"
     )
     splits = [
         dataset_stats.read(str(data_dir), n, CATEGORIES) for n in ("train", "val")
     ]
-    texts = [f.text for f in data_checks.plan_findings(run, splits)]
+    texts = [issue.text for issue in data_checks.plan_issues(run, splits)]
     assert "1 batches of 8 and 4 images" in texts[0]  # 12 images.
     assert "4 images of train have more than Data.max_boxes 2" in texts[1]
     assert "2 batches of 4 on one replica, of which 2 images are padding" in texts[2]
@@ -157,23 +161,19 @@ def warnings_of(data_dir, caplog, *bindings):
     return [r.message for r in caplog.records if "data |" in r.message]
 
 
-def test_more_boxes_than_the_labels_have_room_for_are_told_before_training(
-    data_dir, caplog
-):
+def test_more_boxes_than_rows_of_the_labels_are_a_warning(data_dir, caplog):
     (text,) = warnings_of(data_dir, caplog, "Data.max_boxes = 2")
     assert "4 images of train (train.json) have more than Data.max_boxes 2" in text
     assert "Set Data.max_boxes = 3." in text
 
 
-def test_without_annotations_the_first_records_say_how_many_boxes_there_are(
-    data_dir, caplog
-):
+def test_without_annotations_boxes_are_counted_in_the_first_records(data_dir, caplog):
     (data_dir / "train.json").unlink()
     (text,) = warnings_of(data_dir, caplog, "Data.max_boxes = 2")
     assert "4 images of the first 12 of train have more than" in text
 
 
-def test_what_coco_does_not_count_is_told_before_training(data_dir, caplog):
+def test_objects_beyond_cocos_limit_are_a_warning(data_dir, caplog):
     edit_json("val.json", repeat_objects(200))(data_dir)
     bindings = ["NMS.max_detections = 300"]
     texts = warnings_of(data_dir, caplog, *bindings)
@@ -182,7 +182,7 @@ def test_what_coco_does_not_count_is_told_before_training(data_dir, caplog):
     assert "NMS.max_detections" not in text
 
 
-def test_fewer_detections_than_objects_are_told_before_training(data_dir, caplog):
+def test_fewer_detections_than_objects_are_a_warning(data_dir, caplog):
     (text,) = warnings_of(data_dir, caplog, "NMS.max_detections = 1")
     assert "NMS.max_detections 1 is less than the objects of some images" in text
     assert "with NMS.max_detections = 3 it can reach 1.000" in text

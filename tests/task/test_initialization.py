@@ -5,10 +5,10 @@ import pytest
 
 import foreign_resnets
 import toy_data
-from retinanet_tpu import replicas, train
+from retinanet_tpu import replicas
 from retinanet_tpu.estimator import gin_files, train_loop, train_step
 from retinanet_tpu.estimator.cluster import strategy
-from retinanet_tpu.task import configurables, initialization
+from retinanet_tpu.task import configurables, initialization, summary
 
 GIN_CONFIGS = toy_data.GIN_CONFIGS
 TORCHVISION = GIN_CONFIGS / "model" / foreign_resnets.TORCHVISION
@@ -26,14 +26,14 @@ def weights(tmp_path):
     return foreign_resnets.write_safetensors(tmp_path / "r10.safetensors", state)
 
 
-def _experiment(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
+def _make_run(model_dir, data_dir, *bindings, gin_file=TORCHVISION):
     """Returns the tiny run with the settings of pretrained weights."""
     files = [str(GIN_CONFIGS / "quickstart.gin"), str(gin_file)]
     bindings = [*toy_data.TINY, *toy_data.TWO_LEVELS, *bindings]
     bindings.append(f"DATA_DIR = '{data_dir}'")
     gin_files.parse(files, bindings, known=configurables.CONFIGURABLES)
-    where = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
-    return configurables.make_run(str(model_dir), strategy_fn=where)
+    strategy_fn = functools.partial(strategy.make_strategy, "cpu", num_devices=1)
+    return configurables.make_run(str(model_dir), strategy_fn=strategy_fn)
 
 
 def _start(run, model_dir, backbone_checkpoint):
@@ -49,7 +49,7 @@ def _values(state):
 
 def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
     bindings = (FROZEN, f"BACKBONE_CHECKPOINT = '{weights}'")
-    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    run = _make_run(tmp_path / "run", data_dir, *bindings)
     trained = train_step.network_weights(toy_data.train(run, 2))
     backbone = foreign_resnets.make_backbone(TORCHVISION.name, depth=10, width=8)
     foreign_resnets.load(backbone, weights, TORCHVISION.name)
@@ -59,8 +59,8 @@ def test_a_run_trains_from_the_weights_of_a_file(weights, data_dir, tmp_path):
             np.testing.assert_array_equal(trained[path], variable)
 
 
-def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
-    run = _experiment(tmp_path, data_dir)
+def test_a_resumed_run_does_not_read_the_file(weights, data_dir, tmp_path):
+    run = _make_run(tmp_path, data_dir)
     begun = _start(run, tmp_path, weights)
     begun.step = 1
     begun.save(str(tmp_path))
@@ -74,11 +74,13 @@ def test_a_resumed_run_does_without_the_file(weights, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_detector_gives_its_backbone_only(weights, data_dir, tmp_path, is_folder):
-    old = _start(_experiment(tmp_path / "a", data_dir), tmp_path / "a", weights)
+def test_only_the_backbone_of_a_detector_is_loaded(
+    weights, data_dir, tmp_path, is_folder
+):
+    old = _start(_make_run(tmp_path / "a", data_dir), tmp_path / "a", weights)
     (tmp_path / "a").mkdir(exist_ok=True)
     path = old.save(str(tmp_path / "a"))
-    run = _experiment(tmp_path / "b", data_dir, "SEED = 5")
+    run = _make_run(tmp_path / "b", data_dir, "SEED = 5")
     new = _start(run, tmp_path / "b", tmp_path / "a" if is_folder else path)
     for (name, before), after in zip(
         _values(old).items(), _values(new).values(), strict=True
@@ -93,9 +95,14 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
         [*toy_data.TINY, f"DATA_DIR = '{data_dir}'"],
         known=configurables.CONFIGURABLES,
     )
-    run = _experiment(tmp_path / "a", data_dir)
+    run = _make_run(tmp_path / "a", data_dir)
     path = _start(run, tmp_path / "a", weights).save(str(tmp_path))
     (tmp_path / "config.gin").write_text(text)
+    _start(run, tmp_path / "b", path)
+    macro = text.replace(
+        "symmetric_pool_padding = True", "symmetric_pool_padding = %SYMMETRIC"
+    )
+    (tmp_path / "config.gin").write_text(f"{macro}\nSYMMETRIC = True\n")
     _start(run, tmp_path / "b", path)
     old_names = text.replace("symmetric_pool_padding", "has_symmetric_pool")
     (tmp_path / "config.gin").write_text(old_names)
@@ -115,7 +122,7 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
 
 def test_frozen_weights_that_no_backbone_has_are_an_error(weights, data_dir, tmp_path):
     bindings = (f"BACKBONE_CHECKPOINT = '{weights}'", "FROZEN = ('backbone', 'fpn')")
-    run = _experiment(tmp_path / "run", data_dir, *bindings)
+    run = _make_run(tmp_path / "run", data_dir, *bindings)
     with pytest.raises(ValueError, match="random first values, such as fpn/"):
         toy_data.train(run, 2)
 
@@ -123,19 +130,19 @@ def test_frozen_weights_that_no_backbone_has_are_an_error(weights, data_dir, tmp
 def test_two_sources_of_one_backbone_are_an_error(data_dir, tmp_path):
     bindings = ("BACKBONE_CHECKPOINT = 'a.pth'", "WARM_START = 'run'")
     with pytest.raises(ValueError, match=r"WARM_START is run.*is a\.pth; .*to None"):
-        _experiment(tmp_path / "run", data_dir, *bindings)
+        _make_run(tmp_path / "run", data_dir, *bindings)
 
 
 def test_weights_without_their_gin_file_are_an_error(weights, data_dir, tmp_path):
     source = f"BACKBONE_CHECKPOINT = '{weights}'"
     nothing = GIN_CONFIGS / "quickstart.gin"
-    run = _experiment(tmp_path / "run", data_dir, source, gin_file=nothing)
+    run = _make_run(tmp_path / "run", data_dir, source, gin_file=nothing)
     with pytest.raises(ValueError, match=r"Include model/pretrained_torchvision\.gin"):
         toy_data.train(run, 2)
 
 
 @pytest.mark.parametrize("name", ["pretrained_torchvision", "pretrained_keras"])
-def test_settings_of_pretrained_weights_go_with_every_run(name):
+def test_settings_of_pretrained_weights_fit_the_runs(name):
     files = [GIN_CONFIGS / "coco_r50_640_1x.gin", GIN_CONFIGS / f"model/{name}.gin"]
     gin_files.parse(list(map(str, files)), [], known=configurables.CONFIGURABLES)
-    assert "Trainable parameters: 33,865,815" in train.summarize_run()
+    assert "Trainable parameters: 33,865,815" in summary.summarize_run()

@@ -23,8 +23,8 @@ def batches(run, first_step):
     return iter(run.train_spec.input_fn(params))
 
 
-def break_pictures(data_dir, image_ids):
-    """Leaves of some images only their names."""
+def corrupt_images(data_dir, image_ids):
+    """Overwrites the encoded bytes of some images."""
     for path in record_files.find(data_dir, "train"):
         examples = [
             tf.train.Example.FromString(record.numpy())
@@ -39,12 +39,12 @@ def break_pictures(data_dir, image_ids):
                 writer.write(example.SerializeToString())
 
 
-def test_what_was_trained_on_is_passed_over_before_it_is_decoded(data_dir, tmp_path):
-    run = toy_data.experiment(tmp_path / "run", data_dir, *toy_data.TWO_LEVELS)
+def test_a_resumed_run_skips_records_without_decoding_them(data_dir, tmp_path):
+    run = toy_data.make_run(tmp_path / "run", data_dir, *toy_data.TWO_LEVELS)
     straight = batches(run, 0)
     used = next(straight)[0].image_ids.numpy().tolist()
     rest = [next(straight) for _ in range(2)]
-    break_pictures(data_dir, used)
+    corrupt_images(data_dir, used)
     resumed = batches(run, 1)
     for expected, got in zip(rest, resumed, strict=False):
         tf.nest.map_structure(np.testing.assert_array_equal, expected, got)
@@ -53,10 +53,10 @@ def test_what_was_trained_on_is_passed_over_before_it_is_decoded(data_dir, tmp_p
             next(resumed)
 
 
-def test_training_needs_the_data_service_that_it_names_and_scoring_none(data_dir):
+def test_training_needs_its_data_service_and_evaluation_none(data_dir):
     with socket.create_server(("localhost", 0)) as server:
         address = f"grpc://localhost:{server.getsockname()[1]}"
-    run = toy_data.experiment(
+    run = toy_data.make_run(
         str(data_dir) + "/run", data_dir, f"DATA_SERVICE_ADDRESS = '{address}'"
     )
     with pytest.raises(ValueError, match=f"No dispatcher .* at {address}"):
@@ -67,18 +67,18 @@ def test_training_needs_the_data_service_that_it_names_and_scoring_none(data_dir
     assert features.image_ids.shape == [BATCH_SIZE]
 
 
-def test_an_address_of_no_form_is_an_error_before_anything_starts(data_dir):
+def test_a_malformed_address_is_an_error_at_the_start(data_dir):
     with pytest.raises(ValueError, match=r"DATA_SERVICE_ADDRESS is 'host:1'"):
-        toy_data.experiment(None, data_dir, "DATA_SERVICE_ADDRESS = 'host:1'")
+        toy_data.make_run(None, data_dir, "DATA_SERVICE_ADDRESS = 'host:1'")
 
 
 def test_the_memory_of_the_shuffle_is_a_setting(data_dir, tmp_path):
     orders = []
     for name, num_bytes in (("one", 1), ("large", 1 << 30)):
         bindings = (*toy_data.TWO_LEVELS, f"Data.shuffle_bytes = {num_bytes}")
-        run = toy_data.experiment(tmp_path / name, data_dir, *bindings)
+        run = toy_data.make_run(tmp_path / name, data_dir, *bindings)
         seen = [next(batches(run, step))[0].image_ids.numpy() for step in range(3)]
         orders.append(np.concatenate(seen).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
     with pytest.raises(ValueError, match=r"Data\.shuffle_bytes is 0"):
-        toy_data.experiment(None, data_dir, "Data.shuffle_bytes = 0")
+        toy_data.make_run(None, data_dir, "Data.shuffle_bytes = 0")

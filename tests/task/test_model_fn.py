@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import toy_data
 from retinanet_tpu import replicas, structures
-from retinanet_tpu.boxes import anchors as anchors_lib
+from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import spec, summaries
@@ -20,7 +20,7 @@ SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 @pytest.fixture(scope="module", autouse=True)
 def without_graph_optimizer():
-    """It takes longer than these few steps, and XLA has its own."""
+    """Disables Grappler, which takes longer than these few steps."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
@@ -36,12 +36,12 @@ def trained(data_dir, tmp_path_factory):
     """Trains two steps; returns all variables and the scalars of the loop."""
 
     def train(*bindings, num_replicas=1):
-        told = []
+        reports = []
 
         def report_loop(self, step, num_steps, scalars, *, secs):
-            told.append({k: v for k, v in scalars.items() if k != "input-wait"})
+            reports.append({k: v for k, v in scalars.items() if k != "input-wait"})
 
-        run = toy_data.experiment(
+        run = toy_data.make_run(
             tmp_path_factory.mktemp("run"),
             data_dir,
             *SMALL,
@@ -51,7 +51,7 @@ def trained(data_dir, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(summaries.LoopWriter, "report_loop", report_loop)
             path = toy_data.train(run)
-        return checkpoints.read(path), told[0]
+        return checkpoints.read(path), reports[0]
 
     return train
 
@@ -63,7 +63,7 @@ def plain(trained):
 
 @pytest.fixture(scope="module")
 def network_and_params(data_dir):
-    run = toy_data.experiment(None, data_dir, *SMALL)
+    run = toy_data.make_run(None, data_dir, *SMALL)
     return run.make_network(), run.params | {"metric_fn": None}
 
 
@@ -81,19 +81,20 @@ def assert_same_training(got, expected, *, rtol):
 
 
 @pytest.mark.parametrize("num_replicas", [2, 8])
-def test_the_same_global_batch_makes_the_same_update(trained, plain, num_replicas):
+def test_equal_global_batches_give_equal_updates(trained, plain, num_replicas):
     assert_same_training(trained(num_replicas=num_replicas), plain, rtol=1e-4)
 
 
-def test_the_compiled_train_step_is_the_plain_one(trained, plain):
+def test_the_compiled_train_step_equals_the_traced_one(trained, plain):
     compiled = trained("TPUConfig.jit_compile = True")
     assert_same_training(compiled, plain, rtol=1e-4)
 
 
 def assert_trained(momentum, path):
-    """Biases that a batch's mean takes out again move nothing and stay; others move.
+    """Asserts that a weight has a gradient, unless batch norm cancels its effect.
 
-    So small is the image that P6 has one cell: there P5's bias is taken out too.
+    Batch norm subtracts the mean and thus the biases before it. The image is so small
+    that P6 has one cell: there P5's bias cancels too.
     """
     idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[3457]/bias", path)
     largest = np.abs(momentum).max()
@@ -104,14 +105,14 @@ def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
     variables, _ = plain
     for variable in network_and_params[0].variables:
         path = replicas.variable_path(variable)
-        if variable.trainable:  # Some moves are yet too small for float32.
+        if variable.trainable:  # Some changes are too small for float32.
             assert_trained(variables[f"slots/{path}/momentum"], path)
         else:
             assert (variables[f"weights/{path}"] != variable.numpy()).any(), path
 
 
-def test_frozen_layers_keep_what_they_started_from(trained, tmp_path, data_dir):
-    first = toy_data.experiment(tmp_path, data_dir, *SMALL)
+def test_frozen_layers_keep_their_initial_values(trained, tmp_path, data_dir):
+    first = toy_data.make_run(tmp_path, data_dir, *SMALL)
     path = toy_data.train(first, max_steps=2)
     variables, _ = trained(
         "FROZEN = ('backbone/stem', 'backbone/stage2')", f"WARM_START = '{path}'"
@@ -199,7 +200,7 @@ def num_positives(batch, params):
     return float(losses.loss_normalizer(targets.num_positives))
 
 
-def test_a_batch_loses_what_its_halves_lose(network_and_params):
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
     network, params = network_and_params
     batch = make_batch(4)
     halves = [rows(batch, slice(0, 2)), rows(batch, slice(2, 4))]
@@ -234,7 +235,7 @@ def test_a_batch_without_objects_has_a_finite_loss(network_and_params):
 
 
 @pytest.mark.parametrize("mode", [spec.ModeKeys.EVAL, spec.ModeKeys.PREDICT])
-def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
+def test_the_compiled_predict_step_equals_the_traced_one(network_and_params, mode):
     network, params = network_and_params
     params = params | {
         "recipe": dataclasses.replace(
@@ -260,8 +261,8 @@ def test_the_compiled_predict_step_is_the_plain_one(network_and_params, mode):
     assert set(np.unique(got["classes"])) <= {0, 3, 7}
 
 
-def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
-    # COCO's layout: index 0 and 2 stand for no category.
+def test_detections_have_dataset_ids_and_original_pixels():
+    # As in COCO, some indices (0 and 2) have no category.
     entries = (category_map.Category(1, 7, "a"), category_map.Category(3, 90, "b"))
     corners = np.arange(4, dtype=np.float32) * 16
     boxes_yxyx = np.stack([corners, corners, corners + 8, corners + 12], axis=-1)
@@ -270,18 +271,21 @@ def test_detections_have_the_data_sets_ids_and_the_originals_pixels():
         tf.constant([[0.9, 0.8, 0.7, 0.6]]),
         tf.constant([[0, 1, 2, 3]]),
     )
-    made = recipe.Recipe(
+    detector = recipe.Recipe(
         num_classes=4,
         image_size=(128, 128),
-        anchors=anchors_lib.Anchors(),
+        anchors=Anchors(),
         decode_fn=lambda *_, **__: candidates,
         nms_fn=nms.NMS(max_detections=5),
         categories=category_map.Categories(4, entries),
     )
     scales, sizes = tf.constant([[0.5, 0.25]]), tf.constant([[100, 200]])
-    found = made.detect(None, scales, sizes)
-    assert found.num_detections.numpy().tolist() == [2]
-    assert found.classes.numpy().tolist() == [[7, 90, 0, 0, 0]]
-    np.testing.assert_allclose(found.scores, [[0.8, 0.6, 0, 0, 0]])
-    expected = [[32, 64, 48, 112], [96, 192, 100, 200]]  # The last cut at the edge.
-    np.testing.assert_allclose(found.boxes_yxyx[0, :2], expected)
+    detections = detector.detect(None, scales, sizes)
+    assert detections.num_detections.numpy().tolist() == [2]
+    assert detections.classes.numpy().tolist() == [[7, 90, 0, 0, 0]]
+    np.testing.assert_allclose(detections.scores, [[0.8, 0.6, 0, 0, 0]])
+    expected = [
+        [32, 64, 48, 112],
+        [96, 192, 100, 200],
+    ]  # The last is clipped.
+    np.testing.assert_allclose(detections.boxes_yxyx[0, :2], expected)

@@ -8,7 +8,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files, setting_types
 from retinanet_tpu.task import configurables, setting_ranges
 
-# Numbers that the code passes on, which no gin file binds, and one of either sign.
+# Numbers that the code passes, which no gin file sets, and one that may be negative.
 UNBOUNDED = {
     "FPN.channels",
     "Heads.in_channels",

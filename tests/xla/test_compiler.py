@@ -34,16 +34,16 @@ GIB = 2**30
         ("Used 15.98GiB of 15.48GiB hbm", 0.5),
     ],
 )
-def test_how_much_memory_lacks_is_read_from_the_compilers_words(message, gib):
+def test_missing_memory_is_parsed_from_the_compilers_message(message, gib):
     np.testing.assert_allclose(compiler.missing_bytes(message) / GIB, gib, rtol=1e-9)
 
 
 @pytest.mark.parametrize("message", ["", "RESOURCE_EXHAUSTED: no idea", "(1.G) is 2"])
-def test_words_without_sizes_give_no_number(message):
+def test_a_message_without_sizes_gives_no_number(message):
     assert compiler.missing_bytes(message) is None
 
 
-def test_without_the_extra_one_is_told_what_to_install(monkeypatch):
+def test_without_the_extra_the_error_names_the_package_to_install(monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **more):
@@ -61,26 +61,26 @@ def test_without_the_extra_one_is_told_what_to_install(monkeypatch):
 def test_a_training_step_compiles_for_a_slice(name):
     target = roofline.accelerator(name)
     hlo = linear.lowered(target.num_devices)
-    found = compiler.for_tpu(hlo, target.topology, target.num_devices)
-    assert found.flops > 2 * 4 * 3  # The product alone has as many.
-    assert found.argument_bytes > 0
-    assert "all-reduce" in found.text
+    compiled = compiler.for_tpu(hlo, target.topology, target.num_devices)
+    assert compiled.flops > 2 * 4 * 3  # The product alone has as many.
+    assert compiled.argument_bytes > 0
+    assert "all-reduce" in compiled.text
 
 
 @needs_libtpu
-def test_a_slice_of_one_chip_can_be_compiled_for():
-    found = compiler.for_tpu(linear.lowered(1), "v5e:1x1", 1)
-    assert "all-reduce" not in found.text
+def test_a_program_for_one_chip_compiles():
+    compiled = compiler.for_tpu(linear.lowered(1), "v5e:1x1", 1)
+    assert "all-reduce" not in compiled.text
 
 
 @needs_libtpu
-def test_variables_updated_in_place_take_their_room_once():
-    found = compiler.for_tpu(linear.lowered(8), "v3:2x2x1", 8)
-    assert found.result_bytes < found.argument_bytes
+def test_variables_updated_in_place_are_counted_once():
+    compiled = compiler.for_tpu(linear.lowered(8), "v3:2x2x1", 8)
+    assert compiled.result_bytes < compiled.argument_bytes
 
 
 @needs_libtpu
-def test_a_program_too_large_says_by_how_much():
+def test_the_error_of_a_too_large_program_has_the_missing_bytes():
     def fn(x):
         return x @ tf.sin(x)
 
@@ -93,7 +93,7 @@ def test_a_program_too_large_says_by_how_much():
 
 
 @needs_libtpu
-def test_a_call_that_tpus_do_not_know_is_traced_to_its_operation():
+def test_an_unsupported_call_is_traced_to_its_operation():
     def fn(x):
         with tf.name_scope("ours"):
             return gen_xla_ops.xla_custom_call_v2(

@@ -36,12 +36,12 @@ def test_the_gradient_of_a_mean_is_a_mean():
     assert _text(fn, [tf.TensorSpec([3])], 2).count("all-reduce(") == 2
 
 
-def test_the_step_that_replicas_run_is_lowered_whole():
+def test_the_whole_step_of_a_replica_is_lowered():
     hlo = linear.lowered(8)
     assert isinstance(hlo, bytes) and b"all-reduce" in hlo
 
 
-def test_code_sees_as_many_replicas_as_the_program_is_for():
+def test_traced_code_reads_the_number_of_replicas_of_the_program():
     strategy = lower.AheadOfTimeStrategy(32)
     with strategy.scope():
         assert replicas.num_replicas() == 32
@@ -81,7 +81,7 @@ def _shape_from_data(x):
     ],
     ids=["an op for hosts", "in a loop", "a shape that data decide"],
 )
-def test_what_xla_cannot_do_is_named_with_our_line(fn, shapes, words):
+def test_an_unsupported_operation_is_reported_with_its_line(fn, shapes, words):
     specs = [tf.TensorSpec(shape) for shape in shapes]
     with pytest.raises(RuntimeError) as caught:
         lower.lower(fn, specs, lower.AheadOfTimeStrategy(2))
@@ -90,7 +90,7 @@ def test_what_xla_cannot_do_is_named_with_our_line(fn, shapes, words):
     assert message.rpartition(" ")[2] in _lines(fn)
 
 
-def test_an_operation_of_the_package_is_named_with_the_packages_line():
+def test_an_operation_of_the_package_is_reported_with_the_packages_line():
     program = lower.lower(
         replicas.cross_replica_mean, [tf.TensorSpec([3])], lower.AheadOfTimeStrategy(2)
     )
@@ -99,7 +99,7 @@ def test_an_operation_of_the_package_is_named_with_the_packages_line():
     assert "tf.stop_gradient" in inspect.getsource(replicas).splitlines()[int(line) - 1]
 
 
-def test_a_gradients_operation_is_named_with_the_line_of_the_layer():
+def test_a_gradients_operation_is_reported_with_the_line_of_the_layer():
     def layer(x):
         with tf.name_scope("layer"):
             return tf.nn.relu(x)

@@ -3,7 +3,7 @@ import pytest
 from retinanet_tpu.xla import roofline
 
 
-def test_the_slower_of_compute_and_memory_bounds_a_step():
+def test_the_slower_of_compute_and_memory_is_the_bound():
     device = roofline.Device(flops_per_sec=100.0, bytes_per_sec=10.0, hbm_bytes=1.0)
     assert roofline.roofline(200, 10, device) == (2.0, "compute")
     assert roofline.roofline(100, 30, device) == (3.0, "memory")
@@ -22,24 +22,24 @@ def test_the_slower_of_compute_and_memory_bounds_a_step():
         ("v6e-8", "v6e:2x4", 8, 1),
     ],
 )
-def test_a_slice_is_found_by_googles_name(name, topology, num_devices, num_hosts):
+def test_a_slice_is_returned_by_googles_name(name, topology, num_devices, num_hosts):
     assert roofline.accelerator(name)[:3] == (topology, num_devices, num_hosts)
 
 
-def test_a_misspelt_slice_is_told_the_nearest_ones():
+def test_the_error_of_a_misspelled_slice_has_similar_names():
     with pytest.raises(ValueError, match=r"'v3-31'; known are v3-32"):
         roofline.accelerator("v3-31")
 
 
-def test_every_slice_has_a_chip_for_each_place_of_its_topology():
+def test_the_devices_of_every_slice_match_its_topology():
     cores_of_a_chip = {"v2": 2, "v3": 2, "v4": 2, "v5e": 1, "v5p": 1, "v6e": 1}
-    for name, found in roofline.ACCELERATORS.items():
-        kind, shape = found.topology.split(":")
+    for name, target in roofline.ACCELERATORS.items():
+        kind, shape = target.topology.split(":")
         num_chips = 1
         for side in shape.split("x"):
             num_chips *= int(side)
-        assert found.num_devices == num_chips * cores_of_a_chip[kind], name
-        assert found.num_devices % found.num_hosts == 0, name
+        assert target.num_devices == num_chips * cores_of_a_chip[kind], name
+        assert target.num_devices % target.num_hosts == 0, name
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_every_slice_has_a_chip_for_each_place_of_its_topology():
 def test_a_corner_has_half_the_links_where_sides_are_open(
     name, num_chips, bytes_per_sec, num_hops
 ):
-    found = roofline.interconnect(roofline.accelerator(name))
-    assert found == (num_chips, bytes_per_sec, num_hops)
+    target = roofline.interconnect(roofline.accelerator(name))
+    assert target == (num_chips, bytes_per_sec, num_hops)
 
 
 def test_every_generation_has_links_and_hosts():

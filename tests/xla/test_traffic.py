@@ -13,12 +13,12 @@ def program(*lines, others=""):
 
 
 def moved(*lines, others=""):
-    found = traffic.moves(program(*lines, others=others))
-    return [(m.num_bytes, m.on_chip_bytes, m.operation, m.source) for m in found]
+    moves = traffic.moves(program(*lines, others=others))
+    return [(m.num_bytes, m.on_chip_bytes, m.operation, m.source) for m in moves]
 
 
-def test_what_crosses_hbm_counts_apart_from_on_chip_memory():
-    found = moved(
+def test_hbm_counts_apart_from_on_chip_memory():
+    moves = moved(
         "%a = bf16[4,8]{1,0} parameter(0)",
         "%b = f32[8]{0:S(1)} parameter(1)",
         '%c = f32[16]{0} add(%a, %b), metadata={op_name="step/conv"}',
@@ -27,7 +27,7 @@ def test_what_crosses_hbm_counts_apart_from_on_chip_memory():
         '%f = f32[8]{0} tanh(%e), metadata={op_name="step/tanh"}',
         "ROOT %g = (f32[8]{0}) tuple(%f)",
     )
-    assert found == [
+    assert moves == [
         (4 * 8 * 2 + 16 * 4, 8 * 4, "add", "step/conv"),
         (16 * 4, 16 * 4, "copy-start", "step/tanh"),  # Who wants it.
         (8 * 4, 16 * 4, "tanh", "step/tanh"),
@@ -53,22 +53,22 @@ def test_arrays_count_in_whole_tiles(shape, stored):
     ]
 
 
-def test_of_a_sliced_array_the_slice_counts():
-    found = moved(
+def test_only_the_slice_of_a_sliced_array_counts():
+    moves = moved(
         "%a = f32[100]{0} parameter(0)",
         "ROOT %b = f32[10]{0} slice(%a), slice={[0:10]}",
     )
-    assert found == [(40 + 40, 0, "slice", "")]
+    assert moves == [(40 + 40, 0, "slice", "")]
 
 
-def test_of_an_array_updated_in_place_the_update_counts():
-    found = moved(
+def test_only_the_update_of_an_array_updated_in_place_counts():
+    moves = moved(
         "%a = f32[100]{0} parameter(0)",
         "%b = f32[10]{0} parameter(1)",
         "%i = s32[] parameter(2)",
         "ROOT %c = f32[100]{0} dynamic-update-slice(%a, %b, %i)",
     )
-    assert found == [(40 + 40 + 4, 0, "dynamic-update-slice", "")]
+    assert moves == [(40 + 40 + 4, 0, "dynamic-update-slice", "")]
 
 
 FUSED = """%fused (p0: f32[100], p1: f32[10], p2: s32[]) -> f32[100] {
@@ -83,7 +83,7 @@ FUSED = """%fused (p0: f32[100], p1: f32[10], p2: s32[]) -> f32[100] {
 
 
 def test_a_fusion_reads_and_writes_what_it_slices_and_updates():
-    found = moved(
+    moves = moved(
         "%a = f32[100]{0} parameter(0)",
         "%b = f32[10]{0:S(1)} parameter(1)",
         "%i = s32[] parameter(2)",
@@ -91,7 +91,7 @@ def test_a_fusion_reads_and_writes_what_it_slices_and_updates():
         others=FUSED,
     )
     # The slice, its update and the index; what is added lies on the chip.
-    assert found == [(40 + 40 + 4, 40, "fusion", "")]
+    assert moves == [(40 + 40 + 4, 40, "fusion", "")]
 
 
 LOOP = """%body (s: (s32[], f32[10])) -> (s32[], f32[10]) {
@@ -111,19 +111,19 @@ LOOP = """%body (s: (s32[], f32[10])) -> (s32[], f32[10]) {
 @pytest.mark.parametrize(
     "more, times", [("", 1), (', backend_config={"known_trip_count":{"n":"7"}}', 7)]
 )
-def test_a_loops_body_counts_as_often_as_it_is_known_to_run(more, times):
-    found = moved(
+def test_a_loops_body_counts_by_its_known_iterations(more, times):
+    moves = moved(
         "%a = (s32[], f32[10]{0}) parameter(0)",
         "ROOT %b = (s32[], f32[10]{0}) while(%a), condition=%test, body=%body" + more,
         others=LOOP,
     )
-    assert found == [(times * (40 + 40), 0, "tanh", "")]
+    assert moves == [(times * (40 + 40), 0, "tanh", "")]
 
 
 def test_the_largest_moves_come_first():
-    found = moved(
+    moves = moved(
         "%a = f32[10]{0} parameter(0)",
         "%b = f32[10]{0} tanh(%a)",
         "ROOT %c = f32[1000]{0} broadcast(%b)",
     )
-    assert [operation for _, _, operation, _ in found] == ["broadcast", "tanh"]
+    assert [operation for _, _, operation, _ in moves] == ["broadcast", "tanh"]

@@ -6,7 +6,7 @@ import xml.parsers.expat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from retinanet_tpu import annotation_fields, errors
+from retinanet_tpu import annotation_fields, errors, json_files
 from retinanet_tpu.conversion.formats import files
 
 _MAX_DEPTH = 100  # Levels of nested elements; annotations have six.

@@ -8,14 +8,14 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
-from retinanet_tpu.learning import losses, update
-from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.learning import update
+from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import initialization, metric_fn
 from retinanet_tpu.task.input_fn import Data, input_fn
 from retinanet_tpu.task.model_fn import model_fn
@@ -23,12 +23,13 @@ from retinanet_tpu.task.recipe import NetworkFn, Recipe
 from retinanet_tpu.task.serving_fn import serving_fn
 
 UpdateFn = Callable[[tf.Module], update.WeightUpdate]
+StrategyFn = Callable[[], tf.distribute.Strategy]
 ExporterFn = Callable[[Callable[..., spec.Serving]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
-    """How long a run trains and when it is evaluated.
+    """The plan of a run: its length, batches and evaluations.
 
     Attributes:
       max_steps: The number of steps of the whole run.
@@ -67,15 +68,15 @@ class Run:
     """A run, ready to start.
 
     Attributes:
-      estimator: Trains, evaluates and exports.
+      estimator: The estimator, which trains, evaluates and exports.
       train_spec: The input and the number of steps of the training.
       eval_spec: The input, the interval and the exporters of the evaluation.
       recipe: The recipe, with the categories if the run has a model_dir.
-      params: What the estimator passes to model_fn, input_fn and serving_fn.
-      network_fn: Makes a network from num_classes and num_anchors.
-      update_fn: Makes the WeightUpdate of a network.
+      params: The params that the estimator passes to model_fn, input_fn, serving_fn.
+      network_fn: The constructor of a network from num_classes and num_anchors.
+      update_fn: The constructor of the WeightUpdate of a network.
       data: The dataset.
-      plan: How long the run trains.
+      plan: The plan of training and evaluation.
     """
 
     estimator: tpu_estimator.TPUEstimator
@@ -93,29 +94,6 @@ class Run:
         return self.recipe.make_network(self.network_fn)
 
 
-def summarize_network(network: retinanet.RetinaNet, l2_coefficient: float) -> list[str]:
-    """Returns the counts of a network's weights, one line each."""
-    trainable = network.trainable_variables
-    l2 = losses.l2_loss(network.kernels(), l2_coefficient)
-    return [
-        f"Trainable weights: {len(network.weights)}",
-        f"Trainable weights after freezing: {len(trainable)}",
-        f"Initial l2_regularization: {float(l2):.5f}",
-        f"Trainable parameters: {layers.num_parameters(trainable):,}",
-        *_frozen_lines(network),
-    ]
-
-
-def _frozen_lines(network):
-    weights = {replicas.variable_path(weight): weight for weight in network.weights}
-    for pattern in network.frozen:
-        chosen = [weights[path] for path in layers.matching(weights, pattern)]
-        yield (
-            f"Frozen by '{pattern}': {len(chosen)} weights, "
-            f"{layers.num_parameters(chosen):,} parameters"
-        )
-
-
 def make_run(
     model_dir: str | None,
     *,
@@ -125,7 +103,7 @@ def make_run(
     data: Data,
     plan: TrainingPlan,
     run_config: RunConfig | None = None,
-    strategy_fn: Callable[[], tf.distribute.Strategy] = strategy.make_strategy,
+    strategy_fn: StrategyFn = strategy.make_strategy,
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),
@@ -135,24 +113,26 @@ def make_run(
     Args:
       model_dir: The directory of the run; None makes a run without data, to inspect
         its network.
-      recipe: The classes, anchors, losses and detections.
-      network_fn: Makes the network from num_classes and num_anchors.
-      update_fn: Makes the WeightUpdate of the network.
+      recipe: The recipe: classes, anchors, losses and detections.
+      network_fn: The constructor of the network from num_classes and num_anchors.
+      update_fn: The constructor of the WeightUpdate of the network.
       data: The dataset to train and evaluate on.
-      plan: How long the run trains.
-      run_config: When it saves, and how its steps run.
-      strategy_fn: Makes the strategy, before anything else touches a device.
+      plan: The plan of training and evaluation.
+      run_config: The settings of checkpoints and steps; None means the defaults.
+      strategy_fn: The constructor of the strategy; it runs before anything else uses a
+        device.
       warm_start_from: A checkpoint whose weights a new run starts from, where path and
         shape agree.
       backbone_checkpoint: The origin of the backbone's weights instead; see
         pretrained.load.
-      exporter_fns: Each makes an exporter of evaluated checkpoints from serving_fn.
+      exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
+        serving_fn.
     Raises:
       UserError: The parts do not fit each other.
     """
     config = run_config or RunConfig()
-    made_strategy = strategy_fn()
-    forward_size = plan.eval_batch_per_replica * made_strategy.num_replicas_in_sync
+    compute_strategy = strategy_fn()
+    forward_size = plan.eval_batch_per_replica * compute_strategy.num_replicas_in_sync
     params: dict[str, Any] = {}
     if model_dir is not None:
         categories = _read_categories(model_dir, data, recipe.num_classes)
@@ -168,7 +148,7 @@ def make_run(
         update_fn=functools.partial(_start_update, recipe, update_fn, start_from),
         params=params,
         config=config,
-        strategy=made_strategy,
+        strategy=compute_strategy,
         strategy_fn=strategy_fn,
         train_batch_size=plan.batch_size,
         eval_batch_size=forward_size,
@@ -194,26 +174,31 @@ def make_run(
     )
 
 
-def _start_update(recipe, update_fn, start_from, network):
-    """Returns the update of a network about to be trained, and logs its counts."""
-    for line in summarize_network(network, recipe.l2_coefficient):
+def _start_update(
+    recipe: Recipe,
+    update_fn: UpdateFn,
+    start_from: initialization.Initialization,
+    network: retinanet.RetinaNet,
+) -> update.WeightUpdate:
+    """Returns the update of a network that starts training; logs its counts."""
+    for line in recipe.summarize_network(network):
         logging.info(line)
     initialization.check_frozen_are_initialized(network, start_from)
-    update = update_fn(network)
-    update.learning_rate(0)  # A wrong schedule raises here, outside the traced step.
-    if network.compute_dtype == "float16" and not update.has_loss_scale:
+    weight_update = update_fn(network)
+    # A wrong schedule raises here, outside the traced step.
+    weight_update.learning_rate(0)
+    if network.compute_dtype == "float16" and not weight_update.has_loss_scale:
         raise errors.UserError(
             "COMPUTE_DTYPE 'float16' loses small gradients without a loss scale; add "
             "device/gpu_float16.gin, or WeightUpdate.loss_scale = @DynamicLossScale()."
         )
-    return update
+    return weight_update
 
 
-def _read_categories(model_dir, data, num_classes):
-    """Returns the categories of a run.
-
-    Once there is a checkpoint, they are those it was trained on.
-    """
+def _read_categories(
+    model_dir: str, data: Data, num_classes: int
+) -> category_map.Categories:
+    """Returns the categories of the model_dir's checkpoints, else those of the data."""
     path = f"{model_dir}/{category_map.FILE_NAME}"
     is_started = checkpoints.latest(model_dir) is not None
     has_categories = is_started and tf.io.gfile.exists(path)
@@ -224,8 +209,10 @@ def _read_categories(model_dir, data, num_classes):
     return categories
 
 
-def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
-    """Returns the params that evaluation and export read images and metrics from."""
+def _evaluation_params(
+    recipe: Recipe, data: Data, plan: TrainingPlan
+) -> dict[str, Any]:
+    """Returns the params of evaluation and export."""
     examples_fn = functools.partial(
         _first_images, recipe, data, plan.num_visualized_images
     )
@@ -239,11 +226,11 @@ def _evaluation_params(recipe, data, plan) -> dict[str, Any]:
     }
 
 
-def _first_images(recipe, data, num_images):
-    """Returns the first evaluation images, as Features of NumPy arrays."""
-    spec = pipeline.DatasetSpec(
+def _first_images(recipe: Recipe, data: Data, num_images: int) -> structures.Features:
+    """Returns the first evaluation images, as NumPy arrays."""
+    dataset_spec = pipeline.DatasetSpec(
         data.dir, data.eval_split, recipe.categories, recipe.image_size
     )
-    dataset = pipeline.make_eval_dataset(spec, batch_size=num_images)
+    dataset = pipeline.make_eval_dataset(dataset_spec, batch_size=num_images)
     features, _ = next(dataset.take(1).as_numpy_iterator())
     return features

@@ -11,7 +11,7 @@ def data_dir(tmp_path):
 
 
 def test_exporters_are_chosen_in_gin(data_dir, tmp_path):
-    run = toy_data.experiment(
+    run = toy_data.make_run(
         tmp_path / "run",
         data_dir,
         "make_run.exporter_fns = (@BestExporter, @FinalExporter)",
@@ -25,8 +25,8 @@ def test_exporters_are_chosen_in_gin(data_dir, tmp_path):
     assert final == exporters.FinalExporter(serving_fn.serving_fn)
 
 
-def test_lost_devices_are_sought_as_they_were_found(data_dir, tmp_path):
-    run = toy_data.experiment(tmp_path / "run", data_dir, num_replicas=2)
+def test_reconnecting_makes_a_strategy_of_the_same_size(data_dir, tmp_path):
+    run = toy_data.make_run(tmp_path / "run", data_dir, num_replicas=2)
     before = run.estimator.strategy
     run.estimator.reconnect()
     assert run.estimator.strategy is not before and run.estimator.num_replicas == 2
