@@ -70,7 +70,7 @@ def start_worker(
     Raises:
       UserError: the port is taken, or the dispatcher does not answer.
     """
-    own_host = data_service.reach(f"grpc://{dispatcher}")
+    own_host = data_service.connect(f"grpc://{dispatcher}")
     own_host = f"[{own_host}]" if ":" in own_host else own_host
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher_address=dispatcher,

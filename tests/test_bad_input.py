@@ -116,7 +116,7 @@ def test_a_flipped_bit_is_found_by_the_checksum(data_dir, model_dir):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{path} is damaged at record [23]"):
+    with pytest.raises(ValueError, match=rf"{path} is corrupt at record [23]"):
         read_all(make_run(model_dir, data_dir))
 
 
@@ -128,7 +128,7 @@ def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
     data_dir, model_dir
 ):
     path = change_record(data_dir, break_picture)
-    message = rf"Record 3 of {re.escape(path)} \(image 105\) cannot be used.*Mend"
+    message = rf"Record 3 of {re.escape(path)} \(image 105\) cannot be used.*Correct"
     with pytest.raises(ValueError, match=message):
         commands.run(train.main, model_dir, data_dir)
 

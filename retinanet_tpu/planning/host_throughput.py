@@ -70,7 +70,7 @@ def _dataset(run, data_dir, *, is_training):
         spec,
         batch_size=_BATCH_SIZE,
         augmentation=run.data.augmentation,
-        order=record_order.ReadOptions(shuffle_buffer=_NUM_PICTURES),
+        read_options=record_order.ReadOptions(shuffle_buffer=_NUM_PICTURES),
     )
 
 

@@ -127,7 +127,7 @@ def input_fn(
         not answer.
     """
     recipe: Recipe = params["recipe"]
-    _check_categories(data, recipe.categories)
+    categories = _read_categories(data, recipe.categories)
     context, batch_size = params["context"], params["batch_size"]
     shard = (context.current_host, context.num_hosts)
     # What one step takes from this host.
@@ -135,7 +135,7 @@ def input_fn(
     spec = pipeline.DatasetSpec(
         data.dir,
         data.train_split if is_training else data.eval_split,
-        categories=recipe.categories,
+        categories=categories,
         image_size=recipe.image_size,
         max_boxes=data.max_boxes,
     )
@@ -144,7 +144,7 @@ def input_fn(
             spec,
             batch_size=batch_size,
             augmentation=data.augmentation,
-            order=record_order.ReadOptions(
+            read_options=record_order.ReadOptions(
                 seed,
                 shard,
                 context.first_step * step_size,
@@ -158,10 +158,11 @@ def input_fn(
     return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
 
 
-def _check_categories(data, expected):
+def _read_categories(data, expected):
     found = data.read_categories()
     if found != expected:
         raise errors.UserError(
             f"The classes of {data.dir}/{category_map.FILE_NAME} are not those that "
             "the model_dir was started with; use the same data or another --model_dir."
         )
+    return found

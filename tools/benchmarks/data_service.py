@@ -112,7 +112,7 @@ def main() -> None:
                 spec,
                 batch_size=batch_size,
                 augmentation=data.augmentation,
-                order=record_order.ReadOptions(service_address=addresses[count]),
+                read_options=record_order.ReadOptions(service_address=addresses[count]),
             )
             rates[count].append(images_per_sec(batches, batch_size, _SECONDS.value))
     print("| workers | images/s | of the first | rounds |\n|---|---|---|---|")

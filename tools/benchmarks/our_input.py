@@ -70,7 +70,7 @@ def _pipeline(setting):
         augmentation=examples.Augmentation(
             tuple(setting["scale_jitter"]), setting["flip"]
         ),
-        order=record_order.ReadOptions(shuffle_buffer=setting["shuffle_buffer"]),
+        read_options=record_order.ReadOptions(shuffle_buffer=setting["shuffle_buffer"]),
     )
 
 
