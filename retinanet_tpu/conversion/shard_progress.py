@@ -109,7 +109,7 @@ def commit(shards: Sequence[Shard]) -> None:
 
 def clear(output_dir: str, split: str) -> None:
     """Removes what says which shards of a split are whole."""
-    for path in record_files.listed(output_dir, split, r"\.state"):
+    for path in record_files.list_files(output_dir, split, r"\.state"):
         tf.io.gfile.remove(path)
 
 
