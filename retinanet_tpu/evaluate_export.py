@@ -115,7 +115,7 @@ def load_picture(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     if size and found != size:
         raise errors.UserError(
             f"{path} is {found[0]} px high and {found[1]} wide"
-            f"{', turned upright,' if stored.is_turned else ''} but annotated as "
+            f"{', turned upright,' if stored.has_swapped_sides else ''} but annotated as "
             f"{size[0]} and {size[1]}; score on the images that were annotated."
         )
     pixels = tf.io.decode_image(stored.encoded, channels=3, expand_animations=False)

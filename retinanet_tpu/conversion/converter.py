@@ -185,7 +185,7 @@ def convert_image(
     ]
     annotated_size = (image.height, image.width)
     if all(annotated_size) and annotated_size != size:
-        if not picture.is_turned or annotated_size != size[::-1]:
+        if not picture.has_swapped_sides or annotated_size != size[::-1]:
             height, width = annotated_size
             detail = f"{width} x {height} annotated, is {size[1]} x {size[0]}"
             return _left_out(image, checks.OTHER_SIZE, detail)
