@@ -272,7 +272,7 @@ def write_split(part: Part, split: str, wanted: category_map.Categories) -> None
             num_shards=num_shards,
             num_workers=_NUM_WORKERS.value,
             progress_fn=progress.update,
-            keeps_states=True,
+            keep_progress=True,
         )
     stored = annotated._replace(images=conversion.images)
     findings = [

@@ -54,7 +54,7 @@ def new_class(
     for annotated in sets:
         for category in annotated.categories:
             if category["name"] not in names:
-                described = checks.listed(category, annotated)
+                described = checks.describe_class(category, annotated)
                 text = io.StringIO()
                 together = common_classes(sets, known)
                 csv.writer(text).writerow(c["name"] for c in together)

@@ -206,11 +206,11 @@ def test_faulty_boxes_are_counted_alike_in_every_format(tmp_path, kind):
     assert done.counts["boxes stored"] == 7
     assert sorted(f.kind for f in done.events) == sorted(
         [
-            box_cleaning.OUTSIDE,
-            box_cleaning.FAR_BEYOND,
-            box_cleaning.NO_AREA,
-            box_cleaning.NOT_FINITE,
-            *[box_cleaning.WRONG_ORDER][: len(faulty) - 4],
+            box_cleaning.BoxIssue.OUTSIDE.kind,
+            box_cleaning.BoxIssue.FAR_BEYOND.kind,
+            box_cleaning.BoxIssue.NO_AREA.kind,
+            box_cleaning.BoxIssue.NOT_FINITE.kind,
+            *[box_cleaning.BoxIssue.WRONG_ORDER.kind][: len(faulty) - 4],
         ]
     )
 
