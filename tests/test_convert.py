@@ -121,14 +121,14 @@ def test_another_number_of_shards_is_an_error(convert, toy, tmp_path, ending):
 
 def yolo_set(folder, count):
     """Writes a YOLO set of many images; returns the flags to convert it."""
-    pictures = [
+    images = [
         annotation_files.Picture(
             f"{i:03d}.png", 32, 32, (annotation_files.Box("猫", 1 + i / 8, 2, 31, 30),)
         )
         for i in range(count)
     ]
-    annotation_files.draw(folder / "images", pictures)
-    labels = annotation_files.write("yolo", folder / "yolo", pictures, ["猫", "Hund"])
+    annotation_files.draw(folder / "images", images)
+    labels = annotation_files.write("yolo", folder / "yolo", images, ["猫", "Hund"])
     return ["--format=yolo", f"--images={folder / 'images'}", f"--annotations={labels}"]
 
 
@@ -371,10 +371,10 @@ def two_splits(tmp_path):
     val = train._replace(boxes=(box, box._replace(name="ant, red")))
 
     def write(kind):
-        for split, picture in (("train", train), ("val", val)):
-            annotation_files.draw(tmp_path / "images" / split, [picture])
-            names = list(dict.fromkeys(box.name for box in picture.boxes))
-            path = annotation_files.write(kind, tmp_path / split, [picture], names)
+        for split, image in (("train", train), ("val", val)):
+            annotation_files.draw(tmp_path / "images" / split, [image])
+            names = list(dict.fromkeys(box.name for box in image.boxes))
+            path = annotation_files.write(kind, tmp_path / split, [image], names)
         path = str(path).replace("val", "{split}")
         return [
             f"--format={kind}",
@@ -478,9 +478,9 @@ def test_every_format_accepts_split_lists(convert, tmp_path, kind):
 def test_a_yolo_tree_is_split_by_its_data_yaml(convert, tmp_path):
     box = annotation_files.Box("cat", 2, 3, 20, 30)
     for split, names in {"train": "ab", "val": "cd"}.items():
-        pictures = [annotation_files.Picture(f"{n}.png", 32, 32, (box,)) for n in names]
-        annotation_files.draw(tmp_path / "images" / split, pictures)
-        written = annotation_files.write("yolo", tmp_path / split, pictures, ["cat"])
+        images = [annotation_files.Picture(f"{n}.png", 32, 32, (box,)) for n in names]
+        annotation_files.draw(tmp_path / "images" / split, images)
+        written = annotation_files.write("yolo", tmp_path / split, images, ["cat"])
         (tmp_path / "labels").mkdir(exist_ok=True)
         written.rename(tmp_path / "labels" / split)
     text = "path: ../datasets/x\ntrain: images/train\nval: val.txt\nnames: {1: cat}\n"
@@ -515,16 +515,16 @@ def test_issues_are_in_the_split_of_their_image_without_rows_of_0(convert, tmp_p
     output = tmp_path / "out"
     done = convert(output, *options, "--val_fraction=0.3")
     assert done.returncode == 0, done.stderr
-    places = []
+    issues = []
     for split in ("train", "val"):
         names = {
             name.removesuffix(".png") for name in names_in(output / f"{split}.json")
         }
         lines = (output / f"{split}.issues.txt").read_text().splitlines()
-        found = [line for line in lines if "classes without" not in line]
-        assert {line[:3] for line in found} == names
-        places += found
-    assert len(places) == 41 and sum("without a label file" in p for p in places) == 1
+        of_images = [line for line in lines if "classes without" not in line]
+        assert {line[:3] for line in of_images} == names
+        issues += of_images
+    assert len(issues) == 41 and sum("without a label file" in i for i in issues) == 1
     assert not re.search(r"^ +0 ", done.stdout, re.MULTILINE)
 
 

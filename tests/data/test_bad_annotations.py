@@ -246,10 +246,10 @@ ERRORS = [
     ("width and height in place of corners", "csv",
      lambda f: (f / "annotations/boxes.csv").write_text(
          "b.png,20,30,9,9,cat\nsub/c.jpg,5,9,4,8,cat\nb.png,1,2,9,9,cat\n"),
-     r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Check that the order of the numbers"),
+     r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Check that the order of"),
     ("corners in place of width and height", "coco",
      edit_all_boxes(lambda x, y, w, h: [x + 5, y + 5, x + w, y + h]),
-     r"3 of 4 boxes are unusable, 3 of them boxes far beyond the edge: .*Check that the order"),
+     r"3 of 4 boxes are unusable, 3 of them boxes far beyond the edge: .*Check that"),
     ("no box at all", "voc",
      lambda f: [p.write_text("<annotation/>") for p in
                 (f / "annotations").rglob("*.xml")],
