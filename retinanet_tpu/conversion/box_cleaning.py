@@ -52,7 +52,7 @@ class BoxIssue(enum.Enum):
     BEYOND = ("boxes beyond the edge", "clipped", "")
     THIN = ("boxes narrower than a pixel", "ignored by training", "")
 
-    def __init__(self, message: str, action: str, remedy: str):
+    def __init__(self, message: str, action: str, remedy: str) -> None:
         self.message = message
         self.action = action
         self.remedy = remedy

@@ -46,7 +46,7 @@ class UnusableError(errors.UserError):
       kind: The kind of the issue, under which images are counted.
     """
 
-    def __init__(self, kind: str, detail: str):
+    def __init__(self, kind: str, detail: str) -> None:
         """Initializes the error.
 
         Args:

@@ -15,7 +15,7 @@ from retinanet_tpu import errors
 # TFRecord framing: uint64 length, uint32 checksum, the record, uint32 checksum.
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
-# Opening a remote file takes about 50 ms, whatever its size: open many at once.
+# Opening a remote file takes about 50 ms for any size: open many at once.
 _NUM_READERS = 16
 # The mean size of a record is estimated from 8 records of each of 16 files.
 _SAMPLED_FILES = 16

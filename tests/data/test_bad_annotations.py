@@ -90,11 +90,11 @@ def rename(folder, name, path):
 
 
 def resize_all(folder):
-    for picture in VALID:
-        save_size(folder, picture.name, picture.width * 2, picture.height * 2)
+    for image in VALID:
+        save_size(folder, image.name, image.width * 2, image.height * 2)
 
 
-# Name, format, damage, what is said, where. Of these the rest is converted.
+# Name, format, fault, kind and location of the event. The rest is converted.
 COUNTED = [
     ("an XML file that is cut off", "voc", lambda f: cut_off(f, "b.xml"),
      "annotation files unreadable, their images left out", "b.xml"),
@@ -199,7 +199,7 @@ COUNTED = [
      "images whose path leaves the folder, left out", "/etc/b.png"),
 ]  # fmt: skip
 
-# Name, format, damage, what is said.
+# Name, format, fault, pattern of the error.
 ERRORS = [
     ("a COCO file that is cut off", "coco", lambda f: cut_off(f, "instances.json"),
      r"instances\.json is not JSON, or cut off: .*line 1 column \d+"),
