@@ -1,4 +1,4 @@
-"""Checks optional and loosely typed fields of annotations.
+"""Reads optional and loosely typed fields of annotations.
 
 Annotation files are written by many programs: numbers appear as text, flags as words,
 and areas as constants.
@@ -14,17 +14,18 @@ from retinanet_tpu import errors
 
 _TRUE = {"1", "true", "yes", "y", "t"}
 _FALSE = {"", "0", "false", "no", "n", "f", "none", "null"}
-# A thin diagonal object fills 1/200 of its box; a constant in place of an area less.
+# A thin diagonal object fills 1/200 of its box. A constant area fills less.
 _MIN_FILL = 1e-3
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 
 def is_set(value: Any, where: str) -> bool:
-    """Returns a flag, such as COCO's iscrowd; absent values count as False.
+    """Returns a flag, such as COCO's iscrowd. None counts as False.
 
     Args:
-      value: A Boolean, 0 or 1, their text, true or false, yes or no, or None.
-      where: The place and the name of the flag, for the error.
+      value: The value in the file: a Boolean, 0 or 1, their text, true or false, yes or
+        no, or None.
+      where: The location and the name of the flag, for the error.
 
     Raises:
       UserError: The value is none of these.
@@ -42,11 +43,11 @@ def is_set(value: Any, where: str) -> bool:
 
 
 def integer(value: Any) -> int | None:
-    """Returns an integer that is written as number or as text; None for others."""
+    """Returns an integer from a number or a text, or None for other values."""
     if isinstance(value, str):
         value = value.strip()
         digits = value.removeprefix("-")
-        # More digits than any id has; int() of a million digits takes minutes.
+        # No id has 100 digits, and int() of a million digits takes minutes.
         is_number = digits.isascii() and digits.isdecimal() and len(digits) < 100
         return int(value) if is_number else None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -55,16 +56,17 @@ def integer(value: Any) -> int | None:
 
 
 def text(value: Any) -> str | None:
-    """Returns a name that is written as text or as number; None for others."""
+    """Returns a name from a text or a number, or None for other values."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value).strip()
 
 
 def label(value: Any) -> str | None:
-    """Returns the name of a class as `text` does; None for a fraction.
+    """Returns the name of a class from a text or a number, or None for a fraction.
 
-    Whole numbers lose their decimals, which tables with gaps write: 1.0 becomes "1".
+    Whole numbers lose their decimals: 1.0 becomes "1". Programs write such decimals for
+    tables with empty cells.
     """
     name = text(value)
     if name is not None and _WHOLE.fullmatch(name):
@@ -75,16 +77,16 @@ def label(value: Any) -> str | None:
 def areas(
     annotated: Sequence[Any], sizes: Sequence[tuple[float, float]]
 ) -> list[float | None]:
-    """Returns the area of each object; None where it cannot be that of its box.
+    """Returns the area of each object, or None if it does not fit its box.
 
-    An outline fills a part of its box. An area beyond the box, of 0 or below, or of a
-    thousandth of the box is a constant or in another unit. So is one number for all
-    boxes of a file that is the area of none. Programs that count pixels inclusively
-    have boxes smaller by one.
+    An outline fills a part of its box. These areas are constants or in another unit:
+    - an area above that of the box, or of 0 or below
+    - an area below a thousandth of the box
+    - the same area for all boxes of a file, if it is the area of none of them
 
     Args:
       annotated: The areas of a file, numbers or their text.
-      sizes: Width and height of their boxes, px.
+      sizes: The width and height of their boxes, px.
     """
     numbers = [_number(value) for value in annotated]
     is_constant = (
@@ -100,14 +102,16 @@ def areas(
 
 
 def _is_area(number: float, width: float, height: float) -> bool:
-    box_area, largest = width * height, (width + 1) * (height + 1)
+    box_area = width * height
+    # Boxes of programs that count pixels inclusively are smaller by one.
+    largest = (width + 1) * (height + 1)
     if number <= 1 < box_area - 1:
-        return False  # 0 or 1 in place of an area.
+        return False  # A placeholder of 0 or 1.
     return number > 0 and _MIN_FILL * box_area <= number <= largest
 
 
 def _number(value: Any) -> float:
-    """Returns a number or the number in a text, NaN for anything else."""
+    """Returns a number, or the number in a text, or NaN for other values."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (OverflowError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Writes splits of a data directory: records, <split>.json and categories.json.
+"""Converts annotated images to a data directory: records and COCO files.
 
   python -m retinanet_tpu.convert --format=coco --images=DS/{split} \
     --annotations=DS/{split}.json --split=train,val --output_dir=DATA_DIR
@@ -10,25 +10,27 @@
   python -m retinanet_tpu.convert --format=yolo --images=images --annotations=labels \
     --output_dir=DATA_DIR --val_fraction=0.2
 
-All splits of a data set are best written in one call, as they share their classes.
-{split} in a path stands for the name of each split, or for WORD where --split has
-NAME=WORD. Where a split is written later, the classes of categories.json hold. Killed
-and started again it goes on where it was. What a person should look at is counted, and
-listed with file and line in <split>.issues.txt.
+Writes <split>-?????-of-?????.tfrecord, <split>.json and categories.json. {split} in a
+path stands for the name of each split, or for WORD if --split has NAME=WORD.
+
+Write all splits of a data set in one call, so that they share their classes. A split
+that is written later must use the classes of categories.json. A conversion that was
+killed is resumed by the same command. Issues of the data are counted, and listed with
+file and line in <split>.issues.txt.
 """
 
 import retinanet_tpu.startup.cpu
 
 import os
 import shlex
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, TypeAlias
 
 import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.conversion import checks, converter, shard_progress
+from retinanet_tpu.conversion import checks, converter, output_files, shard_progress
 from retinanet_tpu.conversion.formats import (
     files,
     locating,
@@ -48,60 +50,65 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder of the images.")
 _ANNOTATIONS = flags.DEFINE_string(
     "annotations",
     None,
-    "voc, yolo, labelme: folder of files. Others: one JSON, CSV or XML file.",
+    "voc, yolo, labelme: a folder of files. Other formats: one JSON, CSV or XML file.",
 )
 _SPLIT_FILE = flags.DEFINE_string(
     "split_file",
     None,
     "Text file with an image on each line: a path, a name or a stem. Or YOLO's "
-    "data.yaml, whose train, val and test are used.",
+    "data.yaml, of which train, val and test are used.",
 )
 _NAMES = flags.DEFINE_list(
     "names",
     None,
-    f"{', '.join(readers.TAKE_NAMES)}: classes in the order wanted; default: sorted by "
-    "name.",
+    f"{', '.join(readers.TAKE_NAMES)}: the classes in the order of their ids. Default: "
+    "sorted by name.",
 )
 _CLASSES = flags.DEFINE_string(
     "classes",
     None,
-    "yolo: data.yaml or classes.txt; default: looked for beside the labels. "
-    "openimages: class-descriptions CSV.",
+    "yolo: data.yaml or classes.txt. Default: the one beside the labels. openimages: "
+    "the class-descriptions CSV.",
 )
 _CLASS_ATTRIBUTE = flags.DEFINE_string(
-    "class_attribute", None, "via: the region attribute that names the class."
+    "class_attribute", None, "via: the region attribute that contains the class."
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write to.")
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write.")
 _SPLIT = flags.DEFINE_multi_string(
     "split",
     None,
-    "Names of the splits, such as train,val; NAME=WORD where {split} in the paths is "
-    "to become WORD.",
+    "Names of the splits, such as train,val. NAME=WORD replaces {split} in the paths "
+    "with WORD.",
 )
 _VAL_FRACTION = flags.DEFINE_float(
     "val_fraction",
     None,
-    "Instead of --split: writes train and val, with this share of the images in val. "
-    "Roboflow's versions of one image stay together.",
+    "Instead of --split: writes train and val, with this fraction of the images in "
+    "val. Roboflow's versions of one image stay together.",
 )
 _GROUP_BY = flags.DEFINE_string(
     "group_by",
     None,
-    "Regular expression for --val_fraction: images whose names agree in its first "
-    r"group stay in one split, such as '(.*)_frame\d+'.",
+    "Regular expression for --val_fraction, such as '(.*)_frame\\d+': images whose "
+    "names agree in its first group stay in one split.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Another one makes another --val_fraction.")
+_SEED = flags.DEFINE_integer("seed", 0, "Random seed of --val_fraction.")
 _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     64,
-    "Record files of a split; at least as many as hosts will read.",
+    "Number of record files of a split, at least the number of hosts that read them.",
     lower_bound=1,
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count(), "Images converted at once.", lower_bound=1
+    "num_workers",
+    os.cpu_count() or 1,
+    "Number of images that are converted at once.",
+    lower_bound=1,
 )
 _INDEX_BY_ID = flags.DEFINE_bool(
-    "index_by_id", False, "Category id = network index, as in the TF recipes for COCO."
+    "index_by_id",
+    False,
+    "Uses the category id as network index, as the TF recipes for COCO do.",
 )
 _USED_BY = {
     "names": readers.TAKE_NAMES,
@@ -109,17 +116,23 @@ _USED_BY = {
     "class_attribute": readers.TAKE_CLASS_ATTRIBUTE,
 }
 _PATHS = ("images", "annotations", "split_file")
+_Paths: TypeAlias = tuple[str | None, str | None]
 
 
 class Part(NamedTuple):
-    """A split to write."""
+    """A split to write.
+
+    Attributes:
+      annotated: The annotated images.
+      images_dir: The folder to which their file names are relative.
+    """
 
     annotated: annotations.AnnotatedSet
     images_dir: str
 
 
 def check_flags() -> None:
-    """Raises UserError where flags do not go together."""
+    """Raises UserError if flags contradict each other or are empty."""
     for name, formats in _USED_BY.items():
         if flags.FLAGS[name].value is not None and _FORMAT.value not in formats:
             raise errors.UserError(
@@ -127,55 +140,64 @@ def check_flags() -> None:
                 f"{_FORMAT.value}; leave it out."
             )
     for flag in (_IMAGES, _ANNOTATIONS, _OUTPUT_DIR):
-        if not flag.value:
-            raise errors.UserError(f"--{flag.name} is empty; give it a path.")
+        _given(flag)
     if (_SPLIT.value is None) == (_VAL_FRACTION.value is None):
-        raise errors.UserError("Say either --split=NAME or --val_fraction=SHARE.")
+        raise errors.UserError("Give either --split=NAME or --val_fraction=FRACTION.")
     if _VAL_FRACTION.value is None:
         if _GROUP_BY.value is not None:
             raise errors.UserError("--group_by is for --val_fraction; leave it out.")
         return
     if not 0 < _VAL_FRACTION.value < 1:
         raise errors.UserError(
-            f"--val_fraction={_VAL_FRACTION.value:g} must lie between 0 and 1."
+            f"--val_fraction={_VAL_FRACTION.value:g} must be between 0 and 1."
         )
     if _SPLIT_FILE.value is not None:
         raise errors.UserError(
-            "--split_file names the images of a --split; leave out --val_fraction."
+            "--split_file lists the images of a --split; leave out --val_fraction."
         )
 
 
 def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFolder]:
-    """Reads what the flags point to, with a word in place of {split}."""
-    images_dir = _path("images", word)
-    pictures = files.ImageFolder(images_dir, files.list_images(images_dir))
-    path = _path("annotations", word)
-    with recognition.explained(path, _FORMAT.value):
+    """Reads the annotations and lists the images of the flags.
+
+    Args:
+      word: The replacement of {split} in the paths.
+    """
+    images_dir = _required_path("images", word)
+    folder = files.ImageFolder(images_dir, files.list_images(images_dir))
+    path = _required_path("annotations", word)
+    with recognition.explained(path, _given(_FORMAT)):
         annotated = readers.read(
-            _FORMAT.value,
+            _given(_FORMAT),
             path,
-            image_folder=pictures,
+            image_folder=folder,
             names=_NAMES.value,
             classes=_path("classes", word),
             class_attribute=_CLASS_ATTRIBUTE.value,
         )
-    return annotated, pictures
+    return annotated, folder
 
 
 def check_annotations(
-    annotated: annotations.AnnotatedSet, pictures: files.ImageFolder, word: str
+    annotated: annotations.AnnotatedSet, folder: files.ImageFolder, word: str
 ) -> None:
-    """Raises UserError where converting would be pointless."""
-    with recognition.explained(_path("annotations", word), _FORMAT.value):
-        locating.check_exist(annotated, pictures)
+    """Raises UserError if the annotations are not fit to train on.
+
+    Args:
+      annotated: The annotated images of a split.
+      folder: The folder of the images.
+      word: The replacement of {split} in the paths.
+    """
+    with recognition.explained(_required_path("annotations", word), _given(_FORMAT)):
+        locating.check_exist(annotated, folder)
         checks.check_set(annotated)
 
 
 def read_splits() -> dict[str, Part]:
     """Reads and checks the splits to write, by name."""
     if _VAL_FRACTION.value is not None:
-        annotated, pictures = read_annotations(splits.PLACEHOLDER)
-        check_annotations(annotated, pictures, splits.PLACEHOLDER)
+        annotated, folder = read_annotations(splits.PLACEHOLDER)
+        check_annotations(annotated, folder, splits.PLACEHOLDER)
         parts = splits.by_fraction(
             annotated,
             val_fraction=_VAL_FRACTION.value,
@@ -183,29 +205,31 @@ def read_splits() -> dict[str, Part]:
             group_fn=splits.group_fn(_GROUP_BY.value),
         )
         checks.check_splits(**parts)
-        return {name: Part(part, pictures.folder) for name, part in parts.items()}
-    words, found, read = splits.parse(_SPLIT.value), {}, {}
+        return {name: Part(part, folder.folder) for name, part in parts.items()}
+    words = splits.parse(_SPLIT.value or [])
     _check_words(words)
+    read: dict[_Paths, tuple[annotations.AnnotatedSet, files.ImageFolder]] = {}
+    split_parts = {}
     for split, word in words.items():
-        # One reading for all splits that differ in their list alone.
+        # Splits that differ only in their --split_file share one reading.
         paths = _path("images", word), _path("annotations", word)
         logging.info("Reading %s from %s", split, paths[1])
         is_first = paths not in read
         if is_first:
             read[paths] = read_annotations(word)
-        annotated, pictures = read[paths]
+        annotated, folder = read[paths]
         if split_file := _path("split_file", word):
             annotated = splits.by_list(
                 annotated,
                 split_file,
                 word=word,
-                images_dir=pictures.folder,
+                images_dir=folder.folder,
                 is_first=is_first,
             )
-        check_annotations(annotated, pictures, word)
-        found[split] = Part(annotated, pictures.folder)
-    sets = {split: part.annotated for split, part in found.items()}
-    folders = {split: part.images_dir for split, part in found.items()}
+        check_annotations(annotated, folder, word)
+        split_parts[split] = Part(annotated, folder.folder)
+    sets = {split: part.annotated for split, part in split_parts.items()}
+    folders = {split: part.images_dir for split, part in split_parts.items()}
     return {
         split: Part(annotated, folders[split])
         for split, annotated in splits.apart(sets, folders).items()
@@ -215,7 +239,11 @@ def read_splits() -> dict[str, Part]:
 def with_common_classes(
     parts: dict[str, Part], existing: category_map.Categories | None
 ) -> dict[str, Part]:
-    """Gives all splits one list of classes, with the ids of an earlier conversion.
+    """Returns the splits with common classes and the ids of an earlier conversion.
+
+    Args:
+      parts: The splits by name.
+      existing: The classes of an earlier conversion, or None.
 
     Raises:
       UserError: A split has a class that the earlier conversion lacks, or names of
@@ -224,8 +252,7 @@ def with_common_classes(
     read = [part.annotated for part in parts.values()]
     has_ids = _FORMAT.value not in readers.TAKE_NAMES
     sets = split_classes.unified(read, existing, has_ids=has_ids)
-    new = split_classes.new_class(read, existing) if existing else None
-    if new:
+    if existing and (new := split_classes.new_class(read, existing)):
         raise errors.UserError(
             f"{_categories_path()} has {_listed(existing)}, and not {new.described}. "
             f"{_remedy(new.names)}"
@@ -236,32 +263,16 @@ def with_common_classes(
     }
 
 
-def check_no_other_files(output_dir: str, split: str, num_shards: int) -> None:
-    """Raises UserError where files of others would be lost, or older shards stay."""
-    path = os.path.join(output_dir, f"{split}.json")
-    if tf.io.gfile.exists(path) and not annotations.has_description(
-        path, _description(split)
-    ):
-        raise errors.UserError(
-            f"{path} would be replaced, and no conversion wrote it; choose another "
-            "--output_dir."
-        )
-    others = [
-        name
-        for name in splits.record_names(output_dir)
-        if name.startswith(f"{split}-") and f"-of-{num_shards:05d}." not in name
-    ]
-    if others:
-        raise errors.UserError(
-            f"{output_dir} holds shards of an earlier conversion, such as "
-            f"{others[0]}; delete its {split}-*.tfrecord* files, or choose another "
-            "--output_dir."
-        )
+def write_split(part: Part, split: str, categories: category_map.Categories) -> None:
+    """Converts a split and prints a summary.
 
-
-def write_split(part: Part, split: str, wanted: category_map.Categories) -> None:
-    """Converts a split and says what became of it."""
-    output_dir, annotated = _OUTPUT_DIR.value, part.annotated
+    Args:
+      part: The split.
+      split: The name of the split.
+      categories: The classes of the data directory.
+    """
+    output_dir = _given(_OUTPUT_DIR)
+    annotated = part.annotated
     num_shards = min(_NUM_SHARDS.value, len(annotated.images))
     with tqdm.tqdm(total=len(annotated.images), desc=split, unit=" images") as progress:
         conversion = converter.write_shards(
@@ -272,105 +283,101 @@ def write_split(part: Part, split: str, wanted: category_map.Categories) -> None
             num_shards=num_shards,
             num_workers=_NUM_WORKERS.value,
             progress_fn=progress.update,
-            keeps_states=True,
+            keep_progress=True,
         )
     stored = annotated._replace(images=conversion.images)
-    findings = [
+    events = [
         *annotated.events,
         *conversion.events,
         *checks.classes_without_boxes(stored.images, stored.categories),
     ]
-    print(converter.summary(conversion._replace(events=findings)))
-    write_findings(findings, split)
-    category_map.write(wanted, _categories_path())
-    # Last, so that it stands for a finished conversion.
-    json_path = os.path.join(output_dir, f"{split}.json")
-    annotations.write_coco(stored, json_path, description=_description(split))
+    print(converter.summary(conversion._replace(events=events)))
+    if path := output_files.write_issues(events, output_dir, split):
+        print(f"{len(events)} issues are listed with their locations in {path}.")
+    category_map.write(categories, _categories_path())
+    # Last: its existence marks a finished conversion.
+    output_files.write_annotations(stored, output_dir, split)
     last = record_files.file_name(split, num_shards - 1, num_shards)
     print(
         f"Wrote {num_shards} files up to {last}, {split}.json, categories.json with "
-        f"NUM_CLASSES = {wanted.num_classes}, all in {output_dir}."
+        f"NUM_CLASSES = {categories.num_classes}, all in {output_dir}."
     )
-
-
-def write_findings(findings: list[annotations.ConversionEvent], split: str) -> None:
-    """Writes <split>.issues.txt, a line for each, or removes that of an older run."""
-    path = os.path.join(_OUTPUT_DIR.value, f"{split}.issues.txt")
-    if tf.io.gfile.exists(path):
-        tf.io.gfile.remove(path)
-    if findings:
-        lines = [
-            f"{f.location}: {f.kind}" + (f" ({f.detail})" if f.detail else "") + "\n"
-            for f in findings
-        ]
-        with tf.io.gfile.GFile(path, "w") as file:
-            file.write("".join(lines))
-        print(f"{len(findings)} findings, each with its place, are in {path}.")
 
 
 def main() -> None:
     """Converts the splits that the flags describe."""
     for flag in (*_PATHS, "classes", "output_dir"):
-        if flags.FLAGS[flag].value:  # Shells leave a ~ after = as it is.
-            flags.FLAGS[flag].value = os.path.expanduser(flags.FLAGS[flag].value)
+        if path := flags.FLAGS[flag].value:  # Shells do not expand a ~ after =.
+            flags.FLAGS[flag].value = os.path.expanduser(path)
     check_flags()
-    output_dir, path = _OUTPUT_DIR.value, _categories_path()
+    output_dir = _given(_OUTPUT_DIR)
+    path = _categories_path()
     existing = category_map.read(path) if tf.io.gfile.exists(path) else None
     parts = with_common_classes(read_splits(), existing)
     listed = next(iter(parts.values())).annotated.categories
-    wanted = category_map.from_coco(listed, index_by_id=_INDEX_BY_ID.value)
-    if existing is not None and existing != wanted:
+    categories = category_map.from_coco(listed, index_by_id=_INDEX_BY_ID.value)
+    if existing is not None and existing != categories:
         if _INDEX_BY_ID.value:
             raise errors.UserError(
                 f"{path} was written without --index_by_id; leave it out, or choose "
                 "another --output_dir."
             )
-        wanted = existing
+        categories = existing
     for split, part in parts.items():
         num_shards = min(_NUM_SHARDS.value, len(part.annotated.images))
-        check_no_other_files(output_dir, split, num_shards)
+        output_files.check_no_other_files(output_dir, split, num_shards)
     for split, part in parts.items():
-        write_split(part, split, wanted)
-    # Only now: killed in a later split, it shall not do the earlier one again.
+        write_split(part, split, categories)
+    # After all splits: if a later one is killed, the earlier ones are not repeated.
     for split in parts:
         shard_progress.clear(output_dir, split)
 
 
-def _description(split: str) -> str:
-    return f"{split} split"
-
-
 def _categories_path() -> str:
-    return os.path.join(_OUTPUT_DIR.value, category_map.FILE_NAME)
+    return os.path.join(_given(_OUTPUT_DIR), category_map.FILE_NAME)
 
 
 def _path(flag: str, word: str) -> str | None:
-    """Returns the path in a flag, for the split that paths call by a word."""
+    """Returns the path of a flag with a word in place of {split}, or None."""
     value = flags.FLAGS[flag].value
     return value and value.replace(splits.PLACEHOLDER, word)
 
 
+def _required_path(flag: str, word: str) -> str:
+    return _path(flag, word) or _missing(flag)
+
+
+def _given(flag: flags.FlagHolder[str | None]) -> str:
+    """Returns the value of a required flag."""
+    return flag.value or _missing(flag.name)
+
+
+def _missing(flag: str) -> NoReturn:
+    raise errors.UserError(f"--{flag} is empty; give it a path.")
+
+
 def _check_words(words: dict[str, str]) -> None:
-    """Raises UserError where several splits would have the same images."""
+    """Raises UserError if several splits would have the same images."""
     paths = [flags.FLAGS[flag].value or "" for flag in _PATHS]
-    is_told_apart = any(splits.PLACEHOLDER in path for path in paths)
-    if len(words) > 1 and not is_told_apart and not split_lists.is_yaml(paths[-1]):
+    has_placeholder = any(splits.PLACEHOLDER in path for path in paths)
+    if len(words) > 1 and not has_placeholder and not split_lists.is_yaml(paths[-1]):
         raise errors.UserError(
-            f"--split={','.join(words)} writes several splits, and no path says which "
-            "is which: write {split} for the name of the split in --images, "
+            f"--split={','.join(words)} writes several splits, and no path "
+            "distinguishes them: write {split} for the name of the split in --images, "
             "--annotations or --split_file."
         )
 
 
 def _remedy(names: str) -> str:
-    """Returns how to convert splits of which one has a new class.
+    """Returns the advice for a split with a new class.
 
     Args:
-      names: All classes, as --names takes them.
+      names: All classes, in the form of --names.
     """
     if _SPLIT.value is None:
         return "Choose another --output_dir."
-    words, earlier = splits.parse(_SPLIT.value), splits.converted(_OUTPUT_DIR.value)
+    words = splits.parse(_SPLIT.value)
+    earlier = splits.converted(_given(_OUTPUT_DIR))
     if words.keys() >= set(earlier):
         return "Choose another --output_dir."
     paths = {flag: flags.FLAGS[flag].value or "" for flag in _PATHS}

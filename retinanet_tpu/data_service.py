@@ -93,7 +93,7 @@ def start_worker(
     Raises:
       UserError: The port is in use, or the dispatcher does not answer.
     """
-    own_host = data_service.reach(f"grpc://{dispatcher}")
+    own_host = data_service.connect(f"grpc://{dispatcher}")
     own_host = f"[{own_host}]" if ":" in own_host else own_host
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher_address=dispatcher,

@@ -28,14 +28,14 @@ BROKEN = b"\xff\xd8\xff\xe0 no more of it"
 
 
 @pytest.fixture(scope="module")
-def sound_dir(tmp_path_factory):
+def valid_dir(tmp_path_factory):
     return toy_data.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def data_dir(sound_dir, tmp_path):
+def data_dir(valid_dir, tmp_path):
     """A copy of the data directory, to damage."""
-    return pathlib.Path(shutil.copytree(sound_dir, tmp_path / "data"))
+    return pathlib.Path(shutil.copytree(valid_dir, tmp_path / "data"))
 
 
 @pytest.fixture
@@ -69,19 +69,19 @@ def read_all(run):
             pass
 
 
-def test_a_split_without_files_is_named_with_what_to_set(sound_dir, model_dir):
-    run = make_run(model_dir, sound_dir, "Data.train_split = 'trian'")
+def test_a_split_without_files_is_an_error_with_the_setting(valid_dir, model_dir):
+    run = make_run(model_dir, valid_dir, "Data.train_split = 'trian'")
     with pytest.raises(FileNotFoundError, match=r"No file matches .*/trian-.*DATA_DIR"):
         toy_data.train_dataset(run)
 
 
-def test_a_missing_evaluation_split_is_found_before_training(sound_dir, model_dir):
+def test_a_missing_evaluation_split_is_an_error_before_training(valid_dir, model_dir):
     with pytest.raises(FileNotFoundError, match=r"No file matches .*/test-"):
-        commands.run(train.main, model_dir, sound_dir, "Data.eval_split = 'test'")
+        commands.run(train.main, model_dir, valid_dir, "Data.eval_split = 'test'")
     assert not model_dir.exists()
 
 
-def test_a_folder_that_is_no_data_directory_is_told_what_it_lacks(tmp_path):
+def test_a_folder_without_data_is_an_error_with_the_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"categories\.json.*convert"):
         make_run(tmp_path / "run", tmp_path)
 
@@ -89,21 +89,21 @@ def test_a_folder_that_is_no_data_directory_is_told_what_it_lacks(tmp_path):
 @pytest.mark.parametrize(
     "key", ["image/encoded", "image/source_id", "image/object/bbox/xmax"]
 )
-def test_a_record_without_a_key_is_named(data_dir, model_dir, key):
+def test_a_record_without_a_key_is_an_error_with_its_number(data_dir, model_dir, key):
     path = change_record(data_dir, lambda features: features.pop(key))
     message = f"(?s)Record 3 of {re.escape(path)}.*{key}.*retinanet-tpu convert"
     with pytest.raises(ValueError, match=message):
         read_all(make_run(model_dir, data_dir))
 
 
-def test_a_truncated_file_is_named_in_training(data_dir, model_dir):
+def test_a_truncated_file_is_an_error_in_training(data_dir, model_dir):
     path = pathlib.Path(record_files.find(str(data_dir), "train")[0])
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(ValueError, match=rf"{path} is truncated.*within record 5"):
         read_all(make_run(model_dir, data_dir))
 
 
-def test_a_truncated_file_is_named_in_evaluation(data_dir, model_dir):
+def test_a_truncated_file_is_an_error_in_evaluation(data_dir, model_dir):
     path = pathlib.Path(record_files.find(str(data_dir), "val")[1])
     path.write_bytes(path.read_bytes()[:-50])
     run = make_run(model_dir, data_dir)
@@ -111,24 +111,22 @@ def test_a_truncated_file_is_named_in_evaluation(data_dir, model_dir):
         run.params["metric_fn"]([])
 
 
-def test_a_flipped_bit_is_found_by_the_checksum(data_dir, model_dir):
+def test_a_flipped_bit_is_detected_by_the_checksum(data_dir, model_dir):
     path = pathlib.Path(record_files.find(str(data_dir), "train")[0])
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{path} is damaged at record [23]"):
+    with pytest.raises(ValueError, match=rf"{path} is corrupt at record [23]"):
         read_all(make_run(model_dir, data_dir))
 
 
-def break_picture(features):
+def break_image(features):
     features["image/encoded"].bytes_list.value[0] = BROKEN
 
 
-def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
-    data_dir, model_dir
-):
-    path = change_record(data_dir, break_picture)
-    message = rf"Record 3 of {re.escape(path)} \(image 105\) cannot be used.*Mend"
+def test_a_broken_image_is_an_error_with_file_record_and_image(data_dir, model_dir):
+    path = change_record(data_dir, break_image)
+    message = rf"Record 3 of {re.escape(path)} \(image 105\) cannot be used.*Correct"
     with pytest.raises(ValueError, match=message):
         commands.run(train.main, model_dir, data_dir)
 
@@ -144,13 +142,13 @@ def test_a_broken_picture_stops_the_trainer_with_file_record_and_image(
         ("P", 0, "palette.png"),
     ],
 )
-def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, color, name):
-    picture = PIL.Image.new(mode, (40, 30), color)
+def test_an_image_of_another_mode_is_read_as_rgb(tmp_path, mode, color, name):
+    image = PIL.Image.new(mode, (40, 30), color)
     if mode == "P":
-        picture.putpalette([200, 200, 200] * 256)
-    picture.save(tmp_path / name)
-    image = annotations.AnnotatedImage(1, name, 30, 40, ())
-    _, serialized = converter.convert_image(image, str(tmp_path), {})
+        image.putpalette([200, 200, 200] * 256)
+    image.save(tmp_path / name)
+    annotated = annotations.AnnotatedImage(1, name, 30, 40, ())
+    _, serialized = converter.convert_image(annotated, str(tmp_path), {})
     with tf.io.TFRecordWriter(str(tmp_path / record_files.file_name("a", 0, 1))) as out:
         out.write(serialized)
     spec = pipeline.DatasetSpec(
@@ -165,7 +163,9 @@ def test_a_picture_of_another_kind_is_read_as_rgb(tmp_path, mode, color, name):
     np.testing.assert_allclose(pixels, 200, atol=3)
 
 
-def test_a_class_that_categories_json_lacks_is_named(data_dir, model_dir):
+def test_a_class_missing_in_categories_json_is_an_error_with_its_id(
+    data_dir, model_dir
+):
     def change(features):
         labels = features["image/object/class/label"].int64_list.value
         labels[0] = 99
@@ -176,29 +176,29 @@ def test_a_class_that_categories_json_lacks_is_named(data_dir, model_dir):
         read_all(make_run(model_dir, data_dir))
 
 
-def test_annotations_of_other_classes_are_found_before_training(data_dir, model_dir):
+def test_annotations_of_other_classes_are_an_error_before_training(data_dir, model_dir):
     path = data_dir / "val.json"
     path.write_text(re.sub(r'("(category_)?id": )7\b', r"\g<1>8", path.read_text()))
     with pytest.raises(ValueError, match=r"val\.json has category ids \[8\]"):
         commands.run(train.main, model_dir, data_dir)
 
 
-def test_a_wrong_number_of_classes_is_told_the_right_one(sound_dir, model_dir):
+def test_a_wrong_number_of_classes_is_an_error_with_the_right_one(valid_dir, model_dir):
     with pytest.raises(ValueError, match=r"3 classes.*has 2; set NUM_CLASSES = 2"):
-        make_run(model_dir, sound_dir, "NUM_CLASSES = 3")
+        make_run(model_dir, valid_dir, "NUM_CLASSES = 3")
 
 
-def test_a_mended_setting_may_go_on_in_the_same_model_dir(sound_dir, model_dir):
+def test_a_corrected_setting_can_use_the_same_model_dir(valid_dir, model_dir):
     with pytest.raises(ValueError, match="set NUM_CLASSES = 2"):
-        commands.run(train.main, model_dir, sound_dir, "NUM_CLASSES = 3")
+        commands.run(train.main, model_dir, valid_dir, "NUM_CLASSES = 3")
     with pytest.raises(ValueError, match="never fires"):
-        commands.run(train.main, model_dir, sound_dir, "MAX_STEPS = 1")
+        commands.run(train.main, model_dir, valid_dir, "MAX_STEPS = 1")
     assert not model_dir.exists()
 
 
-def test_a_batch_that_replicas_cannot_divide_is_an_error(sound_dir, model_dir):
+def test_a_batch_that_replicas_cannot_divide_is_an_error(valid_dir, model_dir):
     with pytest.raises(ValueError, match="batch of 8 does not divide by 3 replicas"):
-        make_run(model_dir, sound_dir, num_replicas=3)
+        make_run(model_dir, valid_dir, num_replicas=3)
 
 
 @pytest.mark.parametrize("key", ["images", "categories"])
@@ -210,7 +210,7 @@ def test_an_annotation_file_with_an_empty_list_is_an_error(data_dir, model_dir, 
         data_checks.check(run)
 
 
-def test_split_without_any_annotation_is_refused(data_dir, model_dir):
+def test_a_split_without_annotations_is_an_error(data_dir, model_dir):
     path = data_dir / "val.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     with pytest.raises(ValueError, match="no annotation that a detection can match"):
@@ -221,39 +221,39 @@ def test_split_without_any_annotation_is_refused(data_dir, model_dir):
 
 
 @pytest.fixture
-def started_dir(sound_dir, model_dir):
+def started_dir(valid_dir, model_dir):
     """A model_dir with the configuration of a run and a checkpoint."""
     model_dir.mkdir()
-    text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
+    text = toy_data.parse(valid_dir, *toy_data.TWO_LEVELS)
     (model_dir / cli.CONFIG_FILE).write_text(text)
     checkpoints.save(str(model_dir), 1, {"global_step": np.int64(1)})
     return model_dir
 
 
-def test_a_model_dir_of_another_configuration_is_refused(sound_dir, started_dir):
+def test_a_model_dir_of_another_configuration_is_an_error(valid_dir, started_dir):
     changed = r"- BATCH_SIZE = 8\n.*\+ BATCH_SIZE = 4\n.*--accept_changes"
     with pytest.raises(ValueError, match=rf"(?s)another configuration.*{changed}"):
-        commands.run(train.main, started_dir, sound_dir, "BATCH_SIZE = 4")
+        commands.run(train.main, started_dir, valid_dir, "BATCH_SIZE = 4")
     assert "BATCH_SIZE = 8" in (started_dir / cli.CONFIG_FILE).read_text()
 
 
-def test_a_checkpoint_of_another_network_is_refused(sound_dir, started_dir):
+def test_a_checkpoint_of_another_network_is_an_error(valid_dir, started_dir):
     more = {"accept_changes": True}
     with pytest.raises(ValueError, match=r"model\.ckpt-1 .* variables differ, first: "):
-        commands.run(train.main, started_dir, sound_dir, "BATCH_SIZE = 4", **more)
+        commands.run(train.main, started_dir, valid_dir, "BATCH_SIZE = 4", **more)
     assert "BATCH_SIZE = 4" in (started_dir / cli.CONFIG_FILE).read_text()
 
 
-def test_evaluating_what_was_never_trained_is_an_error(tmp_path, sound_dir):
+def test_evaluating_an_untrained_model_dir_is_an_error(tmp_path, valid_dir):
     with pytest.raises(FileNotFoundError, match=r"No .*config\.gin.*--model_dir"):
-        commands.run(evaluate.main, tmp_path, sound_dir, once=True)
-    text = toy_data.parse(sound_dir, *toy_data.TWO_LEVELS)
+        commands.run(evaluate.main, tmp_path, valid_dir, once=True)
+    text = toy_data.parse(valid_dir, *toy_data.TWO_LEVELS)
     (tmp_path / cli.CONFIG_FILE).write_text(text)
     with pytest.raises(FileNotFoundError, match=r"No checkpoint in .*train first"):
-        commands.run(evaluate.main, tmp_path, sound_dir, once=True)
+        commands.run(evaluate.main, tmp_path, valid_dir, once=True)
 
 
-def test_what_a_user_can_mend_ends_in_a_sentence_without_a_traceback():
+def test_a_user_error_is_one_sentence_without_a_traceback():
     command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
     settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]
     done = subprocess.run(

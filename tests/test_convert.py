@@ -61,7 +61,9 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_toy_set_becomes_a_data_directory_that_training_reads(convert, toy, tmp_path):
+def test_the_toy_set_becomes_a_data_directory_that_training_reads(
+    convert, toy, tmp_path
+):
     done = convert(tmp_path, *coco_options(toy, "train"), "--num_shards=2")
     assert done.returncode == 0, done.stderr
     assert "5  images stored" in done.stdout and "NUM_CLASSES = 4" in done.stdout
@@ -82,7 +84,7 @@ def test_toy_set_becomes_a_data_directory_that_training_reads(convert, toy, tmp_
         assert len(truth.getAnnIds(imgIds=[int(image_id)])) == count
 
 
-def test_second_split_must_have_the_first_ones_categories(convert, toy, tmp_path):
+def test_a_second_split_must_have_the_categories_of_the_first(convert, toy, tmp_path):
     content = json.loads((toy / "val.json").read_text())
     content["categories"].append({"id": 9, "name": "hexagon"})
     (tmp_path / "val.json").write_text(json.dumps(content))
@@ -99,7 +101,7 @@ def test_second_split_must_have_the_first_ones_categories(convert, toy, tmp_path
     assert not list(tmp_path.glob("*.tfrecord*"))
 
 
-def test_wrong_folder_of_images_is_an_error_and_leaves_nothing(convert, toy, tmp_path):
+def test_a_wrong_image_folder_is_an_error_and_leaves_no_files(convert, toy, tmp_path):
     options = coco_options(toy, "val")
     options[1] = f"--images={toy}"
     done = convert(tmp_path, *options)
@@ -110,9 +112,7 @@ def test_wrong_folder_of_images_is_an_error_and_leaves_nothing(convert, toy, tmp
 
 
 @pytest.mark.parametrize("ending", ["", ".tmp", ".state"])
-def test_shards_of_another_number_are_not_mixed_with_the_new_ones(
-    convert, toy, tmp_path, ending
-):
+def test_another_number_of_shards_is_an_error(convert, toy, tmp_path, ending):
     (tmp_path / (record_files.file_name("val", 0, 7) + ending)).touch()
     done = convert(tmp_path, *coco_options(toy, "val"), "--num_shards=64")
     assert done.returncode != 0
@@ -121,18 +121,18 @@ def test_shards_of_another_number_are_not_mixed_with_the_new_ones(
 
 def yolo_set(folder, count):
     """Writes a YOLO set of many images; returns the flags to convert it."""
-    pictures = [
+    images = [
         annotation_files.SampleImage(
             f"{i:03d}.png", 32, 32, (annotation_files.Box("猫", 1 + i / 8, 2, 31, 30),)
         )
         for i in range(count)
     ]
-    annotation_files.draw(folder / "images", pictures)
-    labels = annotation_files.write("yolo", folder / "yolo", pictures, ["猫", "Hund"])
+    annotation_files.draw(folder / "images", images)
+    labels = annotation_files.write("yolo", folder / "yolo", images, ["猫", "Hund"])
     return ["--format=yolo", f"--images={folder / 'images'}", f"--annotations={labels}"]
 
 
-def test_images_of_one_folder_are_in_the_split_that_has_their_labels(convert, tmp_path):
+def test_images_of_one_folder_are_in_the_split_with_their_labels(convert, tmp_path):
     _, images, labels = yolo_set(tmp_path, 8)
     folder = pathlib.Path(labels.partition("=")[2])
     for number, path in enumerate(sorted(folder.glob("*.txt"))):
@@ -165,7 +165,7 @@ def names_in(path):
     return [image["file_name"] for image in json.loads(path.read_text())["images"]]
 
 
-def test_a_share_becomes_val_in_one_go_and_stays_when_images_come(convert, tmp_path):
+def test_a_val_fraction_keeps_its_images_when_others_are_added(convert, tmp_path):
     found = {}
     for count in (40, 60):
         options = yolo_set(tmp_path / str(count), count)
@@ -188,7 +188,7 @@ def test_a_share_becomes_val_in_one_go_and_stays_when_images_come(convert, tmp_p
     assert set(names_in(other / "val.json")) != found[60]["val"]
 
 
-def test_what_a_person_can_mend_ends_in_a_sentence_without_a_traceback(tmp_path):
+def test_a_user_error_is_one_sentence_without_a_traceback(tmp_path):
     options = yolo_set(tmp_path, 2)
     (tmp_path / "yolo/data.yaml").write_text("names: {8: Hund}", "utf-8")
     options += ["--split=a", f"--output_dir={tmp_path / 'out'}"]
@@ -198,7 +198,7 @@ def test_what_a_person_can_mend_ends_in_a_sentence_without_a_traceback(tmp_path)
     assert last.startswith("error: 000.txt, line 1 has class '1'; known are 8.")
 
 
-def test_what_was_found_is_counted_and_listed_with_its_place(convert, tmp_path):
+def test_issues_are_counted_and_listed_with_their_locations(convert, tmp_path):
     options = yolo_set(tmp_path, 5)
     (tmp_path / "yolo/labels/001.txt").write_text("1 0.5 0.5 0 0.5\n")
     (tmp_path / "images/002.png").write_bytes(b"")
@@ -266,11 +266,11 @@ def test_a_wrong_format_is_recognized(convert, tmp_path, kind, given, is_folder)
         options.append(f"--classes={tmp_path / 'classes.csv'}")
     done = convert(tmp_path / "out", *options)
     assert done.returncode != 0
-    said = f"use --format={kind.partition('_')[0]} --annotations={path}."
-    assert done.stderr.rstrip().endswith(said)
+    message = f"use --format={kind.partition('_')[0]} --annotations={path}."
+    assert done.stderr.rstrip().endswith(message)
 
 
-def test_the_attribute_of_a_class_is_for_via(convert, tmp_path):
+def test_the_class_attribute_is_only_for_via(convert, tmp_path):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write("via", tmp_path / "annotations")
     options = [f"--images={tmp_path / 'images'}", f"--annotations={path}"]
@@ -280,9 +280,7 @@ def test_the_attribute_of_a_class_is_for_via(convert, tmp_path):
     assert "--class_attribute is for --format=via, not for coco" in done.stderr
 
 
-def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
-    convert, tmp_path
-):
+def test_a_second_split_of_any_format_uses_the_ids_of_the_first(convert, tmp_path):
     train = yolo_set(tmp_path / "train", 3)
     assert convert(tmp_path / "out", *train, "--split=train").returncode == 0
     (tmp_path / "boxes.csv").write_text("000.png,1,2,30,31,Hund\n")
@@ -297,9 +295,9 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "Say either --split=NAME or --val_fraction=SHARE"),
-        (["--split=a", "--val_fraction=0.5"], "Say either --split"),
-        (["--val_fraction=1.5"], "--val_fraction=1.5 must lie between 0 and 1"),
+        ([], "Give either --split=NAME or --val_fraction=FRACTION"),
+        (["--split=a", "--val_fraction=0.5"], "Give either --split"),
+        (["--val_fraction=1.5"], "--val_fraction=1.5 must be between 0 and 1"),
         (
             ["--split=a", "--names=x"],
             "--names is for --format=voc, csv",
@@ -308,7 +306,7 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
         (["--val_fraction=0.5", "--split_file=x"], "leave out --val_fraction"),
         (["--split=a", "--group_by=x"], "--group_by is for --val_fraction"),
         (["--val_fraction=0.5", "--group_by=("], "is no regular expression"),
-        (["--split=a,b"], "writes several splits, and no path says which"),
+        (["--split=a,b"], "writes several splits, and no path distinguishes them"),
         (["--split=a,a"], "--split has a twice"),
         (["--split=a/b"], "--split has 'a/b'"),
         (["--split=a", "--images=/nowhere"], "No folder /nowhere"),
@@ -318,7 +316,9 @@ def test_second_split_takes_the_numbers_of_the_first_whatever_its_format(
         (["--split=a", "--format=coco", "--annotations=/nowhere"], "No file /nowhere"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(convert, tmp_path, options, message):
+def test_flags_that_contradict_each_other_are_an_error(
+    convert, tmp_path, options, message
+):
     done = convert(tmp_path / "out", *yolo_set(tmp_path, 2), *options)
     assert done.returncode != 0 and message in done.stderr
     assert not (tmp_path / "out").exists()
@@ -329,7 +329,7 @@ def test_flags_that_do_not_go_together_are_refused(convert, tmp_path, options, m
     ("killed_at", "left"),
     [(9, "train-00000-of-00003.tfrecord.tmp"), (19, "train-00000-of-00003.tfrecord")],
 )
-def test_killed_conversion_goes_on_and_gives_the_same_bytes(
+def test_a_killed_conversion_resumes_and_writes_the_same_bytes(
     convert, tmp_path, killed_at, left
 ):
     options = [*yolo_set(tmp_path, 20), "--val_fraction=0.3", "--num_shards=3"]
@@ -371,10 +371,10 @@ def two_splits(tmp_path):
     val = train._replace(boxes=(box, box._replace(name="ant, red")))
 
     def write(kind):
-        for split, picture in (("train", train), ("val", val)):
-            annotation_files.draw(tmp_path / "images" / split, [picture])
-            names = list(dict.fromkeys(box.name for box in picture.boxes))
-            path = annotation_files.write(kind, tmp_path / split, [picture], names)
+        for split, image in (("train", train), ("val", val)):
+            annotation_files.draw(tmp_path / "images" / split, [image])
+            names = list(dict.fromkeys(box.name for box in image.boxes))
+            path = annotation_files.write(kind, tmp_path / split, [image], names)
         path = str(path).replace("val", "{split}")
         return [
             f"--format={kind}",
@@ -396,7 +396,7 @@ def test_splits_of_one_call_share_their_classes(convert, two_splits, tmp_path, k
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "csv", "labelme"])
-def test_what_is_said_of_a_new_class_in_a_later_split_works(
+def test_the_advice_for_a_new_class_in_a_later_split_works(
     convert, two_splits, tmp_path, kind
 ):
     written = two_splits(kind)
@@ -405,16 +405,18 @@ def test_what_is_said_of_a_new_class_in_a_later_split_works(
     options = [option.replace("{split}", "val") for option in written]
     done = convert(tmp_path / "out", *options, "--split=val")
     assert done.returncode != 0
-    said = done.stderr.splitlines()[-1]
-    assert "categories.json has 1 classes" in said and "not 'ant, red' (id" in said
+    message = done.stderr.splitlines()[-1]
+    assert (
+        "categories.json has 1 classes" in message and "not 'ant, red' (id" in message
+    )
     one_call = re.search(
-        r"empty --output_dir: (--split=.*?--annotations=.*?)\.(?: |$)", said
+        r"empty --output_dir: (--split=.*?--annotations=.*?)\.(?: |$)", message
     )
     flags = [options[0], *shlex.split(one_call[1])]
     assert convert(tmp_path / "new", *flags).returncode == 0
     assert boxes_by_split(tmp_path / "new") == BOTH
     if kind != "coco":
-        (names,) = [o for o in shlex.split(said) if o.startswith("--names=")]
+        (names,) = [o for o in shlex.split(message) if o.startswith("--names=")]
         for split in ("train", "val"):
             flags = [o.replace("/val", f"/{split}") for o in options]
             done = convert(tmp_path / "again", *flags, names, f"--split={split}")
@@ -423,7 +425,9 @@ def test_what_is_said_of_a_new_class_in_a_later_split_works(
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc"])
-def test_later_split_may_have_some_of_the_classes(convert, two_splits, tmp_path, kind):
+def test_a_later_split_may_have_some_of_the_classes(
+    convert, two_splits, tmp_path, kind
+):
     options = two_splits(kind)
     for split in ("val", "train"):
         flags = [option.replace("{split}", split) for option in options]
@@ -434,7 +438,7 @@ def test_later_split_may_have_some_of_the_classes(convert, two_splits, tmp_path,
     assert {c["name"] for c in content["categories"]} == {"cat", "ant, red"}
 
 
-def test_classes_of_splits_that_differ_in_case_are_refused(
+def test_classes_of_splits_that_differ_in_case_are_an_error(
     convert, two_splits, tmp_path
 ):
     options = two_splits("csv")
@@ -446,7 +450,7 @@ def test_classes_of_splits_that_differ_in_case_are_refused(
 
 
 @pytest.mark.parametrize("kind", annotation_files.FORMATS)
-def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
+def test_every_format_accepts_split_lists(convert, tmp_path, kind):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write(kind, tmp_path / "annotations")
     lists = {"train": "data/images/sub/c.jpg\nÄpfel 1\n", "valid": "b.png\n./sub/c\n"}
@@ -471,14 +475,14 @@ def test_every_format_takes_lists_of_splits(convert, tmp_path, kind):
     }
 
 
-def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
+def test_a_yolo_tree_is_split_by_its_data_yaml(convert, tmp_path):
     box = annotation_files.Box("cat", 2, 3, 20, 30)
     for split, names in {"train": "ab", "val": "cd"}.items():
-        pictures = [
+        images = [
             annotation_files.SampleImage(f"{n}.png", 32, 32, (box,)) for n in names
         ]
-        annotation_files.draw(tmp_path / "images" / split, pictures)
-        written = annotation_files.write("yolo", tmp_path / split, pictures, ["cat"])
+        annotation_files.draw(tmp_path / "images" / split, images)
+        written = annotation_files.write("yolo", tmp_path / split, images, ["cat"])
         (tmp_path / "labels").mkdir(exist_ok=True)
         written.rename(tmp_path / "labels" / split)
     text = "path: ../datasets/x\ntrain: images/train\nval: val.txt\nnames: {1: cat}\n"
@@ -500,9 +504,7 @@ def test_tree_of_yolo_is_split_as_its_data_yaml_says(convert, tmp_path):
     assert not list((tmp_path / "out").glob("*.issues.txt"))
 
 
-def test_findings_are_in_the_split_of_their_image_and_rows_of_0_left_out(
-    convert, tmp_path
-):
+def test_issues_are_in_the_split_of_their_image_without_rows_of_0(convert, tmp_path):
     options = yolo_set(tmp_path, 40)
     (tmp_path / "images/041.png").write_bytes(
         (tmp_path / "images/000.png").read_bytes()
@@ -515,21 +517,21 @@ def test_findings_are_in_the_split_of_their_image_and_rows_of_0_left_out(
     output = tmp_path / "out"
     done = convert(output, *options, "--val_fraction=0.3")
     assert done.returncode == 0, done.stderr
-    places = []
+    issues = []
     for split in ("train", "val"):
         names = {
             name.removesuffix(".png") for name in names_in(output / f"{split}.json")
         }
         lines = (output / f"{split}.issues.txt").read_text().splitlines()
-        found = [line for line in lines if "classes without" not in line]
-        assert {line[:3] for line in found} == names
-        places += found
-    assert len(places) == 41 and sum("without a label file" in p for p in places) == 1
+        of_images = [line for line in lines if "classes without" not in line]
+        assert {line[:3] for line in of_images} == names
+        issues += of_images
+    assert len(issues) == 41 and sum("without a label file" in i for i in issues) == 1
     assert not re.search(r"^ +0 ", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="shared/data/bccd is not beside us")
-def test_real_voc_photographs_convert(convert, tmp_path):
+def test_real_voc_images_convert(convert, tmp_path):
     voc = ["--format=voc", f"--images={BCCD / 'JPEGImages'}", "--num_shards=3"]
     voc += [f"--annotations={BCCD / 'Annotations'}"]
     for split, count in (("train", 205), ("test", 72)):

@@ -1,4 +1,4 @@
-"""Writes annotated images as record files, mending what can be mended."""
+"""Converts annotated images to record files."""
 
 import collections
 import concurrent.futures
@@ -7,35 +7,46 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu import look_ahead
+from retinanet_tpu import errors, look_ahead
 from retinanet_tpu.conversion import box_cleaning, checks, shard_progress
 from retinanet_tpu.data import annotations, image_decoding, record_files, tf_example
 
-# Images that are converted ahead of the one to be written: enough for no worker to
-# wait for a slow one, few enough to hold in memory.
+# The number of images that are converted ahead of the one being written. Enough that
+# no worker waits for a slow image, and few enough to hold in memory.
 _AHEAD_OF_WORKER = 4
-_OUTSIDE_FOLDER = "images whose path leaves the folder, left out"
-_NAMED_PLACES = 3  # How many places a line of the summary names.
-_MAX_BOXES = 100  # The default of Data.max_boxes, beyond which training drops some.
+_NUM_NAMED = 3  # The number of locations in a line of the summary.
+_MAX_BOXES = 100  # The default of Data.max_boxes. Training drops boxes beyond it.
 _CROWDED = f"images with more than {_MAX_BOXES} boxes"
-_TURNED_BOXES = "boxes turned with their image (EXIF)"
+_ROTATED_BOXES = "boxes rotated with their image (EXIF)"
+
+
+class _Encoded(NamedTuple):
+    """The result of one image, and its record."""
+
+    result: shard_progress.ImageResult
+    serialized: bytes | None  # None if the image was left out.
 
 
 class Conversion(NamedTuple):
-    """What became of a set of images."""
+    """The result of a conversion.
 
-    images: list[annotations.AnnotatedImage]  # as stored, the images' true sizes
-    events: list[annotations.ConversionEvent]  # where a person should look
+    Attributes:
+      images: The images as stored, with their true sizes.
+      events: The issues and changes.
+    """
+
+    images: list[annotations.AnnotatedImage]
+    events: list[annotations.ConversionEvent]
 
     @property
-    def counts(self) -> collections.Counter:
-        """Returns what happened -> how often."""
+    def counts(self) -> collections.Counter[str]:
+        """Returns the number of events of each kind, and of images and boxes."""
         objects = [item for image in self.images for item in image.objects]
-        counts = collections.Counter(finding.kind for finding in self.events)
+        counts = collections.Counter(event.kind for event in self.events)
         counts["images stored"] = len(self.images)
         counts["images without boxes"] = sum(not i.objects for i in self.images)
         counts[_CROWDED] += 0
@@ -52,122 +63,135 @@ def write_shards(
     split: str,
     num_shards: int,
     num_workers: int = 1,
-    progress_fn: Callable[[], Any] = lambda: None,
-    keeps_states: bool = False,
+    progress_fn: Callable[[], object] = lambda: None,
+    keep_progress: bool = False,
 ) -> Conversion:
-    """Writes a split's record files, the same bytes whatever the number of workers.
+    """Writes a split's record files, the same bytes for any number of workers.
 
-    `deal` says which images are in which shard. Files get their names when all are
-    written; until then those that are whole are kept for another start of the same
-    conversion, which writes only the others.
+    `assign_to_shards` distributes the images. The files are renamed to their final
+    names when all are complete. If the conversion is killed, the complete files are
+    kept, and a second run of the same conversion writes only the others.
 
     Args:
-      annotated: images and categories.
-      images_dir: what the images' file names are relative to.
-      output_dir: the data directory, made if absent.
-      split: first part of the files' names.
-      num_shards: number of files.
-      num_workers: images converted at once. They are threads: reading, decoding and
-        compressing leave Python, and TensorFlow is in memory once.
-      progress_fn: called after each image.
-      keeps_states: leaves what tells another start that the files are whole, until
-        `shard_states.forget`.
+      annotated: The images and categories.
+      images_dir: The folder to which the images' file names are relative.
+      output_dir: The data directory, created if absent.
+      split: The name of the split, with which the file names start.
+      num_shards: The number of record files.
+      num_workers: The number of images that are converted at once, in threads.
+        Reading, decoding and compressing release Python's lock, and TensorFlow is in
+        memory only once.
+      progress_fn: The function that is called after each image.
+      keep_progress: Keeps the progress files, which mark complete record files, until
+        `shard_progress.clear`.
 
     Returns:
-      The images that were stored, in the order given, and what happened.
+      The stored images, in the given order, and the events.
 
     Raises:
-      ValueError: no image could be stored, what was stored is of no use to training,
-        or records cannot hold an image id; nothing is left behind.
+      UserError: No image could be stored, the stored images cannot be trained on, or an
+        image id is invalid. All written files are deleted.
     """
     for image in annotated.images:
         tf_example.check_image_id(image)
     tf.io.gfile.makedirs(output_dir)
     names = {category["id"]: category["name"] for category in annotated.categories}
     prefix = os.path.join(output_dir, split)
-    dealt = deal(annotated.images, num_shards)
-    shards = _make_shards(annotated.images, dealt, names, prefix)
+    assigned = assign_to_shards(annotated.images, num_shards)
+    shards = _make_shards(annotated.images, assigned, names, prefix)
     with concurrent.futures.ThreadPoolExecutor(num_workers) as workers:
-        stamp_fn = functools.partial(_stamp, images_dir=images_dir)
+        fingerprint_fn = functools.partial(_fingerprint, images_dir=images_dir)
 
-        def stamps_fn(images):
-            return list(workers.map(stamp_fn, images))
+        def fingerprints_fn(
+            images: Sequence[annotations.AnnotatedImage],
+        ) -> list[shard_progress.FileFingerprint | None]:
+            return list(workers.map(fingerprint_fn, images))
 
-        outcomes = [shard_progress.read(shard, stamps_fn) for shard in shards]
-        # One shard after another, so that a kill costs one and not one a worker.
-        todo = [i for i, outcome in enumerate(outcomes) if outcome is None]
-        for outcome in outcomes:
-            for _ in outcome or ():
-                progress_fn()
-        results = look_ahead.map_ordered(
+        complete = [shard_progress.read(shard, fingerprints_fn) for shard in shards]
+        for _ in itertools.chain.from_iterable(filter(None, complete)):
+            progress_fn()
+        # The workers share one shard at a time: a kill loses one shard, not one for
+        # each worker.
+        encoded = look_ahead.map_ordered(
             workers,
-            functools.partial(_convert, images_dir=images_dir, names=names),
-            (image for index in todo for image in shards[index].images),
+            functools.partial(_encode, images_dir=images_dir, names=names),
+            (
+                image
+                for shard, results in zip(shards, complete, strict=True)
+                if results is None
+                for image in shard.images
+            ),
             ahead=_AHEAD_OF_WORKER * num_workers,
         )
-        for index in todo:
-            outcomes[index] = _write_shard(shards[index], results, progress_fn)
-    conversion = _merged(outcomes, dealt)
+        results_of_shards = [
+            _write_shard(shard, encoded, progress_fn) if results is None else results
+            for shard, results in zip(shards, complete, strict=True)
+        ]
+    conversion = _merged(results_of_shards, assigned)
     try:
-        checks.check_conversion(*conversion, annotated=annotated.images)
-    except ValueError:
+        checks.check_conversion(
+            conversion.images, conversion.events, annotated=annotated.images
+        )
+    except errors.UserError:
         shard_progress.abort(shards)
         raise
     shard_progress.commit(shards)
-    if not keeps_states:
+    if not keep_progress:
         shard_progress.clear(output_dir, split)
     return conversion
 
 
 def summary(conversion: Conversion) -> str:
-    """Returns a table of what happened, with the places that need a look."""
+    """Returns a table of the counts, with the first locations of each kind."""
     lines = []
-    # Rows of 0 would hide those that matter.
-    counts = {what: count for what, count in conversion.counts.items() if count}
-    for what, count in sorted(counts.items()):
-        places = [f.location for f in conversion.events if f.kind == what]
-        named = "; ".join(places[:_NAMED_PLACES])
-        more = "; ..." if len(places) > _NAMED_PLACES else ""
-        lines.append(f"{count:10,d}  {what:40s} {named}{more}".rstrip())
+    # Rows of 0 would hide the others.
+    counts = {kind: count for kind, count in conversion.counts.items() if count}
+    for kind, count in sorted(counts.items()):
+        locations = [e.location for e in conversion.events if e.kind == kind]
+        named = "; ".join(locations[:_NUM_NAMED])
+        more = "; ..." if len(locations) > _NUM_NAMED else ""
+        lines.append(f"{count:10,d}  {kind:40s} {named}{more}".rstrip())
     return "\n".join(lines)
 
 
-def deal(
+def assign_to_shards(
     images: Sequence[annotations.AnnotatedImage], num_shards: int
 ) -> list[list[int]]:
-    """Returns the images of each shard, by their places in `images`.
+    """Returns the indexes of each shard's images.
 
-    They are dealt in turn in the order of a hash of their names. Names often sort by
-    class or time, and batches of similar images train badly.
+    The images are distributed in turn, in the order of a hash of their names. The order
+    of the names themselves often follows class or time, and batches of similar images
+    train badly.
 
     Args:
-      images: As annotated. The same names give the same shards.
-      num_shards: number of files.
+      images: The annotated images. The same names give the same shards.
+      num_shards: The number of record files.
     """
 
-    def digest(place: int) -> bytes:
-        name = images[place].file_name.encode("utf-8", "surrogatepass")
+    def digest(index: int) -> bytes:
+        name = images[index].file_name.encode("utf-8", "surrogatepass")
         return hashlib.sha256(name).digest()
 
     order = sorted(range(len(images)), key=digest)
-    return [order[index::num_shards] for index in range(num_shards)]
+    return [order[first::num_shards] for first in range(num_shards)]
 
 
 def convert_image(
     image: annotations.AnnotatedImage, images_dir: str, names: dict[int, str]
 ) -> tuple[Conversion, bytes | None]:
-    """Reads and checks one image and serializes it.
+    """Reads, checks and serializes one image.
 
     Args:
-      image: as annotated.
-      images_dir: what its file name is relative to.
-      names: category id -> name.
+      image: The annotated image.
+      images_dir: The folder to which its file name is relative.
+      names: The category names by id.
 
     Returns:
-      What happened, and the serialized tf.train.Example or None if it was left out.
+      The conversion of this image, and the serialized tf.train.Example, or None if the
+      image was left out.
     """
     if not _is_inside(image.file_name):
-        return _left_out(image, _OUTSIDE_FOLDER)
+        return _left_out(image, checks.OUTSIDE_FOLDER)
     try:
         with tf.io.gfile.GFile(os.path.join(images_dir, image.file_name), "rb") as file:
             encoded = file.read()
@@ -176,35 +200,34 @@ def convert_image(
     except (tf.errors.OpError, UnicodeError) as error:
         return _left_out(image, image_decoding.UNREADABLE, str(error))
     try:
-        picture = image_decoding.prepare(encoded)
+        stored = image_decoding.prepare(encoded)
     except image_decoding.UnusableError as error:
         return _left_out(image, error.kind, str(error))
-    size = (picture.height, picture.width)
-    findings = [
-        annotations.ConversionEvent(c, image.file_name) for c in picture.changes
-    ]
+    size = (stored.height, stored.width)
+    events = [annotations.ConversionEvent(c, image.file_name) for c in stored.changes]
     annotated_size = (image.height, image.width)
     if all(annotated_size) and annotated_size != size:
-        if not picture.is_turned or annotated_size != size[::-1]:
+        if not stored.has_swapped_sides or annotated_size != size[::-1]:
             height, width = annotated_size
             detail = f"{width} x {height} annotated, is {size[1]} x {size[0]}"
             return _left_out(image, checks.OTHER_SIZE, detail)
         image = image._replace(
-            objects=box_cleaning.rotate_boxes_for_exif(image.objects, picture)
+            objects=box_cleaning.rotate_boxes_for_exif(image.objects, stored)
         )
-        findings.append(annotations.ConversionEvent(_TURNED_BOXES, image.file_name))
-    objects = tuple(box_cleaning.clip_and_filter_boxes(image, picture, findings))
+        events.append(annotations.ConversionEvent(_ROTATED_BOXES, image.file_name))
+    objects, box_events = box_cleaning.clip_and_filter_boxes(image, stored)
+    events += box_events
     if len(objects) > _MAX_BOXES:
-        findings.append(
+        events.append(
             annotations.ConversionEvent(_CROWDED, image.file_name, f"{len(objects)}")
         )
-    stored = image._replace(
+    converted = image._replace(
         height=size[0], width=size[1], objects=objects, is_norm=False
     )
     serialized = tf_example.encode(
-        stored, picture.encoded, image_format=picture.image_format, names=names
+        converted, stored.encoded, image_format=stored.image_format, names=names
     )
-    return Conversion([stored], findings), serialized
+    return Conversion([converted], events), serialized
 
 
 def _is_inside(path: str) -> bool:
@@ -216,42 +239,41 @@ def _is_inside(path: str) -> bool:
 
 def _make_shards(
     images: list[annotations.AnnotatedImage],
-    dealt: list[list[int]],
+    assigned: list[list[int]],
     names: dict[int, str],
     prefix: str,
 ) -> list[shard_progress.Shard]:
     return [
         shard_progress.make_shard(
-            record_files.file_name(prefix, index, len(dealt)),
-            [images[place] for place in places],
+            record_files.file_name(prefix, number, len(assigned)),
+            [images[index] for index in indexes],
             names,
         )
-        for index, places in enumerate(dealt)
+        for number, indexes in enumerate(assigned)
     ]
 
 
 def _left_out(
-    image: annotations.AnnotatedImage, reason: str, detail: str = ""
+    image: annotations.AnnotatedImage, kind: str, detail: str = ""
 ) -> tuple[Conversion, None]:
     source = f"annotated in {image.source}" if image.source else ""
     detail = "; ".join(filter(None, (detail, source)))
-    return Conversion(
-        [], [annotations.ConversionEvent(reason, image.file_name, detail)]
-    ), None
+    event = annotations.ConversionEvent(kind, image.file_name, detail)
+    return Conversion([], [event]), None
 
 
-def _convert(
+def _encode(
     image: annotations.AnnotatedImage, *, images_dir: str, names: dict[int, str]
-) -> tuple[shard_progress.ImageResult, bytes | None]:
-    # Before the image is read: a change in between must show.
-    stamp = _stamp(image, images_dir)
+) -> _Encoded:
+    # Before the image is read, so that a later change of the file is detected.
+    fingerprint = _fingerprint(image, images_dir)
     conversion, serialized = convert_image(image, images_dir, names)
     stored = conversion.images[0] if conversion.images else None
-    outcome = shard_progress.ImageResult(stored, tuple(conversion.events), stamp)
-    return outcome, serialized
+    result = shard_progress.ImageResult(stored, tuple(conversion.events), fingerprint)
+    return _Encoded(result, serialized)
 
 
-def _stamp(
+def _fingerprint(
     image: annotations.AnnotatedImage, images_dir: str
 ) -> shard_progress.FileFingerprint | None:
     if not _is_inside(image.file_name):
@@ -264,29 +286,34 @@ def _stamp(
 
 
 def _write_shard(
-    shard: shard_progress.Shard, results: Iterator[Any], progress_fn: Callable[[], Any]
+    shard: shard_progress.Shard,
+    encoded: Iterator[_Encoded],
+    progress_fn: Callable[[], object],
 ) -> list[shard_progress.ImageResult]:
-    # Else an older note could vouch for what is only half written.
+    """Writes the next images as one shard; returns their results."""
+    # An older progress file must not mark an incomplete shard as complete.
     shard_progress.remove(shard.state_path)
-    outcomes = []
+    results = []
     with tf.io.TFRecordWriter(shard.temporary_path) as writer:
-        for outcome, serialized in itertools.islice(results, len(shard.images)):
+        for result, serialized in itertools.islice(encoded, len(shard.images)):
             if serialized is not None:
                 writer.write(serialized)
-            outcomes.append(outcome)
+            results.append(result)
             progress_fn()
-    shard_progress.write(shard, outcomes)
-    return outcomes
+    shard_progress.write(shard, results)
+    return results
 
 
 def _merged(
-    shards: list[list[shard_progress.ImageResult]], dealt: list[list[int]]
+    results_of_shards: list[list[shard_progress.ImageResult]],
+    assigned: list[list[int]],
 ) -> Conversion:
-    """Puts the outcomes of all shards in the order of the images."""
-    places = itertools.chain.from_iterable(dealt)
-    by_place = dict(zip(places, itertools.chain.from_iterable(shards), strict=True))
-    ordered = [by_place[place] for place in sorted(by_place)]
+    """Returns the results of all shards in the order of the images."""
+    indexes = itertools.chain.from_iterable(assigned)
+    results = itertools.chain.from_iterable(results_of_shards)
+    by_index = dict(zip(indexes, results, strict=True))
+    ordered = [by_index[index] for index in sorted(by_index)]
     return Conversion(
-        [outcome.image for outcome in ordered if outcome.image is not None],
-        [finding for outcome in ordered for finding in outcome.events],
+        [result.image for result in ordered if result.image is not None],
+        [event for result in ordered for event in result.events],
     )

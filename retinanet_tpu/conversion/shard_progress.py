@@ -1,141 +1,183 @@
-"""What is done of a conversion, so that one that was killed can go on.
+"""The progress of a conversion, with which a killed one can be resumed.
 
-A record file is written as `<name>.tmp`. When it is whole, `<name>.state` is written
-beside it: what became of its images, and what it was made of.
+A record file is written as `<name>.tmp`. When it is complete, `<name>.state` is written
+beside it. The state contains the results of its images, and fingerprints of the
+annotations and the image files.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
 from retinanet_tpu.data import annotations, record_files
 
-# Part of the fingerprint: counts up when the same annotations become other records.
+# Part of the fingerprint. Increase it when the same annotations give other records.
 _VERSION = 1
 
 
 class FileFingerprint(NamedTuple):
-    """What tells an image's file from a changed one."""
+    """The properties of an image file by which a change is detected.
 
-    length: int  # bytes
+    Attributes:
+      length: The length, bytes.
+      mtime_nsec: The time of the last change, ns.
+    """
+
+    length: int
     mtime_nsec: int
 
 
 class ImageResult(NamedTuple):
-    """What became of one image."""
+    """The result of converting one image.
 
-    image: annotations.AnnotatedImage | None  # as stored, None if left out
+    Attributes:
+      image: The image as stored, or None if it was left out.
+      events: The issues and changes.
+      fingerprint: The fingerprint of the image file, or None if it does not exist.
+    """
+
+    image: annotations.AnnotatedImage | None
     events: tuple[annotations.ConversionEvent, ...]
-    stamp: FileFingerprint | None  # None where there is no file
+    fingerprint: FileFingerprint | None
+
+
+# Returns the current fingerprints of the files of images.
+FingerprintsFn: TypeAlias = Callable[
+    [Sequence[annotations.AnnotatedImage]], list[FileFingerprint | None]
+]
 
 
 class Shard(NamedTuple):
-    """A record file to be."""
+    """A record file to write.
+
+    Attributes:
+      path: The final path.
+      images: The annotated images.
+      fingerprint: A hash of the images and all other inputs of the records.
+    """
 
     path: str
     images: list[annotations.AnnotatedImage]
-    fingerprint: str  # of the images and all else that its records depend on
+    fingerprint: str
 
     @property
     def temporary_path(self) -> str:
-        """Returns where the records are until the whole split is converted."""
+        """Returns the path of the records until the whole split is converted."""
         return f"{self.path}.tmp"
 
     @property
     def state_path(self) -> str:
-        """Returns where it stands that the records are whole."""
+        """Returns the path of the file that marks the records as complete."""
         return f"{self.path}.state"
 
 
 def make_shard(
     path: str, images: list[annotations.AnnotatedImage], names: dict[int, str]
 ) -> Shard:
-    """Returns a shard with its fingerprint; names are those of the category ids."""
+    """Returns a shard with its fingerprint.
+
+    Args:
+      path: The final path of the record file.
+      images: The annotated images.
+      names: The category names by id.
+    """
     digest = hashlib.sha256(repr((_VERSION, sorted(names.items()))).encode())
     for image in images:
         digest.update(repr(tuple(image)).encode())
     return Shard(path, images, digest.hexdigest())
 
 
-def read(
-    shard: Shard,
-    stamps_fn: Callable[
-        [Sequence[annotations.AnnotatedImage]], list[FileFingerprint | None]
-    ],
-) -> list[ImageResult] | None:
-    """Returns what became of a shard's images if it is whole and still true, or None.
+def read(shard: Shard, fingerprints_fn: FingerprintsFn) -> list[ImageResult] | None:
+    """Returns the results of a shard if it is complete and up to date, or None.
 
     Args:
-      shard: to look for.
-      stamps_fn: images -> the stamps of their images now.
+      shard: The shard.
+      fingerprints_fn: The function that returns the current fingerprints of the files.
     """
     try:
         with tf.io.gfile.GFile(shard.state_path) as file:
             state = json.load(file)
-        # The kill may have come when files were being given their names.
-        is_named = not tf.io.gfile.exists(shard.temporary_path)
-        path = shard.path if is_named else shard.temporary_path
+        # The process may have been killed while `commit` renamed the files.
+        is_committed = not tf.io.gfile.exists(shard.temporary_path)
+        path = shard.path if is_committed else shard.temporary_path
         length = tf.io.gfile.stat(path).length
     except (tf.errors.NotFoundError, ValueError):
         return None
     if state["fingerprint"] != shard.fingerprint or state["length"] != length:
         return None
-    outcomes = [_outcome(entry) for entry in state["outcomes"]]
-    if stamps_fn(shard.images) != [outcome.stamp for outcome in outcomes]:
+    results = [_from_json(entry) for entry in state["outcomes"]]
+    if fingerprints_fn(shard.images) != [result.fingerprint for result in results]:
         return None
-    return outcomes
+    return results
 
 
-def write(shard: Shard, outcomes: Sequence[ImageResult]) -> None:
-    """Notes that a shard's records are whole."""
+def write(shard: Shard, results: Sequence[ImageResult]) -> None:
+    """Marks a shard's records as complete.
+
+    Args:
+      shard: The shard, whose temporary file is complete.
+      results: The results of its images.
+    """
     state = {
         "fingerprint": shard.fingerprint,
         "length": tf.io.gfile.stat(shard.temporary_path).length,
-        "outcomes": outcomes,
+        "outcomes": results,
     }
     with tf.io.gfile.GFile(shard.state_path, "w") as file:
         file.write(json.dumps(state))
 
 
 def commit(shards: Sequence[Shard]) -> None:
-    """Gives the record files their names."""
+    """Renames the record files of shards to their final paths."""
     for shard in shards:
         if tf.io.gfile.exists(shard.temporary_path):
             tf.io.gfile.rename(shard.temporary_path, shard.path, overwrite=True)
 
 
 def clear(output_dir: str, split: str) -> None:
-    """Removes what says which shards of a split are whole."""
-    for path in record_files.listed(output_dir, split, r"\.state"):
+    """Deletes the progress files of a split.
+
+    Args:
+      output_dir: The data directory.
+      split: The name of the split.
+    """
+    for path in record_files.list_files(output_dir, split, r"\.state"):
         tf.io.gfile.remove(path)
 
 
 def abort(shards: Sequence[Shard]) -> None:
-    """Removes all that an unfinished conversion has written."""
+    """Deletes all files that an unfinished conversion of shards has written."""
     for shard in shards:
         remove(shard.state_path)
         remove(shard.temporary_path)
 
 
 def remove(path: str) -> None:
-    """Removes a file if it is there."""
+    """Deletes a file if it exists."""
     if tf.io.gfile.exists(path):
         tf.io.gfile.remove(path)
 
 
-def _outcome(entry: list) -> ImageResult:
-    """Returns what was written as JSON, where tuples are lists."""
-    image, findings, stamp = entry
-    if image is not None:
-        image = annotations.AnnotatedImage(*image)
-        objects = [annotations.AnnotatedObject(*item) for item in image.objects]
-        objects = tuple(o._replace(box_xywh=tuple(o.box_xywh)) for o in objects)
-        image = image._replace(objects=objects)
+def _from_json(entry: list[Any]) -> ImageResult:
+    """Returns the result that was written as JSON, in which tuples are lists."""
+    image, events, fingerprint = entry
     return ImageResult(
-        image,
-        tuple(annotations.ConversionEvent(*finding) for finding in findings),
-        None if stamp is None else FileFingerprint(*stamp),
+        None if image is None else _image_from_json(image),
+        tuple(annotations.ConversionEvent(*event) for event in events),
+        None if fingerprint is None else FileFingerprint(*fingerprint),
+    )
+
+
+def _image_from_json(entry: list[Any]) -> annotations.AnnotatedImage:
+    image = annotations.AnnotatedImage(*entry)
+    objects = [annotations.AnnotatedObject(*item) for item in image.objects]
+    return image._replace(
+        objects=tuple(
+            item._replace(box_xywh=(left, top, width, height))
+            for item in objects
+            for left, top, width, height in [item.box_xywh]
+        )
     )

@@ -1,8 +1,8 @@
-"""The one record that every format of annotations becomes, and COCO's file of it.
+"""The records into which all annotation formats are read, and a COCO writer.
 
-Boxes are in the frame of the image as it is shown, that is after its EXIF rotation:
-that is what people draw on. Only where an annotation gives the size of the image as
-it is stored, and that differs, its boxes are taken to be in that frame.
+Boxes are in the frame of the upright image, after its EXIF rotation: annotation tools
+show it that way. The exception are annotations with the size of the image before the
+rotation, if that differs. Their boxes are in that frame.
 """
 
 import json
@@ -25,41 +25,74 @@ NO_BOX = "objects without box or outline, dropped"
 
 
 class AnnotatedObject(NamedTuple):
-    """One box of an image, as annotated."""
+    """One box of an image, as annotated.
+
+    Attributes:
+      annotation_id: The id of the annotation.
+      category_id: The dataset id of the category.
+      box_xywh: Left, top, width and height: px of the image, or fractions of its sides
+        if the image's `is_norm` is set.
+      area: The area of the object's outline, or of its box, px^2.
+      is_crowd: Whether the box surrounds a group of uncounted objects.
+      source_line: The line or the record in the image's `source`.
+    """
 
     annotation_id: int
     category_id: int
-    # Left, top, width, height: px of the image, or shares of its sides (is_norm).
     box_xywh: tuple[float, float, float, float]
-    area: float  # px^2 of the object's outline, or of its box
+    area: float
     is_crowd: bool
-    source_line: int = 0  # which record or line of the image's `source`
+    source_line: int = 0
 
 
 class AnnotatedImage(NamedTuple):
-    """One image and its objects, in whatever format they were annotated."""
+    """One image and its annotated objects.
+
+    Attributes:
+      image_id: The id of the image.
+      file_name: The path of the image file, relative to the folder of the images.
+      height: The annotated height, px; 0 if the annotation has none.
+      width: The annotated width, px; 0 if the annotation has none.
+      objects: The annotated boxes.
+      source: The annotation file.
+      unit: The unit that `source_line` counts, such as "line" or "object".
+      is_norm: Whether boxes are fractions of the image's sides instead of px.
+    """
 
     image_id: int
-    file_name: str  # relative to the folder of images
-    height: int  # as annotated; 0 where the annotation does not say
+    file_name: str
+    height: int
     width: int
     objects: tuple[AnnotatedObject, ...]
-    source: str = ""  # the annotation file
-    unit: str = ""  # what `source_line` counts there: "line", "object"
-    is_norm: bool = False  # boxes are shares of the image's sides
+    source: str = ""
+    unit: str = ""
+    is_norm: bool = False
 
 
 class ConversionEvent(NamedTuple):
-    """Something in the data that a person should look at."""
+    """One issue of the data, or one change that the conversion made to it.
 
-    kind: str  # events of a kind are counted together
-    location: str  # file and line, or record
+    Attributes:
+      kind: The kind of the event. Events of one kind are counted together.
+      location: The file and the line or record.
+      detail: The values that caused the event.
+      image: The file name of the image, as in AnnotatedImage, or "".
+    """
+
+    kind: str
+    location: str
     detail: str = ""
-    image: str = ""  # file name of the image it is about, as in AnnotatedImage
+    image: str = ""
 
 
 class AnnotatedSet(NamedTuple):
-    """What annotation files say; categories are COCO's dicts of id and name."""
+    """The content of annotation files.
+
+    Attributes:
+      images: The annotated images.
+      categories: COCO's category dicts, with id and name.
+      events: The issues of the annotation files.
+    """
 
     images: list[AnnotatedImage]
     categories: list[dict[str, Any]]
@@ -67,14 +100,14 @@ class AnnotatedSet(NamedTuple):
 
 
 def source_line_of(image: AnnotatedImage, item: AnnotatedObject) -> str:
-    """Returns where an object was annotated: file and line, or record."""
+    """Returns the location of an annotation: file and line, or record."""
     if not image.source:
         return f"{image.file_name}, box {item.annotation_id}"
     return f"{image.source}, {image.unit} {item.source_line}"
 
 
 def stem(path: str) -> str:
-    """Returns a path without its extension, its folders kept."""
+    """Returns a path without its extension; its folders are kept."""
     return os.path.splitext(path)[0]
 
 
@@ -82,14 +115,14 @@ def source_name(file_name: str) -> str:
     """Returns the name that all augmented versions of an image share.
 
     Roboflow writes NAME_jpg.rf.HASH.jpg for each version of NAME.jpg, in any folder.
-    Other names are returned as they are.
+    Other names are returned unchanged.
     """
     version = _ROBOFLOW_VERSION.fullmatch(os.path.basename(stem(file_name)))
     return version["source"] if version else file_name
 
 
 def sources_of_versions(file_names: Iterable[str]) -> set[str]:
-    """Returns the source names of those files that are versions of an image."""
+    """Returns the source names of the files that are augmented versions."""
     sources = ((name, source_name(name)) for name in file_names)
     return {source for name, source in sources if source != name}
 
@@ -97,11 +130,11 @@ def sources_of_versions(file_names: Iterable[str]) -> set[str]:
 def images_without_annotation(
     image_names: Iterable[str], annotated: set[str]
 ) -> list[ConversionEvent]:
-    """Returns a finding for each image that no annotation speaks of.
+    """Returns an event for each image that has no annotation.
 
     Args:
-      image_names: the folder's images.
-      annotated: names of images that have one, with or without their extension.
+      image_names: The file names of all images.
+      annotated: The names of the annotated images, with or without their extension.
     """
     return [
         ConversionEvent(UNANNOTATED, name, image=name)
@@ -111,7 +144,13 @@ def images_without_annotation(
 
 
 def write_coco(annotated: AnnotatedSet, path: str, *, description: str) -> None:
-    """Writes a COCO detection file, the same bytes for the same images."""
+    """Writes a COCO detection file, the same bytes for the same images.
+
+    Args:
+      annotated: The images and categories.
+      path: The local or remote file.
+      description: The description in the file's `info`.
+    """
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(_beginning(description))
         _write_list(file, map(_image_entry, annotated.images))
@@ -121,19 +160,19 @@ def write_coco(annotated: AnnotatedSet, path: str, *, description: str) -> None:
 
 
 def has_description(path: str, description: str) -> bool:
-    """Returns whether a file is one that `write_coco` wrote with a description."""
+    """Returns whether `write_coco` wrote a file with this description."""
     expected = _beginning(description).encode()
     with tf.io.gfile.GFile(path, "rb") as file:
         return file.read(len(expected)) == expected
 
 
 def _beginning(description: str) -> str:
-    # pycocotools >= 2.0.9 refuses a file without `info`.
+    # pycocotools >= 2.0.9 rejects a file without `info`.
     return f'{{"info": {json.dumps({"description": description})}, "images": '
 
 
 def _write_list(file: tf.io.gfile.GFile, entries: Iterable[dict[str, Any]]) -> None:
-    """Writes a JSON list bit by bit, as the whole text is larger than the records."""
+    """Writes a JSON list entry by entry: its text may exceed the memory."""
     file.write("[")
     for position, entry in enumerate(entries):
         file.write((", " if position else "") + json.dumps(entry))

@@ -1,8 +1,9 @@
-"""The classes of a data directory: which network output means which category."""
+"""The classes of a data directory: maps network outputs to categories."""
 
 import collections
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,35 +12,39 @@ import tensorflow as tf
 from retinanet_tpu import annotation_fields, errors, json_files
 
 FILE_NAME = "categories.json"
-NO_CATEGORY = -1  # The dataset id of an index that stands for no category.
+NO_CATEGORY = -1  # The dataset id of an unused index.
 _MAX_ID = 2**31 - 1  # Detections carry ids as int32.
 
 
-class Category(NamedTuple):
-    """One class: its place in the network's output and its names outside."""
+@dataclasses.dataclass(frozen=True)
+class Category:
+    """One class.
+
+    Attributes:
+      index: The index in the network's output.
+      id: The dataset id.
+      name: The name in the dataset.
+    """
 
     index: int
     id: int
     name: str
 
 
-# How the fields of a Category are read from JSON.
-_READ_FNS = {
-    "index": annotation_fields.integer,
-    "id": annotation_fields.integer,
-    "name": annotation_fields.text,
-}
-
-
 class Categories(NamedTuple):
-    """All classes of a data directory; some of the indexes may be unused."""
+    """All classes of a data directory.
+
+    Attributes:
+      num_classes: K, the number of the network's outputs per anchor.
+      categories: The classes. Fewer than K if some indexes are unused.
+    """
 
     num_classes: int
     categories: tuple[Category, ...]
 
     @property
     def ids(self) -> np.ndarray:
-        """Returns int64 [K]: the dataset id of each index, NO_CATEGORY where unused."""
+        """Returns int64 [K]: the dataset id of each index, or NO_CATEGORY."""
         ids = np.full([self.num_classes], NO_CATEGORY, np.int64)
         for category in self.categories:
             ids[category.index] = category.id
@@ -47,7 +52,7 @@ class Categories(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Returns K names by index, empty where an index is unused."""
+        """Returns the K names by index, "" for an unused index."""
         names = [""] * self.num_classes
         for category in self.categories:
             names[category.index] = category.name
@@ -59,10 +64,13 @@ class Categories(NamedTuple):
         return {category.id: category.index for category in self.categories}
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Compares the data with the network before the first step.
+        """Checks that the network has the number of classes of the data.
+
+        Args:
+          num_classes: The number of classes of the network.
 
         Raises:
-          UserError: the network has another number of classes.
+          UserError: The network has another number of classes.
         """
         if num_classes != self.num_classes:
             raise errors.UserError(
@@ -77,14 +85,14 @@ def from_coco(
     """Returns the classes of a COCO category list.
 
     Args:
-      categories: dicts with `id` and `name`, in any order.
-      index_by_id: False numbers the classes 0..K-1 in order of id. True takes the id
-        as index, with K = highest id + 1: the layout of the TensorFlow recipes for
-        COCO, whose ids 1..90 make 91 classes.
+      categories: The dicts with `id` and `name`, in any order.
+      index_by_id: Whether the id is the index, with K = highest id + 1. This is the
+        layout of the TensorFlow recipes for COCO: ids 1..90 give 91 classes. Otherwise
+        the classes have the indexes 0..K-1 in order of id.
 
     Raises:
-      UserError: No category, an id or a name that comes twice, or an id that is
-        negative or no int32.
+      UserError: There is no category, an id or a name is repeated, or an id is negative
+        or exceeds int32.
     """
     if not categories:
         raise errors.UserError(
@@ -103,11 +111,11 @@ def read(path: str) -> Categories:
     """Reads the classes from a categories.json.
 
     Args:
-      path: local or remote file, written by retinanet-tpu convert.
+      path: The local or remote file that retinanet-tpu convert wrote.
 
     Raises:
-      MissingFileError: there is no such file.
-      UserError: the file is not what the converter writes.
+      MissingFileError: The file does not exist.
+      UserError: The content is invalid.
     """
     try:
         content = json_files.read(path)
@@ -119,10 +127,14 @@ def read(path: str) -> Categories:
         ) from error
     try:
         entries = tuple(
-            Category(*(_field(c, name, read_fn) for name, read_fn in _READ_FNS.items()))
-            for c in content["categories"]
+            Category(
+                index=_integer(entry, "index"),
+                id=_integer(entry, "id"),
+                name=_text(entry, "name"),
+            )
+            for entry in content["categories"]
         )
-        num_classes = _field(content, "num_classes", annotation_fields.integer)
+        num_classes = _integer(content, "num_classes")
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise errors.UserError(
             f"{path} needs `num_classes` and `categories` with index, id and name of "
@@ -135,26 +147,40 @@ def to_json(categories: Categories) -> str:
     """Returns the text of a categories.json."""
     content = {
         "num_classes": categories.num_classes,
-        "categories": [category._asdict() for category in categories.categories],
+        "categories": [
+            dataclasses.asdict(category) for category in categories.categories
+        ],
     }
     return json.dumps(content, indent=1) + "\n"
 
 
 def write(categories: Categories, path: str) -> None:
-    """Writes a categories.json that `read` gives back unchanged."""
+    """Writes a categories.json.
+
+    Args:
+      categories: The classes.
+      path: The local or remote file.
+    """
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(to_json(categories))
 
 
-def _field(entry: dict[str, Any], name: str, read_fn: Callable[[Any], Any]) -> Any:
-    value = read_fn(entry[name])
+def _integer(entry: dict[str, Any], name: str) -> int:
+    value = annotation_fields.integer(entry[name])
+    if value is None:
+        raise ValueError(f"{name} {entry[name]!r}")
+    return value
+
+
+def _text(entry: dict[str, Any], name: str) -> str:
+    value = annotation_fields.text(entry[name])
     if value is None:
         raise ValueError(f"{name} {entry[name]!r}")
     return value
 
 
 def _checked(categories: Categories, source: str) -> Categories:
-    for field in Category._fields:
+    for field in ("index", "id", "name"):
         counts = collections.Counter(getattr(c, field) for c in categories.categories)
         repeated = [value for value, count in counts.items() if count > 1]
         if repeated:
@@ -163,7 +189,7 @@ def _checked(categories: Categories, source: str) -> Categories:
                 "have its own."
             )
     for category in categories.categories:
-        # Negative ids would be taken for NO_CATEGORY or padding.
+        # Negative ids are reserved: -1 is NO_CATEGORY.
         if not 0 <= category.id <= _MAX_ID:
             raise errors.UserError(
                 f"{source} gives {category.name!r} the id {category.id}; ids are 0.."

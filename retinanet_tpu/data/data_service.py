@@ -1,7 +1,8 @@
-"""The tf.data service: batches made on other machines.
+"""Client of the tf.data service: batches that other machines make.
 
-A dispatcher hands out work and workers do it; retinanet-tpu data_service starts both.
-The workers read the records themselves: they need them under the consumers' paths.
+A dispatcher distributes the work among workers. `retinanet-tpu data_service` starts
+both. The workers read the record files themselves, so they need them under the same
+paths as the consumers.
 """
 
 import socket
@@ -18,33 +19,40 @@ _EXAMPLE = "grpc://HOST:5050"
 def parse_address(address: str) -> tuple[str, int]:
     """Returns host and port of a dispatcher's address.
 
+    Args:
+      address: The address, grpc://HOST:PORT.
+
     Raises:
-      UserError: it is not of the form grpc://HOST:PORT.
+      UserError: The address has another form.
     """
     try:
         parts = urllib.parse.urlsplit(address)
-        is_whole = address == f"grpc://{parts.netloc}" and parts.hostname and parts.port
-    except (AttributeError, TypeError, ValueError):  # not a string, or no such port
-        is_whole = False
-    if not is_whole:
+        host = parts.hostname
+        port = parts.port
+        has_form = address == f"grpc://{parts.netloc}"
+    except (AttributeError, TypeError, ValueError):  # Not a string, or an invalid port.
+        host, port, has_form = None, None, False
+    if not has_form or not host or not port:
         raise errors.UserError(
             f"DATA_SERVICE_ADDRESS is {address!r}; it must be the dispatcher's "
             f"'{_EXAMPLE}', as retinanet-tpu data_service logs it, or None."
         )
-    return parts.hostname, parts.port
+    return host, port
 
 
-def reach(address: str) -> str:
-    """Connects to a dispatcher, for TensorFlow itself would try for an hour.
+def connect(address: str) -> str:
+    """Connects to a dispatcher and returns this machine's address.
+
+    TensorFlow itself would retry for an hour before it reports an error.
 
     Args:
-      address: grpc://HOST:PORT.
+      address: The address of the dispatcher, grpc://HOST:PORT.
 
     Returns:
-      This machine's IP address as the dispatcher sees it.
+      The IP address of this machine, as the dispatcher sees it.
 
     Raises:
-      UserError: nothing answers within 10 s, or the address is no address.
+      UserError: Nothing answers within 10 s, or the address has another form.
     """
     host, port = parse_address(address)
     try:
@@ -53,24 +61,25 @@ def reach(address: str) -> str:
     except OSError as cause:
         raise errors.UserError(
             f"No dispatcher of the tf.data service answers at {address} ({cause}); "
-            f"start it with retinanet-tpu data_service --role=dispatcher --port={port}"
-            " and workers beside it, or correct DATA_SERVICE_ADDRESS (None does "
-            "without)."
+            f"start it with retinanet-tpu data_service --role=dispatcher --port={port} "
+            "and start workers for it, or correct DATA_SERVICE_ADDRESS (None disables "
+            "the service)."
         ) from cause
 
 
 def distribute(batches: tf.data.Dataset, address: str) -> tf.data.Dataset:
     """Returns the batches as the workers make them, in the order they are ready.
 
-    Each element of the dataset's source goes to one worker, once. What comes of it is
-    lost where that worker dies; the others go on, and new ones may join. Without any,
-    the reader waits.
+    Each element of the dataset's source goes to one worker, once. If a worker dies, its
+    open elements are lost; the other workers continue, and new ones may join. Without
+    workers the reader waits.
 
     Args:
-      batches: what to make; each iterator over the result has all of it made anew.
-      address: of the dispatcher, reached before.
+      batches: The dataset that the workers execute. Each iterator over the result
+        executes it anew.
+      address: The address of a dispatcher that `connect` accepted.
     """
-    # Uncompressed: noise hardly shrinks, and the workers' CPUs are what is short.
+    # Uncompressed: noisy images hardly shrink, and the workers lack CPU time.
     return batches.apply(
         tf.data.experimental.service.distribute(
             tf.data.experimental.service.ShardingPolicy.DYNAMIC,

@@ -1,4 +1,4 @@
-"""One record -> one example: a uint8 image and its padded boxes."""
+"""Turns one record into one example: a uint8 image and its padded boxes."""
 
 from typing import NamedTuple
 
@@ -8,120 +8,147 @@ import tensorflow as tf
 from retinanet_tpu import structures
 from retinanet_tpu.data import category_map, tf_example, transforms
 
+# The uniform random numbers that one example's augmentation uses: 1 for the scale, 2
+# for the position, 2 for the flips and 3 for the color.
+NUM_UNIFORMS = 8
+
 
 class Augmentation(NamedTuple):
-    """What training changes at random in an image."""
+    """The random changes that training makes to an image.
 
-    scale_jitter: tuple[float, float] = (1.0, 1.0)  # range of size, 1 fits the canvas
-    horizontal_flip: bool = True  # mirror every other image, left to right
-    vertical_flip: bool = False  # and, independently, top to bottom
-    color_jitter: float = (
-        0.0  # brightness, contrast, saturation by factors within 1 +- this
-    )
+    Attributes:
+      scale_jitter: The range of the size. 1 fits the image into the output.
+      horizontal_flip: Mirrors an image left to right with probability 1/2.
+      vertical_flip: Independently mirrors it top to bottom with probability 1/2.
+      color_jitter: Brightness, contrast and saturation are multiplied by factors in
+        1 +- color_jitter.
+    """
 
-
-NUM_UNIFORMS = 8  # random numbers that an example's augmentation takes
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    color_jitter: float = 0.0
 
 
 class OutputSpec(NamedTuple):
-    """The static shape of an example."""
+    """The static shape of an example.
 
-    image_size: tuple[int, int]  # height and width of the network's input
-    max_boxes: int = 100  # of more boxes the largest stay
+    Attributes:
+      image_size: The height and width of the network's input, px.
+      max_boxes: N of the padded labels. Of more boxes the largest are kept.
+    """
+
+    image_size: tuple[int, int]
+    max_boxes: int = 100
 
 
 def load_example(
     serialized: tf.Tensor,
     categories: category_map.Categories,
-    canvas: OutputSpec,
+    output: OutputSpec,
     augmentation: Augmentation | None = None,
-    draws: tf.Tensor | None = None,
+    uniforms: tf.Tensor | None = None,
 ) -> tuple[structures.Features, structures.Labels]:
     """Returns one example, unbatched.
 
     Args:
-      serialized: string [], a tf.train.Example.
-      categories: of the data directory.
-      canvas: the shape to give it.
-      augmentation: None shows the whole image, as evaluation does.
-      draws: float32 [NUM_DRAWS] in [0, 1), the luck of the augmentation.
+      serialized: string [], a serialized tf.train.Example.
+      categories: The classes of the data directory.
+      output: The static shape of the example.
+      augmentation: The random changes. None keeps the whole image, as in evaluation.
+      uniforms: float32 [NUM_UNIFORMS] in [0, 1), the random numbers that decide the
+        augmentation.
 
     Raises:
-      tf.errors.InvalidArgumentError: when run, the record lacks a key, its image does
-        not decode, or a category is unknown.
+      ValueError: An augmentation without random numbers.
+      tf.errors.InvalidArgumentError: At run time, if the record lacks a key, its image
+        cannot be decoded, or a category is unknown.
     """
+    if augmentation is not None and uniforms is None:
+        raise ValueError("An augmentation needs `uniforms`.")
     example = tf_example.parse(serialized)
 
     def window_fn(image_size: tf.Tensor) -> transforms.CropWindow:
-        if augmentation is None:
-            return transforms.crop_window(image_size, canvas.image_size)
+        if augmentation is None or uniforms is None:
+            return transforms.crop_window(image_size, output.image_size)
         low, high = augmentation.scale_jitter
         return transforms.crop_window(
             image_size,
-            canvas.image_size,
-            scale=low + draws[0] * (high - low),
-            position=draws[1:3],
+            output.image_size,
+            scale=low + uniforms[0] * (high - low),
+            position=uniforms[1:3],
         )
 
-    picture, image_size, window = transforms.decode_and_resize(
+    image, original_size, window = transforms.decode_and_resize(
         example.encoded, window_fn
     )
-    original = tf.tile(tf.cast(image_size, tf.float32), [2])
-    boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * original, window)
+    corners = tf.tile(tf.cast(original_size, tf.float32), [2])
+    boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * corners, window)
     if augmentation is not None:
-        picture, boxes_yxyx = _augmented(picture, boxes_yxyx, augmentation, draws)
+        image, boxes_yxyx = _flip_and_recolor(image, boxes_yxyx, augmentation, uniforms)
     features = structures.Features(
-        images=transforms.pad_to_size(picture, canvas.image_size),
+        images=transforms.pad_to_size(image, output.image_size),
         image_ids=example.image_id,
-        image_sizes=image_size,
+        image_sizes=original_size,
         scales=window.scales,
     )
     classes = _class_indexes(example, categories)
-    labels = _padded_labels(boxes_yxyx, classes, example.is_crowd, canvas.max_boxes)
+    labels = _padded_labels(boxes_yxyx, classes, example.is_crowd, output.max_boxes)
     return features, labels
 
 
 def padding_example(
-    canvas: OutputSpec,
+    output: OutputSpec,
 ) -> tuple[structures.Features, structures.Labels]:
-    """Returns an image without boxes that only fills up a batch, unbatched."""
+    """Returns an unbatched image without boxes that only fills up a batch.
+
+    Args:
+      output: The static shape of the example.
+    """
     empty = tf.zeros([0, 0, 3], tf.uint8)
     features = structures.Features(
-        images=transforms.pad_to_size(empty, canvas.image_size),
+        images=transforms.pad_to_size(empty, output.image_size),
         image_ids=tf.constant(structures.PADDING_IMAGE, tf.int64),
-        # As if it filled the canvas: dividing by sizes and scales stays safe.
-        image_sizes=tf.constant(canvas.image_size, tf.int32),
+        # Not 0: later steps divide by sizes and scales.
+        image_sizes=tf.constant(output.image_size, tf.int32),
         scales=tf.ones([2]),
     )
     no_boxes = tf.zeros([0, 4])
-    classes, crowds = tf.zeros([0], tf.int32), tf.zeros([0], tf.bool)
-    return features, _padded_labels(no_boxes, classes, crowds, canvas.max_boxes)
+    no_classes = tf.zeros([0], tf.int32)
+    no_crowds = tf.zeros([0], tf.bool)
+    return features, _padded_labels(no_boxes, no_classes, no_crowds, output.max_boxes)
 
 
-def _augmented(
-    picture: tf.Tensor,
+def _flip_and_recolor(
+    image: tf.Tensor,
     boxes_yxyx: tf.Tensor,
     augmentation: Augmentation,
-    draws: tf.Tensor,
+    uniforms: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the resized image and its boxes, mirrored and recolored by chance."""
+    """Returns the resized image and its boxes after random flips and color jitter."""
     if augmentation.horizontal_flip:
-        picture, boxes_yxyx = _flipped_by_half(picture, boxes_yxyx, draws[3])
+        image, boxes_yxyx = _flip_half_of_the_time(image, boxes_yxyx, uniforms[3])
     if augmentation.vertical_flip:
-        picture, boxes_yxyx = _flipped_by_half(
-            picture, boxes_yxyx, draws[4], is_vertical=True
+        image, boxes_yxyx = _flip_half_of_the_time(
+            image, boxes_yxyx, uniforms[4], is_vertical=True
         )
     if augmentation.color_jitter:
-        factors = 1.0 + augmentation.color_jitter * (2.0 * draws[5:8] - 1.0)
-        picture = transforms.color_jitter(picture, *tf.unstack(factors))
-    return picture, boxes_yxyx
+        factors = 1.0 + augmentation.color_jitter * (2.0 * uniforms[5:8] - 1.0)
+        image = transforms.color_jitter(image, *tf.unstack(factors))
+    return image, boxes_yxyx
 
 
-def _flipped_by_half(picture, boxes_yxyx, draw, *, is_vertical=False):
+def _flip_half_of_the_time(
+    image: tf.Tensor,
+    boxes_yxyx: tf.Tensor,
+    uniform: tf.Tensor,
+    *,
+    is_vertical: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.cond(
-        draw < 0.5,
-        lambda: transforms.flip(picture, boxes_yxyx, is_vertical=is_vertical),
-        lambda: (picture, boxes_yxyx),
+        uniform < 0.5,
+        lambda: transforms.flip(image, boxes_yxyx, is_vertical=is_vertical),
+        lambda: (image, boxes_yxyx),
     )
 
 
@@ -132,8 +159,8 @@ def _class_indexes(
     id_to_index = sorted(categories.id_to_index.items())
     ids = np.array([i for i, _ in id_to_index], np.int64)
     indexes = np.array([index for _, index in id_to_index], np.int32)
-    places = tf.minimum(tf.searchsorted(ids, example.category_ids), len(ids) - 1)
-    is_unknown = tf.gather(ids, places) != example.category_ids
+    positions = tf.minimum(tf.searchsorted(ids, example.category_ids), len(ids) - 1)
+    is_unknown = tf.gather(ids, positions) != example.category_ids
     check = tf.debugging.Assert(
         tf.logical_not(tf.reduce_any(is_unknown)),
         [
@@ -145,16 +172,16 @@ def _class_indexes(
         ],
     )
     with tf.control_dependencies([check]):
-        return tf.gather(indexes, places)
+        return tf.gather(indexes, positions)
 
 
 def _padded_labels(
     boxes_yxyx: tf.Tensor, classes: tf.Tensor, is_crowd: tf.Tensor, max_boxes: int
 ) -> structures.Labels:
-    seen = tf.where(transforms.is_nonempty(boxes_yxyx))[:, 0]
-    keep = tf.gather(
-        seen, transforms.largest_box_indices(tf.gather(boxes_yxyx, seen), max_boxes)
-    )
+    """Returns the labels of the largest boxes that are not empty."""
+    nonempty = tf.where(transforms.is_nonempty(boxes_yxyx))[:, 0]
+    largest = transforms.largest_box_indices(tf.gather(boxes_yxyx, nonempty), max_boxes)
+    keep = tf.gather(nonempty, largest)
     num_boxes = tf.size(keep)
 
     def pad(values: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Images as files in folders, outside any data set."""
+"""Finds and loads image files that do not belong to a data set."""
 
 import fnmatch
 import os
@@ -14,34 +14,38 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def find(patterns: Sequence[str]) -> list[str]:
-    """Returns the files that folders, globs and file names stand for, each once.
+    """Returns the files of folders, globs and file names, each once.
 
     Args:
-      patterns: a folder stands for the images right inside it, told by extension.
+      patterns: The folders, globs and file names. A folder stands for the files with an
+        image extension directly in it.
     Raises:
-      UserError: nothing was asked for, or one of the patterns matches no file.
+      UserError: There are no patterns, or a pattern matches no file.
     """
     if not patterns:
         raise errors.UserError(
-            "No images asked for; set --images to a folder, glob or file."
+            "No images given; set --images to a folder, glob or file."
         )
     paths = []
     for pattern in patterns:
-        found = _matches(pattern)
-        if not found:
+        matches = _matches(pattern)
+        if not matches:
             raise errors.UserError(
                 f"--images={pattern} matches no image; give a folder with "
                 f"{', '.join(EXTENSIONS)} files, a glob in quotes, or a file."
             )
-        paths += sorted(found)
+        paths += sorted(matches)
     return list(dict.fromkeys(paths))
 
 
 def load(path: str) -> np.ndarray:
     """Reads an image file by the rules of the converter.
 
+    Args:
+      path: The local or remote image file.
+
     Returns:
-      uint8 [H, W, 3] RGB, turned by its EXIF orientation; transparency is dropped.
+      uint8 [H, W, 3] RGB, rotated by its EXIF orientation. Transparency is dropped.
     Raises:
       UserError: The file cannot be read or is not an image.
     """
@@ -63,7 +67,7 @@ def load(path: str) -> np.ndarray:
 
 
 def _matches(pattern: str) -> list[str]:
-    """Returns the files that one folder, glob or file name stands for."""
+    """Returns the files of one folder, glob or file name."""
     try:
         if tf.io.gfile.isdir(pattern):
             names = [n for n in _names(pattern) if n.lower().endswith(EXTENSIONS)]
@@ -72,12 +76,12 @@ def _matches(pattern: str) -> list[str]:
             return [pattern]
         folder, name = os.path.split(pattern)
         if tf.io.gfile.isdir(folder or "."):
-            # A glob would read [] in the name of the folder as well.
+            # gfile.glob would also interpret [] in the name of the folder.
             names = [n for n in _names(folder or ".") if fnmatch.fnmatchcase(n, name)]
             return [os.path.join(folder, name) for name in names]
         return tf.io.gfile.glob(pattern)
     except UnicodeError:
-        return [pattern]  # `load` names it.
+        return [pattern]  # `load` raises the error, with the name.
 
 
 def _names(folder: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The record files of a data directory: finding, sharing out and counting them."""
+"""Finds, divides among hosts and counts the record files of a data directory."""
 
 import concurrent.futures
 import itertools
@@ -15,14 +15,15 @@ from retinanet_tpu import errors
 # TFRecord framing: uint64 length, uint32 checksum, the record, uint32 checksum.
 _LENGTH = struct.Struct("<Q")
 _FRAME_BYTES = 16
-# Opening a remote file takes ~50 ms, whatever its size: many at once.
+# Opening a remote file takes about 50 ms for any size: open many at once.
 _NUM_READERS = 16
-# Records whose sizes are read to estimate the mean: 8 of each of 16 files.
-_SAMPLED_FILES, _SAMPLED_RECORDS = 16, 8
+# The mean size of a record is estimated from 8 records of each of 16 files.
+_SAMPLED_FILES = 16
+_SAMPLED_RECORDS = 8
 
 
 def file_name(split: str, index: int, count: int) -> str:
-    """Returns the name of a shard: train-00000-of-00064.tfrecord."""
+    """Returns the name of a shard, such as train-00000-of-00064.tfrecord."""
     return f"{split}-{index:05d}-of-{count:05d}.tfrecord"
 
 
@@ -31,20 +32,20 @@ def check_directory(data_dir: str) -> None:
     if tf.io.gfile.isdir(data_dir):
         return
     is_relative = "://" not in data_dir and not os.path.isabs(data_dir)
-    where = f" in the working directory {os.getcwd()}" if is_relative else ""
+    location = f" in the working directory {os.getcwd()}" if is_relative else ""
     raise errors.MissingFileError(
-        f"There is no directory {data_dir}{where}; set DATA_DIR to the directory with "
-        "the records, or mount it."
+        f"There is no directory {data_dir}{location}; set DATA_DIR to the directory "
+        "with the records, or mount it."
     )
 
 
-def listed(data_dir: str, split: str, ending: str = "") -> list[str]:
-    """Returns the record files of a split that are there, sorted; no path is a pattern.
+def list_files(data_dir: str, split: str, ending: str = "") -> list[str]:
+    """Returns the existing record files of a split, sorted.
 
     Args:
-      data_dir: The directory; it need not exist.
-      split: The split, such as "train".
-      ending: A regular expression for what follows the name of a record file.
+      data_dir: The directory, never read as a glob pattern. It need not exist.
+      split: The name of the split, such as "train".
+      ending: A regular expression for the text after the name of a record file.
     """
     name = re.compile(
         re.escape(split) + r"-[0-9]{5}-of-[0-9]{5}\.tfrecord" + ending, re.DOTALL
@@ -56,19 +57,24 @@ def listed(data_dir: str, split: str, ending: str = "") -> list[str]:
 def find(data_dir: str, split: str) -> list[str]:
     """Returns the record files of a split, sorted, the same list on every host.
 
+    Args:
+      data_dir: The data directory.
+      split: The name of the split, such as "train".
+
     Raises:
-      MissingFileError: no directory, no file that matches, or one of the set is absent.
-      UserError: the files are of more than one conversion.
+      MissingFileError: The directory does not exist, or a file of the split is missing.
+      UserError: The files belong to more than one conversion.
     """
     check_directory(data_dir)
-    files = listed(data_dir, split)
+    files = list_files(data_dir, split)
     if not files:
         pattern = os.path.join(data_dir, f"{split}-?????-of-?????.tfrecord")
         raise errors.MissingFileError(
             f"No file matches {pattern}; write the records with "
             "retinanet-tpu convert or set DATA_DIR."
         )
-    totals = sorted({int(re.search(r"-of-(\d+)", path[-24:])[1]) for path in files})
+    # The names end in -of-00064.tfrecord, checked by `list_files`.
+    totals = sorted({int(path.removesuffix(".tfrecord")[-5:]) for path in files})
     if len(totals) > 1:
         raise errors.UserError(
             f"{data_dir} holds {split} shards of two conversions (of {totals[0]} and "
@@ -85,14 +91,14 @@ def find(data_dir: str, split: str) -> list[str]:
 
 
 def share(files: Sequence[str], shard: tuple[int, int]) -> list[str]:
-    """Returns the files that one host reads; over all hosts each file once.
+    """Returns the files that one host reads. Each file belongs to one host.
 
     Args:
-      files: all files, in the same order on every host.
+      files: All files, in the same order on every host.
       shard: (index of this host, number of hosts).
 
     Raises:
-      UserError: the index is not in 0..count-1.
+      UserError: The index is not in 0..count-1.
     """
     index, count = shard
     if not 0 <= index < count:
@@ -110,17 +116,22 @@ def share(files: Sequence[str], shard: tuple[int, int]) -> list[str]:
 
 
 def count_records(files: Sequence[str]) -> list[int]:
-    """Returns how many records each file holds, by hopping from length to length.
+    """Returns the number of records of each file.
+
+    Reads only the lengths in front of the records.
+
+    Args:
+      files: The record files.
 
     Raises:
-      UserError: a file ends within a record.
+      UserError: A file ends within a record.
     """
     with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as readers:
         return list(readers.map(_count, files))
 
 
 def check_not_empty(files: Sequence[str]) -> None:
-    """Raises UserError where no file holds a byte: reading would never end."""
+    """Raises UserError if all files are empty: an endless dataset would hang."""
     if not any(tf.io.gfile.stat(path).length for path in files):
         raise errors.UserError(
             f"The {len(files)} record files of this host are empty (first {files[0]}); "
@@ -132,11 +143,14 @@ def mean_record_bytes(files: Sequence[str]) -> int:
     """Estimates the mean size of a record from the first records of up to 16 files.
 
     Args:
-      files: Record files, of which at least one is not empty. The same files in the
+      files: The record files, at least one of them not empty. The same files in the
         same order give the same result.
 
+    Returns:
+      The size in bytes, framing included, at least 1.
+
     Raises:
-      UserError: one of these files ends within its first records.
+      UserError: One of these files ends within its first records.
     """
 
     def first_sizes(path: str) -> list[int]:
@@ -153,8 +167,9 @@ def _count(path: str) -> int:
 
 
 def _sizes(path: str) -> Iterator[int]:
-    """Yields the bytes of each record, framing included."""
-    size, position, count = tf.io.gfile.stat(path).length, 0, 0
+    """Yields the size of each record in bytes, framing included."""
+    size = tf.io.gfile.stat(path).length
+    position, count = 0, 0
     with tf.io.gfile.GFile(path, "rb") as file:
         while position < size:
             file.seek(position)

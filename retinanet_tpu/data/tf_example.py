@@ -1,4 +1,4 @@
-"""The record on disk: a tf.train.Example with the TF Object Detection API's keys."""
+"""Encodes and parses records: tf.train.Examples with the keys of the TF OD API."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from retinanet_tpu import errors
 from retinanet_tpu.data import annotations
 
-MAX_IMAGE_ID = 2**63 - 1  # of int64, which batches carry
+MAX_IMAGE_ID = 2**63 - 1  # Batches hold image ids as int64.
 
 _BOX_KEYS = tuple(
     f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax")
@@ -17,19 +17,25 @@ _CROWD_KEY = "image/object/is_crowd"
 
 
 class Example(NamedTuple):
-    """What training reads of one record."""
+    """The parts of one record that training reads.
 
-    encoded: tf.Tensor  # string [], the image's file
-    image_id: tf.Tensor  # int64 []
-    boxes_yxyx_norm: (
-        tf.Tensor
-    )  # float32 [N, 4], in 0..1 of the image's height and width
-    category_ids: tf.Tensor  # int64 [N], ids of the annotation file
-    is_crowd: tf.Tensor  # bool [N]
+    Attributes:
+      encoded: string [], the content of the image file.
+      image_id: int64 [].
+      boxes_yxyx_norm: float32 [N, 4] in 0..1 of the image's height and width.
+      category_ids: int64 [N], ids of the annotation file.
+      is_crowd: bool [N].
+    """
+
+    encoded: tf.Tensor
+    image_id: tf.Tensor
+    boxes_yxyx_norm: tf.Tensor
+    category_ids: tf.Tensor
+    is_crowd: tf.Tensor
 
 
 def check_image_id(image: annotations.AnnotatedImage) -> None:
-    """Raises UserError if `parse` could not read the image's id."""
+    """Raises UserError if the image's id is not one that `parse` accepts."""
     if not 0 <= image.image_id <= MAX_IMAGE_ID:
         raise errors.UserError(
             f"Image {image.file_name} has the id {image.image_id}; records hold ids "
@@ -47,10 +53,14 @@ def encode(
     """Serializes an image and its boxes, the same bytes for the same input.
 
     Args:
-      image: height and width must be those of the image.
-      encoded: the image's file.
-      image_format: "jpeg" or "png".
-      names: category id -> name.
+      image: The annotated image. Height and width must be those of the pixels, and
+        boxes in px.
+      encoded: The content of the image file.
+      image_format: The format of the image file, "jpeg" or "png".
+      names: The category names by id.
+
+    Returns:
+      The serialized tf.train.Example.
     """
     objects = image.objects
     lefts = [o.box_xywh[0] for o in objects]
@@ -65,10 +75,10 @@ def encode(
         "image/width": _ints([image.width]),
         "image/filename": _bytes([image.file_name.encode()]),
         "image/source_id": _bytes([str(image.image_id).encode()]),
-        ymin: _shares(tops, image.height),
-        xmin: _shares(lefts, image.width),
-        ymax: _shares(bottoms, image.height),
-        xmax: _shares(rights, image.width),
+        ymin: _fractions(tops, image.height),
+        xmin: _fractions(lefts, image.width),
+        ymax: _fractions(bottoms, image.height),
+        xmax: _fractions(rights, image.width),
         _LABEL_KEY: _ints([o.category_id for o in objects]),
         "image/object/class/text": _bytes(
             [names[o.category_id].encode() for o in objects]
@@ -84,14 +94,15 @@ def parse(serialized: tf.Tensor) -> Example:
     """Reads one serialized tf.train.Example.
 
     Args:
-      serialized: string [].
+      serialized: string [], the serialized tf.train.Example.
 
     Raises:
-      tf.errors.InvalidArgumentError: when run, a key is missing (named), the lists of
-        the boxes differ in length, or image/source_id is no integer from 0 to
+      tf.errors.InvalidArgumentError: At run time, if a key is missing, the lists of the
+        boxes differ in length, or image/source_id is not an integer from 0 to
         MAX_IMAGE_ID.
     """
-    text, numbers = tf.io.FixedLenFeature([], tf.string), _list_of(tf.int64)
+    text = tf.io.FixedLenFeature([], tf.string)
+    numbers = _list_of(tf.int64)
     parsed = tf.io.parse_single_example(
         serialized,
         {
@@ -102,9 +113,10 @@ def parse(serialized: tf.Tensor) -> Example:
             **{key: _list_of(tf.float32) for key in _BOX_KEYS},
         },
     )
-    source_id, labels = parsed["image/source_id"], parsed[_LABEL_KEY]
+    source_id = parsed["image/source_id"]
+    labels = parsed[_LABEL_KEY]
     num_boxes = tf.size(labels)
-    # Some writers leave the crowd flags out altogether.
+    # Some writers omit the crowd flags.
     crowds = parsed[_CROWD_KEY]
     crowds = tf.cond(tf.size(crowds) > 0, lambda: crowds, lambda: tf.zeros_like(labels))
     lists = {_CROWD_KEY: crowds, **{key: parsed[key] for key in _BOX_KEYS}}
@@ -156,5 +168,6 @@ def _floats(values: list[float]) -> tf.train.Feature:
     return tf.train.Feature(float_list=tf.train.FloatList(value=values))
 
 
-def _shares(values: list[float], whole: int) -> tf.train.Feature:
+def _fractions(values: list[float], whole: int) -> tf.train.Feature:
+    # Clipped, because left + width may exceed the image by a rounding error.
     return _floats([min(max(value / whole, 0.0), 1.0) for value in values])

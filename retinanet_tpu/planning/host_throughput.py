@@ -72,7 +72,7 @@ def _dataset(run: Run, data_dir: str, *, is_training: bool) -> tf.data.Dataset:
         spec,
         batch_size=_BATCH_SIZE,
         augmentation=run.data.augmentation,
-        order=record_order.ReadOptions(shuffle_buffer=_NUM_IMAGES),
+        read_options=record_order.ReadOptions(shuffle_buffer=_NUM_IMAGES),
     )
 
 

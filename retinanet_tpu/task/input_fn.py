@@ -134,7 +134,7 @@ def input_fn(
         does not answer.
     """
     recipe: Recipe = params["recipe"]
-    _check_categories(data, recipe.categories)
+    categories = _read_categories(data, recipe.categories)
     context: spec.TPUContext = params["context"]
     batch_size: int = params["batch_size"]
     shard = (context.current_host, context.num_hosts)
@@ -143,7 +143,7 @@ def input_fn(
     dataset_spec = pipeline.DatasetSpec(
         data.dir,
         data.train_split if is_training else data.eval_split,
-        categories=recipe.categories,
+        categories=categories,
         image_size=recipe.image_size,
         max_boxes=data.max_boxes,
     )
@@ -152,7 +152,7 @@ def input_fn(
             dataset_spec,
             batch_size=batch_size,
             augmentation=data.augmentation,
-            order=record_order.ReadOptions(
+            read_options=record_order.ReadOptions(
                 seed,
                 shard,
                 context.first_step * step_size,
@@ -168,9 +168,14 @@ def input_fn(
     return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
 
 
-def _check_categories(data: Data, expected: category_map.Categories) -> None:
-    if data.read_categories() != expected:
+def _read_categories(
+    data: Data, expected: category_map.Categories | None
+) -> category_map.Categories:
+    """Returns the categories of the data, which must be those of the run."""
+    categories = data.read_categories()
+    if categories != expected:
         raise errors.UserError(
             f"The classes of {data.dir}/{category_map.FILE_NAME} are not those that "
             "the model_dir was started with; use the same data or another --model_dir."
         )
+    return categories

@@ -45,7 +45,7 @@ class Killed(Exception):
 
 
 def kill_after(count):
-    """Returns a progress_fn that ends the conversion after some images."""
+    """Returns a progress_fn that raises Killed after some images."""
     counter = itertools.count(1)
 
     def progress():
@@ -57,7 +57,7 @@ def kill_after(count):
 
 @pytest.fixture
 def converted_names(monkeypatch):
-    """The names of all images that are converted, as they are."""
+    """Returns a list to which the name of each converted image is appended."""
     names, convert_fn = [], converter.convert_image
 
     def spy(image, *arguments):
@@ -68,14 +68,16 @@ def converted_names(monkeypatch):
     return names
 
 
-@pytest.mark.parametrize(("killed_at", "num_whole"), [(1, 0), (3, 0), (4, 1), (7, 2)])
-def test_killed_conversion_goes_on_with_the_shards_that_are_not_whole(
-    tmp_path, converted_names, killed_at, num_whole
+@pytest.mark.parametrize(
+    ("killed_at", "num_complete"), [(1, 0), (3, 0), (4, 1), (7, 2)]
+)
+def test_a_killed_conversion_resumes_with_the_incomplete_shards(
+    tmp_path, converted_names, killed_at, num_complete
 ):
     annotated = many(tmp_path, 8)  # Shards of 3, 3 and 2.
     os.remove(tmp_path / "3.jpg")
     (tmp_path / "4.jpg").write_bytes(b"broken")
-    undisturbed = write(annotated, tmp_path, tmp_path / "whole")
+    uninterrupted = write(annotated, tmp_path, tmp_path / "complete")
     output = tmp_path / "killed"
     with pytest.raises(Killed):
         write(annotated, tmp_path, output, progress_fn=kill_after(killed_at))
@@ -83,20 +85,20 @@ def test_killed_conversion_goes_on_with_the_shards_that_are_not_whole(
     converted_names.clear()
     done = []
     resumed = write(annotated, tmp_path, output, progress_fn=lambda: done.append(1))
-    assert len(converted_names) == [8, 5, 2][num_whole] and len(done) == 8
-    assert resumed == undisturbed
-    assert contents(output) == contents(tmp_path / "whole")
+    assert len(converted_names) == [8, 5, 2][num_complete] and len(done) == 8
+    assert resumed == uninterrupted
+    assert contents(output) == contents(tmp_path / "complete")
 
 
 def record_files_named(output):
     return [p.name for p in output.iterdir() if p.name.endswith(".tfrecord")]
 
 
-def test_shards_that_have_their_names_are_whole_until_that_is_forgotten(
+def test_committed_shards_are_not_written_again_until_progress_is_cleared(
     tmp_path, converted_names
 ):
     annotated, output = many(tmp_path, 7), tmp_path / "out"
-    first = write(annotated, tmp_path, output, keeps_states=True)
+    first = write(annotated, tmp_path, output, keep_progress=True)
     assert len(record_files_named(output)) == 3 and len(contents(output)) == 6
     converted_names.clear()
     assert write(annotated, tmp_path, output) == first
@@ -105,18 +107,18 @@ def test_shards_that_have_their_names_are_whole_until_that_is_forgotten(
 
 
 def interrupted(tmp_path):
-    """Leaves two whole shards of three behind."""
+    """Kills a conversion after two of three shards; returns its annotations."""
     annotated = many(tmp_path, 7)
     with pytest.raises(Killed):
         write(annotated, tmp_path, tmp_path / "out", progress_fn=kill_after(6))
     return annotated
 
 
-@pytest.mark.parametrize("damage", ["picture", "annotation", "names", "shard", "note"])
-def test_whole_shards_that_are_no_longer_true_are_written_again(tmp_path, damage):
+@pytest.mark.parametrize("damage", ["image", "annotation", "names", "shard", "state"])
+def test_outdated_shards_are_written_again(tmp_path, damage):
     annotated = interrupted(tmp_path)
     shard = tmp_path / "out" / "train-00000-of-00003.tfrecord.tmp"
-    if damage == "picture":
+    if damage == "image":
         save(tmp_path, "3.jpg", 33, quality=40)
     elif damage == "annotation":
         annotated.images[3] = annotated.images[3]._replace(objects=(BOX, BOX))
@@ -125,22 +127,22 @@ def test_whole_shards_that_are_no_longer_true_are_written_again(tmp_path, damage
     elif damage == "shard":
         shard.write_bytes(shard.read_bytes()[:-20])
     else:
-        note = shard.with_suffix(".state")
-        note.write_text(note.read_text()[:-20])
+        state = shard.with_suffix(".state")
+        state.write_text(state.read_text()[:-20])
     resumed = write(annotated, tmp_path, tmp_path / "out")
-    assert resumed == write(annotated, tmp_path, tmp_path / "anew")
-    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    assert resumed == write(annotated, tmp_path, tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
-def test_newer_shard_is_not_taken_for_an_older_whole_one(tmp_path):
+def test_an_incomplete_shard_is_not_mistaken_for_an_older_complete_one(tmp_path):
     annotated = interrupted(tmp_path)
     before = annotated.images[0]
     annotated.images[0] = before._replace(objects=(BOX._replace(category_id=1),))
-    # As long as the first, with another class in it, and killed before that is noted.
+    # A record of equal length with another class, killed before its state is written.
     with pytest.raises(Killed):
-        # After two images of a shard that is whole and the three of this one.
+        # After the two images of a complete shard and the three of this one.
         write(annotated, tmp_path, tmp_path / "out", progress_fn=kill_after(5))
     annotated.images[0] = before
     write(annotated, tmp_path, tmp_path / "out")
-    write(annotated, tmp_path, tmp_path / "anew")
-    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    write(annotated, tmp_path, tmp_path / "new")
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")

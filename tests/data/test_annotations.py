@@ -11,13 +11,13 @@ IMAGES = [
     annotations.AnnotatedImage(5, "ä/猫 1.jpg", 40, 60, BOXES),
     annotations.AnnotatedImage(4, "b.jpg", 30, 50, ()),
 ]
-CATEGORIES = [{"id": 2, "name": "猫"}, {"id": 70, "name": "never seen"}]
+CATEGORIES = [{"id": 2, "name": "猫"}, {"id": 70, "name": "unused"}]
 
 
-def test_written_coco_file_reads_back_and_has_info(tmp_path):
+def test_a_written_coco_file_reads_back_and_has_info(tmp_path):
     path = tmp_path / "written.json"
     written = annotations.AnnotatedSet(IMAGES, CATEGORIES)
-    annotations.write_coco(written, str(path), description="say so")
+    annotations.write_coco(written, str(path), description="a split")
     read = coco.read(str(path))
     assert [image.objects[:1] for image in read.images] == [
         (BOX._replace(source_line=9),),
@@ -26,10 +26,10 @@ def test_written_coco_file_reads_back_and_has_info(tmp_path):
     plain = [i._replace(source="", unit="", objects=()) for i in read.images]
     assert plain == [i._replace(objects=()) for i in IMAGES]
     assert read.categories == CATEGORIES
-    assert json.loads(path.read_text())["info"] == {"description": "say so"}
+    assert json.loads(path.read_text())["info"] == {"description": "a split"}
 
 
-def test_written_coco_file_is_plain_json_on_one_line(tmp_path):
+def test_a_written_coco_file_is_plain_json_on_one_line(tmp_path):
     path = tmp_path / "written.json"
     written = annotations.AnnotatedSet(IMAGES, CATEGORIES)
     annotations.write_coco(written, str(path), description="")
@@ -49,7 +49,7 @@ def test_written_coco_file_is_plain_json_on_one_line(tmp_path):
         (".rf.jpg", ".rf.jpg"),
     ],
 )
-def test_versions_of_roboflow_share_the_name_of_their_source(name, source):
+def test_roboflow_versions_share_the_name_of_their_source(name, source):
     assert annotations.source_name(name) == source
     sources = annotations.sources_of_versions([name, "other.jpg"])
     assert sources == ({source} if source != name else set())

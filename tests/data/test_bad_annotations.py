@@ -1,8 +1,8 @@
-"""What may be wrong with a data set, and what the converter says of it.
+"""Faults of a data set, and the converter's message about each.
 
-Each damage takes the folder of a sound data set: images/, and annotations of a format.
-What it says stands beside it, with its place: either of a refused set or of what was
-counted while the rest was converted.
+Each fault is a function that damages the folder of a valid data set: images/, and
+annotations of a format. The expected message stands beside it: an error, or an event
+with its location while the rest is converted.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 import annotation_files
 import repository
 
-SOUND = annotation_files.IMAGES
+VALID = annotation_files.IMAGES
 
 
 def replace(folder, name, *changes, count=1):
@@ -41,7 +41,7 @@ def change_coco(folder, change_fn):
 
 
 def edit(part, position, **changes):
-    """Returns a damage to an entry of a COCO file; None takes a key away."""
+    """Returns a function that edits an entry of a COCO file; None removes a key."""
 
     def damage(folder):
         def change(content):
@@ -90,11 +90,11 @@ def rename(folder, name, path):
 
 
 def resize_all(folder):
-    for picture in SOUND:
-        save_size(folder, picture.name, picture.width * 2, picture.height * 2)
+    for image in VALID:
+        save_size(folder, image.name, image.width * 2, image.height * 2)
 
 
-# Name, format, damage, what is said, where. Of these the rest is converted.
+# Name, format, fault, kind and location of the event. The rest is converted.
 COUNTED = [
     ("an XML file that is cut off", "voc", lambda f: cut_off(f, "b.xml"),
      "annotation files unreadable, their images left out", "b.xml"),
@@ -156,12 +156,12 @@ COUNTED = [
     ("corners in the wrong order", "voc",
      lambda f: replace(f, "b.xml", (">1<", ">50<")),
      "boxes of negative size (xmin > xmax or ymin > ymax), dropped", "b.xml, object 1"),
-    ("one box in shares among pixels", "csv",
+    ("one box in fractions among pixels", "csv",
      lambda f: replace(f, "boxes.csv", ("0,0,64,64", "0.1,0.1,0.9,0.9")),
      "boxes in 0..1 where pixels were expected, dropped", "boxes.csv, line 3"),
-    ("one box in pixels among shares", "openimages",
+    ("one box in pixels among fractions", "openimages",
      lambda f: replace(f, "boxes.csv", ("/m/1,0.0,1.0,0.0,1.0", "/m/1,0,64,0,64")),
-     "boxes beyond 0..1 where shares were expected, dropped", "boxes.csv, line 3"),
+     "boxes beyond 0..1 where fractions were expected, dropped", "boxes.csv, line 3"),
     ("NaN in JSON", "coco", edit("annotations", 1, bbox=[1, 2, float("nan"), 4]),
      "boxes that are not finite, dropped", "instances.json, annotation 2"),
     ("NaN in a text", "yolo",
@@ -199,8 +199,8 @@ COUNTED = [
      "images whose path leaves the folder, left out", "/etc/b.png"),
 ]  # fmt: skip
 
-# Name, format, damage, what is said.
-REFUSED = [
+# Name, format, fault, pattern of the error.
+ERRORS = [
     ("a COCO file that is cut off", "coco", lambda f: cut_off(f, "instances.json"),
      r"instances\.json is not JSON, or cut off: .*line 1 column \d+"),
     ("a COCO entry without a key", "coco", edit("annotations", 1, category_id=None),
@@ -235,21 +235,21 @@ REFUSED = [
     ("a class number that has no name", "yolo",
      lambda f: replace(f, "labels/b.txt", ("3 ", "8 ")),
      r"b\.txt, line 1 has class '8'; known are 1, 2, 3"),
-    ("shares where pixels were expected", "coco",
+    ("fractions where pixels were expected", "coco",
      edit_all_boxes(lambda x, y, w, h: [x / 64, y / 64, w / 64, h / 64]),
      r"4 of 4 boxes are unusable, 4 of them boxes in 0\.\.1 where pixels were "
      r"expected: instances\.json, annotation 1 .*Write pixels"),
-    ("pixels where shares were expected", "openimages",
+    ("pixels where fractions were expected", "openimages",
      lambda f: (f / "annotations/boxes.csv").write_text(
          "ImageID,LabelName,XMin,XMax,YMin,YMax\nb,/m/1,1,31,2,60\n"),
-     r"1 of 1 boxes.*boxes\.csv, line 2 .*Write shares"),
+     r"1 of 1 boxes.*boxes\.csv, line 2 .*Write fractions"),
     ("width and height in place of corners", "csv",
      lambda f: (f / "annotations/boxes.csv").write_text(
          "b.png,20,30,9,9,cat\nsub/c.jpg,5,9,4,8,cat\nb.png,1,2,9,9,cat\n"),
-     r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Is the order of the numbers"),
+     r"2 of 3 boxes.*negative size.*boxes\.csv, line 1.*Check that the order of"),
     ("corners in place of width and height", "coco",
      edit_all_boxes(lambda x, y, w, h: [x + 5, y + 5, x + w, y + h]),
-     r"3 of 4 boxes are unusable, 3 of them boxes far beyond the edge: .*Is the order"),
+     r"3 of 4 boxes are unusable, 3 of them boxes far beyond the edge: .*Check that"),
     ("no box at all", "voc",
      lambda f: [p.write_text("<annotation/>") for p in
                 (f / "annotations").rglob("*.xml")],
@@ -257,15 +257,15 @@ REFUSED = [
     ("nothing but crowds", "coco",
      lambda f: change_coco(
          f, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
-     r"pass over all 4 boxes: each is of a crowd"),
+     r"ignore all 4 boxes: each is a crowd"),
     ("the wrong folder of images", "coco",
      lambda f: (f / "images").rename(f / "pictures") and (f / "images").mkdir(),
      r"3 of 3 images are missing on disk, such as b\.png.*has no image.*--images"),
     ("most images missing", "voc",
-     lambda f: [(f / "images" / p.name).unlink() for p in SOUND[:2]],
+     lambda f: [(f / "images" / p.name).unlink() for p in VALID[:2]],
      r"2 of 3 images are missing on disk, such as b\.png, sub/c\.jpg"),
     ("most images broken", "csv",
-     lambda f: [(f / "images" / p.name).write_bytes(b"") for p in SOUND[:2]],
+     lambda f: [(f / "images" / p.name).write_bytes(b"") for p in VALID[:2]],
      r"2 of 3 images are unusable, 2 of them images of 0 bytes: b\.png"),
     ("most label files broken", "voc",
      lambda f: [cut_off(f, name) for name in ("b.xml", "sub/c.xml")],
@@ -307,8 +307,8 @@ def names(cases):
 
 
 DOCUMENTED = {
-    name: said.removesuffix(" …")
-    for name, said in re.findall(
+    name: message.removesuffix(" …")
+    for name, message in re.findall(
         r"^\| (.*?) \| \w+ \| (.*) \|$",
         (repository.ROOT / "docs/reference/data_issues.md").read_text("utf-8"),
         re.MULTILINE,
@@ -316,36 +316,44 @@ DOCUMENTED = {
 }
 
 
-def test_the_page_of_broken_data_has_every_case():
-    assert {*names(COUNTED), *names(REFUSED)} == DOCUMENTED.keys() - {"what was wrong"}
+def test_the_documentation_has_every_case():
+    assert {*names(COUNTED), *names(ERRORS)} == DOCUMENTED.keys() - {"what was wrong"}
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "damage", "what", "where"), COUNTED, ids=names(COUNTED)
+    ("name", "annotation_format", "damage", "kind", "location"),
+    COUNTED,
+    ids=names(COUNTED),
 )
-def test_it_is_named_with_its_place_and_the_rest_converted(
-    tmp_path, name, kind, damage, what, where
+def test_an_issue_is_counted_with_its_location_and_the_rest_is_converted(
+    tmp_path, name, annotation_format, damage, kind, location
 ):
-    path = make(kind, damage, tmp_path)
-    done = annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
-    assert [(f.kind, f.location) for f in done.events] == [(what, where)]
-    said = "{0.location}: {0.kind} ({0.detail})".format(*done.events)
-    assert said.startswith(DOCUMENTED[name])
-    assert done.counts[what] == 1
-    left_out = what in LEAVE_OUT
-    assert len(done.images) == (2 if left_out else 3 + what.endswith("background"))
-    dropped = what.startswith(("boxes", "objects")) and what.endswith("dropped")
+    path = make(annotation_format, damage, tmp_path)
+    done = annotation_files.convert(
+        annotation_format, path, tmp_path / "images", tmp_path / "out"
+    )
+    assert [(e.kind, e.location) for e in done.events] == [(kind, location)]
+    line = "{0.location}: {0.kind} ({0.detail})".format(*done.events)
+    assert line.startswith(DOCUMENTED[name])
+    assert done.counts[kind] == 1
+    left_out = kind in LEAVE_OUT
+    assert len(done.images) == (2 if left_out else 3 + kind.endswith("background"))
+    dropped = kind.startswith(("boxes", "objects")) and kind.endswith("dropped")
     num_in_b = 0 if "b.png" not in [i.file_name for i in done.images] else 1
     assert done.counts["boxes stored"] == 3 + num_in_b - dropped
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "damage", "message"), REFUSED, ids=names(REFUSED)
+    ("name", "annotation_format", "damage", "message"), ERRORS, ids=names(ERRORS)
 )
-def test_it_is_refused_and_nothing_is_written(tmp_path, name, kind, damage, message):
-    path = make(kind, damage, tmp_path)
+def test_an_error_is_raised_and_nothing_is_written(
+    tmp_path, name, annotation_format, damage, message
+):
+    path = make(annotation_format, damage, tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
-        annotation_files.convert(kind, path, tmp_path / "images", tmp_path / "out")
+        annotation_files.convert(
+            annotation_format, path, tmp_path / "images", tmp_path / "out"
+        )
     assert not list((tmp_path / "out").glob("*"))
-    said = re.sub(rf"{re.escape(str(tmp_path))}/(annotations/)?", "", str(caught.value))
-    assert said.startswith(DOCUMENTED[name])
+    folders = rf"{re.escape(str(tmp_path))}/(annotations/)?"
+    assert re.sub(folders, "", str(caught.value)).startswith(DOCUMENTED[name])

@@ -8,7 +8,7 @@ from retinanet_tpu.data import category_map
 COCO = [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}]
 
 
-def test_indexes_are_contiguous_in_order_of_id():
+def test_indexes_are_contiguous_in_the_order_of_ids():
     read = category_map.from_coco(COCO)
     assert read.num_classes == 2
     np.testing.assert_array_equal(read.ids, [2, 7])
@@ -24,14 +24,14 @@ def test_index_by_id_leaves_gaps():
 
 
 @pytest.mark.parametrize("index_by_id", [False, True])
-def test_file_gives_back_what_was_written(index_by_id):
+def test_a_written_file_reads_back_equal(index_by_id):
     written = category_map.from_coco(COCO, index_by_id=index_by_id)
     path = f"ram://categories/{index_by_id}.json"
     category_map.write(written, path)
     assert category_map.read(path) == written
 
 
-def test_missing_file_names_the_command_that_writes_it(tmp_path):
+def test_a_missing_file_is_an_error_with_the_command_that_writes_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="retinanet-tpu convert"):
         category_map.read(str(tmp_path / "categories.json"))
 
@@ -74,7 +74,7 @@ def test_missing_file_names_the_command_that_writes_it(tmp_path):
         ),
     ],
 )
-def test_bad_file_says_what_is_wrong(tmp_path, content, message):
+def test_an_invalid_file_is_an_error_with_the_reason(tmp_path, content, message):
     path = tmp_path / "categories.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -86,7 +86,7 @@ def test_no_categories_is_an_error():
         category_map.from_coco([])
 
 
-def test_wrong_num_classes_names_both_numbers_and_the_macro():
+def test_a_wrong_num_classes_is_an_error_with_both_numbers_and_the_macro():
     read = category_map.from_coco(COCO)
     read.check_num_classes(2)
     with pytest.raises(ValueError, match=r"91 classes.*has 2; set NUM_CLASSES = 2"):
@@ -97,10 +97,11 @@ def test_numbers_may_be_written_as_text_and_names_as_numbers(tmp_path):
     path = tmp_path / "categories.json"
     category = {"index": "0", "id": 7.0, "name": 7}
     path.write_text(json.dumps({"num_classes": "1", "categories": [category]}))
-    assert category_map.read(str(path)).categories == ((0, 7, "7"),)
+    expected = category_map.Category(0, 7, "7")
+    assert category_map.read(str(path)).categories == (expected,)
 
 
 @pytest.mark.parametrize("category_id", [-1, -7, 2**31])
-def test_ids_that_detections_cannot_carry_are_refused(category_id):
+def test_ids_beyond_int32_or_negative_are_an_error(category_id):
     with pytest.raises(ValueError, match=f"'cat' the id {category_id}; .*Renumber it"):
         category_map.from_coco([{"id": category_id, "name": "cat"}])

@@ -23,11 +23,11 @@ from retinanet_tpu.data import (
 NUM_FILES, PER_FILE = 6, 2
 NUM_RECORDS = NUM_FILES * PER_FILE
 IDS = set(range(100, 100 + NUM_RECORDS))
-PATIENCE = 120  # s, for what takes a second; a loaded machine is slow
+PATIENCE = 120  # s. The work takes about one second on an idle machine.
 
 
-# A dispatcher and two workers in a process of their own, which can just be killed:
-# their stop() waits for readers, and those for them.
+# A dispatcher and two workers in a process of their own, which the test kills: stop()
+# would wait for the readers, and the readers for the workers.
 _SERVICE = """
 import os, sys
 import tensorflow as tf
@@ -36,7 +36,7 @@ dispatcher = service.DispatchServer()
 host = dispatcher.target.removeprefix("grpc://")
 workers = [service.WorkerServer(service.WorkerConfig(host)) for _ in range(2)]
 print(dispatcher.target, flush=True)
-sys.stdin.read()  # Until this process is gone, however it ended.
+sys.stdin.read()  # Returns when the test process has ended.
 os._exit(0)
 """
 
@@ -76,12 +76,12 @@ def write(folder, records):
                 writer.write(record)
 
 
-def numbers(data_dir, **order):
-    """Returns a dataset of the numbers that records have."""
-    order = record_order.ReadOptions(**order)
+def numbers(data_dir, **options):
+    """Returns a dataset of the numbers of the records."""
+    options = record_order.ReadOptions(**options)
     files = record_files.find(data_dir, "train")
-    shares = record_order.files_of_host(files, "train", order.shard)
-    records = record_order.read_records_for_data_service(shares, order)
+    shares = record_order.files_of_host(files, "train", options.shard)
+    records = record_order.read_records_for_data_service(shares, options)
 
     def number_of(number, _):
         return number
@@ -89,26 +89,26 @@ def numbers(data_dir, **order):
     return records.map(number_of)
 
 
-def train(data_dir, batch_size=4, **order):
+def train(data_dir, batch_size=4, **options):
     categories = category_map.from_coco(toy_data.CATEGORIES)
     return pipeline.make_train_dataset(
         pipeline.DatasetSpec(data_dir, "train", categories, image_size=(32, 32)),
         batch_size=batch_size,
         augmentation=examples.Augmentation(scale_jitter=(0.5, 1.5), color_jitter=0.5),
-        order=record_order.ReadOptions(**order),
+        read_options=record_order.ReadOptions(**options),
     )
 
 
 def take(iterator, count):
-    """Returns the next elements, or fails where they do not come."""
+    """Returns the next elements; fails if they take longer than PATIENCE."""
     reader = concurrent.futures.ThreadPoolExecutor(1)
-    found = reader.submit(lambda: list(itertools.islice(iterator, count)))
+    result = reader.submit(lambda: list(itertools.islice(iterator, count)))
     reader.shutdown(wait=False)
-    return found.result(PATIENCE)
+    return result.result(PATIENCE)
 
 
-def places(found):
-    return np.array(found) >> 32
+def epoch_positions(numbers):
+    return np.array(numbers) >> 32
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def places(found):
         5,
     ],
 )
-def test_an_address_of_another_form_is_an_error_that_shows_the_form(text):
+def test_an_invalid_address_is_an_error_with_the_expected_form(text):
     with pytest.raises(ValueError, match=r"DATA_SERVICE_ADDRESS.*grpc://HOST:5050"):
         data_service.parse_address(text)
 
@@ -136,27 +136,29 @@ def test_addresses_have_a_host_and_a_port(text, parts):
     assert data_service.parse_address(text) == parts
 
 
-def test_an_address_at_which_nothing_listens_says_what_to_start():
+def test_an_address_without_a_listener_is_an_error_with_the_command_to_start():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
-        assert data_service.reach(f"grpc://localhost:{port}") == "127.0.0.1"
+        assert data_service.connect(f"grpc://localhost:{port}") == "127.0.0.1"
     with pytest.raises(ValueError, match=rf"role=dispatcher --port={port}"):
-        data_service.reach(f"grpc://localhost:{port}")
+        data_service.connect(f"grpc://localhost:{port}")
 
 
-def test_every_record_of_an_epoch_comes_once(address, data_dir):
+def test_every_record_of_an_epoch_is_served_once(address, data_dir):
     source = numbers(data_dir)
     epochs = set(itertools.islice(source.as_numpy_iterator(), 3 * NUM_RECORDS))
-    assert sorted(places(sorted(epochs))) == sorted([*range(3 * NUM_FILES)] * PER_FILE)
+    assert sorted(epoch_positions(sorted(epochs))) == sorted(
+        [*range(3 * NUM_FILES)] * PER_FILE
+    )
     served = data_service.distribute(source, address).as_numpy_iterator()
-    seen = []
-    while not epochs <= set(seen):
-        seen += take(served, NUM_RECORDS)
-        assert len(seen) < 100 * NUM_RECORDS  # One worker may be far ahead.
-    assert len(set(seen)) == len(seen)
+    read = []
+    while not epochs <= set(read):
+        read += take(served, NUM_RECORDS)
+        assert len(read) < 100 * NUM_RECORDS  # One worker may be far ahead.
+    assert len(set(read)) == len(read)
 
 
-def test_an_image_looks_different_in_each_epoch(address, data_dir):
+def test_an_image_is_augmented_differently_in_each_epoch(address, data_dir):
     batches = take(iter(train(data_dir, service_address=address)), 12)
     ids = np.concatenate([features.image_ids for features, _ in batches])
     images = [image.tobytes() for f, _ in batches for image in f.images.numpy()]
@@ -164,40 +166,39 @@ def test_an_image_looks_different_in_each_epoch(address, data_dir):
     assert len(set(zip(ids, images, strict=True))) == len(ids)
 
 
-def test_hosts_at_one_service_share_the_records_out(address, data_dir):
-    seen = []
+def test_hosts_of_one_service_read_different_records(address, data_dir):
+    ids = []
     for host in range(2):
         batches = train(data_dir, shard=(host, 2), service_address=address)
         features = [features for features, _ in take(iter(batches), 9)]
-        seen.append(set(np.concatenate([f.image_ids for f in features])))
-    assert seen[0] | seen[1] == IDS and not seen[0] & seen[1]
+        ids.append(set(np.concatenate([f.image_ids for f in features])))
+    assert ids[0] | ids[1] == IDS and not ids[0] & ids[1]
 
 
-def test_numbers_of_hosts_are_their_own(data_dir):
+def test_record_numbers_differ_between_hosts(data_dir):
     shares = [numbers(data_dir, shard=(host, 2)).take(50) for host in range(2)]
-    found = [number for share in shares for number in share.as_numpy_iterator()]
-    assert len(set(found)) == len(found)
+    read = [number for share in shares for number in share.as_numpy_iterator()]
+    assert len(set(read)) == len(read)
 
 
 @pytest.mark.parametrize("used", [1, 5, 12, 19])
-def test_a_resumed_run_goes_on_with_the_first_file_not_used_up(data_dir, used):
+def test_a_resumed_run_starts_with_the_first_file_not_fully_read(data_dir, used):
     files = [record_order.Share(f) for f in record_files.find(data_dir, "train")]
 
     def records(first_example):
-        order = record_order.ReadOptions(first_example=first_example)
-        found = record_order.read_records_for_data_service(files, order).take(
-            4 * NUM_RECORDS
-        )
-        return {int(number): record.numpy() for number, record in found}
+        options = record_order.ReadOptions(first_example=first_example)
+        source = record_order.read_records_for_data_service(files, options)
+        some = source.take(4 * NUM_RECORDS)
+        return {int(number): record.numpy() for number, record in some}
 
     straight, resumed = records(0), records(used)
-    assert places(min(resumed)) == used // PER_FILE
+    assert epoch_positions(min(resumed)) == used // PER_FILE
     both = straight.keys() & resumed.keys()
     assert len(both) > NUM_RECORDS
     assert all(straight[number] == resumed[number] for number in both)
 
 
-def test_a_broken_picture_is_the_error_that_it_is_without_the_service(
+def test_a_broken_image_raises_the_same_error_through_the_service(
     address, data_dir, tmp_path
 ):
     files = record_files.find(data_dir, "train")

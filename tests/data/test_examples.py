@@ -17,7 +17,7 @@ CATEGORIES = category_map.from_coco(
     [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
 )
 NAMES = {3: "cat", 9: "dog", 4: "cow"}
-CANVAS = examples.OutputSpec((96, 128), max_boxes=4)
+OUTPUT = examples.OutputSpec((96, 128), max_boxes=4)
 TARGET = (60, 30, 50, 40)  # x, y, width, height of the bright rectangle
 
 
@@ -42,13 +42,13 @@ def record(boxes=(TARGET,), *, category_id=9, image_format="PNG", crowds=()):
 
 
 @tf.function
-def load(serialized, draws, *, jitter=(0.5, 2.0), flip=True, more=()):
+def load(serialized, uniforms, *, jitter=(0.5, 2.0), flip=True, more=()):
     augmentation = examples.Augmentation(jitter, flip, *more)
-    return examples.load_example(serialized, CATEGORIES, CANVAS, augmentation, draws)
+    return examples.load_example(serialized, CATEGORIES, OUTPUT, augmentation, uniforms)
 
 
 def bright_box(image, resized):
-    """Returns where the image is brighter than half way, as a yxyx box."""
+    """Returns the bounding box (yxyx) of the bright pixels."""
     height, width = resized
     bright = image[:height, :width, 0] > 140
     rows, columns = np.where(bright.any(1))[0], np.where(bright.any(0))[0]
@@ -56,27 +56,27 @@ def bright_box(image, resized):
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
-def test_box_frames_its_object_after_jitter_crop_and_flip(image_format):
+def test_boxes_fit_their_objects_after_jitter_crop_and_flip(image_format):
     serialized, rng = record(image_format=image_format), np.random.default_rng(1)
-    num_seen = num_cut = 0
+    num_kept = num_cut = 0
     for _ in range(60):
-        draws = tf.constant(rng.random(examples.NUM_UNIFORMS), tf.float32)
-        features, labels = load(serialized, draws, more=(True,))
+        uniforms = tf.constant(rng.random(examples.NUM_UNIFORMS), tf.float32)
+        features, labels = load(serialized, uniforms, more=(True,))
         size = np.array([120, 200]) * features.scales.numpy()
-        resized = np.minimum(np.round(size).astype(int), CANVAS.image_size)
+        resized = np.minimum(np.round(size).astype(int), OUTPUT.image_size)
         if labels.num_boxes == 0:
             continue
         box = labels.boxes_yxyx[0].numpy()
-        num_seen += 1
+        num_kept += 1
         num_cut += bool((box[2:] - box[:2] < [39, 49] * features.scales.numpy()).any())
         sides = box[2:] - box[:2]
-        if (sides > 3).all():  # bilinear edges blur what is narrower
-            seen = bright_box(features.images.numpy(), resized)
-            np.testing.assert_allclose(seen, box, atol=1.01)
-    assert num_seen > 25 and num_cut > 2
+        if (sides > 3).all():  # bilinear resizing blurs narrower ones
+            visible = bright_box(features.images.numpy(), resized)
+            np.testing.assert_allclose(visible, box, atol=1.01)
+    assert num_kept > 25 and num_cut > 2
 
 
-def test_flip_does_not_hang_on_the_scale():
+def test_flip_is_independent_of_the_scale():
     serialized = record()
     scales = []
     for flip in (0.1, 0.9):
@@ -84,21 +84,23 @@ def test_flip_does_not_hang_on_the_scale():
         scales.append(features.scales.numpy())
         left = labels.boxes_yxyx[0, 1].numpy()
         width = 200 * scales[-1][1]
-        wanted = width - (60 + 50) * scales[-1][1] if flip < 0.5 else 60 * scales[-1][1]
-        np.testing.assert_allclose(left, wanted, atol=0.5)
+        expected = (
+            width - (60 + 50) * scales[-1][1] if flip < 0.5 else 60 * scales[-1][1]
+        )
+        np.testing.assert_allclose(left, expected, atol=0.5)
     np.testing.assert_array_equal(*scales)
 
 
-def test_each_flip_has_its_own_luck():
+def test_each_flip_has_its_own_random_number():
     serialized, corners = record(), set()
     for left_right, top_down in np.ndindex(2, 2):
-        draws = tf.constant([0.5, 0, 0, left_right, top_down, 0, 0, 0], tf.float32)
-        _, labels = load(serialized, draws, jitter=(1.0, 1.0), more=(True,))
+        uniforms = tf.constant([0.5, 0, 0, left_right, top_down, 0, 0, 0], tf.float32)
+        _, labels = load(serialized, uniforms, jitter=(1.0, 1.0), more=(True,))
         corners.add(tuple(labels.boxes_yxyx[0, :2].numpy().round(3)))
     assert len(corners) == 4
 
 
-def test_color_follows_its_own_draws_and_leaves_the_boxes_alone():
+def test_color_jitter_has_its_own_random_numbers_and_keeps_the_boxes():
     serialized = record()
     middle = [0.5, 0, 0, 0.9, 0.9, 0.5, 0.5, 0.5]
     features, labels = load(serialized, tf.constant(middle), more=(False, 0.4))
@@ -110,8 +112,8 @@ def test_color_follows_its_own_draws_and_leaves_the_boxes_alone():
     assert features.images[0, 0, 0] == 40 and brighter.images[0, 0, 0] == 56
 
 
-def test_evaluation_shows_the_whole_picture_and_says_how_it_was_resized():
-    features, labels = examples.load_example(record(), CATEGORIES, CANVAS)
+def test_evaluation_uses_the_whole_image_and_returns_its_scales():
+    features, labels = examples.load_example(record(), CATEGORIES, OUTPUT)
     np.testing.assert_array_equal(features.image_sizes, [120, 200])
     assert features.image_ids.numpy() == 7
     np.testing.assert_allclose(features.scales, [77 / 120, 128 / 200])
@@ -123,37 +125,37 @@ def test_evaluation_shows_the_whole_picture_and_says_how_it_was_resized():
 
 def test_labels_are_padded_and_category_ids_become_indexes():
     boxes = [TARGET, (0, 0, 20, 20), (5, 5, 0.5, 40)]
-    _, labels = examples.load_example(record(boxes, crowds=[1]), CATEGORIES, CANVAS)
-    assert labels.num_boxes.numpy() == 2  # the third is under a pixel wide
+    _, labels = examples.load_example(record(boxes, crowds=[1]), CATEGORIES, OUTPUT)
+    assert labels.num_boxes.numpy() == 2  # the third is narrower than a pixel
     np.testing.assert_array_equal(labels.classes, [1, 1, 0, 0])
     np.testing.assert_array_equal(labels.is_crowd, [False, True, False, False])
     np.testing.assert_array_equal(labels.boxes_yxyx[2:], np.zeros([2, 4]))
 
 
-def test_of_too_many_boxes_the_largest_stay():
+def test_the_largest_of_too_many_boxes_are_kept():
     boxes = [(0, 0, side, side) for side in (10, 60, 20, 50, 40, 30)]
-    _, labels = examples.load_example(record(boxes), CATEGORIES, CANVAS)
+    _, labels = examples.load_example(record(boxes), CATEGORIES, OUTPUT)
     assert labels.num_boxes.numpy() == 4
     widths = labels.boxes_yxyx[:, 3].numpy() / 0.64
     np.testing.assert_allclose(widths, [60, 50, 40, 30], rtol=1e-5)
 
 
-def test_picture_without_boxes_is_an_example():
+def test_an_image_without_boxes_is_an_example():
     features, labels = load(record(()), tf.constant([0.9, 0.1, 0.1, 0.1]))
     assert features.images.shape == (96, 128, 3)
     assert labels.num_boxes.numpy() == 0
     assert not labels.boxes_yxyx.numpy().any()
 
 
-def test_unknown_category_is_named_with_its_image_and_the_file():
+def test_an_unknown_category_is_an_error_with_the_image_and_the_file():
     with pytest.raises(
         tf.errors.InvalidArgumentError,
         match=r"(?s)not in categories\.json.*4.*of image.*7",
     ):
-        examples.load_example(record(category_id=4), CATEGORIES, CANVAS)
+        examples.load_example(record(category_id=4), CATEGORIES, OUTPUT)
 
 
-def test_every_category_finds_its_index():
+def test_every_category_id_is_mapped_to_its_index():
     many = [{"id": i, "name": str(i)} for i in (40, 2, 17, 90)]
     sparse = category_map.from_coco(many, index_by_id=True)
     for category in sparse.categories:
@@ -166,5 +168,10 @@ def test_every_category_finds_its_index():
             image_format="png",
             names={category.id: category.name},
         )  # fmt: skip
-        _, labels = examples.load_example(tf.constant(serialized), sparse, CANVAS)
+        _, labels = examples.load_example(tf.constant(serialized), sparse, OUTPUT)
         assert labels.classes[0].numpy() == category.id
+
+
+def test_an_augmentation_without_random_numbers_is_an_error():
+    with pytest.raises(ValueError, match="uniforms"):
+        examples.load_example(record(), CATEGORIES, OUTPUT, examples.Augmentation())

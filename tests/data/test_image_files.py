@@ -19,7 +19,7 @@ def names_of(paths):
     return [os.path.basename(path) for path in paths]
 
 
-def test_images_come_from_folders_globs_and_files_once_each(photos):
+def test_images_of_folders_globs_and_files_are_returned_once(photos):
     folder = str(photos)
     assert names_of(image_files.find([folder])) == ["a.jpg", "b.png", "broken.jpg"]
     assert names_of(image_files.find([f"{folder}/*.jpg"])) == ["a.jpg", "broken.jpg"]
@@ -27,14 +27,14 @@ def test_images_come_from_folders_globs_and_files_once_each(photos):
     assert names_of(image_files.find(both)) == ["b.png", "a.jpg"]
 
 
-def test_file_with_the_letters_of_a_glob_in_its_name_is_found(photos):
+def test_a_file_name_with_glob_characters_is_found(photos):
     path = str(photos / "c[1].jpg")
     Image.new("RGB", (5, 5)).save(path)
     assert image_files.find([path]) == [path]
 
 
 @pytest.mark.parametrize("pattern", ["*.webp", "absent.jpg", "empty"])
-def test_pattern_without_pictures_is_refused(photos, pattern):
+def test_a_pattern_without_images_is_an_error(photos, pattern):
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match=r"--images=.* matches no image"):
         image_files.find([str(photos), str(photos / pattern)])
@@ -42,9 +42,9 @@ def test_pattern_without_pictures_is_refused(photos, pattern):
         image_files.find([])
 
 
-def test_image_of_16_bits_keeps_its_shades(tmp_path):
-    shades = np.array([[0, 1 << 8, 128 << 8, 255 << 8]], np.uint16)
-    Image.fromarray(shades).save(tmp_path / "deep.png")
+def test_a_16_bit_image_keeps_its_gray_levels(tmp_path):
+    levels = np.array([[0, 1 << 8, 128 << 8, 255 << 8]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
     image = image_files.load(str(tmp_path / "deep.png"))
     np.testing.assert_array_equal(image[0, :, 1], [0, 1, 128, 255])
 
@@ -59,14 +59,14 @@ def test_image_of_16_bits_keeps_its_shades(tmp_path):
     ],
     ids=["empty", "text", "giant", "directory"],
 )
-def test_file_that_is_no_image_is_named(tmp_path, content, message):
+def test_a_file_that_is_no_image_is_an_error_with_its_name(tmp_path, content, message):
     path = tmp_path / "x.jpg"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(errors.UserError, match=rf"x\.jpg cannot be read.*{message}"):
         image_files.load(str(path))
 
 
-def test_truncated_image_is_named(tmp_path):
+def test_a_truncated_image_is_an_error_with_its_name(tmp_path):
     path = tmp_path / "cut.jpg"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (99, 99, 3), np.uint8)).save(path)
@@ -77,19 +77,19 @@ def test_truncated_image_is_named(tmp_path):
         image_files.load(str(tmp_path / "absent.jpg"))
 
 
-def test_brackets_in_the_name_of_a_folder_are_no_glob(tmp_path):
+def test_brackets_in_a_folder_name_are_not_a_glob(tmp_path):
     photos = photo_folder.write(tmp_path / "run[lr=0.1]*")
     assert names_of(image_files.find([str(photos)])) == ["a.jpg", "b.png", "broken.jpg"]
     assert names_of(image_files.find([f"{photos}/?.[jp]*g"])) == ["a.jpg", "b.png"]
     assert names_of(image_files.find([f"{tmp_path}/*/a.jpg"])) == ["a.jpg"]
 
 
-def test_file_whose_name_is_not_utf_8_is_found_and_named(photos):
+def test_a_file_name_that_is_not_utf_8_is_found_and_is_an_error_when_loaded(photos):
     path = os.fsencode(photos) + b"/caf\xe9.jpg"
     with open(path, "wb") as file:
         file.write(b"no matter")
-    found = image_files.find([str(photos)])
-    assert os.fsdecode(path) in found and len(found) == 4
+    paths = image_files.find([str(photos)])
+    assert os.fsdecode(path) in paths and len(paths) == 4
     for pattern in (os.fsdecode(path), f"{photos}/caf*"):
         assert image_files.find([pattern]) == [os.fsdecode(path)]
         with pytest.raises(errors.UserError, match=r"caf\\udce9\.jpg.*not UTF-8; rena"):

@@ -51,12 +51,12 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
-def train(data_dir, *, batch_size=2, augmentation=JITTER, **order):
+def train(data_dir, *, batch_size=2, augmentation=JITTER, **options):
     return pipeline.make_train_dataset(
         pipeline.DatasetSpec(data_dir, "train", CATEGORIES, (32, 40), max_boxes=3),
         batch_size=batch_size,
         augmentation=augmentation,
-        order=record_order.ReadOptions(**order),
+        read_options=record_order.ReadOptions(**options),
     )
 
 
@@ -83,7 +83,7 @@ def assert_same(batches, others):
     tf.nest.map_structure(np.testing.assert_array_equal, batches, others)
 
 
-def test_batches_have_static_shapes_and_the_records_types(data_dir):
+def test_batches_have_static_shapes_and_record_types(data_dir):
     for dataset in (train(data_dir), evaluate(data_dir)):
         features, labels = dataset.element_spec
         assert isinstance(features, structures.Features)
@@ -98,14 +98,14 @@ def test_batches_have_static_shapes_and_the_records_types(data_dir):
         assert labels.num_boxes == tf.TensorSpec([2], tf.int32)
 
 
-def test_every_epoch_shows_each_image_once_in_an_order_of_its_own(data_dir):
-    seen = np.ravel(ids(train(data_dir), 15)).reshape(3, 10)
-    for epoch in seen:
+def test_every_epoch_has_each_image_once_in_another_order(data_dir):
+    images = np.ravel(ids(train(data_dir), 15)).reshape(3, 10)
+    for epoch in images:
         assert sorted(epoch) == list(range(10))
-    assert len({tuple(epoch) for epoch in seen}) == 3
+    assert len({tuple(epoch) for epoch in images}) == 3
 
 
-def test_runs_repeat_bit_for_bit_whatever_the_global_seed(data_dir):
+def test_batches_repeat_bit_for_bit_under_any_global_seed(data_dir):
     tf.random.set_seed(1)
     first = take(train(data_dir, seed=5), 12)
     tf.random.set_seed(2)
@@ -114,22 +114,22 @@ def test_runs_repeat_bit_for_bit_whatever_the_global_seed(data_dir):
     assert any((a[1] != b[1]).any() for a, b in zip(first, other, strict=True))
 
 
-def test_the_same_image_looks_different_in_each_epoch(data_dir):
-    looks = {}
+def test_an_image_is_augmented_differently_in_each_epoch(data_dir):
+    variants = {}
     for images, image_ids, *_ in take(train(data_dir), 15):
         for image, image_id in zip(images, image_ids, strict=True):
-            looks.setdefault(image_id, set()).add(image.tobytes())
-    assert sum(len(different) == 3 for different in looks.values()) >= 9
+            variants.setdefault(image_id, set()).add(image.tobytes())
+    assert sum(len(different) == 3 for different in variants.values()) >= 9
 
 
 @pytest.mark.parametrize("num_used_up", [1, 4, 5, 7, 10])
-def test_resumed_run_sees_the_tail_of_the_straight_run(data_dir, num_used_up):
+def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     straight = take(train(data_dir), 12)
     resumed = take(train(data_dir, first_example=2 * num_used_up), 12 - num_used_up)
     assert_same(straight[num_used_up:], resumed)
 
 
-def test_hosts_share_the_images_out_and_resume_alike(data_dir):
+def test_hosts_read_different_images_and_resume_in_the_same_way(data_dir):
     hosts = [np.ravel(ids(train(data_dir, shard=(host, 2)), 20)) for host in range(2)]
     assert set(hosts[0]) | set(hosts[1]) == set(range(10))
     assert not set(hosts[0]) & set(hosts[1])
@@ -138,7 +138,7 @@ def test_hosts_share_the_images_out_and_resume_alike(data_dir):
     assert_same(straight[5:], resumed)
 
 
-def test_hosts_do_not_share_their_luck(tmp_path):
+def test_hosts_use_different_random_numbers(tmp_path):
     for index in range(2):
         path = tmp_path / record_files.file_name("train", index, 2)
         with tf.io.TFRecordWriter(str(path)) as writer:
@@ -150,26 +150,29 @@ def test_hosts_do_not_share_their_luck(tmp_path):
     assert (scales[0] != scales[1]).mean() > 0.5
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees(data_dir):
+def test_without_augmentation_training_and_evaluation_read_the_same(data_dir):
     plain = train(data_dir, augmentation=examples.Augmentation(horizontal_flip=False))
-    seen = {}
+    images = {}
     for features, labels in plain.take(5):
         for i, image_id in enumerate(features.image_ids.numpy()):
-            seen[image_id] = (features.images[i].numpy(), labels.boxes_yxyx[i].numpy())
+            images[image_id] = (
+                features.images[i].numpy(),
+                labels.boxes_yxyx[i].numpy(),
+            )
     serialized = tf.constant(record(4))
     features, labels = examples.load_example(
         serialized, CATEGORIES, examples.OutputSpec((32, 40), 3)
     )
-    np.testing.assert_array_equal(seen[4][0], features.images)
-    np.testing.assert_array_equal(seen[4][1], labels.boxes_yxyx)
+    np.testing.assert_array_equal(images[4][0], features.images)
+    np.testing.assert_array_equal(images[4][1], labels.boxes_yxyx)
 
 
-def test_fewer_files_than_hosts_says_how_many_to_write(data_dir):
+def test_fewer_files_than_hosts_is_an_error_with_the_num_shards_to_use(data_dir):
     with pytest.raises(ValueError, match=r"3 train files.*num_shards=4"):
         train(data_dir, shard=(0, 4))
 
 
-def test_split_without_files_names_the_pattern(tmp_path):
+def test_a_split_without_files_is_an_error_with_the_pattern(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train-\?"):
         train(str(tmp_path))
 
@@ -182,14 +185,14 @@ def test_evaluation_keeps_order_and_pads_the_tail(data_dir):
     assert np.isfinite(1 / features.scales.numpy()).all()
 
 
-def test_evaluation_hosts_make_equally_many_batches_and_drop_nothing(data_dir):
+def test_evaluation_hosts_have_equally_many_batches_and_drop_no_image(data_dir):
     hosts = [ids(evaluate(data_dir, shard=(host, 4))) for host in range(4)]
     assert [len(batches) for batches in hosts] == [2, 2, 2, 2]
     real = [i for i in np.ravel(hosts) if i != structures.PADDING_IMAGE]
     assert sorted(real) == [0, 1, 2, 3, 4]
 
 
-def test_truncated_file_stops_evaluation_before_it_starts(tmp_path):
+def test_a_truncated_file_is_an_error_before_evaluation_starts(tmp_path):
     write(tmp_path, "val", [2])
     path = tmp_path / record_files.file_name("val", 0, 1)
     path.write_bytes(path.read_bytes()[:-9])
@@ -212,20 +215,22 @@ def write_records(folder, records):
     return path
 
 
-def test_truncated_file_is_explained(tmp_path):
+def test_a_truncated_file_is_explained(tmp_path):
     path = write_records(tmp_path, [record(i) for i in range(10)])
     path.write_bytes(path.read_bytes()[:-9])
-    assert "00001.tfrecord is damaged at record 9" in str(failure_of(tmp_path))
+    assert "00001.tfrecord is corrupt at record 9" in str(failure_of(tmp_path))
 
 
-def test_file_that_ends_in_its_first_records_stops_training_before_it_starts(tmp_path):
+def test_a_file_truncated_in_its_first_records_is_an_error_before_training_starts(
+    tmp_path,
+):
     path = write_records(tmp_path, [record(0), record(1)])
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="truncated: it ends within record 1"):
         train(str(tmp_path))
 
 
-def test_broken_picture_is_explained(tmp_path):
+def test_a_broken_image_is_explained(tmp_path):
     whole = tf_example.parse(tf.constant(record(0))).encoded.numpy()
     broken = record(31, pixels=whole[: len(whole) // 2])
     write_records(tmp_path, [record(0), record(1), broken])
@@ -234,7 +239,7 @@ def test_broken_picture_is_explained(tmp_path):
     assert "retinanet-tpu convert" in explained
 
 
-def test_lacking_key_is_explained(tmp_path):
+def test_a_missing_key_is_explained(tmp_path):
     example = tf.train.Example.FromString(record(8))
     del example.features.feature["image/encoded"]
     write_records(tmp_path, [example.SerializeToString()])
@@ -242,14 +247,14 @@ def test_lacking_key_is_explained(tmp_path):
     assert "Record 0 of" in explained and "image/encoded" in explained
 
 
-def test_other_errors_and_sound_files_are_not_explained(data_dir):
+def test_other_errors_and_valid_files_are_not_explained(data_dir):
     files = record_files.find(data_dir, "train")
     assert pipeline.explain_failure(RuntimeError("x"), files, CATEGORIES) is None
     error = tf.errors.InvalidArgumentError(None, None, "shapes differ")
     assert pipeline.explain_failure(error, files, CATEGORIES) is None
 
 
-def test_unknown_category_is_explained(tmp_path):
+def test_an_unknown_category_is_explained(tmp_path):
     write_records(tmp_path, [record(0), record(1)])
     other = category_map.from_coco([{"id": 5, "name": "cow"}])
     files = record_files.find(str(tmp_path), "train")

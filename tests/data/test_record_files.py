@@ -11,16 +11,16 @@ def write(path, sizes):
             writer.write(b"x" * size)
 
 
-def test_files_of_a_split_are_found_in_order(tmp_path):
+def test_files_of_a_split_are_returned_in_order(tmp_path):
     names = [record_files.file_name("train", index, 3) for index in range(3)]
     for name in [*reversed(names), "val-00000-of-00001.tfrecord", "train.json"]:
         write(tmp_path / name, [1])
-    found = record_files.find(str(tmp_path), "train")
-    assert found == [str(tmp_path / name) for name in names]
+    paths = record_files.find(str(tmp_path), "train")
+    assert paths == [str(tmp_path / name) for name in names]
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run*", "?", "back\\slash"])
-def test_no_directory_is_a_pattern(tmp_path, name):
+def test_a_directory_is_never_a_glob_pattern(tmp_path, name):
     for directory in (tmp_path / name, tmp_path / "run1"):
         directory.mkdir()
         write(directory / record_files.file_name("train", 0, 1), [1])
@@ -33,25 +33,25 @@ def test_no_directory_is_a_pattern(tmp_path, name):
     assert len(list((tmp_path / "run1").iterdir())) == 2
 
 
-def test_a_directory_that_does_not_exist_is_named(tmp_path, monkeypatch):
+def test_a_missing_directory_is_an_error_with_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=rf"away in .* {tmp_path}; set DATA"):
         record_files.find("away", "train")
 
 
-def test_no_match_names_the_pattern(tmp_path):
+def test_no_match_is_an_error_with_the_pattern(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"train-\?\?\?\?\?-of-"):
         record_files.find(str(tmp_path), "train")
 
 
-def test_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_an_error_with_its_name(tmp_path):
     for index in (0, 2):
         write(tmp_path / record_files.file_name("train", index, 3), [1])
     with pytest.raises(FileNotFoundError, match="train-00001-of-00003"):
         record_files.find(str(tmp_path), "train")
 
 
-def test_shards_of_two_conversions_are_refused(tmp_path):
+def test_shards_of_two_conversions_are_an_error(tmp_path):
     write(tmp_path / record_files.file_name("train", 0, 1), [1])
     for index in range(2):
         write(tmp_path / record_files.file_name("train", index, 2), [1])
@@ -60,14 +60,14 @@ def test_shards_of_two_conversions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2, 3, 7])
-def test_shares_are_a_partition(num_hosts):
+def test_hosts_partition_the_files(num_hosts):
     files = [f"file{index}" for index in range(7)]
     shares = [record_files.share(files, (host, num_hosts)) for host in range(num_hosts)]
     assert sorted(file for share in shares for file in share) == files
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_host_outside_the_count_is_refused():
+def test_a_host_index_out_of_range_is_an_error():
     with pytest.raises(ValueError, match=r"0\.\.1"):
         record_files.share(["a", "b"], (2, 2))
 
@@ -81,7 +81,7 @@ def test_records_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 16, 17, 20])
-def test_truncated_file_is_named_with_its_record(tmp_path, cut):
+def test_a_truncated_file_is_an_error_with_its_record(tmp_path, cut):
     path = tmp_path / "train-00000-of-00001.tfrecord"
     write(path, [10, 5])
     path.write_bytes(path.read_bytes()[:-cut])
@@ -89,7 +89,7 @@ def test_truncated_file_is_named_with_its_record(tmp_path, cut):
         record_files.count_records([str(path)])
 
 
-def test_files_without_a_record_are_refused(tmp_path):
+def test_files_without_a_record_are_an_error(tmp_path):
     write(tmp_path / "empty", [])
     write(tmp_path / "full", [1])
     record_files.check_not_empty([str(tmp_path / "empty"), str(tmp_path / "full")])
@@ -97,11 +97,11 @@ def test_files_without_a_record_are_refused(tmp_path):
         record_files.check_not_empty([str(tmp_path / "empty")])
 
 
-def test_the_mean_size_of_a_record_is_that_of_the_first_ones(tmp_path):
+def test_the_mean_record_size_is_estimated_from_the_first_records(tmp_path):
     paths = []
     for number in range(40):
         path = tmp_path / f"{number:02d}.tfrecord"
-        write(path, [84] * 8 + [10_000] * 4)  # And 16 bytes of framing each.
+        write(path, [84] * 8 + [10_000] * 4)  # Each has 16 more bytes of framing.
         paths.append(str(path))
     assert record_files.mean_record_bytes(paths) == 100
     (tmp_path / "empty.tfrecord").write_bytes(b"")

@@ -25,15 +25,15 @@ def write(folder, records_of_files):
 
 
 def write_in_turn(folder, num_files):
-    """Writes sorted records as many converters deal them."""
+    """Writes sorted records to the files in turn, as many converters do."""
     return write(folder, [range(i, NUM_RECORDS, num_files) for i in range(num_files)])
 
 
-def read(files, count, *, read_fn=record_order.read_records_in_order, **order):
-    """Returns the numbers of the first records that a host sees."""
-    order = record_order.ReadOptions(**order)
-    shares = record_order.files_of_host(files, "train", order.shard)
-    records = read_fn(shares, order).map(
+def read(files, count, *, read_fn=record_order.read_records_in_order, **options):
+    """Returns the numbers of the first records that a host reads."""
+    options = record_order.ReadOptions(**options)
+    shares = record_order.files_of_host(files, "train", options.shard)
+    records = read_fn(shares, options).map(
         lambda _, record: tf.strings.to_number(record, tf.int64)
     )
     return np.array(list(records.take(count).as_numpy_iterator()))
@@ -47,24 +47,24 @@ def classes_of_batches(numbers, batch_size=64):
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("num_files", [16, 20, 64])
-def test_sorted_records_that_were_dealt_in_turn_come_mixed(tmp_path, num_files, reader):
+def test_sorted_records_written_in_turn_are_mixed(tmp_path, num_files, reader):
     files = write(
         tmp_path, [range(i, NUM_RECORDS, num_files) for i in range(num_files)]
     )
-    # A buffer that cannot mix classes by itself: one has 200 records.
-    seen = read(files, 2 * NUM_RECORDS, read_fn=READERS[reader], shuffle_buffer=100)
-    num_classes = classes_of_batches(seen)
+    # Too small a buffer to mix classes by itself: a class has 200 records.
+    numbers = read(files, 2 * NUM_RECORDS, read_fn=READERS[reader], shuffle_buffer=100)
+    num_classes = classes_of_batches(numbers)
     assert np.median(num_classes) >= 9 and min(num_classes) >= 7
 
 
 @pytest.mark.parametrize("num_files", [4, 16, 64])
-def test_epochs_have_unlike_orders(tmp_path, num_files):
+def test_epochs_have_different_orders(tmp_path, num_files):
     files = write(
         tmp_path, [range(i, NUM_RECORDS, num_files) for i in range(num_files)]
     )
-    seen = read(files, 2 * NUM_RECORDS, shuffle_buffer=10).reshape(2, NUM_RECORDS)
-    places = np.argsort(seen, axis=1)
-    assert abs(np.corrcoef(places)[0, 1]) < 0.5
+    numbers = read(files, 2 * NUM_RECORDS, shuffle_buffer=10).reshape(2, NUM_RECORDS)
+    positions = np.argsort(numbers, axis=1)
+    assert abs(np.corrcoef(positions)[0, 1]) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_epochs_have_unlike_orders(tmp_path, num_files):
         ([5, 0, 0, 0, 4], [9]),
         ([40, *[1] * 20], [60]),
         ([4, 1, 2], [4, 1, 2]),
-        # What is left over after whole files is shared record by record.
+        # The files left over are divided record by record.
         ([4, 1, 2, 3], [5, 2, 3]),
         ([4, 1, 2, 5, 1], [4 + 2 + 1, 1 + 2, 2 + 1]),
         ([3] * 17, [15 + 2, 15 + 2, 15 + 2]),
@@ -86,45 +86,42 @@ def test_an_epoch_of_all_hosts_has_every_record_once(tmp_path, per_file, sizes):
     files = write(tmp_path, [list(itertools.islice(numbers, n)) for n in per_file])
     epochs = [[], []]
     for host, size in enumerate(sizes):
-        seen = read(files, 2 * size, shard=(host, len(sizes)))
-        for epoch, part in zip(epochs, np.split(seen, 2), strict=True):
+        both_epochs = read(files, 2 * size, shard=(host, len(sizes)))
+        for epoch, part in zip(epochs, np.split(both_epochs, 2), strict=True):
             epoch += part.tolist()
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(sum(per_file)))
 
 
 @pytest.mark.parametrize("num_hosts", [1, 3])
-def test_each_place_of_a_service_is_one_whole_share_of_a_file(tmp_path, num_hosts):
+def test_each_position_of_a_service_is_one_whole_share_of_a_file(tmp_path, num_hosts):
     files = write(tmp_path, [range(10 * i, 10 * i + 6) for i in range(7)])
     whole = {frozenset(range(10 * i, 10 * i + 6)) for i in range(7)}
-    seen = set()
+    complete = set()
     for host in range(num_hosts):
-        order = record_order.ReadOptions(shard=(host, num_hosts))
-        shares = record_order.files_of_host(files, "train", order.shard)
+        options = record_order.ReadOptions(shard=(host, num_hosts))
+        shares = record_order.files_of_host(files, "train", options.shard)
+        records = record_order.read_records_for_data_service(shares, options)
         groups = {}
-        for number, record in record_order.read_records_for_data_service(
-            shares, order
-        ).take(200):
+        for number, record in records.take(200):
             groups.setdefault(int(number) >> 32, []).append(int(record.numpy()))
-        epoch = [groups[place] for place in sorted(groups)[: len(shares)]]
-        seen |= {frozenset(group) for group in epoch if len(group) == 6}
+        epoch = [groups[position] for position in sorted(groups)[: len(shares)]]
+        complete |= {frozenset(group) for group in epoch if len(group) == 6}
         # The 7th file's records go to three hosts.
         records = list(itertools.chain.from_iterable(epoch))
         assert len(records) == len(set(records)) == 42 // num_hosts
-    assert seen == (whole if num_hosts == 1 else whole - {frozenset(range(60, 66))})
+    assert complete == (whole if num_hosts == 1 else whole - {frozenset(range(60, 66))})
 
 
-def test_hosts_that_do_not_divide_the_files_see_each_record_equally_often(
-    tmp_path, caplog
-):
+def test_any_number_of_hosts_reads_each_record_equally_often(tmp_path, caplog):
     files = write(tmp_path, [range(i, 600, 5) for i in range(5)])
     sizes = [len(set(read(files, 600, shard=(host, 2)))) for host in range(2)]
     assert sizes == [300, 300]
-    assert "5 train files are no multiple of 2 hosts" in caplog.text
+    assert "5 train files are not a multiple of 2 hosts" in caplog.text
     assert "--num_shards=6" in caplog.text
 
 
 @pytest.mark.parametrize("num_hosts", [1, 2])
-def test_a_resumed_run_sees_the_tail_of_the_straight_run(tmp_path, num_hosts):
+def test_a_resumed_run_continues_the_uninterrupted_run(tmp_path, num_hosts):
     files = write(tmp_path, [range(i, 60, 19) for i in range(19)])
     options = {"shard": (num_hosts - 1, num_hosts), "shuffle_buffer": 5}
     straight = read(files, 150, **options)
@@ -136,11 +133,11 @@ def test_a_resumed_run_sees_the_tail_of_the_straight_run(tmp_path, num_hosts):
 @pytest.mark.parametrize(
     ("budget", "max_moved"), [(1, 0), (20 * 200, 200), (1 << 30, 300)]
 )
-def test_the_shuffle_takes_no_more_memory_than_its_budget(tmp_path, budget, max_moved):
-    # A record of 4 bytes takes 20 in its file, and in this count.
+def test_the_shuffle_stays_within_its_memory_limit(tmp_path, budget, max_moved):
+    # A record of 4 bytes counts as 20: the file adds 16 bytes of framing.
     files = write(tmp_path, [range(1000)])
-    seen = read(files, 1000, shuffle_buffer=300, shuffle_bytes=budget)
+    numbers = read(files, 1000, shuffle_buffer=300, shuffle_bytes=budget)
     plain = read(files, 1000, shuffle_buffer=1)
-    places = np.argsort(plain)[seen]  # Where the file's order has what comes now.
-    moved = (places - np.arange(1000)).max()
+    positions = np.argsort(plain)[numbers]  # In the file, of each record read.
+    moved = (positions - np.arange(1000)).max()
     assert max_moved * 0.8 <= moved <= max_moved

@@ -24,7 +24,7 @@ def without(key):
     return example.SerializeToString()
 
 
-def test_record_reads_back():
+def test_a_parsed_record_equals_the_encoded_one():
     parsed = tf_example.parse(tf.constant(encode()))
     assert parsed.encoded.numpy() == b"pixels"
     assert parsed.image_id.numpy() == 42
@@ -52,13 +52,13 @@ def test_encoding_is_deterministic():
     assert len({encode() for _ in range(20)}) == 1
 
 
-def test_image_without_boxes_reads_back():
+def test_an_image_without_boxes_can_be_encoded_and_parsed():
     parsed = tf_example.parse(tf.constant(encode(IMAGE._replace(objects=()))))
     assert parsed.boxes_yxyx_norm.shape == (0, 4)
     assert parsed.category_ids.shape == (0,)
 
 
-def test_absent_crowd_flags_are_no_crowds():
+def test_missing_crowd_flags_mean_no_crowds():
     parsed = tf_example.parse(tf.constant(without("image/object/is_crowd")))
     np.testing.assert_array_equal(parsed.is_crowd, [False, False])
 
@@ -73,13 +73,13 @@ def test_absent_crowd_flags_are_no_crowds():
         "image/object/bbox/ymax",
     ],
 )
-def test_missing_key_is_named(key):
+def test_a_missing_key_is_an_error_with_its_name(key):
     with pytest.raises(tf.errors.InvalidArgumentError, match=key):
         tf_example.parse(tf.constant(without(key)))
 
 
 @pytest.mark.parametrize("source_id", ["", "picture-7", "1.5", "-1", "1" * 20])
-def test_image_id_that_is_no_number_is_an_error(source_id):
+def test_an_image_id_that_is_not_an_integer_is_an_error(source_id):
     example = tf.train.Example.FromString(encode())
     value = example.features.feature["image/source_id"].bytes_list.value
     value[0] = source_id.encode()
@@ -91,7 +91,7 @@ IDS = [0, 10**17, 10**18, 2**63 - 1, 2**63, 10**19 - 1, 10**19, -1]
 
 
 @pytest.mark.parametrize("image_id", IDS)
-def test_the_writer_takes_the_image_ids_that_the_reader_reads(image_id):
+def test_the_encoder_accepts_the_image_ids_that_the_parser_accepts(image_id):
     image = IMAGE._replace(image_id=image_id)
     if 0 <= image_id < 2**63:
         tf_example.check_image_id(image)

@@ -133,7 +133,7 @@ def main() -> None:
                 spec,
                 batch_size=batch_size,
                 augmentation=data.augmentation,
-                order=record_order.ReadOptions(service_address=addresses[count]),
+                read_options=record_order.ReadOptions(service_address=addresses[count]),
             )
             rate = images_per_sec(batches, batch_size, _MEASURE_SECS.value)
             rates[count].append(rate)

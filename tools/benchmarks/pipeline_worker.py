@@ -74,7 +74,7 @@ def _pipeline(setting: dict[str, Any]) -> tf.data.Dataset:
         augmentation=examples.Augmentation(
             tuple(setting["scale_jitter"]), setting["flip"]
         ),
-        order=record_order.ReadOptions(shuffle_buffer=setting["shuffle_buffer"]),
+        read_options=record_order.ReadOptions(shuffle_buffer=setting["shuffle_buffer"]),
     )
 
 

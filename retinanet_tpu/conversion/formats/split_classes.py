@@ -60,7 +60,7 @@ def new_class(
     for annotated in sets:
         for category in annotated.categories:
             if category["name"] not in names:
-                described = checks.listed(category, annotated)
+                described = checks.describe_class(category, annotated)
                 text = io.StringIO()
                 all_classes = common_classes(sets, known)
                 csv.writer(text).writerow(c["name"] for c in all_classes)

@@ -223,11 +223,11 @@ def test_invalid_boxes_are_counted_equally_in_every_format(tmp_path, kind):
     assert conversion.counts["boxes stored"] == 7
     assert sorted(event.kind for event in conversion.events) == sorted(
         [
-            box_cleaning.OUTSIDE,
-            box_cleaning.FAR_BEYOND,
-            box_cleaning.NO_AREA,
-            box_cleaning.NOT_FINITE,
-            *[box_cleaning.WRONG_ORDER][: len(faulty) - 4],
+            box_cleaning.BoxIssue.OUTSIDE.kind,
+            box_cleaning.BoxIssue.FAR_BEYOND.kind,
+            box_cleaning.BoxIssue.NO_AREA.kind,
+            box_cleaning.BoxIssue.NOT_FINITE.kind,
+            *[box_cleaning.BoxIssue.WRONG_ORDER.kind][: len(faulty) - 4],
         ]
     )
 
