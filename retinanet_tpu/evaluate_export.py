@@ -125,7 +125,8 @@ def load_image(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     if size and (stored.height, stored.width) != size:
         raise errors.UserError(
             f"{path} is {stored.height} px high and {stored.width} wide"
-            f"{', turned upright,' if stored.has_swapped_sides else ''} but annotated as "
+            f"{', rotated upright,' if stored.has_swapped_sides else ''} but annotated "
+            "as "
             f"{size[0]} and {size[1]}; evaluate on the images that were annotated."
         )
     pixels = tf.io.decode_image(stored.encoded, channels=3, expand_animations=False)

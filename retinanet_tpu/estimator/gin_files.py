@@ -260,8 +260,8 @@ def read_saved_settings(
     """Returns the values of a saved configuration, by the names of the settings.
 
     A name is that of a configurable without scope and module, a dot and the parameter.
-    Macros are replaced by their values; references to configurables are left out, and so
-    are settings that hold for one scope only.
+    Macros are replaced by their values. References to configurables and settings of a
+    single scope are left out.
 
     Args:
       path: The file.
