@@ -95,7 +95,7 @@ def write(
 
 
 def verdict(issues: Sequence[data_issues.Issue]) -> str:
-    """Returns a sentence: whether the data are fit to train on.
+    """Returns a sentence that states whether the data are fit to train on.
 
     Args:
       issues: The issues of the data.

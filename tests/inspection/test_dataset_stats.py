@@ -158,14 +158,17 @@ def test_a_damaged_record_is_named(data_dir):
 
 def test_a_picture_is_recognized_by_name_size_and_boxes(valid):
     data_dir, truth = valid
-    found = dataset_stats.annotated_images(f"{data_dir}/train.json")
-    assert sorted(found.values()) == sorted(i["id"] for i in truth["images"])
-    assert not set(found) & set(dataset_stats.annotated_images(f"{data_dir}/val.json"))
+    annotated = dataset_stats.annotated_images(f"{data_dir}/train.json")
+    assert sorted(annotated.values()) == sorted(i["id"] for i in truth["images"])
+    val = dataset_stats.annotated_images(f"{data_dir}/val.json")
+    assert not set(annotated) & set(val)
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "JSON"), ('{"images": []}', "lacks")])
-def test_an_annotation_file_that_is_none_is_refused(tmp_path, text, told):
+@pytest.mark.parametrize(
+    ("text", "pattern"), [("{", "JSON"), ('{"images": []}', "lacks")]
+)
+def test_a_file_of_another_format_is_refused(tmp_path, text, pattern):
     path = tmp_path / "val.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=pattern):
         dataset_stats.read_annotations(str(path))

@@ -60,7 +60,7 @@ def test_a_rate_above_the_bound_is_refused():
 
 
 def test_the_published_hours_follow_from_the_published_rate():
-    # 168,750 steps of 256 images were said to take 9 h 30.
+    # The published time of 168,750 steps of 256 images is 9 h 30.
     share = run_time.reached_efficiency(WORK, V3_32, 1275)
     rate = run_time.step_time(WORK, V3_32, efficiency=share).images_per_sec
     assert 168750 * 256 / rate / 3600 == pytest.approx(9.5, rel=0.02)
