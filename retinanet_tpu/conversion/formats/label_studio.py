@@ -181,7 +181,9 @@ def _content(task: _Task) -> assembly.Content:
         if not labels and str(result.get("id")) in labeled:
             continue  # A separate result contains the labels of this region.
         size = _size(result, where)
-        images.add((size, str(result.get("to_name")), result.get("item_index") or 0))
+        images.add(
+            (size, str(result.get("to_name")), str(result.get("item_index") or 0))
+        )
         box_xywh, kind = _box(result, size, where)
         if kind is not None:
             events.append(annotations.ConversionEvent(kind, where))

@@ -93,9 +93,9 @@ def _box(kind: str, values: Any, where: str) -> shapes.Box | None:
     """Returns the box around a shape; None if it encloses nothing."""
     try:
         points = [(float(x), float(y)) for x, y in values]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(
-            f"{where} has points {values!r}; expected [[x, y], ...]"
+            f"{where} has points {reprlib.repr(values)}; expected [[x, y], ...]"
         ) from error
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points

@@ -12,16 +12,15 @@ import signal
 import threading
 import types
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from absl import logging
 
-from retinanet_tpu.estimator import waits
+from retinanet_tpu.estimator import spec, waits
 
 T = TypeVar("T")
 # Returns why to stop, or None if there is no reason.
-StopReasonFn: TypeAlias = Callable[[], str | None]
 
 # The product name of the machine in Linux. It shows without network access whether this
 # is a VM of Google Cloud.
@@ -178,10 +177,12 @@ def read_metadata(host: str, path: str, timeout_secs: float = 2) -> str | None:
 
 
 def no_stop() -> None:
-    """Returns None: a `StopReasonFn` that never has a reason."""
+    """Returns None: a `spec.StopReason` that never has a reason."""
 
 
-def stop_when(stop_reason: StopReasonFn, items: Iterable[T], step: int) -> Iterator[T]:
+def stop_when(
+    stop_reason: spec.StopReason, items: Iterable[T], step: int
+) -> Iterator[T]:
     """Yields the items until there is a reason to stop.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, json_files, replicas
-from retinanet_tpu.estimator.cluster import preemption
+from retinanet_tpu.estimator import spec
 
 # The tasks in TF_CONFIG that take steps; the first of them is the chief.
 _JOBS = ("chief", "worker")
@@ -125,9 +125,7 @@ class Workers:
                 "of them can read, such as gs://."
             )
 
-    def synchronized_stop_reason(
-        self, stop_reason: preemption.StopReasonFn
-    ) -> preemption.StopReasonFn:
+    def synchronized_stop_reason(self, stop_reason: spec.StopReason) -> spec.StopReason:
         """Returns a function that has a reason on all workers if any worker has one.
 
         All workers must call it at the same time.

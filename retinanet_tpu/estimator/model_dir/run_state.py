@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors, json_files
+from retinanet_tpu.estimator import spec
 from retinanet_tpu.estimator.cluster import preemption, process_ids
 from retinanet_tpu.estimator.model_dir import files, leases
 
@@ -111,7 +112,7 @@ class Heartbeat:
         every_secs: float,
         *,
         is_silent: bool = False,
-        stop_reason: preemption.StopReasonFn = preemption.no_stop,
+        stop_reason: spec.StopReason = preemption.no_stop,
     ):
         """Initializes the heartbeat.
 
@@ -255,7 +256,7 @@ def await_end(
     model_dir: str,
     every_secs: float,
     *,
-    stop_reason: preemption.StopReasonFn = preemption.no_stop,
+    stop_reason: spec.StopReason = preemption.no_stop,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> RunState | None:

@@ -203,6 +203,7 @@ def test_images_turned_in_label_studio_are_left_out(tmp_path):
         ([task(result(), result(to_name="other"))], "results of several images"),
         ([task(result(), result(original_width=65))], "results of several images"),
         ([task(result(item_index=1), result())], "results of several images"),
+        ([task(result(item_index=[1]), result())], "results of several images"),
         ("[" * 100_000, "is nested too deeply"),
     ],
 )  # fmt: skip

@@ -86,6 +86,11 @@ def test_an_image_is_found_after_it_was_moved(tmp_path, path):
             '{"imagePath": "b.jpg", "shapes": [{"label": "cat", "points": [1]}]}',
             "shape 1 has points [1]",
         ),
+        (
+            '{"imagePath": "b.jpg", "shapes": [{"label": "cat", "points": [[1, %s]]}]}'
+            % ("9" * 400),
+            "shape 1 has points [[1, 9",
+        ),
         ("[]", "imagePath is None"),
         ("[" * 100_000, "recursion"),
     ],
