@@ -155,7 +155,7 @@ def test_image_is_rotated_by_its_exif_orientation(command, data_dir):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     PIL.Image.new("RGB", (128, 96)).save(path, exif=exif)
-    with pytest.raises(ValueError, match=r"128 px high and 96 wide, turned upright,"):
+    with pytest.raises(ValueError, match=r"128 px high and 96 wide, rotated upright,"):
         batched_ids(command, data_dir)
     PIL.Image.new("RGB", (96, 128)).save(path, exif=exif)
     assert len(batched_ids(command, data_dir)) == 2

@@ -114,7 +114,7 @@ class TPUEstimator:
         *,
         stop_reason: spec.StopReason = preemption.no_stop,
         before_save: Callable[[], None] = preemption.no_stop,
-    ) -> str:
+    ) -> str | None:
         """Trains up to a global step, from the latest checkpoint if there is one.
 
         Args:
@@ -125,7 +125,7 @@ class TPUEstimator:
             loop waits for data. A reason saves and ends the run.
           before_save: Called before a checkpoint is written, on the chief.
         Returns:
-          The path of the last checkpoint.
+          The path of the last checkpoint; None on a worker that does not see it.
         Raises:
           DivergedError: A loss is not finite; contains its name and the step.
           Preempted: There was a reason to stop; all trained steps are saved.
@@ -146,7 +146,7 @@ class TPUEstimator:
             )
         if state.step >= max_steps:
             logging.info("Step %d of %d is already trained", state.step, max_steps)
-            return self._checkpoint(None)
+            return checkpoints.latest(self.model_dir)
         mode = spec.ModeKeys.TRAIN
         step_fn = train_step.make_step_fn(
             state,
@@ -178,7 +178,7 @@ class TPUEstimator:
             stop_reason=stop_reason,
             workers=self.workers,
         )
-        return self._checkpoint(None)
+        return checkpoints.latest(self.model_dir)
 
     def evaluate(
         self,

@@ -149,7 +149,7 @@ def test_corrupt_checkpoints_leave_all_files_unchanged(base):
     path = checkpoints.latest("run")
     pathlib.Path(f"{path}.data-00000-of-00001").write_bytes(b"x")
     before = listing(base / "run")
-    with pytest.raises(errors.UserError, match="no checkpoint that can be read"):
+    with pytest.raises(errors.UserError, match="but no valid checkpoint"):
         train_on("MAX_STEPS = 4", accept_changes=True)
     kept = dict(before)
     now = dict(listing(base / "run"))

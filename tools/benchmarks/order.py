@@ -72,7 +72,7 @@ def deal_by_name(num_images: int, num_classes: int, num_files: int) -> list[list
         )
         for i in range(num_images)
     ]
-    return converter.deal(images, num_files)
+    return converter.assign_to_shards(images, num_files)
 
 
 def deal_in_turn(num_images: int, num_classes: int, num_files: int) -> list[list[int]]:

@@ -91,7 +91,7 @@ def test_the_command_learns_to_read_and_exports_the_best(command, digits):
 def test_the_estimator_imports_nothing_of_detection(command):
     done, _ = command
     modules = [name.split(".") for name in done.stdout.splitlines()[-1].split()]
-    known = {"errors", "estimator", "replicas", "startup"}
+    known = {"errors", "estimator", "json_files", "replicas", "startup"}
     assert {parts[1] for parts in modules} == known
     assert ["retinanet_tpu", "estimator", "train_step"] in modules
 
