@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import tensorflow as tf
 
@@ -105,3 +109,17 @@ def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
     with pytest.raises(errors.UserError, match=message):
         _parse(GIN_CONFIGS / "quickstart.gin", binding)
         summary.summarize_run()
+
+
+def test_a_folder_with_the_name_of_an_included_folder_is_no_obstacle(tmp_path):
+    for folder in ("data", "model", "device", "schedule"):
+        (tmp_path / folder).mkdir()
+    command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
+    done = subprocess.run(
+        [*command, "--gin_file=coco_r50_640_3x.gin"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repository.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

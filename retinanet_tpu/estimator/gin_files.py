@@ -52,7 +52,9 @@ def register(
     Returns:
       The functions and classes that gin configures, by the same names.
     """
-    gin.config.register_file_reader(tf.io.gfile.GFile, tf.io.gfile.exists)
+    # gin's own readers also search Python's packages, and raise TypeError if a folder
+    # of the working directory has the name of an included folder, such as data/.
+    gin.config._FILE_READERS[:] = [(tf.io.gfile.GFile, tf.io.gfile.exists)]
     return {
         name: gin.external_configurable(target, name=name)
         for name, target in configurables.items()
