@@ -86,6 +86,7 @@ def test_a_folder_without_data_is_an_error_with_the_missing_file(tmp_path):
         make_run(tmp_path / "run", tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "key", ["image/encoded", "image/source_id", "image/object/bbox/xmax"]
 )
@@ -131,6 +132,7 @@ def test_a_broken_image_is_an_error_with_file_record_and_image(data_dir, model_d
         commands.run(train.main, model_dir, data_dir)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "color", "name"),
     [
@@ -253,6 +255,7 @@ def test_evaluating_an_untrained_model_dir_is_an_error(tmp_path, valid_dir):
         commands.run(evaluate.main, tmp_path, valid_dir, once=True)
 
 
+@pytest.mark.long
 def test_a_user_error_is_one_sentence_without_a_traceback():
     command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
     settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]

@@ -14,6 +14,8 @@ import repository
 import tool_processes
 from retinanet_tpu.data import category_map, pipeline, record_files, tf_example
 
+pytestmark = pytest.mark.long
+
 BCCD = repository.ROOT.parent / "shared" / "data" / "bccd"
 # Kills itself when its progress bar has moved a number of times.
 KILLED = """

@@ -73,6 +73,7 @@ def read(iterator, num):
     return list(itertools.islice(iterator, num))
 
 
+@pytest.mark.long
 def test_workers_may_die_and_join_and_a_signal_ends_the_rest(start):
     (port,) = worker_processes.free_ports(1)
     dispatcher = start("--role=dispatcher", f"--port={port}")

@@ -16,6 +16,8 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.serving import artifacts
 from retinanet_tpu.task import serving_fn
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory):

@@ -69,6 +69,7 @@ def evaluated_steps(model_dir):
     return [record["global_step"] for record in records]
 
 
+@pytest.mark.long
 def test_a_finished_run_is_evaluated_once_and_then_logged(model_dir, main, caplog):
     logging.set_verbosity(logging.INFO)
     main(model_dir, policy="every_k", every_k_steps=2)
@@ -82,6 +83,7 @@ def test_a_finished_run_is_evaluated_once_and_then_logged(model_dir, main, caplo
     )
 
 
+@pytest.mark.long
 def test_a_given_checkpoint_is_evaluated_again(model_dir, main):
     before = {"global_step": 2, "AP": 0.123}
     summaries.write_evaluation(f"{model_dir}/eval", "model.ckpt-2", before, secs=1)
@@ -97,6 +99,7 @@ def no_evaluation(monkeypatch):
     monkeypatch.setattr(sidecar, "select_steps", lambda *args, **kwargs: [])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("state", "code", "sentence"),
     [

@@ -16,6 +16,8 @@ from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, batching
 from retinanet_tpu.task import serving_fn
 
+pytestmark = pytest.mark.long
+
 COMMAND = [sys.executable, "-m", "retinanet_tpu.evaluate_export"]
 CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
 BINDINGS = (

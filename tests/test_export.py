@@ -15,6 +15,8 @@ import toy_data
 from retinanet_tpu import errors, export, optional_packages, train
 from retinanet_tpu.serving import artifacts, formats, parity, warm_up
 
+pytestmark = pytest.mark.long
+
 # With these settings a network has detections after twelve steps, and their scores
 # differ enough.
 DETECTS = (

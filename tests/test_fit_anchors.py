@@ -1,5 +1,7 @@
 import re
 
+import pytest
+
 import tool_processes
 import toy_data
 from retinanet_tpu.boxes import anchors
@@ -7,6 +9,7 @@ from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables
 
 
+@pytest.mark.long
 def test_the_written_anchors_can_be_included_and_are_no_worse(tmp_path):
     data_dir, output = toy_data.write(tmp_path / "data"), tmp_path / "anchors.gin"
     run_file = str(toy_data.GIN_CONFIGS / "quickstart.gin")

@@ -25,6 +25,7 @@ def _parse(path, *bindings):
     return gin_files.parse([str(path)], bindings, known=configurables.CONFIGURABLES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_passes_its_dry_run(path):
     _parse(path)

@@ -8,6 +8,8 @@ import edited_records
 import tool_processes
 import toy_data
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("matplotlib")
 
 

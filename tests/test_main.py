@@ -47,6 +47,7 @@ def test_an_unknown_command_is_refused(word, hint):
     )
 
 
+@pytest.mark.long
 def test_a_command_gets_its_flags():
     done = run("plot", "--no_such_flag")
     assert done.returncode == 1

@@ -11,6 +11,8 @@ import pytest
 
 import repository
 
+pytestmark = pytest.mark.long
+
 # What these would add to sys.path hides what is installed.
 HIDING = ("PYTHONPATH", "PYTHONHOME")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in HIDING}

@@ -64,6 +64,7 @@ def value(out, label):
     return re.search(rf"^ *{re.escape(label)} +(.+)$", out, re.MULTILINE)[1]
 
 
+@pytest.mark.long
 def test_all_bounds_of_a_run_are_printed(plan, report):
     out, error = plan(report)
     assert error is None
@@ -91,6 +92,7 @@ def test_the_efficiency_follows_from_a_measured_rate(plan, report):
     assert 0.2 < float(value(out, "efficiency")) < 0.21
 
 
+@pytest.mark.long
 def test_unmeasured_hosts_are_no_bound(plan, report):
     unmeasured = changed(report, "train", images_per_core_sec=None)
     out, error = plan(unmeasured)
@@ -130,6 +132,7 @@ def test_invalid_flags_are_errors(plan, report, flag, message):
     assert message in error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"steps": {"train": {}}}'])
 def test_a_file_of_another_format_is_refused(plan, text):
     _, error = plan(text)

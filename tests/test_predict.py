@@ -86,6 +86,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.long
 def test_command_writes_results_names_and_drawings(saved_model, photos, tmp_path):
     export_dir = os.path.dirname(saved_model)
     output_dir = tmp_path / "output"

@@ -231,6 +231,7 @@ def test_an_operation_without_a_kernel_is_reported_with_its_line():
     )
 
 
+@pytest.mark.long
 def test_without_the_extra_the_error_names_the_package_to_install():
     code = (
         "import sys; sys.modules['libtpu'] = None\n"

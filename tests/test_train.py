@@ -14,6 +14,8 @@ from retinanet_tpu import train
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 from retinanet_tpu.exit_codes import ExitCode
 
+pytestmark = pytest.mark.long
+
 # Batches of 8 from 12 images: every other step starts in the middle of an epoch.
 BINDINGS = ("MAX_STEPS = 40", "RunConfig.save_checkpoints_steps = 10")
 

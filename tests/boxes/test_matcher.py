@@ -65,6 +65,7 @@ def random_image(rng, num_boxes):
     return [(*c, *(c + s), k) for c, s, k in zip(corners, sizes, is_crowd, strict=True)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.5, 0.5), (0.7, 0.3)])
 def test_matches_agree_with_a_plain_loop(thresholds):
     rng = np.random.default_rng(0)

@@ -20,6 +20,8 @@ from retinanet_tpu.data import (
     record_order,
 )
 
+pytestmark = pytest.mark.long
+
 NUM_FILES, PER_FILE = 6, 2
 NUM_RECORDS = NUM_FILES * PER_FILE
 IDS = set(range(100, 100 + NUM_RECORDS))

@@ -55,6 +55,7 @@ def bright_box(image, resized):
     return [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
 def test_boxes_fit_their_objects_after_jitter_crop_and_flip(image_format):
     serialized, rng = record(image_format=image_format), np.random.default_rng(1)

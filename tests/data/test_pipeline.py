@@ -105,6 +105,7 @@ def test_every_epoch_has_each_image_once_in_another_order(data_dir):
     assert len({tuple(epoch) for epoch in images}) == 3
 
 
+@pytest.mark.long
 def test_batches_repeat_bit_for_bit_under_any_global_seed(data_dir):
     tf.random.set_seed(1)
     first = take(train(data_dir, seed=5), 12)
@@ -122,6 +123,7 @@ def test_an_image_is_augmented_differently_in_each_epoch(data_dir):
     assert sum(len(different) == 3 for different in variants.values()) >= 9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_used_up", [1, 4, 5, 7, 10])
 def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     straight = take(train(data_dir), 12)
@@ -129,6 +131,7 @@ def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     assert_same(straight[num_used_up:], resumed)
 
 
+@pytest.mark.long
 def test_hosts_read_different_images_and_resume_in_the_same_way(data_dir):
     hosts = [np.ravel(ids(train(data_dir, shard=(host, 2)), 20)) for host in range(2)]
     assert set(hosts[0]) | set(hosts[1]) == set(range(10))
@@ -185,6 +188,7 @@ def test_evaluation_keeps_order_and_pads_the_tail(data_dir):
     assert np.isfinite(1 / features.scales.numpy()).all()
 
 
+@pytest.mark.long
 def test_evaluation_hosts_have_equally_many_batches_and_drop_no_image(data_dir):
     hosts = [ids(evaluate(data_dir, shard=(host, 4))) for host in range(4)]
     assert [len(batches) for batches in hosts] == [2, 2, 2, 2]
@@ -215,6 +219,7 @@ def write_records(folder, records):
     return path
 
 
+@pytest.mark.long
 def test_a_truncated_file_is_explained(tmp_path):
     path = write_records(tmp_path, [record(i) for i in range(10)])
     path.write_bytes(path.read_bytes()[:-9])

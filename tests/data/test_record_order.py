@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from retinanet_tpu.data import record_files, record_order
 
+pytestmark = pytest.mark.long
+
 NUM_RECORDS, NUM_CLASSES = 2000, 10  # Sorted by class: number // 200.
 READERS = {
     "here": record_order.read_records_in_order,

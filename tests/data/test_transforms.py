@@ -121,6 +121,7 @@ def test_fine_patterns_of_large_images_become_their_mean(size, image_format):
     np.testing.assert_allclose(image, np.full(image.shape, 130), atol=2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", LARGE)
 @pytest.mark.parametrize("scale", [0.3, 1.0, 1.7])
 def test_formats_and_decoded_images_agree_about_large_images(size, scale):

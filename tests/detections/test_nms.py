@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from retinanet_tpu.detections import decode, nms
 
+pytestmark = pytest.mark.long
+
 SOFT = {
     nms.linear: lambda iou, threshold: 1 - iou if iou > threshold else 1.0,
     nms.gaussian: lambda iou, threshold: np.exp(-(iou**2) / np.float32(0.5)),

@@ -42,6 +42,7 @@ def test_the_page_has_the_exports_that_are_tested_here():
     assert list(COMMANDS) == list(export_folders.EXPORTS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("export", COMMANDS)
 def test_a_command_of_the_page_converts_the_export(convert, tmp_path, export):
     folder, output = tmp_path / "DS", tmp_path / "out"

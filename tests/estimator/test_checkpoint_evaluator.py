@@ -43,6 +43,7 @@ def test_an_incomplete_checkpoint_is_not_evaluated(scenario):
     assert scenario.sidecar().run(once=True) == [10]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [0, 0.3, 0.6, 0.9, 0.99])
 @pytest.mark.parametrize("suffix", [".index", ".data-*"])
 def test_a_corrupt_checkpoint_is_skipped_until_it_is_rewritten(local, share, suffix):
@@ -111,6 +112,7 @@ def test_a_checkpoint_is_leased_only_while_it_is_evaluated(scenario):
     assert book.held_steps() == set()
 
 
+@pytest.mark.long
 def test_the_trainer_does_not_delete_a_checkpoint_under_evaluation(scenario):
     save(scenario.model_dir, 0)
     there = []
@@ -193,6 +195,7 @@ def test_a_checkpoint_of_another_network_is_an_error(scenario):
         scenario.sidecar().run()
 
 
+@pytest.mark.long
 def test_nothing_is_traced_twice_and_no_objects_accumulate(local):
     traced, num_objects = [], []
 

@@ -156,6 +156,7 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(1, 9))
 def test_after_a_kill_at_any_moment_the_next_start_keeps_the_best(
     base_dir, monkeypatch, number

@@ -47,6 +47,7 @@ def test_every_k_selects_only_multiples_before_the_end_is_known():
     assert selected == [20]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", ["latest", "all"])
 def test_a_run_is_evaluated_from_before_its_start_to_its_end(scenario, policy):
     scenario.at_next_poll()
@@ -61,6 +62,7 @@ def test_a_run_is_evaluated_from_before_its_start_to_its_end(scenario, policy):
     assert evaluated_steps(scenario) == expected
 
 
+@pytest.mark.long
 def test_every_k_selects_the_final_checkpoint_too(scenario):
     for step in (10, 20, 30, 40, 50):
         save(scenario.model_dir, step)
@@ -68,6 +70,7 @@ def test_every_k_selects_the_final_checkpoint_too(scenario):
     assert scenario.sidecar(policy="every_k", every_k_steps=20).run() == [20, 40, 50]
 
 
+@pytest.mark.long
 def test_a_restarted_sidecar_evaluates_nothing_twice(scenario):
     for step in (10, 20):
         save(scenario.model_dir, step)
@@ -133,6 +136,7 @@ def test_a_finished_run_without_its_final_checkpoint_is_an_error(scenario):
     assert evaluated_steps(scenario) == [10]
 
 
+@pytest.mark.long
 def test_a_run_is_trained_and_evaluated_on_any_file_system(scenario):
     reasons = [None, None, "a test"]
     exporter = Exporter()

@@ -44,6 +44,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_replicas", [2, 4, 8])
 def test_the_update_does_not_depend_on_the_number_of_replicas(tmp_path, num_replicas):
     one = linear.make_estimator(tmp_path / "one").train(linear.train_input_fn, 12)

@@ -12,6 +12,8 @@ from retinanet_tpu.estimator import summaries, waits
 from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import checkpoints
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):

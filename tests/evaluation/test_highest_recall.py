@@ -35,6 +35,7 @@ def perfect_result(tmp_path, images, categories):
     return coco_metric.evaluate(batches, coco_metric.ground_truth(str(path)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_perfect_detections_reach_the_highest_recall(tmp_path, seed):
     rng = np.random.default_rng(seed)

@@ -24,6 +24,8 @@ import processes
 import toy_data
 from retinanet_tpu.exit_codes import ExitCode
 
+pytestmark = pytest.mark.long
+
 
 def steps(last, every):
     """Returns bindings with which SIGTERM also saves only at multiples of `every`."""

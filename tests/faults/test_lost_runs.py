@@ -17,6 +17,8 @@ from retinanet_tpu import errors, train
 from retinanet_tpu.estimator.model_dir import run_state
 from retinanet_tpu.exit_codes import ExitCode
 
+pytestmark = pytest.mark.long
+
 # One loop of steps, longer than any test.
 BINDINGS = (
     "MAX_STEPS = 100000",

@@ -16,6 +16,8 @@ import worker_processes
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.exit_codes import ExitCode
 
+pytestmark = pytest.mark.long
+
 PATIENCE_SECS = 400  # A loaded machine is slow to start TensorFlow four times.
 # A batch of all images, so that their order and the shards do not matter.
 BATCH = (

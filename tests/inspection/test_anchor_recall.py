@@ -35,6 +35,7 @@ def test_whole_images_have_the_boxes_of_the_evaluation_input(data_dir):
     assert augmented.box_indices.tolist() == list(range(len(expected)))
 
 
+@pytest.mark.long
 def test_augmented_boxes_are_distributed_as_in_the_training_input(data_dir):
     split = dataset_stats.read(data_dir, "train", CATEGORIES)
     output = examples.OutputSpec(IMAGE_SIZE, 2)

@@ -16,6 +16,7 @@ runpy.run_module(f"retinanet_tpu.{sys.argv[0]}", run_name="__main__")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tool", "flag"),
     [("inspect_data", "--data_dir=absent"), ("plot", "--model_dir=x")],

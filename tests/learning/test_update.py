@@ -207,6 +207,7 @@ def copies(state):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_replicas", [1, 2])
 @pytest.mark.parametrize("bad", [60000.0, np.nan])
 def test_an_overflow_on_one_replica_does_not_change_the_statistics(num_replicas, bad):

@@ -8,6 +8,8 @@ from retinanet_tpu import replicas
 from retinanet_tpu.model import fpn, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
 
+pytestmark = pytest.mark.long
+
 STEM_AND_C2 = ("backbone/stem", "backbone/stage2")
 # depth: (weights, parameters) with 91 classes, from the specification's architecture.
 COUNTS = {

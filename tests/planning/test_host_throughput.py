@@ -5,6 +5,8 @@ import toy_data
 from retinanet_tpu.planning import host_throughput
 from retinanet_tpu.task import configurables
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run():

@@ -56,6 +56,7 @@ def test_prediction_is_the_exported_signature_resizing_included(steps):
     }
 
 
+@pytest.mark.long
 def test_training_reduces_gradients_statistics_and_scalars(steps):
     kinds, means = traced(steps["train"])
     assert means.shape.rank == 1 and means.shape[0] >= 5

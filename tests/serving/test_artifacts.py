@@ -123,6 +123,7 @@ def images_of(boxes_yxyx, size=(30, 40)):
     return images
 
 
+@pytest.mark.long
 def test_all_formats_return_the_same_detections_in_pixels_of_the_images(artifact):
     detections = artifact.detect(images_of(BOXES_YXYX))
     assert isinstance(detections, structures.Detections)

@@ -25,6 +25,7 @@ def raw_session(module):
     return types.SimpleNamespace(run=run)
 
 
+@pytest.mark.long
 def test_raw_model_with_our_nms_has_the_detections_of_the_checkpoint(module):
     images = servers.images(3)
     expected = checked_detections.detect_with_checkpoint(

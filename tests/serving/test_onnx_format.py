@@ -30,6 +30,9 @@ def make_module(*bindings):
     return module
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def module():
     return make_module()
@@ -76,6 +79,7 @@ def dimensions(value):
 SIZES = [(1, (60, 90)), (3, (60, 90)), (3, (97, 41)), (2, (131, 200)), (1, (301, 530))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("num", "size"), SIZES)
 def test_onnx_returns_the_detections_of_the_module(module, session, num, size):
     images = servers.images(num, size)
@@ -287,6 +291,7 @@ def test_bfloat16_is_rejected():
         onnx_format.convert(fn, [SPEC])
 
 
+@pytest.mark.long
 def test_boxes_and_scores_are_float32_in_half_precision():
     module = make_module("COMPUTE_DTYPE = 'float16'")
     half = onnx_format.convert(module.raw, [module.input_spec])

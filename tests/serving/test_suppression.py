@@ -7,6 +7,8 @@ import tensorflow as tf
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.serving import onnx_format, tflite_format
 
+pytestmark = pytest.mark.long
+
 NUM = 500  # More than a tile of hard NMS and the windows of soft NMS.
 # The names differ from those of the outputs.
 INPUTS = ("given_boxes", "given_scores", "given_classes")

@@ -14,6 +14,8 @@ from retinanet_tpu.data import transforms
 from retinanet_tpu.model import layers
 from retinanet_tpu.serving import parity, tflite_format
 
+pytestmark = pytest.mark.long
+
 KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
 INPUTS = tf.TensorSpec([1, 8, 8, 3], tf.float32, name="inputs")
 

@@ -10,6 +10,8 @@ import tensorflow as tf
 from retinanet_tpu import errors
 from retinanet_tpu.startup import guard
 
+pytestmark = pytest.mark.long
+
 
 def raised(fn):
     with pytest.raises(Exception) as caught:

@@ -56,6 +56,7 @@ def listing(directory):
     return sorted((p.name, p.stat().st_mtime_ns) for p in directory.iterdir())
 
 
+@pytest.mark.long
 def test_the_saved_configuration_has_absolute_paths(base):
     text = (base / "run" / cli.CONFIG_FILE).read_text()
     assert f"{base}/data'" in text
@@ -93,6 +94,7 @@ def test_missing_data_are_an_error_that_names_the_directory(base, caplog):
         input_fn.Data("away").read_categories()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [cli.CONFIG_FILE, "categories.json"])
 def test_checkpoints_without_settings_are_an_error(base, name):
     (base / "run" / name).unlink()

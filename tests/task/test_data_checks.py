@@ -102,6 +102,7 @@ def test_the_page_of_broken_data_has_every_case():
     assert {"what was wrong", *DAMAGES} == {name for name, _ in ROWS}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "expected"), ROWS[1:], ids=[name for name, _ in ROWS[1:]]
 )

@@ -10,6 +10,8 @@ from retinanet_tpu.estimator import gin_files, train_loop, train_step
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.task import configurables, initialization, summary
 
+pytestmark = pytest.mark.long
+
 GIN_CONFIGS = toy_data.GIN_CONFIGS
 TORCHVISION = GIN_CONFIGS / "model" / foreign_resnets.TORCHVISION
 FROZEN = "FROZEN = ('backbone/stem', 'backbone/stage2')"

@@ -8,6 +8,8 @@ import toy_data
 from retinanet_tpu.data import record_files
 from retinanet_tpu.estimator import spec
 
+pytestmark = pytest.mark.long
+
 BATCH_SIZE = 4  # Of 12 images.
 
 

@@ -15,6 +15,8 @@ from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.learning import losses
 from retinanet_tpu.task import model_fn, recipe
 
+pytestmark = pytest.mark.long
+
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 

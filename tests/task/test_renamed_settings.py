@@ -45,6 +45,7 @@ def test_an_old_reference_is_an_error_that_contains_the_new_name():
         parse("Recipe.nms_fn = @nms()")
 
 
+@pytest.mark.long
 def test_the_saved_configuration_of_an_older_run_is_read(tmp_path):
     new = parse()
     old = new

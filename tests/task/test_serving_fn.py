@@ -73,6 +73,7 @@ def test_default_signature_has_the_outputs_of_one_image(module, images, detectio
     np.testing.assert_array_equal(one["boxes"], one["boxes_xyxy"])
 
 
+@pytest.mark.long
 def test_files_and_examples_have_the_detections_of_their_pixels(
     module, images, detections
 ):
@@ -96,6 +97,7 @@ def test_files_of_different_sizes_share_a_batch(module):
         assert (both["boxes_xyxy"][row].numpy() <= np.array(sides)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(131, 200), (301, 530)])
 def test_large_images_have_the_same_detections_encoded_and_decoded(module, size):
     images = servers.images(2, size)

@@ -53,6 +53,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_reader_ends_within_seconds_with_a_short_error(tmp_path, name):
     annotation_files.draw(

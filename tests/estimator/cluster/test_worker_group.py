@@ -11,6 +11,8 @@ import worker_processes
 from retinanet_tpu.estimator.cluster import strategy, worker_group
 from retinanet_tpu.estimator.model_dir import checkpoints
 
+pytestmark = pytest.mark.long
+
 LINEAR = pathlib.Path(linear.__file__).parent / "linear_worker.py"
 CLUSTER = {"worker": ["a:1", "b:1"]}
 

@@ -12,6 +12,8 @@ import foreign_resnets
 import torch_models
 from retinanet_tpu.model.backbones import pretrained, weight_files
 
+pytestmark = pytest.mark.long
+
 KERAS, TORCHVISION = foreign_resnets.KERAS, foreign_resnets.TORCHVISION
 
 

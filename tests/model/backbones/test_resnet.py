@@ -68,6 +68,7 @@ def test_symmetric_pool_padding_changes_only_images_of_even_sides():
         assert np.allclose(one, two, atol=1e-6) == is_same
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stride_in_1x1", [False, True])
 def test_layers_of_published_weights_train_with_xla(stride_in_1x1):
     backbone = resnet.ResNet(

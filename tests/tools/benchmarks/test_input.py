@@ -105,6 +105,7 @@ def test_table_shows_medians_and_ranges(imported):
     )
 
 
+@pytest.mark.long
 def test_an_invalid_pattern_is_an_error():
     command = [sys.executable, str(TOOL), "--data=somewhere"]
     process = subprocess.run(command, capture_output=True, text=True)

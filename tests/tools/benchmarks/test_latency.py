@@ -8,6 +8,8 @@ import tensorflow as tf
 
 import repository
 
+pytestmark = pytest.mark.long
+
 TOOL = repository.ROOT / "tools" / "benchmarks" / "latency.py"
 QUICK = ("--rounds=2", "--measure_secs=0", "--batch_size", "1", "4", "--size", "24x32")
 

@@ -431,6 +431,7 @@ def test_a_missing_package_is_an_error(tool, monkeypatch, module, wheel):
         tool._package(module)
 
 
+@pytest.mark.long
 def test_the_command_prints_errors_without_traceback(tmp_path):
     command = [sys.executable, str(TOOL), "--onnx=absent.onnx", "--output=x"]
     environment = {"PYTHONPATH": str(TOOL.parents[1]), "TF_CPP_MIN_LOG_LEVEL": "3"}

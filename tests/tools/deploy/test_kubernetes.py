@@ -12,6 +12,8 @@ from retinanet_tpu import data_service, evaluate, train
 from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.task import cli
 
+pytestmark = pytest.mark.long
+
 yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
 
 FOLDER = repository.ROOT / "tools" / "deploy" / "kubernetes"

@@ -200,6 +200,7 @@ def test_several_hosts_require_a_bucket(pod):
     assert done.returncode == 1 and "gs://" in done.stdout and pod.calls() == []
 
 
+@pytest.mark.long
 def test_a_preempted_trainer_starts_again_until_it_is_done(cloud):
     cloud.install("42", "42", "0")
     cloud.run("start.sh", *FLAGS)
@@ -208,6 +209,7 @@ def test_a_preempted_trainer_starts_again_until_it_is_done(cloud):
     assert [flags for _, flags, _ in cloud.trainers()] == [FLAGS] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", [1, 5, 137])
 def test_a_trainer_that_failed_does_not_start_again(cloud, code):
     cloud.install(str(code), "0")
@@ -237,6 +239,7 @@ def test_a_trainer_without_its_loop_still_holds_the_lock(cloud):
     assert "disappeared without an exit code" in cloud.run("tail.sh").stdout
 
 
+@pytest.mark.long
 def test_stopping_lets_the_trainer_save_and_does_not_restart_it(cloud):
     cloud.install("stopped", "0")
     cloud.start()

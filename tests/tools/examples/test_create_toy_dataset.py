@@ -9,6 +9,8 @@ import pytest
 
 import repository
 
+pytestmark = pytest.mark.long
+
 
 def draw(folder, *options):
     command = [

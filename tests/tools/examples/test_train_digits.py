@@ -11,6 +11,8 @@ import tool_processes
 from retinanet_tpu.estimator.cluster import preemption, strategy
 from retinanet_tpu.estimator.model_dir import checkpoints
 
+pytestmark = pytest.mark.long
+
 TOOL = tool_processes.path("tools/examples/train_digits.py")
 # Runs the tool as a command; the last line lists the imported modules of the package.
 RUN_AND_LIST = """
