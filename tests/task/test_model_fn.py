@@ -82,7 +82,10 @@ def assert_same_training(got, expected, *, rtol):
         np.testing.assert_allclose(scalars[name], value, rtol=rtol, err_msg=name)
 
 
-@pytest.mark.parametrize("num_replicas", [2, 8])
+@pytest.mark.parametrize(
+    "num_replicas",
+    [2, pytest.param(8, marks=pytest.mark.slow)],  # Traces for a minute.
+)
 def test_equal_global_batches_give_equal_updates(trained, plain, num_replicas):
     assert_same_training(trained(num_replicas=num_replicas), plain, rtol=1e-4)
 
