@@ -24,7 +24,7 @@ from retinanet_tpu.task.serving_fn import serving_fn
 
 UpdateFn = Callable[[tf.Module], update.WeightUpdate]
 StrategyFn = Callable[[], tf.distribute.Strategy]
-ExporterFn = Callable[[Callable[..., spec.Serving]], Any]
+ExporterFn = Callable[[spec.ServingFn], spec.CheckpointExporter]
 
 
 @dataclasses.dataclass(frozen=True)

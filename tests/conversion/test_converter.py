@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from retinanet_tpu.conversion import converter
 from retinanet_tpu.data import annotations, record_files, tf_example
+from shard_files import contents, write
 
 NAMES = {1: "cat", 2: "dog"}
 BOX = annotations.AnnotatedObject(1, 2, (3.0, 4.0, 12.0, 9.0), 100.0, False)
@@ -166,20 +167,6 @@ def many(folder, count):
         images.append(IMAGE._replace(image_id=i, file_name=f"{i}.jpg", width=30 + i))
     categories = [{"id": i, "name": name} for i, name in NAMES.items()]
     return annotations.AnnotatedSet(images, categories)
-
-
-def write(annotated, folder, output, **options):
-    return converter.write_shards(
-        annotated,
-        images_dir=str(folder),
-        output_dir=str(output),
-        split="train",
-        **{"num_shards": 3} | options,
-    )
-
-
-def contents(output):
-    return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
 def test_files_are_the_same_for_any_number_of_workers(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from retinanet_tpu.conversion import converter
 from retinanet_tpu.data import annotations
+from shard_files import contents, write
 
 NAMES = {1: "cat", 2: "dog"}
 BOX = annotations.AnnotatedObject(1, 2, (3.0, 4.0, 12.0, 9.0), 100.0, False)
@@ -24,20 +25,6 @@ def many(folder, count):
         images.append(annotations.AnnotatedImage(i, f"{i}.jpg", 24, 30 + i, (BOX,)))
     categories = [{"id": i, "name": name} for i, name in NAMES.items()]
     return annotations.AnnotatedSet(images, categories)
-
-
-def write(annotated, folder, output, **options):
-    return converter.write_shards(
-        annotated,
-        images_dir=str(folder),
-        output_dir=str(output),
-        split="train",
-        **{"num_shards": 3} | options,
-    )
-
-
-def contents(output):
-    return {path.name: path.read_bytes() for path in output.iterdir()}
 
 
 class Killed(Exception):

@@ -15,13 +15,6 @@ from sidecar_scenario import (
 )
 
 
-@pytest.fixture(params=["local", "ram"])
-def scenario(request, tmp_path):
-    name = str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
-    tf.io.gfile.makedirs(f"{name}/run")
-    return SidecarScenario(f"{name}/run")
-
-
 @pytest.fixture
 def local(tmp_path):
     return SidecarScenario(str(tmp_path))

@@ -5,18 +5,10 @@ from retinanet_tpu.estimator import sidecar, summaries
 from retinanet_tpu.estimator.model_dir import checkpoints
 from sidecar_scenario import (
     Exporter,
-    SidecarScenario,
     evaluated_steps,
     run_trainer,
     save,
 )
-
-
-@pytest.fixture(params=["local", "ram"])
-def scenario(request, tmp_path):
-    name = str(tmp_path) if request.param == "local" else f"ram://{tmp_path.name}"
-    tf.io.gfile.makedirs(f"{name}/run")
-    return SidecarScenario(f"{name}/run")
 
 
 @pytest.mark.parametrize(

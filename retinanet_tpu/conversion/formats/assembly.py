@@ -1,7 +1,7 @@
 """Makes an AnnotatedSet of parsed annotation files: ids, classes and areas."""
 
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from retinanet_tpu import errors
@@ -162,31 +162,35 @@ def assemble(
     return annotations.AnnotatedSet(annotated_images, categories, tuple(events))
 
 
-def assemble_files(
-    contents: Mapping[str, Content],
+def read_folder(
+    directory: str,
+    extension: str,
+    parse_fn: Callable[[bytes, str], Content],
     categories: list[dict[str, Any]] | None,
     *,
-    directory: str,
     image_folder: files.ImageFolder,
     unit: str,
-    events: Sequence[annotations.ConversionEvent],
 ) -> annotations.AnnotatedSet:
-    """Makes an AnnotatedSet of a folder with one annotation file per image.
+    """Reads a folder with one annotation file per image.
 
     The image has the name of the annotation file, or else the name that the file
     contains. The latter is often outdated, as tools that copy or rename files keep it.
 
     Args:
-      contents: The parsed files, by name relative to the directory.
-      categories: The classes; None for all that occur, sorted.
       directory: The folder of annotation files.
+      extension: The extension of the annotation files, such as ".xml".
+      parse_fn: Returns the content of a file from its bytes and its name.
+      categories: The classes; None for all that occur, sorted.
       image_folder: The folder of images.
       unit: The unit that `source_line` counts, such as "object"; for reports.
-      events: The events about files that cannot be read.
 
     Raises:
-      UserError: The class of an object is not in `categories`.
+      MissingFileError: The folder does not exist.
+      UserError: The folder contains no such file, none can be read, or the class of an
+        object is not in `categories`.
     """
+    names = files.list_files(directory, extension)
+    contents, events = files.parse_each(directory, names, parse_fn)
     candidates: list[list[list[str]]] = []
     images: list[ReadImage] = []
     for name, (image, _) in contents.items():

@@ -41,15 +41,13 @@ def read(
         unknown.
       MissingFileError: The folder does not exist.
     """
-    names = files.list_files(directory, ".json")
-    parsed, events = files.parse_each(directory, names, _parse)
-    return assembly.assemble_files(
-        parsed,
+    return assembly.read_folder(
+        directory,
+        ".json",
+        _parse,
         categories,
-        directory=directory,
         image_folder=image_folder,
         unit="shape",
-        events=events,
     )
 
 

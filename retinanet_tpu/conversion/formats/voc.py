@@ -38,15 +38,13 @@ def read(
     Raises:
       UserError: No XML file can be read, or a class is unknown.
     """
-    names = files.list_files(directory, ".xml")
-    parsed, events = files.parse_each(directory, names, _parse)
-    return assembly.assemble_files(
-        parsed,
+    return assembly.read_folder(
+        directory,
+        ".xml",
+        _parse,
         categories,
-        directory=directory,
         image_folder=image_folder,
         unit="object",
-        events=events,
     )
 
 
