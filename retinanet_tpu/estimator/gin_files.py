@@ -1,6 +1,5 @@
 """Reads gin files and single settings of a run; unknown names are errors."""
 
-import contextlib
 import difflib
 import os
 import re
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 import gin
 import tensorflow as tf
-from absl import logging
 from gin import config_parser
 
 from retinanet_tpu import errors
@@ -105,15 +103,14 @@ def parse(
     for setting in gin_params:
         _check_setting(setting)
     try:
-        with _suppress_logs():  # Gin logs each directory that lacks an include.
-            for text in texts:
-                gin.parse_config(text, skip_unknown=False)
-            gin.parse_config_files_and_bindings(
-                list(gin_files),
-                list(gin_params),
-                skip_unknown=False,
-                finalize_config=False,
-            )
+        for text in texts:
+            gin.parse_config(text, skip_unknown=False)
+        gin.parse_config_files_and_bindings(
+            list(gin_files),
+            list(gin_params),
+            skip_unknown=False,
+            finalize_config=False,
+        )
         for name, value in _relative_paths(gin.config_str(), known, paths).items():
             gin.parse_config(f"{name} = {os.path.abspath(value)!r}")
         text = gin.config_str()
@@ -377,16 +374,6 @@ def _macro_name(binding):
 def _last(name):
     """Returns the name of a configurable without scope and module."""
     return name.rpartition("/")[2].rpartition(".")[2]
-
-
-@contextlib.contextmanager
-def _suppress_logs():
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _is_setting(line):
