@@ -11,18 +11,15 @@ waiting for other devices, one iteration of a loop of unknown length.
 
 import retinanet_tpu.startup.cpu
 
-import contextlib
 import dataclasses
 import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 from absl import flags, logging
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, log_progress
 from retinanet_tpu.planning import host_throughput, step_functions
 from retinanet_tpu.planning.report import (
     DOES_NOT_COMPILE,
@@ -62,7 +59,6 @@ _DUMP_HLO = flags.DEFINE_string(
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the table.")
 
 _NUM_MOVES = 10  # The number of largest moves that the JSON contains.
-_PROGRESS_SECS = 30
 
 
 def main() -> None:
@@ -128,14 +124,14 @@ def examine(
         outcome=DOES_NOT_COMPILE,
     )
     try:
-        with _logged(f"{event} | tracing"):
+        with log_progress.logged(f"{event} | tracing"):
             program = lower.lower(step.fn, step.specs_fn(images), strategy)
     except RuntimeError as error:
         return dataclasses.replace(refused, error=str(error))
     _dump(dump_dir, f"{name}.hlo.pb", program.hlo)
     try:
-        with _logged(f"{event} | compiling"):
-            compiled = compiler.for_tpu(program.hlo, target.topology, step.num_replicas)
+        with log_progress.logged(f"{event} | compiling"):
+            compiled = compiler.for_tpu(program, target.topology)
     except compiler.CompileError as error:
         return _with_failure(refused, error, program)
     _dump(dump_dir, f"{name}.tpu.txt", compiled.text)
@@ -177,7 +173,7 @@ def _overrides(target: roofline.Accelerator) -> list[str]:
 
 
 def _host_rates(run: Run) -> dict[str, float]:
-    with _logged("preflight | measuring the input pipeline"):
+    with log_progress.logged("preflight | measuring the input pipeline"):
         return host_throughput.images_per_core_sec(run)
 
 
@@ -258,26 +254,6 @@ def _with_failure(
     line = program.line_of(error.operation)
     made_at = f"; {error.operation} was made at {line}" if line else ""
     return dataclasses.replace(report, error=first_line + made_at)
-
-
-@contextlib.contextmanager
-def _logged(event: str) -> Iterator[None]:
-    """Logs the start, the progress and the duration of an event."""
-    start, is_done = time.monotonic(), threading.Event()
-
-    def log_progress() -> None:
-        while not is_done.wait(_PROGRESS_SECS):
-            logging.info("%s | %d s so far", event, time.monotonic() - start)
-
-    logging.info("%s", event)
-    thread = threading.Thread(target=log_progress, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_done.set()
-        thread.join()
-        logging.info("%s | took %.0f s", event, time.monotonic() - start)
 
 
 def _dump(directory: str | None, name: str, content: bytes | str) -> None:

@@ -88,7 +88,7 @@ def test_a_later_evaluation_has_the_same_results(trained, data_dir):
 def test_the_export_has_the_detections_of_the_evaluation(trained, exported, data_dir):
     run, _ = trained
     serve = tf.saved_model.load(exported).signatures["serving_default"]
-    forward = run.estimator._forward_pass("eval", checkpoints.latest(run_dir(run)))
+    _, forward = run.estimator._load_forward("eval", checkpoints.latest(run_dir(run)))
     batch = next(iter(run.estimator._inputs.dataset(run.eval_spec.input_fn, "eval")))
     _, (detections, image_ids) = forward(batch)
     for row, image_id in enumerate(image_ids[:3]):

@@ -41,8 +41,8 @@ SMALL = (
 )
 
 
-def compile_fake(hlo, topology, num_replicas):
-    images = int(hlo)
+def compile_fake(program, topology):
+    images = int(program.hlo)
     needed = int(OTHER_BYTES + images * IMAGE_BYTES)
     if needed > 15.48 * GIB:
         gib = needed / GIB

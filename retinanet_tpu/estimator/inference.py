@@ -3,70 +3,58 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas
 from retinanet_tpu.estimator import spec, train_step
 
 
-class ForwardPass:
-    """A traced model_fn: batches -> NumPy arrays of the global batch.
+class ReplicaForward:
+    """The forward pass of a replica, and the metric_fn that it returns.
 
     Attributes:
-      metric_fn: The metric_fn of eval_metrics; None before the first batch is traced.
-      replica_fn: batch -> (loss, tensors), the function that every replica runs.
+      metric_fn: The metric_fn of eval_metrics; None before `run` is traced.
     """
 
     def __init__(
         self,
-        strategy: tf.distribute.Strategy,
         model_fn: spec.ModelFn,
         mode: str,
         params_fn: spec.ParamsFn,
-        *,
         network: tf.Module,
-        jit_compile: bool,
     ):
         """Initializes the forward pass.
 
         Args:
-          strategy: The strategy whose replicas run it.
           model_fn: The model_fn of the estimator.
           mode: EVAL or PREDICT.
           params_fn: Returns the params of model_fn.
           network: The network of model_fn.
-          jit_compile: Whether to compile it with XLA.
         """
         self.metric_fn: spec.MetricFn | None = None
-        self._strategy = strategy
-        self._is_eval = mode == spec.ModeKeys.EVAL
+        self._model_fn = model_fn
+        self._mode = mode
+        self._params_fn = params_fn
+        self._network = network
 
-        def replica_forward(batch):
-            result = train_step.call_model_fn(
-                model_fn, batch, mode, params=params_fn(), network=network
-            )
-            if not self._is_eval:
-                return tf.zeros([]), result.predictions
-            self.metric_fn, tensors = result.eval_metrics or (None, ())
-            return replicas.cross_replica_mean(result.loss), tensors
+    def run(self, batch: Any) -> tuple[tf.Tensor, Any]:
+        """Runs model_fn on the batch of a replica.
 
-        self.replica_fn = replica_forward
-        compiled = tf.function(
-            replica_forward, autograph=False, jit_compile=jit_compile or None
+        Returns:
+          The mean of the loss over replicas, and the eval tensors of the replica; or 0
+          and its predictions.
+        """
+        result = train_step.call_model_fn(
+            self._model_fn,
+            batch,
+            self._mode,
+            params=self._params_fn(),
+            network=self._network,
         )
-        self._forward = tf.function(lambda batch: strategy.run(compiled, args=(batch,)))
-
-    def __call__(self, batch: Any) -> tuple[float, Any]:
-        """Returns the loss, and the eval tensors or predictions of all replicas."""
-        loss, tensors = self._forward(batch)
-        joined = tf.nest.map_structure(
-            lambda t: np.concatenate(self._local(t)), tensors
-        )
-        return float(self._local(loss)[0]), joined
-
-    def _local(self, value):
-        return [v.numpy() for v in self._strategy.experimental_local_results(value)]
+        if self._mode != spec.ModeKeys.EVAL:
+            return tf.zeros([]), result.predictions
+        self.metric_fn, tensors = result.eval_metrics or (None, ())
+        return replicas.cross_replica_mean(result.loss), tensors
 
 
 class EvaluatedBatches:

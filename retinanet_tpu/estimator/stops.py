@@ -1,7 +1,7 @@
 """Stops a training run for a reason, and saves the trained steps."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -9,31 +9,9 @@ from absl import logging
 
 from retinanet_tpu.estimator import checkpoint_saver, spec, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.engines import engine
 
 T = TypeVar("T")
-NOT_STARTED = -1
-
-
-class Progress(NamedTuple):
-    """The progress of a loop of steps, in global steps.
-
-    Attributes:
-      num_fetched: The number of batches that each replica received, or NOT_STARTED.
-      num_done: The number of steps that all replicas have finished.
-    """
-
-    num_fetched: tuple[int, ...]
-    num_done: int
-
-    @property
-    def is_waiting(self) -> bool:
-        """True if a replica waits for the batch of the next step."""
-        return NOT_STARTED < min(self.num_fetched) <= self.num_done
-
-    @property
-    def is_between_steps(self) -> bool:
-        """True if no replica has begun the next step."""
-        return self.is_waiting and max(self.num_fetched) == self.num_done
 
 
 class Stopper:
@@ -76,7 +54,9 @@ class Stopper:
         except waits.GivenUpError as stop:
             raise self._saved(str(stop)) from None
 
-    def call_loop(self, fn: Callable[[], T], progress_fn: Callable[[], Progress]) -> T:
+    def call_loop(
+        self, fn: Callable[[], T], progress_fn: Callable[[], engine.Progress]
+    ) -> T:
         """Returns fn(), which trains, unless it stalls and there is a reason to stop.
 
         The trained steps are then saved, with two exceptions. Several workers only save

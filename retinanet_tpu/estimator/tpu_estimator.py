@@ -23,8 +23,9 @@ from retinanet_tpu.estimator import (
     waits,
     warm_start,
 )
-from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.cluster import pjrt_strategy, preemption
 from retinanet_tpu.estimator.cluster.strategy import make_deterministic
+from retinanet_tpu.estimator.engines import distribute, engine, pjrt_engine
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 
 
@@ -169,7 +170,7 @@ class TPUEstimator:
         )
         train_loop.train(
             state,
-            train_loop.TrainLoop(self.strategy, step_fn, self._jit_compile),
+            self._engine.make_loop(state, step_fn),
             lambda first: iter(self._inputs.dataset(input_fn, mode, first)),
             max_steps=max_steps,
             config=self.config,
@@ -212,9 +213,9 @@ class TPUEstimator:
         mode = spec.ModeKeys.EVAL
         path = self._checkpoint(checkpoint_path)
         step = checkpoints.step_of(path)
-        forward = self._forward_pass(mode, path)
+        forward, run = self._load_forward(mode, path)
         outputs = self._forward_outputs(
-            forward, input_fn, mode, steps=steps, stop_reason=stop_reason
+            run, input_fn, mode, steps=steps, stop_reason=stop_reason
         )
         outputs = preemption.stop_when(stop_reason, outputs, step)
         # The first batch traces model_fn, which returns metric_fn.
@@ -250,8 +251,8 @@ class TPUEstimator:
           MissingFileError: There is no checkpoint.
         """
         mode = spec.ModeKeys.PREDICT
-        forward = self._forward_pass(mode, self._checkpoint(checkpoint_path))
-        for _, predictions in self._forward_outputs(forward, input_fn, mode):
+        _, run = self._load_forward(mode, self._checkpoint(checkpoint_path))
+        for _, predictions in self._forward_outputs(run, input_fn, mode):
             yield predictions
 
     def export_saved_model(
@@ -286,24 +287,14 @@ class TPUEstimator:
         logging.info("Exported %s to %s", path, directory)
         return directory
 
-    @property
-    def _jit_compile(self):
-        """The value of jit_compile to request.
-
-        A TPU compiles without a request. With several replicas, collectives must stay
-        outside the compiled function.
-        """
-        is_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
-        is_single = self.num_replicas == 1
-        return self.config.tpu_config.jit_compile and is_single and not is_tpu
-
     def _place(self, strategy):
         """Sets the strategy and discards what was created under another one."""
         self.strategy = strategy
-        self.workers = worker_group.Workers(strategy)
+        self._engine = _make_engine(strategy, self.config)
+        self.workers = self._engine.workers
         self._inputs = inputs.Inputs(strategy, self._params, self._batch_sizes)
         self._eval_network = None
-        self._forward_passes = {}
+        self._forwards = {}
 
     def _eval_dir(self, name):
         return f"{self.model_dir}/eval" + (f"_{name}" if name else "")
@@ -316,29 +307,44 @@ class TPUEstimator:
             f"No checkpoint in {self.model_dir}; train first or check --model_dir."
         )
 
-    def _forward_pass(self, mode, path):
-        """Returns the traced forward pass of a mode, its network loaded from a path."""
+    def _load_forward(self, mode, path):
+        """Returns the forward pass of a mode with the weights of a checkpoint.
+
+        Returns:
+          The inference.ReplicaForward, and the function that runs it on all replicas.
+        """
         self.workers.check_alone()
         if self._eval_network is None:
             with self.strategy.scope():
                 self._eval_network = self._network_fn(self._inputs.plain_params())
         train_step.load(self._eval_network, path)
-        if mode not in self._forward_passes:
-            self._forward_passes[mode] = inference.ForwardPass(
-                self.strategy,
+        if mode not in self._forwards:
+            forward = inference.ReplicaForward(
                 self._model_fn,
                 mode,
                 lambda: self._inputs.params(mode),
-                network=self._eval_network,
-                jit_compile=self._jit_compile,
+                self._eval_network,
             )
-        return self._forward_passes[mode]
+            self._forwards[mode] = forward, self._engine.make_forward(forward.run)
+        forward, run = self._forwards[mode]
+        run.reload()
+        return forward, run
 
     def _forward_outputs(
-        self, forward, input_fn, mode, *, steps=None, stop_reason=preemption.no_stop
+        self, run, input_fn, mode, *, steps=None, stop_reason=preemption.no_stop
     ):
         """Yields (loss, tensors) of each batch, until the data end."""
         dataset = self._inputs.dataset(input_fn, mode)
         stall = waits.Stall(stop_reason)
         for batch in itertools.islice(waits.iterate(dataset, stall), steps):
-            yield forward(batch)
+            yield run(batch)
+
+
+def _make_engine(
+    strategy: tf.distribute.Strategy, config: run_config.RunConfig
+) -> engine.Engine:
+    """Returns the engine that runs the replicas of a strategy."""
+    if isinstance(strategy, pjrt_strategy.PjrtStrategy):
+        return pjrt_engine.PjrtEngine(strategy)
+    jit_compile = config.tpu_config.jit_compile
+    return distribute.DistributeEngine(strategy, jit_compile=jit_compile)

@@ -5,15 +5,12 @@ exception is a stop while the device loop waits for data; see stops.py.
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     checkpoint_saver,
     run_config,
@@ -25,23 +22,8 @@ from retinanet_tpu.estimator import (
     warm_start,
 )
 from retinanet_tpu.estimator.cluster import preemption, worker_group
+from retinanet_tpu.estimator.engines import engine
 from retinanet_tpu.estimator.model_dir import checkpoints
-
-
-class LoopResult(NamedTuple):
-    """The result of a loop of steps.
-
-    Attributes:
-      scalars: The means over the steps of the loop and all replicas, by name.
-      secs: The duration of the loop.
-      input_wait: The share of `secs` in which the device waited for the next batch.
-      num_traces: The number of traces of the loop so far; above 1 if shapes change.
-    """
-
-    scalars: Mapping[str, float]
-    secs: float
-    input_wait: float
-    num_traces: int
 
 
 def start(
@@ -83,7 +65,7 @@ def start(
 
 def train(
     state: train_step.TrainState,
-    run_loop: "TrainLoop",
+    run_loop: engine.TrainLoop,
     make_iterator: Callable[[int], Iterator[Any]],
     *,
     max_steps: int,
@@ -173,168 +155,3 @@ def _roll_back(state, model_dir, error):
         state.num_skipped,
     )
     return True
-
-
-class TrainLoop:
-    """A loop of training steps in one TensorFlow call."""
-
-    def __init__(
-        self,
-        strategy: tf.distribute.Strategy,
-        step_fn: train_step.StepFn,
-        jit_compile: bool = False,
-    ):
-        """Initializes the loop; it is traced at the first call.
-
-        Args:
-          strategy: The strategy whose replicas run the steps.
-          step_fn: (batch, global step) -> scalars by name; runs on every replica.
-          jit_compile: Whether to compile the step with XLA.
-        """
-        self._replica_step = train_step.ReplicaStep(step_fn)
-        run_step = tf.function(
-            self._replica_step.run, autograph=False, jit_compile=jit_compile or None
-        )
-        devices = _devices_of(strategy)
-        with tf.device(_host_of(devices[0])):
-            counters = [tf.Variable(0, dtype=tf.int64) for _ in [*devices, "steps"]]
-        self._num_fetched = counters[:-1]
-        self._num_done = counters[-1]
-        self._loop = _make_loop(
-            strategy,
-            run_step,
-            num_fetched=self._num_fetched,
-            num_done=self._num_done,
-        )
-
-    def reset(self, step: int) -> None:
-        """Sets the global step at which the next call begins."""
-        self._num_done.assign(step)
-        for counter in self._num_fetched:
-            counter.assign(stops.NOT_STARTED)
-
-    def progress(self) -> stops.Progress:
-        """Returns the progress of a call in another thread."""
-        num_fetched = tuple(int(counter) for counter in self._num_fetched)
-        return stops.Progress(num_fetched, int(self._num_done))
-
-    def __call__(
-        self, iterator: Iterator[Any], first_step: int, num_steps: int
-    ) -> LoopResult:
-        """Runs steps.
-
-        Args:
-          iterator: Yields the distributed batches.
-          first_step: The global step before the first step.
-          num_steps: The number of steps.
-        Raises:
-          DivergedError: A scalar is not finite.
-          UserError: The data ended.
-        """
-        start = time.monotonic()
-        count = tf.constant(num_steps, tf.int32)
-        try:
-            history, times = self._loop(
-                iterator, tf.constant(first_step, tf.int64), count
-            )
-        except tf.errors.OutOfRangeError as error:
-            raise errors.UserError(
-                f"The training data ended before step {first_step + num_steps}; "
-                "training requires data without end: call dataset.repeat()."
-            ) from error
-        history = history.numpy()
-        secs = time.monotonic() - start
-        names = self._replica_step.scalar_names
-        _check_finite(history, names, first_step)
-        means = dict(zip(names, history.mean(axis=0, dtype=np.float64), strict=True))
-        if "learning-rate" in means:  # A setting, not a measurement: its newest value.
-            means["learning-rate"] = history[-1, names.index("learning-rate")]
-        num_traces = self._loop.experimental_get_tracing_count()
-        return LoopResult(means, secs, input_wait(times.numpy()), num_traces)
-
-
-def _devices_of(strategy):
-    """Returns the devices of this process's replicas, by name."""
-    try:
-        return strategy.extended.worker_devices
-    except RuntimeError:  # TensorFlow's default strategy, of one replica, has none.
-        return ("/device:CPU:0",)
-
-
-def _host_of(device):
-    """Returns the CPU of a device's machine."""
-    device_spec = tf.DeviceSpec.from_string(device)
-    return device_spec.replace(device_type="CPU", device_index=0).to_string()
-
-
-def _make_loop(strategy, run_step, *, num_fetched, num_done):
-    """Returns (iterator, first_step, num_steps) -> scalars and times of each step.
-
-    The loop counts fetched batches, by replica, and finished steps in variables, which
-    other threads may read.
-    """
-
-    def count(counter, step, tensors):
-        with tf.control_dependencies(tensors):
-            counter.assign(step)
-
-    @tf.function
-    def loop(iterator, first_step, num_steps):
-        start = tf.timestamp()
-        for counter in num_fetched:
-            counter.assign(first_step)
-        history = tf.TensorArray(tf.float32, num_steps, element_shape=[None])
-        times = tf.TensorArray(tf.float64, num_steps, element_shape=[2])
-        for i in tf.range(num_steps):
-            step = first_step + tf.cast(i, tf.int64)
-            batch = next(iterator)
-            fed_at = _time_of(batch)
-            shares = strategy.experimental_local_results(batch)
-            for counter, share in zip(num_fetched, shares, strict=True):
-                count(counter, step + 1, [_first_tensor(share)])
-            means = strategy.run(run_step, args=(batch, step))
-            replica_means = strategy.experimental_local_results(means)
-            # A GPU reports a queued operation as done. A copy to the CPU is not.
-            with tf.device("CPU"):
-                means = tf.identity(replica_means[0])
-            count(num_done, step + 1, [*replica_means, means])
-            history = history.write(i, means)
-            times = times.write(i, [fed_at, _time_of(means)])
-        return history.stack(), times.stack() - start
-
-    return loop
-
-
-def input_wait(times: np.ndarray) -> float:
-    """Returns the share of a loop in which the device waited for a batch.
-
-    Args:
-      times: float64 [steps, 2], the seconds from the start of the loop to the batch and
-        to the result of each step. Batches may arrive while earlier steps run.
-    """
-    fed_at, done_at = times.T
-    idle = fed_at - np.concatenate([[0.0], done_at[:-1]])
-    return float(np.maximum(idle, 0).sum() / max(done_at[-1], 1e-9))
-
-
-def _time_of(values):
-    """Returns the time at which the values were computed, by the host's clock."""
-    with tf.device("CPU"), tf.control_dependencies([_first_tensor(values)]):
-        return tf.timestamp()
-
-
-def _first_tensor(values):
-    return tf.nest.flatten(values, expand_composites=True)[0]
-
-
-def _check_finite(history, names, first_step):
-    bad = np.argwhere(~np.isfinite(history))
-    if len(bad):
-        row, column = bad[0]
-        raise train_step.DivergedError(
-            f"{names[column]} is {history[row, column]} at step "
-            f"{first_step + row + 1}; no step of this loop was saved. Lower the "
-            "learning rate, lengthen the warm-up, or clip gradients, and start again; "
-            "or set RunConfig.max_rollbacks, to skip the data that it diverged on.",
-            int(first_step + row + 1),
-        )

@@ -1,7 +1,7 @@
 """The training step of a replica, and the state that it changes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +35,16 @@ class DivergedError(FloatingPointError):
         self.step = step
 
 
+class DeviceCopy(Protocol):
+    """A copy of variables in the memory of devices, which steps change there."""
+
+    def download(self) -> None:
+        """Assigns the values on the devices to the variables."""
+
+    def discard(self) -> None:
+        """Deletes the copy; the next step makes a new one from the variables."""
+
+
 class TrainState:
     """The state that training changes and a checkpoint contains.
 
@@ -44,6 +54,8 @@ class TrainState:
       step: The number of trained steps.
       num_skipped: The number of batches that rollbacks skipped, because the run
         diverged on them.
+      device_copy: The copy of the variables that is newer than they are, if the engine
+        has one.
     """
 
     def __init__(self, network: tf.Module, update: spec.Update):
@@ -57,6 +69,7 @@ class TrainState:
         self.update = update
         self.step = 0
         self.num_skipped = 0
+        self.device_copy: DeviceCopy | None = None
 
     @property
     def next_batch(self) -> int:
@@ -89,6 +102,8 @@ class TrainState:
         Raises:
           DivergedError: A value is not finite.
         """
+        if self.device_copy:
+            self.device_copy.download()
         tensors = {
             name: variable.numpy() for name, variable in self.variables().items()
         }
@@ -113,6 +128,8 @@ class TrainState:
         step = int(tensors.pop("global_step"))
         num_skipped = int(tensors.pop("num_skipped", 0))
         assign(self.variables(), tensors, path)
+        if self.device_copy:
+            self.device_copy.discard()
         self.step = step
         self.num_skipped = num_skipped
 

@@ -53,14 +53,14 @@ def build(run: Run) -> dict[str, ReplicaFn]:
         network = run.make_network()
         state = train_step.TrainState(network, run.update_fn(network))
         evaluated = run.make_network()
-    train_fn = train_step.make_step_fn(state, model_fn.model_fn, lambda: params)
-    forward = inference.ForwardPass(
-        run.estimator.strategy,
+    train_fn = train_step.make_step_fn(
+        state,
         model_fn.model_fn,
-        spec.ModeKeys.EVAL,
         lambda: params,
-        network=evaluated,
-        jit_compile=False,  # lower.lower compiles it.
+        deterministic=run.estimator.config.deterministic,
+    )
+    forward = inference.ReplicaForward(
+        model_fn.model_fn, spec.ModeKeys.EVAL, lambda: params, evaluated
     )
     module = server.ServingModule(evaluated, recipe)
     image = tf.TensorSpec([*IMAGE_SIZE, 3], tf.float32)
@@ -74,7 +74,7 @@ def build(run: Run) -> dict[str, ReplicaFn]:
             setting="BATCH_SIZE",
         ),
         "eval": ReplicaFn(
-            forward.replica_fn,
+            forward.run,
             lambda images: (batch_spec(run, images),),
             images=run.plan.eval_batch_per_replica,
             num_replicas=num_replicas,

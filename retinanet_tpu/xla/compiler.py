@@ -1,20 +1,12 @@
-"""Compiles a program with the TPU compiler, on a machine without a TPU.
-
-The only module that imports jax and libtpu. Both are pinned (extra [preflight]), since
-the module uses private functions of jax.
-"""
+"""Compiles a program with the TPU compiler, on a machine without a TPU."""
 
 import os
 import re
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from retinanet_tpu import errors
-
-if TYPE_CHECKING:
-    from jax._src.lib.mlir import ir
+from retinanet_tpu.xla import lower
 
 INSTALL = "pip install -e '.[preflight]'"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
@@ -41,6 +33,7 @@ class Compiled(NamedTuple):
       flops: The number of floating point operations.
       bytes_accessed: The bytes accessed in all memories, as XLA counts them.
       text: The optimized HLO module as text.
+      fingerprint: The hash of the program; see `jax_program.Lowered`.
     """
 
     argument_bytes: int
@@ -50,6 +43,7 @@ class Compiled(NamedTuple):
     flops: float
     bytes_accessed: float
     text: str
+    fingerprint: str = ""
 
 
 class CompileError(RuntimeError):
@@ -92,40 +86,30 @@ def check_installed() -> None:
     _modules()
 
 
-def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
-    """Compiles an HLO module for replicas on the devices of a topology.
+def for_tpu(program: lower.Program, topology: str) -> Compiled:
+    """Compiles a program for the replicas on the first devices of a topology.
 
     Args:
-      hlo: The serialized module, as `lower.lower` returns it.
+      program: The program, from `lower.lower`.
       topology: The topology, such as "v3:2x2x1".
-      num_replicas: The number of devices that run the program together.
     Raises:
       MissingPackageError: jax or libtpu is not installed.
       OutOfMemoryError: The compiler reports that the program does not fit.
       CompileError: The program does not compile; contains the compiler's message.
     """
-    _, xla_client, topologies, mlir = _modules()
-    # libtpu assumes hosts of four chips; only these topologies have fewer.
-    bounds = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
-    devices = topologies.get_topology_desc(
-        platform="tpu", topology_name=topology, **bounds
-    ).devices[:num_replicas]
-    options = xla_client.CompileOptions()
-    options.num_replicas, options.num_partitions = num_replicas, 1
-    ids = np.array([[device.id] for device in devices])
-    options.device_assignment = xla_client.DeviceAssignment.create(ids)
+    pjrt, jax_program = _modules()
+    devices = pjrt.topology(topology, program.num_replicas)
+    lowered = jax_program.lower_for(program, devices)
     try:
-        with mlir.make_ir_context():
-            executable = devices[0].client.compile(
-                _stable_hlo(hlo), xla_client.DeviceList(tuple(devices)), options
-            )
+        executable = lowered.compile()
     except RuntimeError as error:
         message = str(error)
         # Running out of on-chip memory is a failure of the compiler, not of the size.
         if "RESOURCE_EXHAUSTED" in message and "hbm" in message.lower():
             raise OutOfMemoryError(message) from error
-        raise CompileError(message, _operation_in(message, hlo)) from error
-    memory, cost = executable.get_compiled_memory_stats(), executable.cost_analysis()
+        operation = _operation_in(message, lowered.hlo_text())
+        raise CompileError(message, operation) from error
+    memory, cost = executable.memory(), executable.cost()
     return Compiled(
         argument_bytes=memory.argument_size_in_bytes,
         result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -133,7 +117,8 @@ def for_tpu(hlo: bytes, topology: str, num_replicas: int) -> Compiled:
         code_bytes=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
-        text=executable.hlo_modules()[0].to_string(),
+        text=executable.text(),
+        fingerprint=lowered.fingerprint,
     )
 
 
@@ -162,13 +147,10 @@ def _num_bytes(number: str, unit: str) -> float:
     return float(number.rstrip(".")) * _UNITS[unit]
 
 
-def _operation_in(message: str, hlo: bytes) -> str:
+def _operation_in(message: str, hlo: str) -> str:
     """Returns the operation whose instruction or custom call a message contains."""
-    from jax._src.lib import hlo as jax_hlo
-
     words = set(re.findall(r"[\w.\-]+", message))
-    module = jax_hlo.HloModule.from_serialized_hlo_module_proto(hlo)
-    for line in module.to_string().splitlines():
+    for line in hlo.splitlines():
         # Names with a number, such as add.12; others may be plain English words.
         names = re.findall(r'^\s+(?:ROOT )?%?(\w\S*\.\d+) =|call_target="(\w+)"', line)
         operation = re.search(r'op_name="([^"]*)"', line)
@@ -177,36 +159,17 @@ def _operation_in(message: str, hlo: bytes) -> str:
     return ""
 
 
-def _modules() -> tuple[ModuleType, ModuleType, ModuleType, ModuleType]:
-    """Imports the modules of jax, so that all other modules work without it."""
+def _modules() -> tuple[ModuleType, ModuleType]:
+    """Imports jax and libtpu, so that all other modules work without them."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import libtpu  # noqa: F401 - only to detect early that it is missing.
-        from jax._src.interpreters import mlir
-        from jax._src.lib import _jax, xla_client
-        from jax.experimental import topologies
+
+        from retinanet_tpu.xla import jax_program, pjrt
     except ImportError as error:
         raise errors.MissingPackageError(
             f"The TPU compiler is missing ({error}): {INSTALL}, in an environment "
             "without tensorflow-tpu, which needs another libtpu"
         ) from error
-    return _jax, xla_client, topologies, mlir
-
-
-def _stable_hlo(hlo: bytes) -> "ir.Module":
-    """Returns the MLIR module without mhlo.copy operations, which libtpu refuses.
-
-    tools/benchmarks/step.py repeats this code: it runs with jax alone, on machines
-    without TensorFlow and without this package.
-    """
-    from jax._src.lib.mlir import ir
-
-    module = ir.Module.parse(_modules()[0].mlir.hlo_to_stablehlo(hlo))
-    for function in module.body.operations:
-        for block in function.regions[0].blocks:
-            copies = [op.operation for op in block if op.operation.name == "mhlo.copy"]
-            for copy in copies:
-                copy.results[0].replace_all_uses_with(copy.operands[0])
-                copy.erase()
-    return module
+    return pjrt, jax_program

@@ -63,13 +63,25 @@ class _ReplicaContext(tf.distribute.ReplicaContext):
 class Program(NamedTuple):
     """The XLA program of one replica.
 
+    Its parameters are the arguments, then the captures. Its results are the results of
+    the function, then the new values of the captures that it assigns.
+
     Attributes:
       hlo: The serialized HloModuleProto.
       graph: The TensorFlow graph that was lowered.
+      num_replicas: The number of replicas that run the program together.
+      arguments: The specs of the arguments, flat.
+      results: The results of the function: a nest of tf.TensorSpec.
+      captures: The variables and the constants that the function reads: tf.Variable or
+        np.ndarray.
     """
 
     hlo: bytes
     graph: tf.Graph
+    num_replicas: int = 1
+    arguments: Sequence[tf.TensorSpec] = ()
+    results: Any = ()
+    captures: Sequence[Any] = ()
 
     def line_of(self, operation: str) -> str:
         """Returns the line of code that created an operation, or "" if unknown.
@@ -101,12 +113,30 @@ def lower(
         with strategy.replica_context():
             return fn(*tf.nest.pack_sequence_as(list(specs), list(tensors)))
 
-    graph = program.get_concrete_function(*flat_specs).graph
+    concrete = program.get_concrete_function(*flat_specs)
     try:
         ir = program.experimental_get_compiler_ir(*flat_specs)
-        return Program(ir(stage="hlo_serialized", platform_name="CPU"), graph)
+        # The platform only selects TensorFlow's kernels; the program is for any device.
+        hlo = ir(stage="hlo_serialized", platform_name="CPU")
     except (ValueError, tf.errors.OpError) as error:
-        raise RuntimeError(_explained(str(error), graph)) from error
+        raise RuntimeError(_explained(str(error), concrete.graph)) from error
+    return Program(
+        hlo,
+        concrete.graph,
+        num_replicas=strategy.num_replicas_in_sync,
+        arguments=flat_specs,
+        results=concrete.structured_outputs,
+        captures=_captures(concrete),
+    )
+
+
+def _captures(concrete: tf.types.experimental.ConcreteFunction) -> list[Any]:
+    """Returns the variables and the values of the constants that a function reads."""
+    by_handle = {id(variable.handle): variable for variable in concrete.variables}
+    return [
+        by_handle[id(tensor)] if id(tensor) in by_handle else tensor.numpy()
+        for tensor in concrete.captured_inputs
+    ]
 
 
 def _explained(message: str, graph: tf.Graph) -> str:

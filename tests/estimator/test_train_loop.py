@@ -16,6 +16,7 @@ from retinanet_tpu.estimator import (
     train_step,
 )
 from retinanet_tpu.estimator.cluster import preemption, strategy
+from retinanet_tpu.estimator.engines import distribute, engine
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
@@ -253,7 +254,7 @@ def test_gradients_of_a_reused_weight_are_added_two_at_a_time():
 def test_the_input_wait_is_the_idle_time_of_the_device():
     # A batch at 1 s, 0.5 s of work; the next arrived meanwhile; the third 2 s later.
     times = np.array([[1.0, 1.5], [1.2, 2.0], [4.0, 4.5]])
-    assert train_loop.input_wait(times) == pytest.approx((1 + 0 + 2) / 4.5)
+    assert engine.input_wait(times) == pytest.approx((1 + 0 + 2) / 4.5)
 
 
 def busy(x, rounds):
@@ -315,7 +316,7 @@ def test_a_loop_that_is_traced_again_is_counted():
     network = state.network
     state.update = linear.Descent(network)
     step_fn = train_step.make_step_fn(state, model_fn, dict)
-    run_loop = train_loop.TrainLoop(cpu, step_fn)
+    run_loop = distribute.DistributeLoop(cpu, step_fn)
     counts = []
     for width in (2, 2, 4):
         data = tf.data.Dataset.from_tensors(tf.ones([width, 3])).repeat()

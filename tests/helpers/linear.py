@@ -109,11 +109,11 @@ def make_estimator(
 
 
 def lowered(num_replicas):
-    """Returns the HLO of the training step for a number of replicas."""
+    """Returns the program of the training step for a number of replicas."""
     ahead_of_time = lower.AheadOfTimeStrategy(num_replicas)
     with ahead_of_time.scope():
         network = Linear()
         state = train_step.TrainState(network, Descent(network))
     step_fn = train_step.make_step_fn(state, model_fn, dict)
     batch = (tf.TensorSpec([4, 3]), tf.TensorSpec([4, 1]))
-    return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], ahead_of_time).hlo
+    return lower.lower(step_fn, [batch, tf.TensorSpec([], tf.int64)], ahead_of_time)

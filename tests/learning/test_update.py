@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.estimator import spec, train_loop, train_step
+from retinanet_tpu.estimator import spec, train_step
 from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.estimator.engines import distribute
 from retinanet_tpu.learning import loss_scale, optimizers, update
 from retinanet_tpu.model import layers
 
@@ -88,7 +89,7 @@ def test_gradients_are_clipped_after_the_reduction_over_replicas():
     rows = tf.data.Dataset.from_tensors([[6.0, 0.0], [0.0, 8.0]]).unbatch().repeat()
     batches = two.distribute_datasets_from_function(lambda _: rows)
     step_fn = train_step.make_step_fn(state, model_fn, dict)
-    loop = train_loop.TrainLoop(two, step_fn, jit_compile=False)
+    loop = distribute.DistributeLoop(two, step_fn, jit_compile=False)
     result = loop(iter(batches), 0, 1)
     assert result.scalars["gradient-norm"] == 5
     for copy in two.experimental_local_results(kernel):

@@ -60,8 +60,7 @@ def test_without_the_extra_the_error_names_the_package_to_install(monkeypatch):
 @pytest.mark.parametrize("name", ["v2-8", "v3-8", "v5litepod-8", "v6e-8"])
 def test_a_training_step_compiles_for_a_slice(name):
     target = roofline.accelerator(name)
-    hlo = linear.lowered(target.num_devices)
-    compiled = compiler.for_tpu(hlo, target.topology, target.num_devices)
+    compiled = compiler.for_tpu(linear.lowered(target.num_devices), target.topology)
     assert compiled.flops > 2 * 4 * 3  # The product alone has as many.
     assert compiled.argument_bytes > 0
     assert "all-reduce" in compiled.text
@@ -69,13 +68,13 @@ def test_a_training_step_compiles_for_a_slice(name):
 
 @needs_libtpu
 def test_a_program_for_one_chip_compiles():
-    compiled = compiler.for_tpu(linear.lowered(1), "v5e:1x1", 1)
+    compiled = compiler.for_tpu(linear.lowered(1), "v5e:1x1")
     assert "all-reduce" not in compiled.text
 
 
 @needs_libtpu
 def test_variables_updated_in_place_are_counted_once():
-    compiled = compiler.for_tpu(linear.lowered(8), "v3:2x2x1", 8)
+    compiled = compiler.for_tpu(linear.lowered(8), "v3:2x2x1")
     assert compiled.result_bytes < compiled.argument_bytes
 
 
@@ -86,9 +85,9 @@ def test_the_error_of_a_too_large_program_has_the_missing_bytes():
 
     side = 60_000  # 13.4 GiB a matrix
     spec = tf.TensorSpec([side, side])
-    hlo = lower.lower(fn, [spec], lower.AheadOfTimeStrategy(1)).hlo
+    program = lower.lower(fn, [spec], lower.AheadOfTimeStrategy(1))
     with pytest.raises(compiler.OutOfMemoryError) as caught:
-        compiler.for_tpu(hlo, "v3:2x2x1", 1)
+        compiler.for_tpu(program, "v3:2x2x1")
     assert 2 * 13.4 - 16 < caught.value.missing_bytes / GIB < 3 * 13.5 - 15
 
 
@@ -107,7 +106,7 @@ def test_an_unsupported_call_is_traced_to_its_operation():
 
     program = lower.lower(fn, [tf.TensorSpec([4])], lower.AheadOfTimeStrategy(1))
     with pytest.raises(compiler.CompileError, match="Bogus") as caught:
-        compiler.for_tpu(program.hlo, "v3:2x2x1", 1)
+        compiler.for_tpu(program, "v3:2x2x1")
     assert caught.value.operation.startswith("ours/")
     assert program.line_of(caught.value.operation).startswith(f"{__file__}:")
 
@@ -120,9 +119,9 @@ def test_every_suppression_compiles_for_a_tpu(variant):
         tf.TensorSpec([2, 500]),
         tf.TensorSpec([2, 500], tf.int32),
     )
-    hlo = lower.lower(
+    program = lower.lower(
         lambda *candidates: nms.NMS(variant)(decode.Candidates(*candidates)),
         specs,
         lower.AheadOfTimeStrategy(1),
-    ).hlo
-    assert compiler.for_tpu(hlo, "v5e:1x1", 1).flops > 0
+    )
+    assert compiler.for_tpu(program, "v5e:1x1").flops > 0

@@ -37,7 +37,7 @@ def test_the_gradient_of_a_mean_is_a_mean():
 
 
 def test_the_whole_step_of_a_replica_is_lowered():
-    hlo = linear.lowered(8)
+    hlo = linear.lowered(8).hlo
     assert isinstance(hlo, bytes) and b"all-reduce" in hlo
 
 

@@ -7,24 +7,34 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator.cluster import preemption, tpu_nodes, worker_group
+from retinanet_tpu.estimator.cluster import (
+    pjrt_strategy,
+    preemption,
+    tpu_nodes,
+    worker_group,
+)
 
 
 def make_strategy(
     device: Literal["cpu", "gpu", "tpu"] = "cpu",
     *,
+    engine: Literal["tf.distribute", "pjrt"] = "tf.distribute",
     tpu: str = "local",
     tpu_zone: str | None = None,
     tpu_project: str | None = None,
     tpu_wait_secs: float = 1200,
     may_change_tpu_version: bool = False,
     num_devices: int | None = None,
+    compilation_cache: str = "~/.cache/retinanet_tpu",
     single_process: bool = False,
 ) -> tf.distribute.Strategy:
     """Returns the tf.distribute strategy for a kind of device.
 
     Args:
       device: The kind: "tpu", "gpu" or "cpu".
+      engine: What runs the steps: "tf.distribute", or "pjrt" for one XLA program of all
+        replicas, which needs an extra [xla-…] and any TensorFlow, such as that for
+        CPUs.
       tpu: The TPU: "local" on a TPU VM of one host, else a name or a grpc:// address.
         For a pod, one coordinator runs the program. Only names are looked up in
         Google Cloud.
@@ -35,6 +45,8 @@ def make_strategy(
         may be restarted with ours, which ends all programs on it.
       num_devices: The number of GPUs or logical CPUs; None for every GPU or one CPU. If
         TF_CONFIG names several machines, it is the number per machine.
+      compilation_cache: The directory in which the engine "pjrt" keeps compiled
+        programs; "" for none.
       single_process: Whether to ignore TF_CONFIG; for evaluators of a run that several
         workers train.
     Raises:
@@ -43,6 +55,19 @@ def make_strategy(
       TimeoutError: The TPU was not ready in time.
       LostError: The workers in TF_CONFIG did not all connect.
     """
+    if device not in ("tpu", "gpu", "cpu"):
+        raise errors.UserError(
+            f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
+        )
+    if engine == "pjrt":
+        _hide_gpus()  # TensorFlow must leave their memory to PJRT.
+        return pjrt_strategy.make(
+            device, num_devices, compilation_cache, single_process=single_process
+        )
+    if engine != "tf.distribute":
+        raise errors.UserError(
+            f"make_strategy.engine is '{engine}'; use 'tf.distribute' or 'pjrt'."
+        )
     if device == "tpu":
         return _tpu_strategy(
             tpu,
@@ -50,10 +75,6 @@ def make_strategy(
             project=tpu_project,
             wait_secs=tpu_wait_secs,
             may_change_version=may_change_tpu_version,
-        )
-    if device not in ("gpu", "cpu"):
-        raise errors.UserError(
-            f"make_strategy.device is '{device}'; use 'tpu', 'gpu' or 'cpu'."
         )
     if device == "cpu":
         _hide_gpus()

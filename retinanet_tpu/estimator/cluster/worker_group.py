@@ -6,6 +6,8 @@ decision about a step, a checkpoint or a stop must therefore be the same on all 
 """
 
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,7 +34,7 @@ WORKER_LOST_ERRORS = (
 
 
 class Workers:
-    """The workers of a strategy, as one of them sees them.
+    """The workers that train together, as one of them sees them.
 
     Attributes:
       count: The number of workers; 1 for every strategy on a single machine.
@@ -40,29 +42,25 @@ class Workers:
       is_chief: Whether this worker is the one that writes files.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy | None = None):
+    def __init__(
+        self,
+        count: int = 1,
+        index: int = 0,
+        gather_fn: Callable[[float], np.ndarray] | None = None,
+    ):
         """Initializes the group.
 
         Args:
-          strategy: The strategy, under which all workers must make the same calls; None
-            for a single worker.
+          count: The number of workers.
+          index: The index of this worker.
+          gather_fn: Returns the numbers of all workers, float64 [count], once all of
+            them have called it. All workers must make the same calls. Not used by a
+            single worker.
         """
-        self.count = 1
-        self.index = 0
-        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            resolver = strategy.cluster_resolver
-            cluster = resolver.cluster_spec().as_dict()
-            tasks = [
-                (job, i) for job in _JOBS for i in range(len(cluster.get(job, ())))
-            ]
-            self.count = len(tasks)
-            self.index = tasks.index((resolver.task_type, resolver.task_id))
-        self.is_chief = self.index == 0
-        self._strategy = strategy
-        if strategy is not None:
-            self._mean_fn = tf.function(
-                lambda values: strategy.run(replicas.cross_replica_mean, args=(values,))
-            )
+        self.count = count
+        self.index = index
+        self.is_chief = index == 0
+        self._gather_fn = gather_fn
 
     def gather(self, number: float) -> np.ndarray:
         """Returns the numbers of all workers, once all of them have called this.
@@ -74,18 +72,12 @@ class Workers:
         Raises:
           LostError: A worker is lost.
         """
-        own = np.zeros([self.count])
-        own[self.index] = number
-        if self._strategy is None or self.count == 1:
-            return own
-        # All replicas of a worker contribute the same vector. The mean over replicas is
-        # therefore the sum over workers divided by their number.
+        if self._gather_fn is None or self.count == 1:
+            return np.array([number], float)
         try:
-            means = self._mean_fn(tf.constant(own))
+            return self._gather_fn(number)
         except WORKER_LOST_ERRORS as error:
             raise LostError("Another worker was lost; restart all workers.") from error
-        first = self._strategy.experimental_local_results(means)[0]
-        return first.numpy() * self.count
 
     def any_worker(self, flag: bool) -> bool:
         """Returns True on all workers if the flag of any worker is True."""
@@ -146,14 +138,59 @@ class Workers:
 
 SINGLE_WORKER = Workers()
 
+
+def make_workers(strategy: tf.distribute.Strategy) -> Workers:
+    """Returns the workers of a tf.distribute strategy."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return SINGLE_WORKER
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict()
+    tasks = [(job, i) for job in _JOBS for i in range(len(cluster.get(job, ())))]
+    index = tasks.index((resolver.task_type, resolver.task_id))
+    mean_fn = tf.function(
+        lambda values: strategy.run(replicas.cross_replica_mean, args=(values,))
+    )
+
+    def gather(number: float) -> np.ndarray:
+        own = np.zeros([len(tasks)])
+        own[index] = number
+        # All replicas of a worker contribute the same vector. The mean over replicas is
+        # therefore the sum over workers divided by their number.
+        means = mean_fn(tf.constant(own))
+        return strategy.experimental_local_results(means)[0].numpy() * len(tasks)
+
+    return Workers(len(tasks), index, gather)
+
+
 _EXAMPLE = (
     'Example for the first of two machines: {"cluster": {"worker": ["host0:12345", '
     '"host1:12345"]}, "task": {"type": "worker", "index": 0}}.'
 )
 
 
+class Members(NamedTuple):
+    """The workers in TF_CONFIG.
+
+    Attributes:
+      addresses: The address of each worker, "host:port"; empty for a single worker.
+      position: The index of this worker.
+    """
+
+    addresses: tuple[str, ...]
+    position: int
+
+
 def count_in_environment() -> int:
     """Returns the number of workers in TF_CONFIG, 1 if it is not set.
+
+    Raises:
+      UserError: TF_CONFIG is invalid or contains tasks that are not workers.
+    """
+    return max(1, len(members_in_environment().addresses))
+
+
+def members_in_environment() -> Members:
+    """Returns the workers in TF_CONFIG.
 
     Raises:
       UserError: TF_CONFIG is invalid or contains tasks that are not workers.
@@ -178,10 +215,12 @@ def count_in_environment() -> int:
             + _EXAMPLE
         )
     if sum(sizes.values()) <= 1:
-        return 1
+        return Members((), 0)
     if not isinstance(index, int) or not 0 <= index < sizes.get(job, 0):
         raise errors.UserError(
             f"TF_CONFIG contains {job} {index} as this task, but the cluster has "
             f"{sizes}. {_EXAMPLE}"
         )
-    return sum(sizes.values())
+    tasks = [(j, i) for j in _JOBS for i in range(sizes.get(j, 0))]
+    addresses = tuple(str(cluster[j][i]) for j, i in tasks)
+    return Members(addresses, tasks.index((str(job), index)))
