@@ -202,12 +202,27 @@ def _module(hlo: bytes) -> _Module:
             if name.startswith("mhlo."):
                 del module.operation.attributes[name]
         module.operation.attributes["sym_name"] = ir.StringAttr.get("step")
+        _rename_functions(module)
         text = module.operation.get_asm(enable_debug_info=False)
         artifact = jax_mlir.serialize_portable_artifact(
             module, stablehlo.get_current_version()
         )
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return _Module(artifact, digest, assigned)
+
+
+def _rename_functions(module: ir.Module) -> None:
+    """Gives all functions but `main` names that depend on their order only.
+
+    TensorFlow's names contain counters of the process, which would change the
+    fingerprint and the key in the cache of compiled programs.
+    """
+    for number, function in enumerate(list(module.body.operations)):
+        old = ir.StringAttr(function.attributes["sym_name"]).value
+        if old != "main":
+            new = f"function_{number}"
+            ir.SymbolTable.replace_all_symbol_uses(old, new, module.operation)
+            ir.SymbolTable.set_symbol_name(function, new)
 
 
 def _assigned(module: ir.Module) -> list[int]:
