@@ -24,10 +24,10 @@ SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
 DEADLINE_SECS = 120
 CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
 
-# Python on a host. It records its calls. If it imports TensorFlow, it exits with the code
-# in the file `code_ends`; the check of its version fails if the file `python_is_old`
-# exists. As a trainer it exits with the next code in the file `ends`. If that is
-# "stopped", it waits for SIGTERM and exits as after a preemption.
+# Python on a host. It records its calls. If it imports TensorFlow, it exits with the
+# code in the file `code_ends`. The check of its version fails if the file
+# `python_is_old` exists. As a trainer it exits with the next code in the file `ends`.
+# If that is "stopped", it waits for SIGTERM and exits as after a preemption.
 PYTHON = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys
 home = pathlib.Path.home()
