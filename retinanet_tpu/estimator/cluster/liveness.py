@@ -120,7 +120,7 @@ class Liveness:
 
     @property
     def is_lost(self) -> bool:
-        """Whether another process was lost."""
+        """True if another process was lost."""
         return self._lost.is_set()
 
     def wait_lost(self, timeout_secs: float) -> bool:
