@@ -21,7 +21,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from retinanet_tpu.estimator.cluster import peers
@@ -45,10 +45,28 @@ def exit_preempted(index: int) -> NoReturn:
     Args:
       index: The index of the lost process.
     """
-    with contextlib.suppress(OSError):  # The terminal may be gone.
-        # Not sys.stderr, whose lock the main thread may hold.
-        os.write(2, f"Worker {index} was lost; restart all workers.\n".encode())
-    os._exit(ExitCode.PREEMPTED)
+    _exit(f"Worker {index} was lost; restart all workers.")
+
+
+@contextlib.contextmanager
+def limit_start(limit_secs: float) -> Iterator[None]:
+    """Ends this process if a block that connects all processes takes too long.
+
+    jax's own timeout would abort the process.
+
+    Args:
+      limit_secs: The longest time that the block may take, in seconds.
+    """
+    message = (
+        f"The workers did not all connect within {limit_secs} s; restart all workers."
+    )
+    timer = threading.Timer(limit_secs, _exit, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def delay_abort() -> None:
@@ -64,6 +82,13 @@ def delay_abort() -> None:
     set_handler.argtypes = [ctypes.c_int, ctypes.c_void_p]
     set_handler.restype = ctypes.c_void_p
     set_handler(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
+
+
+def _exit(message: str) -> NoReturn:
+    with contextlib.suppress(OSError):  # The terminal may be gone.
+        # Not sys.stderr, whose lock the main thread may hold.
+        os.write(2, f"{message}\n".encode())
+    os._exit(ExitCode.PREEMPTED)
 
 
 class Liveness:

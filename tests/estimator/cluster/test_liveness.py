@@ -256,6 +256,23 @@ def test_a_single_process_has_nothing_to_monitor():
     monitor.fail()
 
 
+def test_a_start_that_takes_too_long_ends_the_process(monkeypatch):
+    messages, is_over = [], threading.Event()
+
+    def exit_fn(message):
+        messages.append(message)
+        is_over.set()
+
+    monkeypatch.setattr(liveness, "_exit", exit_fn)
+    with liveness.limit_start(SECS):
+        pass
+    with liveness.limit_start(0.01):
+        assert is_over.wait(SECS)
+    assert messages == [
+        "The workers did not all connect within 0.01 s; restart all workers."
+    ]
+
+
 class Processes:
     """Real processes with monitors, between which this relays the gathered numbers."""
 
