@@ -173,7 +173,8 @@ class Liveness:
         """Ends the monitor of a process that ends because of an error.
 
         The others count this process as lost after `grace_secs`. Process 0 waits for
-        their end, slightly longer.
+        their end, slightly longer. The caller then ends the process by os._exit,
+        because jax's exit handler would wait for the others.
         """
         self._end(_FAILED, self._index)
 
