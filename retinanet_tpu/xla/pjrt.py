@@ -23,6 +23,7 @@ REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(_AXIS)
 # The status codes of an error after a device or another process was lost.
 _LOST = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNKNOWN")
+_NEVER_SECS = 86400
 _CONNECTION = ("gloo", "connection", "socket", "nccl", "coordination")
 
 
@@ -179,12 +180,25 @@ def connect_processes(
     Raises:
       DeviceLostError: The processes did not all connect.
     """
-    if jax.distributed.is_initialized():
-        return
+    # Its log lines are misleading: the package handles preemption itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, index)
+        # jax aborts a process after these times. The caller's monitor is faster.
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            index,
+            initialization_timeout=_NEVER_SECS,
+            heartbeat_timeout_seconds=_NEVER_SECS,
+            shutdown_timeout_seconds=_NEVER_SECS,
+        )
     except (RuntimeError, ValueError) as error:
         raise DeviceLostError(f"The processes did not all connect: {error}") from error
+
+
+def disconnect_processes() -> None:
+    """Waits until all processes call this, and disconnects them."""
+    jax.distributed.shutdown()
 
 
 def process_index() -> int:

@@ -6,7 +6,6 @@ runs the program, whose variables stay on the devices between steps.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from absl import logging
 
 from retinanet_tpu import errors, log_progress
 from retinanet_tpu.estimator import train_step
-from retinanet_tpu.estimator.cluster import pjrt_strategy, worker_group
+from retinanet_tpu.estimator.cluster import pjrt_strategy
 from retinanet_tpu.estimator.engines import engine
 from retinanet_tpu.xla import lower
 
@@ -197,7 +196,7 @@ class PjrtLoop:
         start = time.monotonic()
         fed_at = []
         rows: list[futures.Future[tuple[np.ndarray, float]]] = []
-        with _lost_workers(), futures.ThreadPoolExecutor(1) as readers:
+        with pjrt_strategy.lost_workers(), futures.ThreadPoolExecutor(1) as readers:
             for step in range(first_step, first_step + num_steps):
                 if step > first_step:
                     batch = self._next(iterator, step)
@@ -253,20 +252,7 @@ class PjrtForward:
     def __call__(self, batch: pjrt_strategy.HostBatch) -> tuple[float, Any]:
         """Returns the loss, and the tensors of all replicas as NumPy arrays."""
         self._function.compile([batch.element_spec])
-        with _lost_workers():
+        with pjrt_strategy.lost_workers():
             results = self._function(batch.shares)
             loss, tensors = self._function.pack(self._devices.fetch_joined(results))
         return float(loss), tensors
-
-
-@contextlib.contextmanager
-def _lost_workers() -> Iterator[None]:
-    """Converts the loss of a device or a process into that of a worker."""
-    from retinanet_tpu.xla import pjrt
-
-    try:
-        yield
-    except pjrt.DeviceLostError as error:
-        raise worker_group.LostError(
-            f"A device or another worker was lost; start the run again: {error}"
-        ) from error
