@@ -63,7 +63,11 @@ class PjrtEngine:
 class DeviceFunction:
     """A function of a replica as a compiled program, with its variables on the devices.
 
-    The program is lowered and compiled for the shapes of the first batch.
+    The program is lowered and compiled for the shapes of the first batch, and again for
+    other shapes.
+
+    Attributes:
+      num_compiled: The number of programs so far.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class DeviceFunction:
         self._devices = strategy.devices
         self._fn = fn
         self._name = name
+        self.num_compiled = 0
+        self._specs: list[tf.TensorSpec] | None = None
         self._program: lower.Program | None = None
         self._executable: jax_program.Executable | None = None
         # Another thread may save the variables between two steps.
@@ -87,15 +93,17 @@ class DeviceFunction:
         self._on_devices: tuple[list[Any], list[Any]] | None = None
 
     def compile(self, specs: Sequence[Any]) -> None:
-        """Lowers and compiles the function, unless that is done.
+        """Lowers and compiles the function, unless that is done for these shapes.
 
         Args:
           specs: The specs of the arguments of one replica: nests of tf.TensorSpec.
         Raises:
           UserError: An operation has no kernel for XLA.
         """
-        if self._executable is not None:
+        if self._specs == tf.nest.flatten(specs):
             return
+        self.download()
+        self.discard()
         from retinanet_tpu.xla import jax_program, pjrt
 
         event = f"PJRT | {self._name} | {self._devices.count} x {self._devices.kind}"
@@ -108,6 +116,8 @@ class DeviceFunction:
         logging.info("%s | program %s", event, lowered.fingerprint)
         with log_progress.logged(f"{event} | compiling"), pjrt.translated_errors():
             self._executable = lowered.compile()
+        self._specs = tf.nest.flatten(specs)
+        self.num_compiled += 1
 
     def __call__(self, shares: Shares) -> list[Any]:
         """Starts the program on all devices; returns its results, as jax.Array.
@@ -192,7 +202,8 @@ class PjrtLoop:
         """Runs steps; see `engine.TrainLoop`."""
         self._progress = engine.Progress((first_step,), first_step)
         batch = self._next(iterator, first_step)
-        self.function.compile([batch.element_spec, tf.TensorSpec([], tf.int64)])
+        step_spec = tf.TensorSpec([], tf.int64)
+        self.function.compile([batch.element_spec, step_spec])
         start = time.monotonic()
         fed_at = []
         rows: list[futures.Future[tuple[np.ndarray, float]]] = []
@@ -213,7 +224,7 @@ class PjrtLoop:
         means, input_wait = engine.summarize(
             np.stack(history), times, names, first_step
         )
-        return engine.LoopResult(means, secs, input_wait, num_traces=1)
+        return engine.LoopResult(means, secs, input_wait, self.function.num_compiled)
 
     def _next(self, iterator, step):
         """Returns the batch of the step after `step`."""
