@@ -1,14 +1,13 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 
+import tool_processes
 import toy_data
 from retinanet_tpu import errors, evaluate_export, structures
 from retinanet_tpu.data import category_map, pipeline
@@ -18,7 +17,7 @@ from retinanet_tpu.task import serving_fn
 
 pytestmark = pytest.mark.long
 
-COMMAND = [sys.executable, "-m", "retinanet_tpu.evaluate_export"]
+COMMAND = ("-m", "retinanet_tpu.evaluate_export")
 CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
 BINDINGS = (
     *toy_data.TWO_LEVELS,
@@ -84,7 +83,7 @@ def test_saved_model_has_exactly_the_metrics_of_its_checkpoint(data_dir, tmp_pat
         f"--output={output}",
         "--batch_size=4",
     )
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    done = tool_processes.run_python(*COMMAND, *options)
     assert done.returncode == 0, done.stderr
     assert coco_metric.table(expected) in done.stdout
     assert coco_metric.per_class_table(expected) in done.stdout
@@ -177,7 +176,7 @@ def test_invalid_annotations_are_an_error_in_one_sentence(tmp_path):
     path = tmp_path / "truth.json"
     path.write_bytes(b"[" * 9999)
     options = ("--model=absent", "--images=absent", f"--annotations={path}")
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    done = tool_processes.run_python(*COMMAND, *options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (last,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]

@@ -1,11 +1,11 @@
 import importlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import repository
+import tool_processes
 import toy_data
 
 TOOL = repository.ROOT / "tools" / "benchmarks" / "input.py"
@@ -107,7 +107,6 @@ def test_table_shows_medians_and_ranges(imported):
 
 @pytest.mark.long
 def test_an_invalid_pattern_is_an_error():
-    command = [sys.executable, str(TOOL), "--data=somewhere"]
-    process = subprocess.run(command, capture_output=True, text=True)
+    process = tool_processes.run_python(TOOL, "--data=somewhere")
     assert process.returncode == 1
     assert "--data is somewhere; it must be DIR/SPLIT-*.tfrecord" in process.stderr
