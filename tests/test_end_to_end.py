@@ -9,11 +9,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import tool_processes
 import toy_data
-from retinanet_tpu import predict
+from retinanet_tpu import predict, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator import train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts
 from retinanet_tpu.task import serving_fn
 
@@ -119,6 +121,48 @@ def test_the_export_has_the_detections_of_the_evaluation(trained, exported, data
         np.testing.assert_allclose(served["boxes"], boxes_xyxy, atol=0.05)
         np.testing.assert_array_equal(served["class_ids"], detections.classes[row])
         assert set(detections.classes[row][:count]) <= {3, 7}
+
+
+def test_the_export_has_exactly_the_metrics_of_its_checkpoint(
+    trained, exported, data_dir, tmp_path
+):
+    _, expected = trained
+    assert expected["AP"] > 0
+    output = tmp_path / "results.json"
+    options = (
+        f"--model={exported}",
+        f"--images={data_dir}/pictures",
+        f"--annotations={data_dir}/val.json",
+        f"--output={output}",
+        "--batch_size=4",
+    )
+    command = ("-m", "retinanet_tpu.evaluate_export")
+    done = tool_processes.run_python(*command, *options)
+    assert done.returncode == 0, done.stderr
+    assert coco_metric.table(expected) in done.stdout
+    assert coco_metric.per_class_table(expected) in done.stdout
+    assert "6/6 images" in done.stderr and "of the model alone" in done.stderr
+    result = evaluated(json.loads(output.read_text()), f"{data_dir}/val.json")
+    for metric in coco_metric.METRICS:
+        assert result[metric.name] == expected[metric.name], metric.name
+
+
+def evaluated(records, annotation_file):
+    """Returns the metrics of a results file."""
+    truth = coco_metric.ground_truth(annotation_file)
+    batches = []
+    for image_id in truth.imgs:
+        of_image = [r for r in records if r["image_id"] == image_id]
+        boxes_xywh = np.array([r["bbox"] for r in of_image]).reshape(-1, 4)
+        x, y, width, height = boxes_xywh.T
+        detections = structures.Detections(
+            boxes_yxyx=np.stack([y, x, y + height, x + width], axis=-1)[None],
+            scores=np.array([[r["score"] for r in of_image]]),
+            classes=np.array([[r["category_id"] for r in of_image]]),
+            num_detections=np.array([len(of_image)]),
+        )
+        batches.append((detections, np.array([image_id])))
+    return coco_metric.evaluate(batches, truth)
 
 
 def test_gray_wide_and_tiny_images_are_served(exported):
