@@ -25,6 +25,7 @@ import commands
 import processes
 import toy_data
 from retinanet_tpu import evaluate, train
+from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import run_state
 
 pytestmark = pytest.mark.long
@@ -71,7 +72,12 @@ def make_reference(tmp_path_factory, data_dir):
 def evaluate_here(run):
     """Runs a sidecar in this process."""
     flags = {"policy": "all", "timeout_secs": 60}
-    commands.run(evaluate.main, run.model_dir, None, **flags)
+    handlers = {n: signal.getsignal(n) for n in preemption.stop_signals()}
+    try:
+        commands.run(evaluate.main, run.model_dir, None, **flags)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture

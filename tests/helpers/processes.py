@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+import tool_processes
 import toy_data
 from retinanet_tpu.estimator.model_dir import checkpoints
 
@@ -63,12 +64,17 @@ class Process:
         module = f"retinanet_tpu.{command}"
         start = [str(FAULTY), fault, module] if fault else ["-m", module]
         self.log = log
-        with log.open("w") as out:
+        log.write_text("")
+        if has_terminal:
             self._popen = subprocess.Popen(
                 [sys.executable, *start, *flags],
-                stdout=subprocess.PIPE if has_terminal else out,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=os.environ | ENVIRONMENT,
+            )
+        else:
+            self._popen = tool_processes.Fork(
+                *start, *flags, out=log, error=log, env=ENVIRONMENT
             )
 
     @property
