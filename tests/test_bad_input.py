@@ -164,6 +164,7 @@ def test_an_image_of_another_mode_is_read_as_rgb(tmp_path, mode, color, name):
     np.testing.assert_allclose(pixels, 200, atol=3)
 
 
+@pytest.mark.long
 def test_a_class_missing_in_categories_json_is_an_error_with_its_id(
     data_dir, model_dir
 ):

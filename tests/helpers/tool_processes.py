@@ -1,4 +1,4 @@
-"""Runs commands and tools as processes; one TensorFlow start serves many runs."""
+"""Runs commands and tools as processes; one import of TensorFlow serves all."""
 
 import atexit
 import contextlib

@@ -49,6 +49,7 @@ def test_parts_read_the_records_endlessly(imported, data_dir, candidate):
     assert shapes == [(4, 3)] * toy_data.NUM_TRAIN
 
 
+@pytest.mark.long
 def test_the_pipeline_returns_training_batches(imported, data_dir):
     worker = imported("pipeline_worker")
     batches = worker.batches("pipeline", SETTING | {"data_dir": data_dir})
