@@ -236,6 +236,7 @@ def _with_cost(
     return dataclasses.replace(
         report,
         outcome=DOES_NOT_FIT if missing > 0 else FITS,
+        fingerprint=compiled.fingerprint,
         missing_gib=max(missing, 0) / 2**30,
         cost=cost,
     )

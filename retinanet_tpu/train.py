@@ -84,6 +84,7 @@ def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
             stop_reason=listener.reason,
             prepare=functools.partial(cli.write_settings, config_text, run),
         )
+    run.estimator.workers.close()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -17,6 +15,7 @@ import tensorflow as tf
 
 import commands
 import repository
+import tool_processes
 import toy_data
 from retinanet_tpu import evaluate, train
 from retinanet_tpu.conversion import converter
@@ -165,6 +164,7 @@ def test_an_image_of_another_mode_is_read_as_rgb(tmp_path, mode, color, name):
     np.testing.assert_allclose(pixels, 200, atol=3)
 
 
+@pytest.mark.long
 def test_a_class_missing_in_categories_json_is_an_error_with_its_id(
     data_dir, model_dir
 ):
@@ -257,15 +257,9 @@ def test_evaluating_an_untrained_model_dir_is_an_error(tmp_path, valid_dir):
 
 @pytest.mark.long
 def test_a_user_error_is_one_sentence_without_a_traceback():
-    command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
-    settings = ["--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3"]
-    done = subprocess.run(
-        [*command, *settings],
-        cwd=repository.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ("-m", "retinanet_tpu.train", "--dry_run")
+    settings = ("--gin_file=gin_configs/quickstart.gin", "--gin_param=NUM_CLASES = 3")
+    done = tool_processes.run_python(*command, *settings, cwd=repository.ROOT)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "Did you mean NUM_CLASSES?" in last

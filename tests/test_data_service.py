@@ -1,10 +1,7 @@
 import itertools
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,7 +9,7 @@ import tensorflow as tf
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 
-import repository
+import tool_processes
 import worker_processes
 from retinanet_tpu import data_service as command
 from retinanet_tpu.data import data_service
@@ -30,14 +27,9 @@ class Part:
 
     def __init__(self, log, *flags):
         self._log = log
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "retinanet_tpu.data_service", *flags],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ
-                | {"PYTHONPATH": str(repository.ROOT), "CUDA_VISIBLE_DEVICES": ""},
-            )
+        log.write_text("")
+        command = ("-m", "retinanet_tpu.data_service")
+        self.process = tool_processes.Fork(*command, *flags, out=log, error=log)
 
     def port(self):
         """Returns the port once the server listens."""
@@ -59,7 +51,7 @@ def start(tmp_path):
 
     yield start_one
     for part in parts:
-        part.process.kill()
+        part.process.send_signal(signal.SIGKILL)
         part.process.wait()
 
 
@@ -86,7 +78,7 @@ def test_workers_may_die_and_join_and_a_signal_ends_the_rest(start):
     seen = read(numbers, 100)
     workers[2].port()
     for worker in workers[:2]:  # Only the worker that joined remains.
-        worker.process.kill()
+        worker.process.send_signal(signal.SIGKILL)
         seen += read(numbers, 500)
     assert len(set(seen)) == len(seen)
     for part in (workers[2], dispatcher):

@@ -2,21 +2,35 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+import tool_processes
 import toy_data
-from retinanet_tpu import predict
+from retinanet_tpu import predict, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator import train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts
 from retinanet_tpu.task import serving_fn
 
 pytestmark = pytest.mark.long
+
+BINDINGS = (
+    "WeightUpdate.averaging_decay = 0.9",
+    "NMS.score_threshold = 0.001",
+    # Two levels of the backbone and one above it; each takes seconds to trace.
+    *toy_data.TWO_LEVELS,
+    "FPN.max_level = 6",
+    "Anchors.max_level = 6",
+    # Smaller ones are resized, which libjpeg does differently.
+    "IMAGE_SIZE = (128, 128)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +46,7 @@ def data_dir(work_dir):
 @pytest.fixture(scope="module")
 def trained(work_dir, data_dir):
     """Returns a run of four steps and its results."""
-    run = toy_data.make_run(work_dir / "straight", data_dir, *AVERAGED)
+    run = toy_data.make_run(work_dir / "straight", data_dir, *BINDINGS)
     results = train_and_evaluate.train_and_evaluate(
         run.estimator, run.train_spec, run.eval_spec
     )
@@ -46,15 +60,16 @@ def exported(trained):
     return run.estimator.export_saved_model(base, serving_fn.serving_fn)
 
 
-AVERAGED = ("WeightUpdate.averaging_decay = 0.9", "NMS.score_threshold = 0.001")
-
-
 def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     trained, work_dir, data_dir
 ):
-    for max_steps in (2, 4):
-        run = toy_data.make_run(work_dir / "resumed", data_dir, *AVERAGED)
-        resumed = toy_data.train(run, max_steps)
+    resumed_dir = work_dir / "resumed"
+    resumed_dir.mkdir()
+    for path in pathlib.Path(run_dir(trained[0])).glob("model.ckpt-2.*"):
+        shutil.copy(path, resumed_dir)
+    run = toy_data.make_run(resumed_dir, data_dir, *BINDINGS)
+    assert checkpoints.steps(str(resumed_dir)) == [2]
+    resumed = toy_data.train(run)
     straight = checkpoints.read(checkpoints.latest(trained[0].estimator.model_dir))
     got = checkpoints.read(resumed)
     assert got.keys() == straight.keys()
@@ -79,7 +94,7 @@ def test_the_results_are_complete_and_recorded(trained):
 
 def test_a_later_evaluation_has_the_same_results(trained, data_dir):
     run, results = trained
-    later = toy_data.make_run(run.estimator.model_dir, data_dir, *AVERAGED)
+    later = toy_data.make_run(run.estimator.model_dir, data_dir, *BINDINGS)
     again = later.estimator.evaluate(later.eval_spec.input_fn)
     assert again["AP"] == pytest.approx(results["AP"], abs=1e-6)
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
@@ -106,6 +121,48 @@ def test_the_export_has_the_detections_of_the_evaluation(trained, exported, data
         np.testing.assert_allclose(served["boxes"], boxes_xyxy, atol=0.05)
         np.testing.assert_array_equal(served["class_ids"], detections.classes[row])
         assert set(detections.classes[row][:count]) <= {3, 7}
+
+
+def test_the_export_has_exactly_the_metrics_of_its_checkpoint(
+    trained, exported, data_dir, tmp_path
+):
+    _, expected = trained
+    assert expected["AP"] > 0
+    output = tmp_path / "results.json"
+    options = (
+        f"--model={exported}",
+        f"--images={data_dir}/pictures",
+        f"--annotations={data_dir}/val.json",
+        f"--output={output}",
+        "--batch_size=4",
+    )
+    command = ("-m", "retinanet_tpu.evaluate_export")
+    done = tool_processes.run_python(*command, *options)
+    assert done.returncode == 0, done.stderr
+    assert coco_metric.table(expected) in done.stdout
+    assert coco_metric.per_class_table(expected) in done.stdout
+    assert "6/6 images" in done.stderr and "of the model alone" in done.stderr
+    result = evaluated(json.loads(output.read_text()), f"{data_dir}/val.json")
+    for metric in coco_metric.METRICS:
+        assert result[metric.name] == expected[metric.name], metric.name
+
+
+def evaluated(records, annotation_file):
+    """Returns the metrics of a results file."""
+    truth = coco_metric.ground_truth(annotation_file)
+    batches = []
+    for image_id in truth.imgs:
+        of_image = [r for r in records if r["image_id"] == image_id]
+        boxes_xywh = np.array([r["bbox"] for r in of_image]).reshape(-1, 4)
+        x, y, width, height = boxes_xywh.T
+        detections = structures.Detections(
+            boxes_yxyx=np.stack([y, x, y + height, x + width], axis=-1)[None],
+            scores=np.array([[r["score"] for r in of_image]]),
+            classes=np.array([[r["category_id"] for r in of_image]]),
+            num_detections=np.array([len(of_image)]),
+        )
+        batches.append((detections, np.array([image_id])))
+    return coco_metric.evaluate(batches, truth)
 
 
 def test_gray_wide_and_tiny_images_are_served(exported):

@@ -1,33 +1,25 @@
+"""The metrics of an export are tested in test_end_to_end.py."""
+
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 
+import tool_processes
 import toy_data
 from retinanet_tpu import errors, evaluate_export, structures
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, batching
-from retinanet_tpu.task import serving_fn
 
 pytestmark = pytest.mark.long
 
-COMMAND = [sys.executable, "-m", "retinanet_tpu.evaluate_export"]
+COMMAND = ("-m", "retinanet_tpu.evaluate_export")
 CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
-BINDINGS = (
-    *toy_data.TWO_LEVELS,
-    *toy_data.SGD,
-    # For larger images this command averages pixels, but libjpeg averages frequencies.
-    "IMAGE_SIZE = (128, 128)",
-    "NMS.score_threshold = 0.0001",  # After four steps all scores are about 0.01.
-    "TrainingPlan.num_visualized_images = 0",
-)
 
 
 @pytest.fixture(scope="module")
@@ -68,48 +60,6 @@ def batched_ids(command, data_dir):
         meter=batching.Meter("test", len(truth.imgs)),
     )
     return [ids.tolist() for _, ids in batches]
-
-
-def test_saved_model_has_exactly_the_metrics_of_its_checkpoint(data_dir, tmp_path):
-    run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS)
-    toy_data.train(run)
-    expected = run.estimator.evaluate(run.eval_spec.input_fn)
-    assert expected["AP"] > 0
-    run.estimator.export_saved_model(f"{tmp_path}/export", serving_fn.serving_fn)
-    output = tmp_path / "results.json"
-    options = (
-        f"--model={tmp_path}/export",
-        f"--images={data_dir}/pictures",
-        f"--annotations={data_dir}/val.json",
-        f"--output={output}",
-        "--batch_size=4",
-    )
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert coco_metric.table(expected) in done.stdout
-    assert coco_metric.per_class_table(expected) in done.stdout
-    assert "6/6 images" in done.stderr and "of the model alone" in done.stderr
-    result = evaluated(json.loads(output.read_text()), f"{data_dir}/val.json")
-    for metric in coco_metric.METRICS:
-        assert result[metric.name] == expected[metric.name], metric.name
-
-
-def evaluated(records, annotation_file):
-    """Returns the metrics of a results file."""
-    truth = coco_metric.ground_truth(annotation_file)
-    batches = []
-    for image_id in truth.imgs:
-        of_image = [r for r in records if r["image_id"] == image_id]
-        boxes_xywh = np.array([r["bbox"] for r in of_image]).reshape(-1, 4)
-        x, y, width, height = boxes_xywh.T
-        detections = structures.Detections(
-            boxes_yxyx=np.stack([y, x, y + height, x + width], axis=-1)[None],
-            scores=np.array([[r["score"] for r in of_image]]),
-            classes=np.array([[r["category_id"] for r in of_image]]),
-            num_detections=np.array([len(of_image)]),
-        )
-        batches.append((detections, np.array([image_id])))
-    return coco_metric.evaluate(batches, truth)
 
 
 def test_every_annotated_image_is_detected_once_in_batches_of_one_size(
@@ -177,7 +127,7 @@ def test_invalid_annotations_are_an_error_in_one_sentence(tmp_path):
     path = tmp_path / "truth.json"
     path.write_bytes(b"[" * 9999)
     options = ("--model=absent", "--images=absent", f"--annotations={path}")
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    done = tool_processes.run_python(*COMMAND, *options)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (last,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]

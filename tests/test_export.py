@@ -1,8 +1,6 @@
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from PIL import Image
 
 import commands
 import repository
+import tool_processes
 import toy_data
 from retinanet_tpu import errors, export, optional_packages, train
 from retinanet_tpu.serving import artifacts, formats, parity, warm_up
@@ -48,9 +47,7 @@ def run_export(model_dir, **more):
 
 def test_server_survives_hostile_requests_with_little_memory(exported):
     client = pathlib.Path(__file__).parent / "helpers" / "hostile_client.py"
-    done = subprocess.run(
-        [sys.executable, str(client), str(exported)], capture_output=True, text=True
-    )
+    done = tool_processes.run_python(client, exported)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert len(results) == 9 and not results.pop("good")[2]
@@ -155,15 +152,16 @@ def test_warm_up_requests_are_within_the_limits(small_export):
         assert model.signatures[request.model_spec.signature_name](**inputs)
 
 
-def test_checkpoint_can_be_set_and_is_in_the_model_card(model_dir):
-    path = run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-12")
-    assert "model.ckpt-12" in (path / "model_card.md").read_text()
+def test_a_checkpoint_that_is_missing_is_an_error(model_dir):
     with pytest.raises(FileNotFoundError, match=r"model\.ckpt-7"):
         run_export(model_dir, checkpoint=f"{model_dir}/model.ckpt-7")
 
 
-def test_export_without_the_format_saved_model_has_no_saved_model(model_dir):
-    path = run_export(model_dir, format=["tflite"])
+def test_export_of_a_given_checkpoint_without_the_format_saved_model(model_dir):
+    path = run_export(
+        model_dir, format=["tflite"], checkpoint=f"{model_dir}/model.ckpt-12"
+    )
+    assert "model.ckpt-12" in (path / "model_card.md").read_text()
     assert not tf.saved_model.contains_saved_model(str(path))
     assert (path / "model.tflite").exists()
     assert artifacts.load(artifacts.find(str(path))).names == {3: "red", 7: "blue"}

@@ -1,11 +1,8 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import tensorflow as tf
 
 import repository
+import tool_processes
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.task import configurables, summary
@@ -112,15 +109,11 @@ def test_settings_that_do_not_fit_fail_before_the_first_step(binding, message):
         summary.summarize_run()
 
 
+@pytest.mark.long
 def test_a_folder_with_the_name_of_an_included_folder_is_no_obstacle(tmp_path):
     for folder in ("data", "model", "device", "schedule"):
         (tmp_path / folder).mkdir()
-    command = [sys.executable, "-m", "retinanet_tpu.train", "--dry_run"]
-    done = subprocess.run(
-        [*command, "--gin_file=coco_r50_640_3x.gin"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository.ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    command = ("-m", "retinanet_tpu.train", "--dry_run")
+    flag = "--gin_file=coco_r50_640_3x.gin"
+    done = tool_processes.run_python(*command, flag, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import repository
+import tool_processes
 from retinanet_tpu import __main__
 from retinanet_tpu.exit_codes import ExitCode
 
@@ -49,6 +50,7 @@ def test_an_unknown_command_is_refused(word, hint):
 
 @pytest.mark.long
 def test_a_command_gets_its_flags():
-    done = run("plot", "--no_such_flag")
+    flags = ("plot", "--no_such_flag")
+    done = tool_processes.run_python("-m", "retinanet_tpu", *flags)
     assert done.returncode == 1
     assert "Unknown command line flag 'no_such_flag'" in done.stderr

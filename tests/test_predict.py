@@ -2,8 +2,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import pytest
@@ -11,6 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 import photo_folder
+import tool_processes
 from retinanet_tpu import errors, predict
 from retinanet_tpu.data import image_files
 from retinanet_tpu.serving import artifacts
@@ -70,29 +69,16 @@ def read_json(path):
     return json.loads(pathlib.Path(path).read_text())
 
 
-def command(*arguments):
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "retinanet_tpu.predict", *map(str, arguments)],
-        cwd=pathlib.Path(__file__).parent.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.long
 def test_command_writes_results_names_and_drawings(saved_model, photos, tmp_path):
     export_dir = os.path.dirname(saved_model)
     output_dir = tmp_path / "output"
-    done = command(
-        *(f"--model={export_dir}", f"--images={photos}", f"--output_dir={output_dir}")
+    flags = (
+        f"--model={export_dir}",
+        f"--images={photos}",
+        f"--output_dir={output_dir}",
     )
+    done = tool_processes.run_python("-m", "retinanet_tpu.predict", *flags)
     assert done.returncode == 0, done.stderr
     assert "skipped" in done.stderr and "broken.jpg" in done.stderr
     assert "SavedModel" in done.stderr

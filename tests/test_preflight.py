@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import flags
 from absl.testing import flagsaver
 
+import tool_processes
 import toy_data
 from retinanet_tpu import preflight
 from retinanet_tpu.planning import host_throughput, step_functions
@@ -239,12 +240,7 @@ def test_without_the_extra_the_error_names_the_package_to_install():
         "from retinanet_tpu.startup import guard\n"
         "guard.run(preflight.main)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
+    ended = tool_processes.run_python("-c", code)
     assert ended.returncode == 1
     assert ended.stdout == "" and "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]

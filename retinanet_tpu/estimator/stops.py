@@ -36,7 +36,7 @@ class Stopper:
         self._saver = saver
         self._stop_reason = stop_reason
         self._agreed_reason = workers.synchronized_stop_reason(stop_reason)
-        self._is_single_worker = workers.count == 1
+        self._workers = workers
 
     def check(self) -> None:
         """Saves and raises Preempted if any worker has a reason to stop."""
@@ -48,9 +48,16 @@ class Stopper:
 
         Raises:
           Preempted: A reason to stop appeared before fn returned.
+          LostError: Another worker was lost.
         """
+        stall = waits.Stall(self._stop_reason)
+
+        def give_up_reason():
+            self._workers.check_connected()
+            return stall.reason()
+
         try:
-            return waits.call(fn, waits.Stall(self._stop_reason).reason)
+            return waits.call(fn, give_up_reason)
         except waits.GivenUpError as stop:
             raise self._saved(str(stop)) from None
 
@@ -67,6 +74,7 @@ class Stopper:
           progress_fn: Returns its progress.
         Raises:
           Preempted: There was a reason, and no batch arrived for waits.STALL_SECS.
+          LostError: Another worker was lost.
         """
         first_step = self._state.step
         tensors: dict[str, np.ndarray] | None = None
@@ -78,13 +86,14 @@ class Stopper:
 
         def give_up_reason():
             nonlocal tensors
+            self._workers.check_connected()
             reason = stall.reason()
             progress = progress_fn()
             before, tensors = tensors, None
             if not reason or not progress.is_waiting:
                 return None
             self._state.step = progress.num_done
-            if self._is_single_worker and progress.is_between_steps:
+            if self._workers.count == 1 and progress.is_between_steps:
                 tensors = self._finite_tensors()
             # The batch may have arrived meanwhile, and its step may have begun to
             # change variables. On a busy machine the counters may be late, so two

@@ -66,6 +66,9 @@ _callers = threading.local()
 # Each returns True as long as a thread may be waiting in C++.
 _unfinished: list[Callable[[], bool]] = []
 _releasing: list[threading.Thread] = []
+# Called before the process ends with an error, whose exit handlers would wait for other
+# processes.
+exit_hooks: list[Callable[[], None]] = []
 
 
 class GivenUpError(Exception):
@@ -181,13 +184,16 @@ def leave(code: int) -> NoReturn:
     """Ends the process with an exit code, even if calls were given up.
 
     Raises:
-      SystemExit: No thread waits in C++, and the standard streams can be flushed.
+      SystemExit: No thread waits in C++, there are no exit hooks, and the standard
+        streams can be flushed.
     """
     _forget_finished()
+    for hook in exit_hooks:
+        hook()
     is_flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
     # sys.exit would destroy TensorFlow's objects while such a thread still uses them,
     # and would change the exit code to 120 if the terminal is gone.
-    if not _unfinished and all(is_flushed):
+    if not _unfinished and not exit_hooks and all(is_flushed):
         sys.exit(code)
     python_logging.shutdown()
     os._exit(code)

@@ -69,6 +69,8 @@ class StepReport:
       num_devices: The number of devices.
       setting: The gin setting of the number of images; "" if there is none.
       outcome: FITS, DOES_NOT_FIT or DOES_NOT_COMPILE.
+      fingerprint: The hash of the program, which the engine PJRT logs too; "" if the
+        step does not compile.
       missing_gib: The HBM that is missing, GiB; None if it is unknown.
       error: The error of a step that the compiler refuses, else None.
       cost: The cost; None if the compiler refuses the step.
@@ -80,6 +82,7 @@ class StepReport:
     num_devices: int
     setting: str
     outcome: str
+    fingerprint: str = ""
     missing_gib: float | None = None
     error: str | None = None
     cost: Cost | None = None
@@ -102,6 +105,8 @@ class StepReport:
         }
         if self.outcome != DOES_NOT_COMPILE:
             content["missing_gib"] = self.missing_gib
+        if self.fingerprint:
+            content["fingerprint"] = self.fingerprint
         if self.error is not None:
             content["error"] = self.error
         for part in (self.cost, self.host):
@@ -164,6 +169,7 @@ _ROWS: list[tuple[str, CellFn]] = [
     ("", lambda step: step.outcome),
     ("devices", lambda step: step.num_devices),
     ("images per device", lambda step: step.images),
+    ("program", lambda step: step.fingerprint),
     ("HBM needed, GiB", _cost(lambda cost: cost.hbm_gib)),
     ("  of a device", _cost(lambda cost: cost.hbm_gib_there)),
     ("  arguments, MB", _cost(lambda cost: cost.argument_mb)),

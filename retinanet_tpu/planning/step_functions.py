@@ -1,12 +1,13 @@
 """The functions that replicas run, with the specs of their arguments."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import inference, spec, train_step
 from retinanet_tpu.serving import server
@@ -46,7 +47,7 @@ def build(run: Run) -> dict[str, ReplicaFn]:
       run: The run; it needs no model_dir. Its strategy sets the number of replicas.
     """
     num_replicas = run.estimator.num_replicas
-    categories = _any_categories(run.recipe.num_classes)
+    categories = _categories(run)
     recipe = dataclasses.replace(run.recipe, categories=categories)
     params = {"recipe": recipe, "metric_fn": None}
     with run.estimator.strategy.scope():
@@ -118,7 +119,16 @@ def batch_spec(
     )
 
 
-def _any_categories(num_classes: int) -> category_map.Categories:
-    """Returns categories with arbitrary names, which do not change the program."""
+def _categories(run: Run) -> category_map.Categories:
+    """Returns the categories of data on this machine, else arbitrary ones.
+
+    The evaluation step contains the ids of the classes as constants.
+    """
+    num_classes = run.recipe.num_classes
+    if run.data.dir and "://" not in run.data.dir:
+        with contextlib.suppress(errors.UserError):
+            categories = run.data.read_categories()
+            categories.check_num_classes(num_classes)
+            return categories
     entries = [category_map.Category(i, i, f"class {i}") for i in range(num_classes)]
     return category_map.Categories(num_classes, tuple(entries))

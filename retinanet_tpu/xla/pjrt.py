@@ -22,8 +22,10 @@ _AXIS = "replica"
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(_AXIS)
 # The status codes of an error after a device or another process was lost.
-_LOST = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNKNOWN")
+_LOST = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+# Words of errors with other codes after another process was lost.
 _CONNECTION = ("gloo", "connection", "socket", "nccl", "coordination")
+_NEVER_SECS = 86400
 
 
 class DeviceLostError(ConnectionError):
@@ -38,6 +40,9 @@ class Devices:
       count: The number of devices of all processes.
       num_local: The number of devices of this process.
       kind: The model of the devices, as PJRT names it.
+      mesh: The devices as a jax.sharding.Mesh with one axis.
+      replicated: The sharding of values that are equal on all devices.
+      sharded: The sharding of values whose first axis is divided over the devices.
     """
 
     def __init__(
@@ -147,11 +152,12 @@ def connect(
             jax.config.update("jax_num_cpu_devices", num_devices or 1)
     try:
         local = jax.local_devices(backend=platform)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # jax asserts a plugin for GPUs.
+        reason = f": {error}" if str(error) else ""
         raise errors.UserError(
-            f"PJRT cannot start {platform.upper()} devices: {error}. Set "
-            "make_strategy.device, or install the extra that contains its plugin: "
-            "[xla-tpu] or [xla-gpu]."
+            f"PJRT cannot start {platform.upper()} devices{reason}. Install the extra "
+            f"with their plugin: pip install -e '.[xla-{platform}]'; or set "
+            "make_strategy.device."
         ) from error
     count = num_devices or (1 if platform == "cpu" else len(local))
     if count > len(local):
@@ -179,12 +185,25 @@ def connect_processes(
     Raises:
       DeviceLostError: The processes did not all connect.
     """
-    if jax.distributed.is_initialized():
-        return
+    # Its log lines are misleading: the package handles preemption itself.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, index)
+        # jax aborts a process after these times. The caller's monitor is faster.
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            index,
+            initialization_timeout=_NEVER_SECS,
+            heartbeat_timeout_seconds=_NEVER_SECS,
+            shutdown_timeout_seconds=_NEVER_SECS,
+        )
     except (RuntimeError, ValueError) as error:
         raise DeviceLostError(f"The processes did not all connect: {error}") from error
+
+
+def disconnect_processes() -> None:
+    """Waits until all processes call this, and disconnects them."""
+    jax.distributed.shutdown()
 
 
 def process_index() -> int:

@@ -141,6 +141,7 @@ def test_hosts_read_different_images_and_resume_in_the_same_way(data_dir):
     assert_same(straight[5:], resumed)
 
 
+@pytest.mark.long
 def test_hosts_use_different_random_numbers(tmp_path):
     for index in range(2):
         path = tmp_path / record_files.file_name("train", index, 2)

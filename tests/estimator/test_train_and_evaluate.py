@@ -132,6 +132,7 @@ def test_a_failed_run_records_it(tmp_path, is_diverged):
     assert run_state.read(str(tmp_path))[:2] == ("failed", 10)
 
 
+@pytest.mark.long
 def test_an_interrupted_evaluation_is_repeated(tmp_path):
     is_evaluating = []
 
@@ -158,6 +159,7 @@ class KilledError(Exception):
     """Simulates the end of the process."""
 
 
+@pytest.mark.long
 def test_a_missing_export_is_made_at_the_next_start(tmp_path, monkeypatch):
     eval_spec = spec.EvalSpec(
         linear.eval_input_fn,

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -8,6 +6,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 import linear
+import tool_processes
 from retinanet_tpu.estimator import summaries, waits
 from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import checkpoints
@@ -195,7 +194,5 @@ print("in the buffer")
 os.close(1)
 waits.leave(42)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    done = tool_processes.run_python("-c", script)
     assert done.returncode == 42, done.stderr

@@ -1,7 +1,9 @@
 """Stops or kills one of several workers and checks the others.
 
-Two processes with two replicas each stand for two machines with two GPUs each. The
-first test is the short version. The second injects faults many times, at random times.
+Two processes with a replica each stand for two machines with a GPU each. The first test
+is the short version; slow: with two replicas each, as the linear workers have that
+tests/estimator/cluster/test_worker_group.py starts. The second test injects faults many
+times, at random times.
 """
 
 import random
@@ -19,11 +21,14 @@ from retinanet_tpu.exit_codes import ExitCode
 pytestmark = pytest.mark.long
 
 PATIENCE_SECS = 400  # A loaded machine is slow to start TensorFlow four times.
-# A batch of all images, so that their order and the shards do not matter.
-BATCH = (
+BINDINGS = (
+    # A batch of all images, so that their order and the shards do not matter.
     f"BATCH_SIZE = {toy_data.NUM_TRAIN}",
     "Augmentation.horizontal_flip = False",
     "Augmentation.scale_jitter = (1.0, 1.0)",
+    # A pyramid of P5 only: every layer is traced with its collectives.
+    "FPN.min_level = 5",
+    "Anchors.min_level = 5",
 )
 
 
@@ -37,7 +42,7 @@ def make_team(tmp_path, data_dir):
     teams = []
 
     def make(*bindings):
-        bindings = (*BATCH, "RunConfig.keep_checkpoint_max = None", *bindings)
+        bindings = (*BINDINGS, "RunConfig.keep_checkpoint_max = None", *bindings)
         teams.append(worker_processes.Team(tmp_path / "run", data_dir, *bindings))
         return teams[-1]
 
@@ -51,9 +56,15 @@ def stop_step(worker):
     return int(step)
 
 
-def test_workers_train_stop_and_resume_together(make_team, tmp_path, data_dir):
+@pytest.mark.parametrize(
+    "num_devices",
+    [1, pytest.param(2, marks=pytest.mark.slow)],  # Traces collectives for 20 s.
+)
+def test_workers_train_stop_and_resume_together(
+    make_team, tmp_path, data_dir, num_devices
+):
     team = make_team("MAX_STEPS = 100000")
-    chief, other = team.start(num_devices=2)
+    chief, other = team.start(num_devices=num_devices)
     team.wait_for(lambda: 4 in team.steps(), PATIENCE_SECS)
     other.kill()
     # The chief cannot continue alone.
@@ -62,7 +73,6 @@ def test_workers_train_stop_and_resume_together(make_team, tmp_path, data_dir):
     assert stop_step(chief) == last
     assert "another worker was lost" in chief.tail()
     # After a restart they resume. When one of them is stopped, all stop at one step.
-    # They have one device each: tracing collectives of two takes 20 s more CPU time.
     chief, other = team.start(num_devices=1)
     team.wait_for(lambda: team.steps()[-1] > last, PATIENCE_SECS)
     other.kill(signal.SIGTERM)

@@ -25,7 +25,8 @@ def input_fn(params):
     batches = tf.data.Dataset.from_tensor_slices(linear.examples()).repeat()
     batches = batches.batch(worker_batch_size, drop_remainder=True)
     first = context.first_step * context.num_hosts + context.current_host
-    return batches.skip(first).shard(context.num_hosts, 0).unbatch().batch(size)
+    shares = batches.skip(first).shard(context.num_hosts, 0).unbatch()
+    return shares.batch(size, drop_remainder=True)
 
 
 def refusal(fn, *args, **kwargs):

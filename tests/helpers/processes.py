@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+import tool_processes
 import toy_data
 from retinanet_tpu.estimator.model_dir import checkpoints
 
@@ -62,12 +64,17 @@ class Process:
         module = f"retinanet_tpu.{command}"
         start = [str(FAULTY), fault, module] if fault else ["-m", module]
         self.log = log
-        with log.open("w") as out:
+        log.write_text("")
+        if has_terminal:
             self._popen = subprocess.Popen(
                 [sys.executable, *start, *flags],
-                stdout=subprocess.PIPE if has_terminal else out,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=os.environ | ENVIRONMENT,
+            )
+        else:
+            self._popen = tool_processes.Fork(
+                *start, *flags, out=log, error=log, env=ENVIRONMENT
             )
 
     @property
@@ -144,21 +151,25 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         return [json.loads(line) for line in lines]
 
-    def check(self, reference: dict[int, dict]) -> tuple[int, int]:
+    def last_weights(self) -> dict[str, np.ndarray]:
+        """Returns the values of the newest checkpoint."""
+        return checkpoints.read(checkpoints.latest(str(self.model_dir)))
+
+    def check(self, reference: "Run") -> tuple[int, int]:
         """Compares the results with those of an undisturbed run.
 
         Every remaining checkpoint must be evaluated, and all results must be equal.
 
         Args:
-          reference: The results of the undisturbed run, by step.
+          reference: The undisturbed run.
         Returns:
           The number of remaining checkpoints and the number of evaluated ones.
         """
         kept = self.steps()
-        evaluated = results(self.records())
+        evaluated, expected = results(self.records()), results(reference.records())
         assert kept and set(kept) <= set(evaluated)
         for step, values in evaluated.items():
-            assert values == pytest.approx(reference[step], rel=1e-5)
+            assert values == pytest.approx(expected[step], rel=1e-5)
         return len(kept), len(evaluated)
 
     def truncate(self, step: int) -> None:

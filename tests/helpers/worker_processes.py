@@ -1,14 +1,11 @@
 """Starts workers as processes of this machine, with logical CPUs as replicas."""
 
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import processes
-import repository
+import tool_processes
 import toy_data
 
 _WORKER = pathlib.Path(__file__).parent / "worker.py"
@@ -35,16 +32,16 @@ class Worker(processes.Process):
           num_devices: The number of logical CPUs of the worker.
         """
         self.log = log
-        path = os.pathsep.join([str(repository.ROOT), os.environ.get("PYTHONPATH", "")])
-        with log.open("w") as out:
-            self._popen = subprocess.Popen(
-                [sys.executable, str(_WORKER), str(num_devices), target, *flags],
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ
-                | processes.ENVIRONMENT
-                | {"TF_CONFIG": tf_config, "PYTHONPATH": path},
-            )
+        log.write_text("")
+        self._popen = tool_processes.Fork(
+            _WORKER,
+            num_devices,
+            target,
+            *flags,
+            out=log,
+            error=log,
+            env=processes.ENVIRONMENT | {"TF_CONFIG": tf_config},
+        )
 
 
 class Team(processes.Run):

@@ -22,6 +22,7 @@ def sides(boxes):
     return values[np.lexsort(values.T)]
 
 
+@pytest.mark.long
 def test_whole_images_have_the_boxes_of_the_evaluation_input(data_dir):
     split = dataset_stats.read(data_dir, "val", CATEGORIES)
     augmented = anchor_recall.augment_boxes(split, examples.OutputSpec(IMAGE_SIZE, 8))

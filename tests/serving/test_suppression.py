@@ -46,7 +46,17 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(actual[key], expected[key], atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("variant", nms.VARIANTS[1:])
+# Both loops and both kinds of classes; the other variants are slow.
+_IN_EVERY_RUN = ("per_class_soft", "global_hard")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(v, marks=() if v in _IN_EVERY_RUN else pytest.mark.slow)
+        for v in nms.VARIANTS[1:]
+    ],
+)
 def test_nms_of_a_crowd_is_the_same_in_onnx(variant):
     pytest.importorskip("tf2onnx")
     fn = suppression(variant, None)

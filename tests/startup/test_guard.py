@@ -1,12 +1,11 @@
 import errno
 import os
-import subprocess
-import sys
 
 import gin
 import pytest
 import tensorflow as tf
 
+import tool_processes
 from retinanet_tpu import errors
 from retinanet_tpu.startup import guard
 
@@ -127,8 +126,7 @@ guard.run(main, takes_arguments=True)
 
 def test_a_command_ends_with_one_line_or_with_a_traceback():
     def run(*arguments):
-        command = [sys.executable, "-c", MAIN, *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+        return tool_processes.run_python("-c", MAIN, *arguments)
 
     done = run("photo.jpg")
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -33,9 +34,15 @@ def data_dir(tmp_path_factory):
     return toy_data.write(tmp_path_factory.mktemp("data"))
 
 
+class Trained(NamedTuple):
+    variables: dict[str, np.ndarray]
+    scalars: dict[str, float]
+    path: str
+
+
 @pytest.fixture(scope="module")
 def trained(data_dir, tmp_path_factory):
-    """Trains two steps; returns all variables and the scalars of the loop."""
+    """Trains two steps; returns all variables, the loop's scalars and the path."""
 
     def train(*bindings, num_replicas=1):
         reports = []
@@ -53,7 +60,7 @@ def trained(data_dir, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(summaries.LoopWriter, "report_loop", report_loop)
             path = toy_data.train(run)
-        return checkpoints.read(path), reports[0]
+        return Trained(checkpoints.read(path), reports[0], path)
 
     return train
 
@@ -71,14 +78,14 @@ def network_and_params(data_dir):
 
 def assert_same_training(got, expected, *, rtol):
     """Compares variables and scalars."""
-    variables, scalars = got
-    assert variables.keys() == expected[0].keys()
-    for name, value in expected[0].items():
+    variables, scalars, _ = got
+    assert variables.keys() == expected.variables.keys()
+    for name, value in expected.variables.items():
         # A bias before batch norm has no gradient but rounding errors.
         close = {"rtol": rtol, "atol": rtol * 0.1, "err_msg": name}
         np.testing.assert_allclose(variables[name], value, **close)
-    assert list(scalars) == list(expected[1])
-    for name, value in expected[1].items():
+    assert list(scalars) == list(expected.scalars)
+    for name, value in expected.scalars.items():
         np.testing.assert_allclose(scalars[name], value, rtol=rtol, err_msg=name)
 
 
@@ -107,7 +114,7 @@ def assert_trained(momentum, path):
 
 
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
-    variables, _ = plain
+    variables = plain.variables
     for variable in network_and_params[0].variables:
         path = replicas.variable_path(variable)
         if variable.trainable:  # Some changes are too small for float32.
@@ -116,13 +123,11 @@ def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
             assert (variables[f"weights/{path}"] != variable.numpy()).any(), path
 
 
-def test_frozen_layers_keep_their_initial_values(trained, tmp_path, data_dir):
-    first = toy_data.make_run(tmp_path, data_dir, *SMALL)
-    path = toy_data.train(first, max_steps=2)
-    variables, _ = trained(
-        "FROZEN = ('backbone/stem', 'backbone/stage2')", f"WARM_START = '{path}'"
+def test_frozen_layers_keep_their_initial_values(trained, plain):
+    variables, *_ = trained(
+        "FROZEN = ('backbone/stem', 'backbone/stage2')", f"WARM_START = '{plain.path}'"
     )
-    before = checkpoints.read(path, "averages/")
+    before = checkpoints.read(plain.path, "averages/")
     frozen = [n for n in before if n.startswith(("backbone/stem", "backbone/stage2"))]
     assert {name.rpartition("/")[2] for name in frozen} == {
         "kernel",
@@ -142,16 +147,16 @@ def test_frozen_layers_keep_their_initial_values(trained, tmp_path, data_dir):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_trains_like_float32(trained, plain, dtype):
     scale = ("WeightUpdate.loss_scale = @DynamicLossScale()",)
-    variables, scalars = trained(
+    variables, scalars, _ = trained(
         f"COMPUTE_DTYPE = '{dtype}'", *(scale if dtype == "float16" else ())
     )
     assert all(np.isfinite(value).all() for value in variables.values())
     for name in ("class-loss", "box-loss", "l2-regularization", "gradient-norm"):
-        np.testing.assert_allclose(scalars[name], plain[1][name], rtol=0.1)
+        np.testing.assert_allclose(scalars[name], plain.scalars[name], rtol=0.1)
 
 
 def test_an_overflow_skips_the_step_and_lowers_the_scale(trained, network_and_params):
-    variables, scalars = trained(
+    variables, scalars, _ = trained(
         "COMPUTE_DTYPE = 'float16'",
         "WeightUpdate.loss_scale = @DynamicLossScale()",
         "DynamicLossScale.initial = 1e12",

@@ -79,6 +79,16 @@ class Workers:
         except WORKER_LOST_ERRORS as error:
             raise LostError("Another worker was lost; restart all workers.") from error
 
+    def check_connected(self) -> None:
+        """Checks that no worker is lost, as far as this one knows.
+
+        Raises:
+          LostError: A worker is lost.
+        """
+
+    def close(self) -> None:
+        """Disconnects from the others, once this worker has finished the run."""
+
     def any_worker(self, flag: bool) -> bool:
         """Returns True on all workers if the flag of any worker is True."""
         return bool(self.gather(flag).any())

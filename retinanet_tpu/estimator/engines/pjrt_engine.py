@@ -6,7 +6,6 @@ runs the program, whose variables stay on the devices between steps.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from absl import logging
 
 from retinanet_tpu import errors, log_progress
 from retinanet_tpu.estimator import train_step
-from retinanet_tpu.estimator.cluster import pjrt_strategy, worker_group
+from retinanet_tpu.estimator.cluster import pjrt_strategy
 from retinanet_tpu.estimator.engines import engine
 from retinanet_tpu.xla import lower
 
@@ -64,7 +63,11 @@ class PjrtEngine:
 class DeviceFunction:
     """A function of a replica as a compiled program, with its variables on the devices.
 
-    The program is lowered and compiled for the shapes of the first batch.
+    The program is lowered and compiled for the shapes of the first batch, and again for
+    other shapes.
+
+    Attributes:
+      num_compiled: The number of programs so far.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class DeviceFunction:
         self._devices = strategy.devices
         self._fn = fn
         self._name = name
+        self.num_compiled = 0
+        self._specs: list[tf.TensorSpec] | None = None
         self._program: lower.Program | None = None
         self._executable: jax_program.Executable | None = None
         # Another thread may save the variables between two steps.
@@ -88,15 +93,17 @@ class DeviceFunction:
         self._on_devices: tuple[list[Any], list[Any]] | None = None
 
     def compile(self, specs: Sequence[Any]) -> None:
-        """Lowers and compiles the function, unless that is done.
+        """Lowers and compiles the function, unless that is done for these shapes.
 
         Args:
           specs: The specs of the arguments of one replica: nests of tf.TensorSpec.
         Raises:
           UserError: An operation has no kernel for XLA.
         """
-        if self._executable is not None:
+        if self._specs == tf.nest.flatten(specs):
             return
+        self.download()
+        self.discard()
         from retinanet_tpu.xla import jax_program, pjrt
 
         event = f"PJRT | {self._name} | {self._devices.count} x {self._devices.kind}"
@@ -109,6 +116,8 @@ class DeviceFunction:
         logging.info("%s | program %s", event, lowered.fingerprint)
         with log_progress.logged(f"{event} | compiling"), pjrt.translated_errors():
             self._executable = lowered.compile()
+        self._specs = tf.nest.flatten(specs)
+        self.num_compiled += 1
 
     def __call__(self, shares: Shares) -> list[Any]:
         """Starts the program on all devices; returns its results, as jax.Array.
@@ -193,11 +202,12 @@ class PjrtLoop:
         """Runs steps; see `engine.TrainLoop`."""
         self._progress = engine.Progress((first_step,), first_step)
         batch = self._next(iterator, first_step)
-        self.function.compile([batch.element_spec, tf.TensorSpec([], tf.int64)])
+        step_spec = tf.TensorSpec([], tf.int64)
+        self.function.compile([batch.element_spec, step_spec])
         start = time.monotonic()
         fed_at = []
         rows: list[futures.Future[tuple[np.ndarray, float]]] = []
-        with _lost_workers(), futures.ThreadPoolExecutor(1) as readers:
+        with pjrt_strategy.lost_workers(), futures.ThreadPoolExecutor(1) as readers:
             for step in range(first_step, first_step + num_steps):
                 if step > first_step:
                     batch = self._next(iterator, step)
@@ -214,7 +224,7 @@ class PjrtLoop:
         means, input_wait = engine.summarize(
             np.stack(history), times, names, first_step
         )
-        return engine.LoopResult(means, secs, input_wait, num_traces=1)
+        return engine.LoopResult(means, secs, input_wait, self.function.num_compiled)
 
     def _next(self, iterator, step):
         """Returns the batch of the step after `step`."""
@@ -253,20 +263,7 @@ class PjrtForward:
     def __call__(self, batch: pjrt_strategy.HostBatch) -> tuple[float, Any]:
         """Returns the loss, and the tensors of all replicas as NumPy arrays."""
         self._function.compile([batch.element_spec])
-        with _lost_workers():
+        with pjrt_strategy.lost_workers():
             results = self._function(batch.shares)
             loss, tensors = self._function.pack(self._devices.fetch_joined(results))
         return float(loss), tensors
-
-
-@contextlib.contextmanager
-def _lost_workers() -> Iterator[None]:
-    """Converts the loss of a device or a process into that of a worker."""
-    from retinanet_tpu.xla import pjrt
-
-    try:
-        yield
-    except pjrt.DeviceLostError as error:
-        raise worker_group.LostError(
-            f"A device or another worker was lost; start the run again: {error}"
-        ) from error

@@ -1,11 +1,11 @@
 import importlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import repository
+import tool_processes
 import toy_data
 
 TOOL = repository.ROOT / "tools" / "benchmarks" / "input.py"
@@ -49,6 +49,7 @@ def test_parts_read_the_records_endlessly(imported, data_dir, candidate):
     assert shapes == [(4, 3)] * toy_data.NUM_TRAIN
 
 
+@pytest.mark.long
 def test_the_pipeline_returns_training_batches(imported, data_dir):
     worker = imported("pipeline_worker")
     batches = worker.batches("pipeline", SETTING | {"data_dir": data_dir})
@@ -107,7 +108,6 @@ def test_table_shows_medians_and_ranges(imported):
 
 @pytest.mark.long
 def test_an_invalid_pattern_is_an_error():
-    command = [sys.executable, str(TOOL), "--data=somewhere"]
-    process = subprocess.run(command, capture_output=True, text=True)
+    process = tool_processes.run_python(TOOL, "--data=somewhere")
     assert process.returncode == 1
     assert "--data is somewhere; it must be DIR/SPLIT-*.tfrecord" in process.stderr

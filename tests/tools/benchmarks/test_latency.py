@@ -1,16 +1,15 @@
 import importlib
-import subprocess
-import sys
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import repository
+import tool_processes
 
 pytestmark = pytest.mark.long
 
-TOOL = repository.ROOT / "tools" / "benchmarks" / "latency.py"
+TOOL = pathlib.Path(tool_processes.path("tools/benchmarks/latency.py"))
 QUICK = ("--rounds=2", "--measure_secs=0", "--batch_size", "1", "4", "--size", "24x32")
 
 
@@ -60,8 +59,7 @@ def imported(monkeypatch):
 
 
 def run(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return tool_processes.run_python(TOOL, *arguments)
 
 
 def turns(*secs, objects=None):

@@ -1,7 +1,6 @@
 import ctypes
 import enum
 import importlib
-import subprocess
 import sys
 import types
 
@@ -11,6 +10,7 @@ import pytest
 
 import repository
 import servers
+import tool_processes
 from retinanet_tpu import errors
 from retinanet_tpu.data import transforms
 
@@ -433,11 +433,8 @@ def test_a_missing_package_is_an_error(tool, monkeypatch, module, wheel):
 
 @pytest.mark.long
 def test_the_command_prints_errors_without_traceback(tmp_path):
-    command = [sys.executable, str(TOOL), "--onnx=absent.onnx", "--output=x"]
-    environment = {"PYTHONPATH": str(TOOL.parents[1]), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    arguments = ("--onnx=absent.onnx", "--output=x")
+    done = tool_processes.run_python(TOOL, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert "error: --onnx=absent.onnx is no file" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,24 +1,21 @@
 import hashlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-import repository
+import tool_processes
 
 pytestmark = pytest.mark.long
 
 
+TOOL = tool_processes.path("tools/examples/create_toy_dataset.py")
+
+
 def draw(folder, *options):
-    command = [
-        sys.executable,
-        str(repository.ROOT / "tools" / "examples" / "create_toy_dataset.py"),
-    ]
-    command += [f"--output_dir={folder}", "--num_train=12", "--num_val=4", *options]
-    subprocess.run(command, check=True, capture_output=True)
+    flags = (f"--output_dir={folder}", "--num_train=12", "--num_val=4", *options)
+    tool_processes.run_python(TOOL, *flags).check_returncode()
 
 
 def digests(folder):
