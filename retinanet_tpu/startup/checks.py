@@ -89,18 +89,17 @@ def check(build: str, environment: Mapping[str, str]) -> None:
 
 
 def check_no_tpu_build() -> None:
-    """Checks that TensorFlow is no TPU build; for programs that use TPUs through jax.
+    """Checks that TensorFlow is no TPU build; for the engine PJRT.
 
     Raises:
-      UserError: tensorflow-tpu is installed. Only one of the two can load libtpu, and
-        they need different versions of it.
+      UserError: tensorflow-tpu is installed. It contains no XLA for CPUs, by which the
+        engine lowers steps, and it loads a libtpu that does not fit jax.
     """
     if build := _version("tensorflow-tpu"):
         raise errors.UserError(
-            f"make_strategy.engine = 'pjrt' loads libtpu itself, but tensorflow-tpu "
-            f"{build} is installed, which also loads it; install the engine in an "
-            "environment without tensorflow-tpu: python3 -m venv pjrt && "
-            "pjrt/bin/pip install -e '.[xla-tpu]'"
+            "make_strategy.engine = 'pjrt' needs TensorFlow for CPUs, but "
+            f"tensorflow-tpu {build} is installed; install the engine in its own "
+            "environment: python3 -m venv pjrt && pjrt/bin/pip install -e '.[xla-tpu]'"
         )
 
 

@@ -92,7 +92,7 @@ def test_pjrt_refuses_the_tpu_build_of_tensorflow(install):
     checks.run(uses_tpu=True)  # Without the build it does nothing.
     assert PLUGIN not in os.environ and "TPU_LOAD_LIBRARY" not in os.environ
     install(tensorflow_tpu="2.20.0", libtpu="0.0.21.1")
-    message = "loads libtpu itself, but tensorflow-tpu 2.20.0 is installed"
+    message = "needs TensorFlow for CPUs, but tensorflow-tpu 2.20.0 is installed"
     with pytest.raises(errors.UserError, match=message):
         checks.check_no_tpu_build()
 
