@@ -88,6 +88,22 @@ def check(build: str, environment: Mapping[str, str]) -> None:
         )
 
 
+def check_no_tpu_build() -> None:
+    """Checks that TensorFlow is no TPU build; for programs that use TPUs through jax.
+
+    Raises:
+      UserError: tensorflow-tpu is installed. Only one of the two can load libtpu, and
+        they need different versions of it.
+    """
+    if build := _version("tensorflow-tpu"):
+        raise errors.UserError(
+            f"make_strategy.engine = 'pjrt' loads libtpu itself, but tensorflow-tpu "
+            f"{build} is installed, which also loads it; install the engine in an "
+            "environment without tensorflow-tpu: python3 -m venv pjrt && "
+            "pjrt/bin/pip install -e '.[xla-tpu]'"
+        )
+
+
 def set_pjrt_variables(environment: MutableMapping[str, str]) -> None:
     """Sets the variables that TensorFlow needs for TPUs from v5 on.
 

@@ -24,9 +24,10 @@ SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
 DEADLINE_SECS = 120
 CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "absent"))
 
-# Python on a host. It records its calls. With -c it exits with the code in the file
-# `code_ends`. As a trainer it exits with the next code in the file `ends`. If that is
-# "stopped", it waits for SIGTERM and exits as after a preemption.
+# Python on a host. It records its calls. If it imports TensorFlow, it exits with the
+# code in the file `code_ends`. The check of its version fails if the file
+# `python_is_old` exists. As a trainer it exits with the next code in the file `ends`.
+# If that is "stopped", it waits for SIGTERM and exits as after a preemption.
 PYTHON = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys
 home = pathlib.Path.home()
@@ -34,7 +35,9 @@ names = ("TPU_NAME", "TPU_LOAD_LIBRARY", "NEXT_PLUGGABLE_DEVICE_USE_C_API")
 seen = {{name: os.environ[name] for name in names if name in os.environ}}
 with (home / "python_calls").open("a") as file:
     file.write(json.dumps([os.getcwd(), sys.argv[1:], seen]) + "\\n")
-if sys.argv[1] == "-c" and (home / "code_ends").exists():
+if "version_info" in sys.argv[-1]:
+    sys.exit((home / "python_is_old").exists())
+if "import tensorflow" in sys.argv[-1] and (home / "code_ends").exists():
     sys.exit(int((home / "code_ends").read_text()))
 if sys.argv[1:3] == ["-m", "retinanet_tpu.train"]:
     end, *rest = (home / "ends").read_text().split()
@@ -108,10 +111,12 @@ class Cloud:
         """
         self.folder = folder
         self._flags = flags
-        self.host = folder / "host0"
-        for name in ("bin", "local", *(f"host{i}" for i in range(num_hosts))):
-            (folder / name).mkdir()
-        self._write("bin/python3", PYTHON)
+        self.hosts = [folder / f"host{i}" for i in range(num_hosts)]
+        self.host = self.hosts[0]
+        for path in (folder / "bin", folder / "local", *self.hosts):
+            path.mkdir()
+        for name in ("python3", "python3.12"):
+            self._write(f"bin/{name}", PYTHON)
         here = pathlib.Path(__file__)
         self._write("local/gcloud", f'#!/bin/sh\nexec {sys.executable} {here} "$@"\n')
         self.settings = {
@@ -141,23 +146,31 @@ class Cloud:
         )
 
     def install(self, *ends):
-        """Creates the slice after setup.sh, and sets how its trainers end."""
+        """Creates the slice after setup.sh, and sets how the trainers of a host end."""
         (self.folder / "state").write_text("READY")
-        there = self.host / "retinanet_tpu" / "tools" / "deploy" / "tpu_vm"
-        if not there.exists():
-            shutil.copytree(SCRIPTS, there)
-        (self.host / "ends").write_text(" ".join(ends))
+        for host in self.hosts:
+            there = host / "retinanet_tpu" / "tools" / "deploy" / "tpu_vm"
+            if not there.exists():
+                shutil.copytree(SCRIPTS, there)
+            (host / "ends").write_text(" ".join(ends))
 
-    def start(self):
-        """Runs start.sh with a trainer that waits; returns once the trainer runs."""
-        trains = self.host / "trains"
-        os.mkfifo(trains)
-        reader = os.open(trains, os.O_RDONLY | os.O_NONBLOCK)
-        done = self.run("start.sh", *self._flags)
-        # After a writer has closed the file, its end can be read.
-        assert select.select([reader], [], [], DEADLINE_SECS)[0], done.stdout
-        os.close(reader)
-        trains.unlink()
+    def start(self, hosts=None, **changes):
+        """Runs start.sh with trainers that wait; returns once they run.
+
+        Args:
+          hosts: The hosts that run a trainer; None for the first.
+          **changes: The settings that differ.
+        """
+        files = [host / "trains" for host in hosts or [self.host]]
+        for file in files:
+            os.mkfifo(file)
+        readers = [os.open(file, os.O_RDONLY | os.O_NONBLOCK) for file in files]
+        done = self.run("start.sh", *self._flags, **changes)
+        for file, reader in zip(files, readers, strict=True):
+            # After a writer has closed the file, its end can be read.
+            assert select.select([reader], [], [], DEADLINE_SECS)[0], done.stdout
+            os.close(reader)
+            file.unlink()
         return done
 
     def calls(self):
@@ -170,9 +183,13 @@ class Cloud:
         assert all(set(location_flags) <= set(call) for call in calls)
         return [[word for word in call if word not in location_flags] for call in calls]
 
-    def trainers(self):
-        """Returns (folder, flags, environment variables) of each start of a trainer."""
-        lines = (self.host / "python_calls").read_text().splitlines()
+    def trainers(self, host=None):
+        """Returns (folder, flags, environment variables) of each start of a trainer.
+
+        Args:
+          host: The host; None for the first.
+        """
+        lines = ((host or self.host) / "python_calls").read_text().splitlines()
         calls = [json.loads(line) for line in lines]
         return [
             (folder, words[2:], seen)
@@ -181,11 +198,12 @@ class Cloud:
         ]
 
     def end(self):
-        """Kills the trainer if it still runs."""
-        pid = self.host / "retinanet_tpu_run" / "pid"
-        if pid.exists():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(pid.read_text()), signal.SIGKILL)
+        """Kills the trainers that still run."""
+        for host in self.hosts:
+            pid = host / "retinanet_tpu_run" / "pid"
+            if pid.exists():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(pid.read_text()), signal.SIGKILL)
 
     def _write(self, name, text):
         (self.folder / name).write_text(text)

@@ -86,6 +86,17 @@ def test_versions_that_would_abort_are_refused(install, build, libtpu, fits):
             checks.check(build, {})
 
 
+def test_pjrt_refuses_the_tpu_build_of_tensorflow(install):
+    install(tensorflow_cpu="2.20.0", jax="0.10.2", libtpu="0.0.42.1")
+    checks.check_no_tpu_build()
+    checks.run(uses_tpu=True)  # Without the build it does nothing.
+    assert PLUGIN not in os.environ and "TPU_LOAD_LIBRARY" not in os.environ
+    install(tensorflow_tpu="2.20.0", libtpu="0.0.21.1")
+    message = "loads libtpu itself, but tensorflow-tpu 2.20.0 is installed"
+    with pytest.raises(errors.UserError, match=message):
+        checks.check_no_tpu_build()
+
+
 def test_the_refusal_contains_the_command_that_corrects_it(install):
     install(tensorflow_tpu="2.20.0", libtpu="0.0.52")
     with pytest.raises(errors.UserError) as caught:

@@ -17,6 +17,8 @@ from retinanet_tpu.xla import roofline
 SCRIPTS = repository.ROOT / "tools" / "deploy" / "tpu_vm"
 # The packages that look TPUs up by name and keep an installed TensorFlow.
 TPU_NAMES = ast.literal_eval(repository.setting("tpu-names"))
+# The settings of a slice whose hosts all run a trainer.
+PJRT = {"EXTRA": "xla-tpu", "RUNTIME_VERSION": "v2-alpha-tpuv6e"}
 FLAGS = [
     "--gin_file=gin_configs/coco_r50_640_6x.gin",
     "--model_dir=gs://bucket/run 1",
@@ -37,6 +39,19 @@ def pod(tmp_path):
     fake = fake_gcloud.Cloud(tmp_path, FLAGS, num_hosts=4)
     yield fake
     fake.end()
+
+
+def wait_for_end(host):
+    """Waits until a trainer and the loop that restarts it have ended."""
+    lock = host / "retinanet_tpu_run" / "lock"
+    timeout = f"--wait={fake_gcloud.DEADLINE_SECS}"
+    subprocess.run(["flock", timeout, str(lock), "true"], check=True)
+
+
+def python_calls(host):
+    """Returns (folder, arguments, environment variables) of each call of Python."""
+    lines = (host / "python_calls").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda p: p.name)
@@ -97,6 +112,8 @@ def test_a_slice_that_is_being_created_is_an_error(cloud):
             "4 hosts and requires a RUNTIME_VERSION with -pod",
         ),
         ({"RUNTIME_VERSION": "tpu-vm-tf-2.20.0-pod-pjrt"}, "VERSION without -pod"),
+        ({"EXTRA": "xla"}, "EXTRA is xla; set it to tpu"),
+        ({"EXTRA": "xla-tpu"}, "VERSION without TensorFlow, such as v2-alpha-tpuv6e"),
     ],
 )
 def test_an_invalid_setting_is_an_error_before_any_call(cloud, changes, message):
@@ -136,18 +153,19 @@ def test_the_checkout_is_installed_on_every_host(pod):
             copy.read_bytes()
             == (repository.ROOT / "retinanet_tpu" / "train.py").read_bytes()
         )
-        pip, check = map(json.loads, (host / "python_calls").read_text().splitlines())
+        version, pip, check = python_calls(host)
+        assert "(3, 10) <= sys.version_info" in version[1][1]
         assert pip[0] == str(host / "retinanet_tpu")
         assert pip[1][-4:] == ["-e", ".", *TPU_NAMES]
         # Like the trainer, including libtpu.
         assert check[1][1].startswith("import retinanet_tpu.startup.tpu\nimport tensor")
-        assert "tf.__version__" in check[1][1] and check[2] == {}
+        assert "m.__version__" in check[1][1] and check[2] == {}
 
 
 def test_an_image_without_tensorflow_gets_that_of_the_extra(cloud):
     done = cloud.run("setup.sh", RUNTIME_VERSION="v2-alpha-tpuv5-lite")
     assert done.returncode == 0, done.stdout
-    _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
+    _, words, _ = python_calls(cloud.host)[1]
     assert words[:2] == ["-m", "pip"] and words[-2:] == ["-e", ".[tpu]"]
 
 
@@ -155,7 +173,7 @@ def test_the_extra_of_an_image_without_tensorflow_can_be_chosen(cloud):
     settings = {"RUNTIME_VERSION": "v2-alpha-tpuv6e", "EXTRA": "tpu219"}
     done = cloud.run("setup.sh", **settings)
     assert done.returncode == 0, done.stdout
-    _, words, _ = json.loads((cloud.host / "python_calls").read_text().splitlines()[0])
+    _, words, _ = python_calls(cloud.host)[1]
     assert words[-2:] == ["-e", ".[tpu219]"]
     done = cloud.run("setup.sh", **settings | {"EXTRA": "tpu220"})
     assert done.returncode == 1
@@ -166,7 +184,7 @@ def test_a_host_on_which_tensorflow_aborts_is_not_set_up(pod):
     (pod.folder / "host2" / "code_ends").write_text("134")
     done = pod.run("setup.sh")
     assert done.returncode != 0
-    assert "error: TensorFlow cannot be imported on " in done.stdout
+    assert "error: tensorflow cannot be imported on " in done.stdout
     assert "stop.sh" in done.stdout and "docs/guides/tpu.md" in done.stdout
     assert "are set up" not in done.stdout
 
@@ -193,6 +211,51 @@ def test_the_first_of_several_hosts_trains_with_the_name_of_the_slice(pod):
         "--gin_param=TPU_NAME = 'big'",
     ]
     assert variables == {"TPU_NAME": "big", "TPU_LOAD_LIBRARY": "0"}
+
+
+def test_pjrt_needs_no_image_with_tensorflow_servers(pod):
+    done = pod.run("create.sh", **PJRT)
+    assert done.returncode == 0, done.stdout
+    assert "--version=v2-alpha-tpuv6e" in pod.calls()[-1]
+
+
+def test_pjrt_is_installed_and_imported_with_the_chosen_python(cloud):
+    done = cloud.run("setup.sh", PYTHON="python3.12", **PJRT)
+    assert done.returncode == 0, done.stdout
+    version, pip, check = python_calls(cloud.host)
+    assert "(3, 11) <= sys.version_info" in version[1][1]
+    assert pip[1][-2:] == ["-e", ".[xla-tpu]"]
+    assert "import tensorflow, jax" in check[1][1]
+
+
+def test_a_host_whose_python_is_too_old_for_jax_is_not_set_up(pod):
+    (pod.hosts[2] / "python_is_old").touch()
+    done = pod.run("setup.sh", **PJRT)
+    assert done.returncode == 1 and "are set up" not in done.stdout
+    assert "EXTRA=xla-tpu needs Python 3.11 to 3.12 on " in done.stdout
+    assert len(python_calls(pod.hosts[2])) == 2  # Not pip.
+
+
+def test_pjrt_runs_the_same_trainer_on_every_host(pod):
+    pod.install("42", "0")
+    (pod.folder / "bin" / "python3").unlink()  # Only the chosen one remains.
+    flags = ["--model_dir=gs://b/run", "--gin_param=SEED = 1"]
+    done = pod.run("start.sh", *flags, PYTHON="python3.12", **PJRT)
+    assert done.returncode == 0, done.stdout
+    assert pod.run("tail.sh", **PJRT).returncode == 0
+    for host in pod.hosts:
+        wait_for_end(host)
+        expected = [*flags, "--gin_file=gin_configs/device/xla_tpu.gin"]
+        starts = [(seen_flags, seen) for _, seen_flags, seen in pod.trainers(host)]
+        assert starts == [(expected, {})] * 2
+
+
+def test_stopping_ends_the_trainers_of_all_hosts(pod):
+    pod.install("stopped")
+    pod.start(pod.hosts, **PJRT)
+    done = pod.run("stop.sh", **PJRT)
+    assert done.returncode == 0 and done.stdout.count("ended with 42") == 4
+    assert [len(pod.trainers(host)) for host in pod.hosts] == [1] * 4
 
 
 def test_several_hosts_require_a_bucket(pod):
@@ -276,6 +339,17 @@ def test_an_unreadable_state_is_not_an_absent_slice(cloud, script):
     done = cloud.run(script)
     assert done.returncode == 1 and "PERMISSION_DENIED: not yours" in done.stdout
     assert "does not exist" not in done.stdout
+
+
+def test_the_configuration_of_pjrt_is_valid(monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    text = gin_files.parse(
+        ["gin_configs/coco_r50_640_6x.gin", "gin_configs/device/xla_tpu.gin"],
+        ["TrainingPlan.evaluate_during_training = False"],
+        known=configurables.CONFIGURABLES,
+        search_path=[cli.GIN_CONFIGS],
+    )
+    assert "make_strategy.engine = 'pjrt'" in text
 
 
 def test_the_configuration_for_several_hosts_contains_the_slice(monkeypatch):

@@ -4,9 +4,11 @@
 #   NAME              name of the slice, of your choice
 #   PROJECT, ZONE     Google Cloud project and zone of the slice
 #   ACCELERATOR_TYPE  v3-32, v5litepod-8, …: a value of `preflight --topology`
-#   RUNTIME_VERSION   software version of the hosts; several hosts need one with -pod
-#   EXTRA             extra of pyproject.toml for images without TensorFlow: tpu (default)
-#                     or tpu219, see docs/guides/tpu.md
+#   RUNTIME_VERSION   software version of the hosts; several hosts need one with -pod,
+#                     xla-tpu one without TensorFlow
+#   EXTRA             extra of pyproject.toml for images without TensorFlow: tpu (default),
+#                     tpu219, or xla-tpu for the engine PJRT, see docs/guides/tpu.md
+#   PYTHON            Python of the hosts; python3 (default). xla-tpu needs 3.11 or 3.12
 #   SPOT              1: cheaper, but may be preempted; 0 (default): reserved
 # Export them once; create.sh, setup.sh, start.sh, tail.sh and stop.sh read the same ones.
 set -euo pipefail
@@ -70,6 +72,12 @@ except ValueError as error:
 END
 }
 
+# Prints which hosts run a trainer. With PJRT each host runs one; TensorFlow's coordinator
+# on host 0 drives the others.
+trainer_hosts() {
+  if [[ "$EXTRA" == xla-tpu ]]; then echo all; else echo 0; fi
+}
+
 # Prints the usage of a script, which is the head of its file, and fails.
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2
@@ -77,3 +85,16 @@ usage() {
 }
 
 need NAME PROJECT ZONE
+EXTRA=${EXTRA:-tpu}
+PYTHON=${PYTHON:-python3}
+case "$EXTRA" in
+  tpu | tpu219) ;;
+  xla-tpu)
+    # Its packages would overwrite the TensorFlow of such an image, whose servers would
+    # occupy the TPUs.
+    [[ "${RUNTIME_VERSION:-}" != tpu-vm-tf-* ]] ||
+      fail "EXTRA=xla-tpu requires a RUNTIME_VERSION without TensorFlow, such as" \
+        "v2-alpha-tpuv6e, not $RUNTIME_VERSION."
+    ;;
+  *) fail "EXTRA is $EXTRA; set it to tpu (TensorFlow 2.20), tpu219 or xla-tpu." ;;
+esac

@@ -7,7 +7,7 @@ need ACCELERATOR_TYPE RUNTIME_VERSION
 
 hosts=$(num_hosts)
 versions="gcloud compute tpus tpu-vm versions list --zone=$ZONE"
-if [[ "$hosts" -gt 1 && "$RUNTIME_VERSION" != *-pod* ]]; then
+if [[ "$hosts" -gt 1 && "$EXTRA" != xla-tpu && "$RUNTIME_VERSION" != *-pod* ]]; then
   # Only these versions run a TensorFlow server on each host. The coordinator needs them.
   fail "$ACCELERATOR_TYPE has $hosts hosts and requires a RUNTIME_VERSION with -pod," \
     "not $RUNTIME_VERSION; $versions"

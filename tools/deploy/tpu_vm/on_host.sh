@@ -8,7 +8,9 @@
 set -euo pipefail
 
 state=$HOME/retinanet_tpu_run
-preempted=42 # The trainer's exit code if it was preempted and has saved.
+# The trainer's exit code if it was preempted and has saved, or lost the one of another
+# host. The trainers of a slice wait for each other when they start.
+preempted=42
 restart_secs=${RESTART_SECS:-10}
 mkdir -p "$state"
 cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
@@ -46,7 +48,7 @@ loop() {
   trap 'stopping=yes' TERM
   while true; do
     code=0
-    python3 -m retinanet_tpu.train "$@" || code=$?
+    "${PYTHON:-python3}" -m retinanet_tpu.train "$@" || code=$?
     [[ $code -eq $preempted && $stopping == no ]] || break
     echo "on_host.sh | preempted | restarting in $restart_secs s"
     sleep "$restart_secs" || true

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows the trainer's log until the trainer ends or you press Ctrl-C.
+# Shows the log of host 0's trainer until the trainer ends or you press Ctrl-C.
 #   tools/deploy/tpu_vm/tail.sh
 # Settings: see common.sh.
 source "$(dirname "$0")/common.sh"
