@@ -93,6 +93,7 @@ def make_run(
     *bindings: str,
     num_replicas: int = 1,
     engine: str = "tf.distribute",
+    compilation_cache: str = "",
 ):
     """Returns the tiny run on logical CPUs.
 
@@ -102,6 +103,7 @@ def make_run(
       *bindings: Further gin bindings.
       num_replicas: The number of logical CPUs.
       engine: The engine of make_strategy.
+      compilation_cache: The directory of compiled programs, or "".
     """
     parse(data_dir, *bindings)
     strategy_fn = functools.partial(
@@ -109,7 +111,7 @@ def make_run(
         "cpu",
         engine=engine,
         num_devices=num_replicas,
-        compilation_cache="",
+        compilation_cache=compilation_cache,
     )
     return configurables.make_run(model_dir and str(model_dir), strategy_fn=strategy_fn)
 
