@@ -9,20 +9,19 @@ the output is the measurement in JSON. Lowering needs no GPU and takes as long a
 preflight's, so that it may happen on another machine.
 
 The code is that of the engine: the program is lowered, compiled and called by the
-modules that training uses, and its state stays on the device. Batches and values of
-variables are synthetic, as large as those of a new network. The batch is on the device
-before the measurement.
+modules that training uses, and its state stays on the device. Batches are synthetic.
+Variables have random values with the mean and the deviation of those of a new network.
+The batch is on the device before the measurement.
 """
 
 import retinanet_tpu.startup.cpu
 
 import json
-import math
 import pathlib
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +39,22 @@ _NUM_BOXES = 7  # COCO's mean. The cost of a step does not depend on it.
 _HLO, _SPECS, _CONSTANTS = "step.hlo.pb", "specs.json", "constants.npz"
 
 
+class Variable(NamedTuple):
+    """A variable of a saved program.
+
+    Attributes:
+      shape: The static shape.
+      dtype: The dtype.
+      mean: The mean of the values of a new network.
+      deviation: Their standard deviation.
+    """
+
+    shape: tuple[int, ...]
+    dtype: tf.DType
+    mean: float
+    deviation: float
+
+
 def save(program: lower.Program, folder: pathlib.Path) -> None:
     """Writes a program, without the values of its variables.
 
@@ -48,23 +63,27 @@ def save(program: lower.Program, folder: pathlib.Path) -> None:
       folder: The folder to write to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    constants = {
-        str(i): value
-        for i, value in enumerate(program.captures)
-        if not isinstance(value, tf.Variable)
-    }
+    constants = {}
+    captures = []
+    for index, value in enumerate(program.captures):
+        if isinstance(value, tf.Variable):
+            numbers = value.numpy().astype(np.float64)
+            captures.append([*_to_json(value), numbers.mean(), numbers.std()])
+        else:
+            constants[str(index)] = value
+            captures.append([*_to_json(value), 0, 0])
     np.savez(folder / _CONSTANTS, **constants)
     (folder / _HLO).write_bytes(program.hlo)
     specs = {
         "arguments": [_to_json(spec) for spec in program.arguments],
         "results": [_to_json(spec) for spec in tf.nest.flatten(program.results)],
-        "captures": [_to_json(value) for value in program.captures],
+        "captures": captures,
     }
     (folder / _SPECS).write_text(json.dumps(specs))
 
 
 def read(folder: pathlib.Path) -> lower.Program:
-    """Returns a saved program; its captures are constants and specs of variables.
+    """Returns a saved program; its captures are constants, or of the type Variable.
 
     Args:
       folder: The folder that `save` wrote.
@@ -74,10 +93,14 @@ def read(folder: pathlib.Path) -> lower.Program:
     if not (folder / _SPECS).exists():
         raise errors.MissingFileError(f"No program in {folder}; run with --gin_file.")
     specs = json.loads((folder / _SPECS).read_text())
-    arguments, results, captures = (
+    arguments, results = (
         [tf.TensorSpec(shape, dtype) for shape, dtype in specs[name]]
-        for name in ("arguments", "results", "captures")
+        for name in ("arguments", "results")
     )
+    captures: list[Any] = [
+        Variable(tuple(shape), tf.as_dtype(dtype), mean, deviation)
+        for shape, dtype, mean, deviation in specs["captures"]
+    ]
     with np.load(folder / _CONSTANTS) as constants:
         for name, value in constants.items():
             captures[int(name)] = value
@@ -100,8 +123,10 @@ def synthetic_batch(program: lower.Program) -> list[np.ndarray]:
     # The order of tf.nest: the fields of the records, then the step.
     (batch, height, width, _), *_ = (spec.shape for spec in program.arguments)
     num_rows = program.arguments[len(structures.Features._fields)].shape[1]
-    corners = rng.uniform(0, [height / 2, width / 2], [batch, num_rows, 2])
-    sides = rng.uniform(16, [height / 2, width / 2], [batch, num_rows, 2])
+    corners, sides = (
+        rng.uniform(low, 0.5, [batch, num_rows, 2]) * [height, width]
+        for low in (0.0, 0.05)
+    )
     features = structures.Features(
         images=rng.integers(0, 256, [batch, height, width, 3], np.uint8),
         image_ids=np.arange(batch, dtype=np.int64),
@@ -117,25 +142,19 @@ def synthetic_batch(program: lower.Program) -> list[np.ndarray]:
     return [*tf.nest.flatten((features, labels)), np.int64(0)]
 
 
-def synthetic_value(spec: Any, rng: np.random.Generator) -> np.ndarray:
-    """Returns the value of a variable, as large as that of a new network.
+def synthetic_value(value: Any, rng: np.random.Generator) -> np.ndarray:
+    """Returns the value of a variable.
 
     A GPU needs more power, and may be slower, for random numbers than for zeros.
 
     Args:
-      spec: A tf.TensorSpec, or a constant, which is returned.
+      value: The Variable, or a constant, which is returned.
       rng: The source of random numbers.
     """
-    if isinstance(spec, np.ndarray | np.generic):
-        return spec
-    shape = spec.shape.as_list()
-    if not spec.dtype.is_floating:
-        return np.zeros(shape, spec.dtype.as_numpy_dtype)
-    if len(shape) < 2:  # Scales, offsets and variances.
-        return rng.uniform(0.5, 1, shape).astype(spec.dtype.as_numpy_dtype)
-    values = rng.standard_normal(shape, np.float32)
-    values *= math.sqrt(2 / math.prod(shape[:-1]))  # Kaiming He's initialization.
-    return values.astype(spec.dtype.as_numpy_dtype)
+    if not isinstance(value, Variable):
+        return value
+    numbers = value.mean + value.deviation * rng.standard_normal(value.shape)
+    return np.asarray(numbers).astype(value.dtype.as_numpy_dtype)
 
 
 def measure(
@@ -230,7 +249,7 @@ def _memory(devices: Any, executable: Any) -> dict[str, float]:
     counters = devices.mesh.devices.flat[0].memory_stats() or {}
     if "peak_bytes_in_use" in counters:
         sizes["peak"] = counters["peak_bytes_in_use"]
-    return {name: round(size / 1e6, 1) for name, size in sizes.items()}
+    return {name: round(size / 1e6, 3) for name, size in sizes.items()}
 
 
 def _to_json(value: Any) -> tuple[list[int], str]:
