@@ -16,6 +16,7 @@ The batch is on the device before the measurement.
 
 import retinanet_tpu.startup.cpu
 
+import gzip
 import json
 import pathlib
 import statistics
@@ -36,7 +37,7 @@ from retinanet_tpu.xla import lower
 FLAGS = flags.FLAGS
 
 _NUM_BOXES = 7  # COCO's mean. The cost of a step does not depend on it.
-_HLO, _SPECS, _CONSTANTS = "step.hlo.pb", "specs.json", "constants.npz"
+_HLO, _SPECS, _CONSTANTS = "step.hlo.pb.gz", "specs.json", "constants.npz"
 
 
 class Variable(NamedTuple):
@@ -73,7 +74,7 @@ def save(program: lower.Program, folder: pathlib.Path) -> None:
             constants[str(index)] = value
             captures.append([*_to_json(value), 0, 0])
     np.savez(folder / _CONSTANTS, **constants)
-    (folder / _HLO).write_bytes(program.hlo)
+    (folder / _HLO).write_bytes(gzip.compress(program.hlo))
     specs = {
         "arguments": [_to_json(spec) for spec in program.arguments],
         "results": [_to_json(spec) for spec in tf.nest.flatten(program.results)],
@@ -105,7 +106,7 @@ def read(folder: pathlib.Path) -> lower.Program:
         for name, value in constants.items():
             captures[int(name)] = value
     return lower.Program(
-        hlo=(folder / _HLO).read_bytes(),
+        hlo=gzip.decompress((folder / _HLO).read_bytes()),
         graph=None,
         arguments=arguments,
         results=results,
