@@ -3,13 +3,15 @@
 import os
 import signal
 
-import tensorflow as tf
-
 # LLVM's share of compiling a train step is two thirds, and changes nothing tested here.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# The same number of devices for PJRT, of which tests use the first ones.
+# The same number of devices for PJRT, of which tests use the first ones. TensorFlow
+# imports jax, which reads these variables.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import tensorflow as tf
+
 # Under nohup, SIGHUP would be ignored here and in all that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 tf.config.set_logical_device_configuration(

@@ -74,6 +74,30 @@ def test_only_one_module_imports_gin(path):
     assert allowed or "gin" not in names
 
 
+def _imports_of(path, package):
+    """Returns the modules of a package that a file imports, at any place."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == package}
+
+
+def test_only_two_modules_import_jax_and_its_public_interfaces():
+    imports = {
+        path.relative_to(PACKAGE).as_posix(): found
+        for path in MODULES
+        if (found := _imports_of(path, "jax") | _imports_of(path, "jaxlib"))
+    }
+    assert set(imports) == {"xla/jax_program.py", "xla/pjrt.py"}
+    for found in imports.values():
+        for name in found:
+            assert not any(part.startswith("_") for part in name.split(".")), name
+            assert not name.startswith("jaxlib")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_have_at_most_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -50,14 +50,14 @@ def assert_same(path, other):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
-def test_a_reason_to_stop_saves_at_the_end_of_the_loop(tmp_path, loops):
-    runner = linear.make_estimator(tmp_path / "a")
+def test_a_reason_to_stop_saves_at_the_end_of_the_loop(make_estimator, tmp_path, loops):
+    runner = make_estimator(tmp_path / "a")
     with pytest.raises(preemption.Preempted) as stop:
         runner.train(linear.train_input_fn, 23, stop_reason=reason_at(4, loops))
     assert stop.value.step == 4
     assert checkpoints.steps(str(tmp_path / "a")) == [4]
-    resumed = linear.make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
-    straight = linear.make_estimator(tmp_path / "b").train(linear.train_input_fn, 23)
+    resumed = make_estimator(tmp_path / "a").train(linear.train_input_fn, 23)
+    straight = make_estimator(tmp_path / "b").train(linear.train_input_fn, 23)
     assert_same(straight, resumed)
 
 
@@ -109,41 +109,43 @@ def clean_input_fn(skipped):
     return input_fn
 
 
-def test_a_diverged_run_rolls_back_and_skips_the_data_since_then(tmp_path, caplog):
+def test_a_diverged_run_rolls_back_and_skips_the_data_since_then(
+    make_estimator, tmp_path, caplog
+):
     # Saved at 10 and 20. Batch 13 is bad: 10 to 13 are skipped, so that step 20
     # ends on batch 23; batches 25 and 30 are bad: 24 to 25, then 26 to 30.
     input_fn = bad_data_input_fn([13, 25, 30])
-    runner = linear.make_estimator(tmp_path / "a", max_rollbacks=3)
+    runner = make_estimator(tmp_path / "a", max_rollbacks=3)
     path = runner.train(input_fn, 30)
     tensors = checkpoints.read(path)
     assert tensors["num_skipped"] == 4 + 2 + 5
     assert checkpoints.read(f"{tmp_path}/a/model.ckpt-20")["num_skipped"] == 4
     assert "loss is inf at step 14" in caplog.text and "Rolling back to" in caplog.text
     skipped = [10, 11, 12, 13, 24, 25, 26, 27, 28, 29, 30]
-    straight = linear.make_estimator(tmp_path / "b")
+    straight = make_estimator(tmp_path / "b")
     expected = checkpoints.read(straight.train(clean_input_fn(skipped), 30))
     for name in set(expected) - {"num_skipped"}:
         np.testing.assert_array_equal(tensors[name], expected[name], err_msg=name)
 
 
-def test_a_resumed_run_still_skips_the_skipped_data(tmp_path):
+def test_a_resumed_run_still_skips_the_skipped_data(make_estimator, tmp_path):
     input_fn = bad_data_input_fn([13])
-    straight = linear.make_estimator(tmp_path / "a", max_rollbacks=1)
-    linear.make_estimator(tmp_path / "b", max_rollbacks=1).train(input_fn, 20)
-    resumed = linear.make_estimator(tmp_path / "b", max_rollbacks=0)
+    straight = make_estimator(tmp_path / "a", max_rollbacks=1)
+    make_estimator(tmp_path / "b", max_rollbacks=1).train(input_fn, 20)
+    resumed = make_estimator(tmp_path / "b", max_rollbacks=0)
     assert_same(straight.train(input_fn, 30), resumed.train(input_fn, 30))
 
 
-def test_the_number_of_rollbacks_is_limited(tmp_path, caplog):
-    runner = linear.make_estimator(tmp_path, max_rollbacks=2)
+def test_the_number_of_rollbacks_is_limited(make_estimator, tmp_path, caplog):
+    runner = make_estimator(tmp_path, max_rollbacks=2)
     with pytest.raises(train_step.DivergedError, match="inf at step 11"):
         runner.train(bad_data_input_fn(list(range(10, 99))), 30)
     assert caplog.text.count("Rolling back to") == 2
     assert checkpoints.steps(str(tmp_path)) == [10]
 
 
-def test_without_a_checkpoint_there_is_no_rollback(tmp_path):
-    runner = linear.make_estimator(tmp_path, max_rollbacks=2)
+def test_without_a_checkpoint_there_is_no_rollback(make_estimator, tmp_path):
+    runner = make_estimator(tmp_path, max_rollbacks=2)
     with pytest.raises(train_step.DivergedError, match="inf at step 3"):
         runner.train(bad_data_input_fn([2]), 30)
 
@@ -208,13 +210,13 @@ def test_a_corrupt_newer_checkpoint_does_not_delete_an_older_one(tmp_path):
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_deterministic_runs_have_the_same_bits(tmp_path, num_replicas):
+def test_deterministic_runs_have_the_same_bits(make_estimator, tmp_path, num_replicas):
     def settings(**more):
         return {"num_replicas": num_replicas, **more}
 
-    plain = linear.make_estimator(tmp_path / "a", **settings())
+    plain = make_estimator(tmp_path / "a", **settings())
     runs = [
-        linear.make_estimator(tmp_path / name, **settings(deterministic=True))
+        make_estimator(tmp_path / name, **settings(deterministic=True))
         for name in ("b", "c")
     ]
     expected = checkpoints.read(plain.train(linear.train_input_fn, 12))
@@ -265,7 +267,9 @@ def busy(x, rounds):
 
 
 @pytest.mark.parametrize("is_slow_input", [True, False])
-def test_each_loop_reports_its_input_wait(tmp_path, loops, is_slow_input):
+def test_each_loop_reports_its_input_wait(
+    make_estimator, tmp_path, loops, is_slow_input
+):
     rounds = 3000
 
     def input_fn(params):
@@ -279,19 +283,21 @@ def test_each_loop_reports_its_input_wait(tmp_path, loops, is_slow_input):
         scalars = {"loss": result.loss + tf.stop_gradient(extra)}
         return result._replace(scalars=scalars)
 
-    linear.make_estimator(tmp_path, fn=model_fn).train(input_fn, 24)
+    make_estimator(tmp_path, fn=model_fn).train(input_fn, 24)
     waits = [scalars["input-wait"] for _, scalars in loops[2:]]
     assert (np.median(waits) > 0.5) == is_slow_input, waits
 
 
-def test_saves_evaluations_and_rollbacks_trace_nothing_twice(tmp_path, monkeypatch):
+def test_saves_evaluations_and_rollbacks_trace_nothing_twice(
+    make_estimator, tmp_path, monkeypatch
+):
     traced = []
 
     def model_fn(features, labels, mode, network):
         traced.append(mode)
         return linear.model_fn(features, labels, mode, network)
 
-    runner = linear.make_estimator(tmp_path, fn=model_fn, max_rollbacks=1)
+    runner = make_estimator(tmp_path, fn=model_fn, max_rollbacks=1)
     counts = []
     monkeypatch.setattr(
         train_loop.logging, "warning", lambda *args: counts.append(args)
@@ -331,18 +337,20 @@ def test_two_variables_with_one_name_are_an_error(tmp_path):
         train_step.TrainState(network, linear.Descent(network)).save(str(tmp_path))
 
 
-def test_a_loss_that_is_not_finite_is_detected_even_if_not_reported(tmp_path):
+def test_a_loss_that_is_not_finite_is_detected_even_if_not_reported(
+    make_estimator, tmp_path
+):
     def model_fn(features, labels, mode, network):
         result = linear.model_fn(features, labels, mode, network)
         return result._replace(loss=result.loss * np.nan, scalars={"other": 1.0})
 
-    runner = linear.make_estimator(tmp_path)
+    runner = make_estimator(tmp_path)
     runner._model_fn = model_fn
     with pytest.raises(train_step.DivergedError, match="loss is nan at step 1"):
         runner.train(linear.train_input_fn, 10)
 
 
-def test_finite_training_data_are_an_error(tmp_path):
-    runner = linear.make_estimator(tmp_path)
+def test_finite_training_data_are_an_error(make_estimator, tmp_path):
+    runner = make_estimator(tmp_path)
     with pytest.raises(ValueError, match=r"ended before step 4; .*repeat\(\)"):
         runner.train(lambda params: linear.train_input_fn(params).take(3), 10)

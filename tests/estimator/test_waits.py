@@ -105,20 +105,20 @@ def test_progress_resets_a_stall(monkeypatch):
 
 @pytest.mark.parametrize(("num_steps", "num_replicas"), [(0, 1), (6, 1), (6, 2)])
 def test_steps_before_the_data_stall_are_saved(
-    tmp_path, blocked, num_steps, num_replicas
+    make_estimator, tmp_path, blocked, num_steps, num_replicas
 ):
     more = {"num_replicas": num_replicas, "iterations_per_loop": 30}
     more["save_checkpoints_steps"] = 30
     input_fn = Stalling(linear.train_input_fn, num_steps * num_replicas, blocked)
-    runner = linear.make_estimator(tmp_path / "a", **more)
+    runner = make_estimator(tmp_path / "a", **more)
     with pytest.raises(preemption.Preempted, match="enough") as stop:
         runner.train(input_fn, 30, stop_reason=input_fn.stop_reason)
     assert stop.value.step == num_steps
     assert ("nothing is saved" in str(stop.value)) == (num_steps == 0)
     assert checkpoints.steps(str(tmp_path / "a")) == [num_steps] * (num_steps > 0)
     if num_steps:
-        resumed = linear.make_estimator(tmp_path / "a", **more)
-        straight = linear.make_estimator(tmp_path / "b", **more)
+        resumed = make_estimator(tmp_path / "a", **more)
+        straight = make_estimator(tmp_path / "b", **more)
         expected = checkpoints.read(straight.train(linear.train_input_fn, 30))
         got = checkpoints.read(resumed.train(linear.train_input_fn, 30))
         for name, value in expected.items():
@@ -147,7 +147,9 @@ def test_a_slow_step_is_not_a_stall(tmp_path, blocked):
     assert checkpoints.steps(str(tmp_path)) == [2]
 
 
-def test_a_stop_that_cannot_be_saved_is_still_a_stop(tmp_path, monkeypatch, caplog):
+def test_a_stop_that_cannot_be_saved_is_still_a_stop(
+    make_estimator, tmp_path, monkeypatch, caplog
+):
     def full_disk(*args):
         raise tf.errors.ResourceExhaustedError(None, None, "No space left")
 
@@ -155,7 +157,7 @@ def test_a_stop_that_cannot_be_saved_is_still_a_stop(tmp_path, monkeypatch, capl
         reported.append(step)
 
     reported = []
-    runner = linear.make_estimator(tmp_path)
+    runner = make_estimator(tmp_path)
     runner.train(linear.train_input_fn, 10)
     monkeypatch.setattr(summaries.LoopWriter, "report_loop", report_loop)
     monkeypatch.setattr(checkpoints, "save", full_disk)
@@ -171,13 +173,13 @@ def test_a_stop_that_cannot_be_saved_is_still_a_stop(tmp_path, monkeypatch, capl
     assert "Step 14 could not be saved: No space left" in caplog.text
 
 
-def test_an_evaluation_whose_data_stall_is_interrupted(tmp_path, blocked):
-    linear.make_estimator(tmp_path).train(linear.train_input_fn, 10)
+def test_an_evaluation_whose_data_stall_is_interrupted(
+    make_estimator, tmp_path, blocked
+):
+    make_estimator(tmp_path).train(linear.train_input_fn, 10)
     input_fn = Stalling(linear.eval_input_fn, 2, blocked)
     with pytest.raises(preemption.Preempted, match="step 10, which is saved"):
-        linear.make_estimator(tmp_path).evaluate(
-            input_fn, stop_reason=input_fn.stop_reason
-        )
+        make_estimator(tmp_path).evaluate(input_fn, stop_reason=input_fn.stop_reason)
     assert not (tmp_path / "eval" / "eval.jsonl").exists()
 
 

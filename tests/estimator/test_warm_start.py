@@ -50,16 +50,16 @@ def test_too_few_variables_are_an_error_with_the_table(trained):
         warm_start.warm_start(Wider(), warm_start.WarmStartSettings(trained))
 
 
-def test_only_a_new_run_is_warm_started(trained, tmp_path):
+def test_only_a_new_run_is_warm_started(make_estimator, trained, tmp_path):
     old = checkpoints.read(trained, "weights/")
     settings = warm_start.WarmStartSettings(str(tmp_path / "old"))
-    runner = linear.make_estimator(
+    runner = make_estimator(
         tmp_path / "new", save_checkpoints_steps=None, warm_start_from=settings
     )
     first = checkpoints.read(runner.train(linear.train_input_fn, 1), "weights/")
     np.testing.assert_allclose(first["linear/bias"], old["linear/bias"], atol=0.05)
     gone = warm_start.WarmStartSettings(str(tmp_path / "gone"))
-    resumed = linear.make_estimator(
+    resumed = make_estimator(
         tmp_path / "new", save_checkpoints_steps=None, warm_start_from=gone
     )
     assert resumed.train(linear.train_input_fn, 2).endswith("-2")

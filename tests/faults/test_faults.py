@@ -11,6 +11,7 @@ fault | number of times | processes | evaluated checkpoints | kept checkpoints |
 """
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import random
@@ -29,6 +30,9 @@ from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import run_state
 
 pytestmark = pytest.mark.long
+needs_jax = pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="needs the extra [xla-cpu]"
+)
 
 
 def steps(last, every):
@@ -56,15 +60,20 @@ def make_reference(tmp_path_factory, data_dir):
     """Returns an undisturbed run, trained and evaluated in this process."""
     references = {}
 
-    def make(bindings):
-        if bindings not in references:
+    def make(bindings, device="cpu"):
+        key = (bindings, device)
+        if key not in references:
             directory = tmp_path_factory.mktemp("reference") / "run"
-            run = processes.Run(directory, data_dir, *bindings, KEEP_ALL)
-            commands.run(train.main, run.model_dir, data_dir, *run.bindings)
+            run = processes.Run(directory, data_dir, *bindings, KEEP_ALL, device=device)
+            if device == "cpu":
+                commands.run(train.main, run.model_dir, data_dir, *run.bindings)
+            else:
+                trainer = run.train()
+                assert trainer.wait() == 0, trainer.tail()
             evaluate_here(run)
             assert sorted(processes.results(run.records())) == run.steps()
-            references[bindings] = run
-        return references[bindings]
+            references[key] = run
+        return references[key]
 
     return make
 
@@ -84,8 +93,9 @@ def evaluate_here(run):
 def make_run(tmp_path, data_dir):
     runs = []
 
-    def make(*bindings, model_dir=None):
-        runs.append(processes.Run(model_dir or tmp_path / "run", data_dir, *bindings))
+    def make(*bindings, model_dir=None, device="cpu"):
+        model_dir = model_dir or tmp_path / "run"
+        runs.append(processes.Run(model_dir, data_dir, *bindings, device=device))
         return runs[-1]
 
     yield make
@@ -278,7 +288,7 @@ def report(request, make_reference):
     """Returns a function that checks a run and prints its row of the table."""
 
     def check_and_print(run, *, times):
-        kept, evaluated = run.check(make_reference(LONG))
+        kept, evaluated = run.check(make_reference(LONG, run.device))
         assert run.steps()[-1] == 1500
         name = request.node.name.removeprefix("test_").replace("_", " ")
         started = len(run.processes)
@@ -287,23 +297,28 @@ def report(request, make_reference):
             f"\n| {name} | {times} | {started} | {evaluated} | {kept} | {secs:.0f} s |"
         )
 
-    make_reference(LONG)
+    callspec = getattr(request.node, "callspec", None)
+    make_reference(LONG, callspec.params["device"] if callspec else "cpu")
     start = time.monotonic()
     return check_and_print
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "number", "times"),
+    ("name", "number", "times", "device"),
     [
-        ("trainer", "SIGKILL", 20),
-        ("sidecar", "SIGKILL", 20),
-        ("trainer", "SIGTERM", 10),
-        ("trainer", "SIGHUP", 10),
+        ("trainer", "SIGKILL", 20, "cpu"),
+        ("sidecar", "SIGKILL", 20, "cpu"),
+        ("trainer", "SIGTERM", 10, "cpu"),
+        ("trainer", "SIGHUP", 10, "cpu"),
+        # The second engine.
+        pytest.param("trainer", "SIGKILL", 20, "xla_cpu", marks=needs_jax),
+        pytest.param("trainer", "SIGTERM", 10, "xla_cpu", marks=needs_jax),
     ],
 )
-def test_a_signal_to_the(make_run, rng, report, name, number, times):
-    pair = Pair(make_run(*LONG, *([KEEP_ALL] if name == "sidecar" else [])))
+def test_a_signal_to_the(make_run, rng, report, name, number, times, device):
+    keep = [KEEP_ALL] if name == "sidecar" else []
+    pair = Pair(make_run(*LONG, *keep, device=device))
     number = getattr(signal, number)
     pair.run_to_end(signals(pair, rng, name, number, times))
     assert pair.num_done == times

@@ -1,10 +1,7 @@
 """Two processes with two devices each train through PJRT; one is stopped or killed."""
 
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import pytest
 import linear_worker
 import pjrt_worker
 import repository
+import tool_processes
 import worker_processes
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 from retinanet_tpu.exit_codes import ExitCode
@@ -29,7 +27,7 @@ class Pair:
     def __init__(self, directory: pathlib.Path):
         self.directory = directory
         self.model_dir = directory / "run"
-        self.workers: list[subprocess.Popen] = []
+        self.workers: list[tool_processes.Fork] = []
 
     def start(self, max_steps):
         ports = worker_processes.free_ports(2)
@@ -51,24 +49,23 @@ class Pair:
         raise AssertionError(self.log(0) + self.log(1))
 
     def codes(self):
-        return [worker.wait(PATIENCE_SECS) for worker in self.workers]
+        return [worker.wait(timeout=PATIENCE_SECS) for worker in self.workers]
 
     def _start_one(self, addresses, index, max_steps):
-        path = os.pathsep.join(
-            [str(repository.ROOT), str(pathlib.Path(pjrt_worker.__file__).parent)]
+        log = self.directory / f"{index}.log"
+        log.write_text("")
+        return tool_processes.Fork(
+            pathlib.Path(pjrt_worker.__file__),
+            self.model_dir,
+            max_steps,
+            out=log,
+            error=log,
+            env={
+                "TF_CONFIG": worker_processes.tf_config(addresses, index),
+                "PYTHONPATH": str(repository.ROOT),
+                "JAX_NUM_CPU_DEVICES": str(pjrt_worker.NUM_DEVICES),
+            },
         )
-        environment = os.environ | {
-            "TF_CONFIG": worker_processes.tf_config(addresses, index),
-            "PYTHONPATH": path,
-            "JAX_NUM_CPU_DEVICES": str(pjrt_worker.NUM_DEVICES),
-        }
-        with (self.directory / f"{index}.log").open("w") as log:
-            return subprocess.Popen(
-                [sys.executable, pjrt_worker.__file__, self.model_dir, str(max_steps)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
 
 
 @pytest.fixture
@@ -76,7 +73,7 @@ def pair(tmp_path):
     workers = Pair(tmp_path)
     yield workers
     for worker in workers.workers:
-        worker.kill()
+        worker.send_signal(signal.SIGKILL)
         worker.wait()
 
 
@@ -101,7 +98,7 @@ def test_two_processes_make_the_update_of_one_and_stop_together(pair, tmp_path):
 def test_the_loss_of_the_chief_ends_the_other_process_for_a_restart(pair):
     workers = pair.start(ENDLESS)
     pair.wait_for_step(8)
-    workers[0].kill()
+    workers[0].send_signal(signal.SIGKILL)
     assert pair.codes()[1] == ExitCode.PREEMPTED, pair.log(1)
     assert "lost" in pair.log(1)
 
@@ -109,7 +106,7 @@ def test_the_loss_of_the_chief_ends_the_other_process_for_a_restart(pair):
 def test_the_loss_of_another_process_ends_the_chief_and_the_run_resumes(pair):
     workers = pair.start(ENDLESS)
     pair.wait_for_step(8)
-    workers[1].kill()
+    workers[1].send_signal(signal.SIGKILL)
     assert pair.codes()[0] == ExitCode.PREEMPTED, pair.log(0)
     assert "lost" in pair.log(0)
     assert run_state.read(str(pair.model_dir)).state == run_state.PREEMPTED

@@ -85,7 +85,13 @@ def mean_output(batches):
 
 
 def make_estimator(
-    model_dir, *, num_replicas=1, fn=model_fn, update_fn=Descent, **settings
+    model_dir,
+    *,
+    num_replicas=1,
+    engine="tf.distribute",
+    fn=model_fn,
+    update_fn=Descent,
+    **settings,
 ):
     """Returns an estimator of the linear model; `settings` override RunConfig's."""
     settings = {"save_checkpoints_steps": 10, "iterations_per_loop": 4} | settings
@@ -100,7 +106,9 @@ def make_estimator(
         network_fn=lambda params: Linear(),
         update_fn=update_fn,
         config=run_config.RunConfig(tpu_config=loop, **settings),
-        strategy=strategy.make_strategy("cpu", num_devices=num_replicas),
+        strategy=strategy.make_strategy(
+            "cpu", engine=engine, num_devices=num_replicas, compilation_cache=""
+        ),
         train_batch_size=8,
         eval_batch_size=8,
         predict_batch_size=8,

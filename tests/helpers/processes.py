@@ -113,24 +113,32 @@ class Run:
     Attributes:
       model_dir: The directory.
       bindings: The gin bindings of the trainer.
+      device: The gin file of the device, such as "cpu" or "xla_cpu".
       processes: All processes that were started.
     """
 
-    def __init__(self, model_dir, data_dir, *bindings: str):
+    def __init__(self, model_dir, data_dir, *bindings: str, device: str = "cpu"):
         self.model_dir = pathlib.Path(model_dir)
         self.model_dir.mkdir(parents=True, exist_ok=True)
         self.bindings = (*BINDINGS, f"DATA_DIR = '{data_dir}'", *bindings)
+        self.device = device
+        if device.startswith("xla_"):
+            programs = self.model_dir.parent / "programs"
+            self.bindings += (f"make_strategy.compilation_cache = '{programs}'",)
         self.processes = []
 
     def train(
         self, *flags: str, fault: str = "", has_terminal: bool = False
     ) -> Process:
         """Starts a trainer."""
-        gin_file = toy_data.GIN_CONFIGS / "quickstart.gin"
+        names = ["quickstart.gin"]  # It includes device/cpu.gin.
+        if self.device != "cpu":
+            names.append(f"device/{self.device}.gin")
+        files = [f"--gin_file={toy_data.GIN_CONFIGS / name}" for name in names]
         bindings = [f"--gin_param={binding}" for binding in self.bindings]
         return self._start(
             "train",
-            f"--gin_file={gin_file}",
+            *files,
             *bindings,
             *flags,
             fault=fault,

@@ -87,7 +87,14 @@ def parse(data_dir, *bindings: str) -> str:
     )
 
 
-def make_run(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
+def make_run(
+    model_dir,
+    data_dir,
+    *bindings: str,
+    num_replicas: int = 1,
+    engine: str = "tf.distribute",
+    compilation_cache: str = "",
+):
     """Returns the tiny run on logical CPUs.
 
     Args:
@@ -95,10 +102,16 @@ def make_run(model_dir, data_dir, *bindings: str, num_replicas: int = 1):
       data_dir: The data directory.
       *bindings: Further gin bindings.
       num_replicas: The number of logical CPUs.
+      engine: The engine of make_strategy.
+      compilation_cache: The directory of compiled programs, or "".
     """
     parse(data_dir, *bindings)
     strategy_fn = functools.partial(
-        strategy.make_strategy, "cpu", num_devices=num_replicas
+        strategy.make_strategy,
+        "cpu",
+        engine=engine,
+        num_devices=num_replicas,
+        compilation_cache=compilation_cache,
     )
     return configurables.make_run(model_dir and str(model_dir), strategy_fn=strategy_fn)
 

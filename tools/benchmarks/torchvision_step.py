@@ -30,7 +30,11 @@ _NUM_BOXES = 7  # COCO's mean. Unlike with our padded boxes, more boxes cost mor
 
 
 def make_step(
-    batch_size: int, image_size: int, compiled: str, device: str
+    batch_size: int,
+    image_size: int,
+    compiled: str,
+    device: str,
+    trainable_layers: int = 5,
 ) -> Callable[[], None]:
     """Returns a function that trains on one batch.
 
@@ -39,6 +43,8 @@ def make_step(
       image_size: The height and width of the images, px.
       compiled: The part to compile: "whole", "parts" (backbone and head) or "none".
       device: The device, "cuda" or "cpu".
+      trainable_layers: The number of parts of the backbone to train; 3 freezes the stem
+        and the first stage.
     """
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
@@ -51,9 +57,11 @@ def make_step(
         max_size=image_size,
         _skip_resize=True,
     )
+    _freeze(model.backbone.body, trainable_layers)
     model = model.to(device, memory_format=torch.channels_last).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True
+        parameters, lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True
     )
     if compiled == "whole":
         model = torch.compile(model)
@@ -108,6 +116,14 @@ def row(name: str, batch_size: int, flops: float, secs: Sequence[float]) -> str:
     )
 
 
+def _freeze(body: torch.nn.Module, trainable_layers: int) -> None:
+    """Freezes the first parts; without weights, torchvision would train all of them."""
+    parts = ["layer4", "layer3", "layer2", "layer1", "conv1", "bn1"]
+    trained = tuple(parts[: trainable_layers + (trainable_layers == 5)])
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+
+
 def _target(image_size: int, device: str) -> dict[str, torch.Tensor]:
     corners = torch.rand(_NUM_BOXES, 2, device=device) * image_size / 2
     sides = 16 + torch.rand(_NUM_BOXES, 2, device=device) * (image_size / 2 - 16)
@@ -115,9 +131,9 @@ def _target(image_size: int, device: str) -> dict[str, torch.Tensor]:
     return {"boxes": torch.cat([corners, corners + sides], dim=1), "labels": labels}
 
 
-def _flops(batch_size: int, image_size: int, device: str) -> int:
+def _flops(batch_size: int, image_size: int, device: str, trainable_layers: int) -> int:
     """Returns the FLOP of an uncompiled step, including the backward pass."""
-    step = make_step(batch_size, image_size, "none", device)
+    step = make_step(batch_size, image_size, "none", device, trainable_layers)
     with flop_counter.FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -147,6 +163,12 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda", help="Device of PyTorch."
     )
+    parser.add_argument(
+        "--trainable_layers",
+        type=int,
+        default=5,
+        help="Number of parts of the backbone to train; 3 is coco_r50_640_3x.gin.",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="Number of measurements.")
     parser.add_argument(
         "--steps", type=int, default=10, help="Number of steps in a measurement."
@@ -166,8 +188,9 @@ def main() -> None:
         f"{torchvision.__version__}, compile={flags.compile}\n"
     )
     for batch_size in flags.batch_size:
-        flops = _flops(batch_size, flags.image_size, flags.device)
-        step = make_step(batch_size, flags.image_size, flags.compile, flags.device)
+        size = (batch_size, flags.image_size)
+        flops = _flops(*size, flags.device, flags.trainable_layers)
+        step = make_step(*size, flags.compile, flags.device, flags.trainable_layers)
         secs_per_step(step, flags.warm_up_steps, flags.device)
         secs = [
             secs_per_step(step, flags.steps, flags.device) for _ in range(flags.rounds)

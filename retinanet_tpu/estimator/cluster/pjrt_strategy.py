@@ -18,6 +18,7 @@ from retinanet_tpu import errors, optional_packages
 from retinanet_tpu.estimator import waits
 from retinanet_tpu.estimator.cluster import liveness, preemption, worker_group
 from retinanet_tpu.exit_codes import ExitCode
+from retinanet_tpu.startup import checks
 from retinanet_tpu.xla import lower
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def make(
       UserError: There are fewer devices, or a package is missing or in the way.
       LostError: The workers did not all connect.
     """
+    if device == "tpu":
+        checks.check_no_tpu_build()
     pjrt = optional_packages.optional_import(
         "retinanet_tpu.xla.pjrt",
         f"xla-{device}",

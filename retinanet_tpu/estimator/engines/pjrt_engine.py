@@ -92,16 +92,19 @@ class DeviceFunction:
         self._lock = threading.Lock()
         self._on_devices: tuple[list[Any], list[Any]] | None = None
 
-    def compile(self, specs: Sequence[Any]) -> None:
+    def compile(self, specs: Sequence[Any]) -> float:
         """Lowers and compiles the function, unless that is done for these shapes.
 
         Args:
           specs: The specs of the arguments of one replica: nests of tf.TensorSpec.
+        Returns:
+          The duration, in seconds.
         Raises:
           UserError: An operation has no kernel for XLA.
         """
         if self._specs == tf.nest.flatten(specs):
-            return
+            return 0.0
+        start = time.monotonic()
         self.download()
         self.discard()
         from retinanet_tpu.xla import jax_program, pjrt
@@ -118,6 +121,7 @@ class DeviceFunction:
             self._executable = lowered.compile()
         self._specs = tf.nest.flatten(specs)
         self.num_compiled += 1
+        return time.monotonic() - start
 
     def __call__(self, shares: Shares) -> list[Any]:
         """Starts the program on all devices; returns its results, as jax.Array.
@@ -201,17 +205,20 @@ class PjrtLoop:
     ) -> engine.LoopResult:
         """Runs steps; see `engine.TrainLoop`."""
         self._progress = engine.Progress((first_step,), first_step)
-        batch = self._next(iterator, first_step)
-        step_spec = tf.TensorSpec([], tf.int64)
-        self.function.compile([batch.element_spec, step_spec])
         start = time.monotonic()
-        fed_at = []
+        batch = self._next(iterator, first_step)
+        fed_at = [time.monotonic()]
+        step_spec = tf.TensorSpec([], tf.int64)
+        # The time to compile is none of the loop.
+        compile_secs = self.function.compile([batch.element_spec, step_spec])
+        start += compile_secs
+        fed_at[0] += compile_secs
         rows: list[futures.Future[tuple[np.ndarray, float]]] = []
         with pjrt_strategy.lost_workers(), futures.ThreadPoolExecutor(1) as readers:
             for step in range(first_step, first_step + num_steps):
                 if step > first_step:
                     batch = self._next(iterator, step)
-                fed_at.append(time.monotonic())
+                    fed_at.append(time.monotonic())
                 if len(rows) >= _STEPS_IN_FLIGHT:
                     rows[-_STEPS_IN_FLIGHT].result()
                 results = self.function([[*s, np.int64(step)] for s in batch.shares])
