@@ -20,7 +20,11 @@ PROGRAMS = sorted(
     and '__name__ == "__main__"' in path.read_text()
     and path.name != "__main__.py"  # It does not import TensorFlow.
 )
-USES_TPU = {"retinanet_tpu/train.py", "tools/examples/train_digits.py"}
+USES_TPU = {
+    "retinanet_tpu/train.py",
+    "tools/benchmarks/timed_trainer.py",
+    "tools/examples/train_digits.py",
+}
 PLUGIN = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
 MISFIT = (
     "libtpu 0.0.52 does not fit tensorflow-tpu 2.20.0, whose import can abort with it "
