@@ -64,7 +64,7 @@ def test_a_device_file_after_the_run_overrides_its_device(device):
     text = gin_files.parse(
         list(map(str, files)), names, known=configurables.CONFIGURABLES
     )
-    kind = device.partition("_")[0]
+    kind = device.removeprefix("xla_").partition("_")[0]
     assert f"make_strategy.device = '{kind}'" in text
 
 

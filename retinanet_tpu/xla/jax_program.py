@@ -204,7 +204,7 @@ def _module(hlo: bytes) -> _Module:
         module.operation.attributes["sym_name"] = ir.StringAttr.get("step")
         _rename_functions(module)
         text = module.operation.get_asm(enable_debug_info=False)
-        artifact = jax_mlir.serialize_portable_artifact(
+        artifact = stablehlo.serialize_portable_artifact(
             module, stablehlo.get_current_version()
         )
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -212,7 +212,7 @@ def _module(hlo: bytes) -> _Module:
 
 
 def _rename_functions(module: ir.Module) -> None:
-    """Gives all functions but `main` names that depend on their order only.
+    """Renames all functions but `main` by their order in the module.
 
     TensorFlow's names contain counters of the process, which would change the
     fingerprint and the key in the cache of compiled programs.

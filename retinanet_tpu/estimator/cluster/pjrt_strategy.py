@@ -164,8 +164,7 @@ def make(
       UserError: There are fewer devices, or a package is missing or in the way.
       LostError: The workers did not all connect.
     """
-    if device == "tpu":
-        checks.check_no_tpu_build()
+    checks.check_no_tpu_build()
     pjrt = optional_packages.optional_import(
         "retinanet_tpu.xla.pjrt",
         f"xla-{device}",
