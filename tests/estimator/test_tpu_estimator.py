@@ -48,11 +48,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(make_estimator, tm
 
 @pytest.mark.long
 @pytest.mark.parametrize("num_replicas", [2, 4, 8])
-def test_the_update_does_not_depend_on_the_number_of_replicas(
-    make_estimator, tmp_path, num_replicas
-):
-    one = make_estimator(tmp_path / "one").train(linear.train_input_fn, 12)
-    runner = make_estimator(tmp_path / "many", num_replicas=num_replicas)
+def test_the_update_does_not_depend_on_the_number_of_replicas(tmp_path, num_replicas):
+    one = linear.make_estimator(tmp_path / "one").train(linear.train_input_fn, 12)
+    runner = linear.make_estimator(tmp_path / "many", num_replicas=num_replicas)
     many = runner.train(linear.train_input_fn, 12)
     for name, value in _weights(one).items():
         np.testing.assert_allclose(_weights(many)[name], value, rtol=1e-5, err_msg=name)
@@ -105,8 +103,8 @@ def test_evaluation_reads_every_example_once(make_estimator, tmp_path, num_repli
     assert results["global_step"] == 10
 
 
-def test_each_evaluation_is_a_json_line(make_estimator, tmp_path):
-    runner = make_estimator(tmp_path)
+def test_each_evaluation_is_a_json_line(tmp_path):
+    runner = linear.make_estimator(tmp_path)
     train_and_evaluate.train_and_evaluate(
         runner,
         spec.TrainSpec(linear.train_input_fn, 25),
@@ -130,10 +128,8 @@ def test_a_finished_run_is_not_evaluated_again(tmp_path):
     assert len((tmp_path / "eval" / "eval.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_given_checkpoint_is_evaluated_instead_of_the_latest(
-    make_estimator, tmp_path
-):
-    runner = make_estimator(tmp_path)
+def test_a_given_checkpoint_is_evaluated_instead_of_the_latest(tmp_path):
+    runner = linear.make_estimator(tmp_path)
     runner.train(linear.train_input_fn, 20)
     path = checkpoints.path_of(str(tmp_path), 10)
     assert (
@@ -168,8 +164,8 @@ def test_predictions_are_those_of_the_checkpoint(make_estimator, tmp_path):
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_export_appears_whole_under_a_ten_digit_name(make_estimator, tmp_path):
-    runner = make_estimator(tmp_path)
+def test_an_export_appears_whole_under_a_ten_digit_name(tmp_path):
+    runner = linear.make_estimator(tmp_path)
     runner.train(linear.train_input_fn, 10)
 
     def serving_fn(network, params):

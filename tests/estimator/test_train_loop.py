@@ -210,13 +210,13 @@ def test_a_corrupt_newer_checkpoint_does_not_delete_an_older_one(tmp_path):
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_deterministic_runs_have_the_same_bits(make_estimator, tmp_path, num_replicas):
+def test_deterministic_runs_have_the_same_bits(tmp_path, num_replicas):
     def settings(**more):
         return {"num_replicas": num_replicas, **more}
 
-    plain = make_estimator(tmp_path / "a", **settings())
+    plain = linear.make_estimator(tmp_path / "a", **settings())
     runs = [
-        make_estimator(tmp_path / name, **settings(deterministic=True))
+        linear.make_estimator(tmp_path / name, **settings(deterministic=True))
         for name in ("b", "c")
     ]
     expected = checkpoints.read(plain.train(linear.train_input_fn, 12))

@@ -127,6 +127,7 @@ def test_without_jax_the_error_names_the_extra(monkeypatch):
     )
 
 
+@pytest.mark.long
 def test_the_package_works_without_jax():
     """Trains the linear model with tf.distribute in a process without jax."""
     code = """

@@ -71,7 +71,10 @@ def assert_close(got, expected):
             np.testing.assert_allclose(ours[2][name], theirs[2][name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("num_replicas", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "num_replicas",
+    [1, 2, *(pytest.param(n, marks=pytest.mark.long) for n in (4, 8))],
+)
 def test_twenty_steps_equal_those_of_tf_distribute(train, num_replicas):
     # The loops have 4, 4, 2, 4, 4, 2 steps: the last one before a save is shorter.
     expected = train("a", 20, num_replicas=num_replicas)
@@ -80,18 +83,17 @@ def test_twenty_steps_equal_those_of_tf_distribute(train, num_replicas):
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("before, after", [("tf.distribute", "pjrt"), ("pjrt", "tf")])
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "before, after", [("tf.distribute", "pjrt"), ("pjrt", "tf.distribute")]
+)
 def test_a_run_may_change_engine_and_devices_at_a_checkpoint(train, before, after):
-    after = "tf.distribute" if after == "tf" else after
-    tensors, reports = train("straight", 23, num_replicas=1)
+    tensors, reports = train("straight", 23)
     train("changed", 13, num_replicas=2, engine=before)
     got = train("changed", 23, num_replicas=4, engine=after)
-    # Saves are due at 13, 20 and 23, loops end there.
     assert [step for step, _, _ in got[1]] == [17, 20, 23]
-    assert_close((got[0], []), (tensors, []))
-    assert got[1][-1][2]["loss" if "loss" in got[1][-1][2] else "total-loss"] == (
-        pytest.approx(reports[-1][2]["total-loss"], rel=1e-4)
-    )
+    # The last loop is the same, from step 20 to 23.
+    assert_close((got[0], got[1][-1:]), (tensors, reports[-1:]))
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -126,6 +128,7 @@ def test_all_devices_have_the_same_bits_after_training(tmp_path, monkeypatch):
             assert first.tobytes() == other.tobytes()
 
 
+@pytest.mark.long
 def test_new_weights_are_evaluated_after_each_save(tmp_path):
     results = {}
     for name in ("tf.distribute", "pjrt"):
