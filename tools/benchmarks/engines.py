@@ -12,7 +12,8 @@ Markdown tables, one per part:
             the process to the end of the first loop of --loop_steps steps. The speed
             is that of the following loops.
   dispatch  the host's work for a step whose device time is near zero, with 678
-            variables: the step of coco_r50_640_3x.gin assigns as many
+            variables: the step of coco_r50_640_3x.gin assigns as many. And the memory
+            after 200 steps, and its growth up to step 2,000
   memory    the memory of the process after 200 steps and at the end, on the first run
             with a tiny network
 
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _FOLDER = pathlib.Path(__file__).parent
 _ENGINES = ("tf.distribute", "pjrt")
@@ -228,41 +229,46 @@ def start_table(run: Run, results: Mapping[str, Sequence[Training]]) -> str:
 
 def measure_dispatch(
     *, num_variables: int, num_steps: int, num_rounds: int
-) -> dict[str, list[Mapping[str, float]]]:
+) -> dict[str, list[Mapping[str, Any]]]:
     """Measures the host's work for a step; see timed_dispatch.py.
 
     Args:
       num_variables: The number of variables of the step.
       num_steps: The number of steps of a measurement.
-      num_rounds: The number of rounds; each has three measurements.
+      num_rounds: The number of measurements in a process.
 
     Returns:
-      The measurements of each candidate.
+      The measurements of each candidate. The first one includes compilation.
     """
-    results: dict[str, list[Mapping[str, float]]] = {name: [] for name in _DISPATCH}
-    for _ in range(num_rounds):
-        for name in _DISPATCH:
-            numbers = [str(n) for n in (num_variables, num_steps, 3)]
-            script = str(_FOLDER / "timed_dispatch.py")
-            output = _run([sys.executable, script, name, *numbers])
-            results[name] += json.loads(output.splitlines()[-1])
-    return results
+    numbers = [str(n) for n in (num_variables, num_steps, num_rounds)]
+    script = str(_FOLDER / "timed_dispatch.py")
+    outputs = {
+        name: _run([sys.executable, script, name, *numbers]) for name in _DISPATCH
+    }
+    return {
+        name: json.loads(output.splitlines()[-1]) for name, output in outputs.items()
+    }
 
 
-def dispatch_table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def dispatch_table(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Returns the host's work for a step as Markdown.
 
     Args:
       results: The measurements, from `measure_dispatch`.
     """
-    rows = [["", "ms/step", "CPU ms/step", "of which the starting thread"]]
-    for name, measured in results.items():
+    titles = ("ms/step", "CPU ms/step", "of which the starting thread", "MB", "growth")
+    rows = [["", *titles]]
+    for name, (first, *later) in results.items():
         values = [
-            _spread([result[key] for result in measured], 2)
+            _spread([result[key] for result in later], 2)
             for key in ("wall", "cpu", "thread")
         ]
         title = "the program of pjrt alone" if name == "program" else name
-        rows.append([title, *values])
+        rss_mb, growth = "not measured", "-"
+        if first["rss_mb"] is not None:
+            rss_mb = f"{first['rss_mb']:,.0f}"
+            growth = f"{later[-1]['rss_mb'] - first['rss_mb']:+.1f}"
+        rows.append([title, *values, rss_mb, growth])
     return _markdown(rows)
 
 
@@ -374,7 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"\n{start_table(run, results)}", flush=True)
     if "dispatch" in flags.parts:
         dispatch = measure_dispatch(
-            num_variables=flags.variables, num_steps=200, num_rounds=flags.rounds
+            num_variables=flags.variables, num_steps=200, num_rounds=10
         )
         print(f"\n{dispatch_table(dispatch)}", flush=True)
     if "memory" in flags.parts:

@@ -65,7 +65,7 @@ def describe_machine(device: str, output_dir: pathlib.Path) -> dict[str, Any]:
     if result.code != 0:
         sys.exit(
             f"error: jax finds no {device.upper()}; install [xla-gpu], or set "
-            f"--device=cpu: {result.output.strip()[-500:]}"
+            f"--device=cpu. The error is in {output_dir}/environment.log."
         )
     machine = json.loads(result.output.splitlines()[-1])
     machine |= {"date": datetime.date.today().isoformat(), "cpus": os.cpu_count()}

@@ -10,7 +10,8 @@ The step adds a number to each of NUM_VARIABLES small variables. The candidates:
 
 The last line of the output is JSON: a list of rounds with the times per step in ms:
 "wall", "cpu" (of the process on all cores) and "thread" (CPU time of the thread that
-starts the steps).
+starts the steps), and with "rss_mb", the memory of the process at the end. The first
+round is slower, because it compiles.
 """
 
 import retinanet_tpu.startup.cpu
@@ -22,6 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
+import timed_trainer
 
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.engines import distribute, pjrt_engine
@@ -98,8 +100,8 @@ def _program_steps(compute_strategy, step_fn) -> StepsFn:
     return run
 
 
-def measure(run_steps: StepsFn, num_steps: int) -> dict[str, float]:
-    """Returns the times per step in ms.
+def measure(run_steps: StepsFn, num_steps: int) -> dict[str, float | None]:
+    """Returns the times per step in ms, and the memory of the process in MB.
 
     Args:
       run_steps: The function that runs steps.
@@ -112,10 +114,9 @@ def measure(run_steps: StepsFn, num_steps: int) -> dict[str, float]:
     }
     start = {name: clock() for name, clock in clocks.items()}
     run_steps(num_steps)
-    return {
-        name: 1e3 * (clock() - start[name]) / num_steps
-        for name, clock in clocks.items()
-    }
+    end = {name: clock() for name, clock in clocks.items()}
+    times = {name: 1e3 * (end[name] - start[name]) / num_steps for name in clocks}
+    return times | {"rss_mb": timed_trainer.measure()["rss_mb"]}
 
 
 def main() -> None:
@@ -123,7 +124,6 @@ def main() -> None:
     candidate, *numbers = sys.argv[1:]
     num_variables, num_steps, num_rounds = map(int, numbers)
     run_steps = make_steps(candidate, num_variables)
-    run_steps(min(num_steps, 20))
     print(json.dumps([measure(run_steps, num_steps) for _ in range(num_rounds)]))
 
 

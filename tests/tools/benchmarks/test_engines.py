@@ -53,9 +53,10 @@ def test_ratios_are_formed_within_a_round(imported):
 
 
 def test_the_start_of_a_step_has_a_table(imported):
-    rounds = [{"wall": 1.0, "cpu": 2.0, "thread": 0.5}]
-    table = imported("engines").dispatch_table({"program": rounds})
-    row = "| the program of pjrt alone | 1.00 | 2.00 | 0.50 |"
+    compiled = {"wall": 9.0, "cpu": 9.0, "thread": 9.0, "rss_mb": 500.0}
+    later = {"wall": 1.0, "cpu": 2.0, "thread": 0.5, "rss_mb": 500.5}
+    table = imported("engines").dispatch_table({"program": [compiled, later]})
+    row = "| the program of pjrt alone | 1.00 | 2.00 | 0.50 | 500 | +0.5 |"
     assert table.splitlines()[2] == row
 
 
@@ -77,5 +78,5 @@ def test_the_start_of_a_step_is_measured(imported, candidate):
     tool = imported("timed_dispatch")
     run_steps = tool.make_steps(candidate, num_variables=2)
     measured = tool.measure(run_steps, num_steps=3)
-    assert set(measured) == {"wall", "cpu", "thread"}
+    assert set(measured) == {"wall", "cpu", "thread", "rss_mb"}
     assert 0 < measured["thread"] <= measured["cpu"]
