@@ -145,7 +145,7 @@ def test_a_fingerprint_differs_if_the_program_does(settings):
 
 
 def test_the_training_log_has_the_fingerprint_of_the_lowered_step(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     for num_replicas in (1, 2):
         caplog.clear()
         runner = linear.make_estimator(

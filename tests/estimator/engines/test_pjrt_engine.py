@@ -271,7 +271,7 @@ def test_a_saved_value_is_not_changed_by_later_steps():
 
 
 def test_a_loop_is_compiled_once_and_logs_its_program(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     _, loop, made = make_loop(2)
     data = batches(made)
     results = [loop(data, 4 * i, 4) for i in range(3)]

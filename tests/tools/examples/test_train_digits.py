@@ -34,6 +34,7 @@ def digits():
     module = importlib.util.module_from_spec(module_spec)
     names = ("model_dir", "max_steps")
     kept = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
+    owners = {name: flags.FLAGS.find_module_defining_flag(name) for name in kept}
     for name in kept:
         delattr(flags.FLAGS, name)
     module_spec.loader.exec_module(module)
@@ -41,6 +42,7 @@ def digits():
         delattr(flags.FLAGS, name)
     for name, flag in kept.items():
         flags.FLAGS[name] = flag
+        flags.FLAGS.register_flag_by_module(owners[name], flag)
     return module
 
 
@@ -93,7 +95,8 @@ def test_the_command_learns_to_read_and_exports_the_best(command, digits):
 def test_the_estimator_imports_nothing_of_detection(command):
     done, _ = command
     modules = [name.split(".") for name in done.stdout.splitlines()[-1].split()]
-    known = {"errors", "estimator", "json_files", "replicas", "startup"}
+    known = {"errors", "estimator", "json_files", "replicas", "startup", "xla"}
+    known |= {"exit_codes", "log_progress", "optional_packages"}
     assert {parts[1] for parts in modules} == known
     assert ["retinanet_tpu", "estimator", "train_step"] in modules
 
