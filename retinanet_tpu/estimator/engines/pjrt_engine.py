@@ -18,7 +18,7 @@ from absl import logging
 
 from retinanet_tpu import errors, log_progress
 from retinanet_tpu.estimator import train_step
-from retinanet_tpu.estimator.cluster import pjrt_strategy
+from retinanet_tpu.estimator.cluster import pjrt_strategy, pjrt_workers
 from retinanet_tpu.estimator.engines import engine
 from retinanet_tpu.xla import lower
 
@@ -214,7 +214,7 @@ class PjrtLoop:
         start += compile_secs
         fed_at[0] += compile_secs
         rows: list[futures.Future[tuple[np.ndarray, float]]] = []
-        with pjrt_strategy.lost_workers(), futures.ThreadPoolExecutor(1) as readers:
+        with pjrt_workers.lost_workers(), futures.ThreadPoolExecutor(1) as readers:
             for step in range(first_step, first_step + num_steps):
                 if step > first_step:
                     batch = self._next(iterator, step)
@@ -270,7 +270,7 @@ class PjrtForward:
     def __call__(self, batch: pjrt_strategy.HostBatch) -> tuple[float, Any]:
         """Returns the loss, and the tensors of all replicas as NumPy arrays."""
         self._function.compile([batch.element_spec])
-        with pjrt_strategy.lost_workers():
+        with pjrt_workers.lost_workers():
             results = self._function(batch.shares)
             loss, tensors = self._function.pack(self._devices.fetch_joined(results))
         return float(loss), tensors
