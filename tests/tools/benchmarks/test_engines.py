@@ -1,22 +1,8 @@
 import argparse
-import importlib
 import json
 import logging
 
 import pytest
-
-import repository
-
-TOOLS = repository.ROOT / "tools" / "benchmarks"
-
-
-@pytest.fixture
-def imported(monkeypatch):
-    def load(name):
-        monkeypatch.syspath_prepend(str(TOOLS))
-        return importlib.import_module(name)
-
-    return load
 
 
 def loop(step, time, cpu_secs, rss_mb=100.0):

@@ -1,4 +1,3 @@
-import importlib
 import json
 import sys
 
@@ -6,25 +5,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import repository
 from retinanet_tpu import errors, structures
 from retinanet_tpu.xla import lower
 
-TOOLS = repository.ROOT / "tools" / "benchmarks"
 LOG = """I1126 10:00:00 train.py:1] Replicas: 1
 I1126 [global_step 100/300] [ETA: 00:01:00] [50.00 imgs/s] {'input-wait': 0.5}
 I1126 [global_step 200/300] [ETA: 00:01:00] [400.50 imgs/s] {'input-wait': 0.02}
 I1126 [global_step 300/300] [ETA: 00:00:00] [300.50 imgs/s] {'a': 1, 'input-wait': 4e-3}
 """
-
-
-@pytest.fixture
-def imported(monkeypatch):
-    def load(name):
-        monkeypatch.syspath_prepend(str(TOOLS))
-        return importlib.import_module(name)
-
-    return load
 
 
 def small_step(batch_size=2):
