@@ -254,6 +254,7 @@ def make_step_fn(
                 spec.ModeKeys.TRAIN,
                 params=params_fn(),
                 network=state.network,
+                step=step,
             )
             objective = state.update.scale(result.loss)
         gradients = (
@@ -284,6 +285,7 @@ def call_model_fn(
     *,
     params: Mapping[str, Any],
     network: tf.Module,
+    step: tf.Tensor | None = None,
 ) -> spec.TPUEstimatorSpec:
     """Calls model_fn and checks its result.
 
@@ -293,6 +295,8 @@ def call_model_fn(
       mode: One of spec.ModeKeys.
       params: The params of model_fn.
       network: The network of model_fn.
+      step: int64, the number of steps before this one, for a model_fn with the argument
+        `step`. None unless training.
     Raises:
       UserError: The result has no loss, or no predictions in the mode PREDICT.
     """
@@ -304,6 +308,7 @@ def call_model_fn(
         mode=mode,
         params=params,
         network=network,
+        step=step,
     )
     field = "predictions" if mode == spec.ModeKeys.PREDICT else "loss"
     if getattr(result, field, None) is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.model import folding, layers
+from retinanet_tpu.model import folding, initializers, layers
 
 
 class Heads(tf.Module):
@@ -98,7 +98,9 @@ class _Tower(tf.Module):
         super().__init__(name)
         self.convs: list[layers.Conv] = []
         self.norms: list[list[layers.BatchNorm]] = []
-        init_fn = functools.partial(layers.normal, stddev=0.01)  # As in the paper.
+        init_fn = functools.partial(
+            initializers.normal, stddev=0.01
+        )  # As in the paper.
         with self.name_scope:
             for i in range(1, len(channels)):
                 self.convs.append(
@@ -127,7 +129,7 @@ class _Tower(tf.Module):
                 3,
                 name=last_name,
                 initial_bias=bias,
-                init_fn=functools.partial(layers.normal, stddev=1e-5),
+                init_fn=functools.partial(initializers.normal, stddev=1e-5),
                 seed=seed,
             )
 

@@ -1,140 +1,19 @@
-"""The layers of the network. Names, initializes and freezes their variables.
+"""The layers of the network."""
 
-Every variable has a readable path, such as `backbone/stage3/block2/conv1/kernel`.
-Freezing, weight decay and warm start select variables by path, and a kernel's random
-numbers depend on it. Networks are built eagerly, because only graphs number their name
-scopes. So a path does not depend on networks that were built before.
-"""
-
-import contextlib
-import difflib
-import fnmatch
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import replicas
+from retinanet_tpu.model import activations, initializers, variable_paths
 
-# From (generator, shape) to the first values of a kernel, float32.
-InitFn = Callable[[np.random.Generator, Sequence[int]], np.ndarray]
 # From RGB pixels in 0..255 to the input of the backbone, float32.
 NormalizeFn = Callable[[tf.Tensor], tf.Tensor]
 # Returns E[x] and E[x^2] over the batch of this replica, float32 [C] each.
 MomentsFn = Callable[[], tuple[tf.Tensor, tf.Tensor]]
-# The standard deviation of a unit normal distribution that is truncated at +-2.
-_TRUNCATED_STDDEV = 0.87962566
-
-
-def num_parameters(variables: Iterable[tf.Variable]) -> int:
-    """Returns the total number of elements of variables."""
-    return sum(math.prod(variable.shape) for variable in variables)
-
-
-@contextlib.contextmanager
-def frozen(patterns: Sequence[str]) -> Iterator[None]:
-    """Makes variables untrainable that are built in the context and match a pattern.
-
-    A gradient tape does not watch them, so the layers before the first trainable
-    variable have no backward pass. A frozen `BatchNorm` keeps its moving statistics.
-
-    Args:
-      patterns: The patterns of paths, see `matching`.
-    Raises:
-      UserError: patterns is a string, or a pattern matches no variable.
-    """
-    if isinstance(patterns, str):
-        raise errors.UserError(
-            f"frozen is a list of patterns, got the string {patterns!r}."
-        )
-    paths: list[str] = []
-
-    def creator(next_creator, **kwargs):
-        paths.append(_current_path(kwargs["name"]))
-        if any(matching(paths[-1:], pattern) for pattern in patterns):
-            kwargs["trainable"] = False
-        return next_creator(**kwargs)
-
-    with tf.variable_creator_scope(creator):
-        yield
-    for pattern in patterns:
-        if not matching(paths, pattern):
-            hint = _suggestion(pattern, paths)
-            raise errors.UserError(f"frozen: {pattern!r} matches no variable; {hint}.")
-
-
-def matching(paths: Iterable[str], pattern: str) -> list[str]:
-    """Returns the paths that match a pattern.
-
-    Args:
-      paths: The paths of variables.
-      pattern: A shell pattern of a whole path or of its first parts, such as
-        "backbone/stage2" or "heads/*norm*". `*` also matches "/". The part "batch_norm"
-        matches every batch normalization at or below its position: "batch_norm",
-        "backbone/batch_norm".
-    """
-    parts = ["*norm*" if part == "batch_norm" else part for part in pattern.split("/")]
-    whole = "/".join(parts)
-    shell_patterns = (whole, f"{whole}/*")
-    return [
-        path
-        for path in paths
-        if any(fnmatch.fnmatchcase(path, shell) for shell in shell_patterns)
-    ]
-
-
-def _suggestion(pattern: str, paths: Sequence[str]) -> str:
-    """Returns paths that are similar to a pattern, in words."""
-    parts = [path.split("/") for path in paths]
-    groups = {"/".join(p[:depth]) for p in parts for depth in range(1, len(p) + 1)}
-    close = difflib.get_close_matches(pattern, sorted(groups))
-    roots = sorted({p[0] for p in parts})
-    return f"close to it are {close}" if close else f"paths begin with {roots}"
-
-
-def _current_path(name: str) -> str:
-    """Returns the path of a variable that is built in the current name scope."""
-    scope = tf.get_current_name_scope()
-    return f"{scope}/{name}" if scope else name
-
-
-def lecun_normal(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """Returns float32 samples of a truncated normal with variance 1 / fan_in.
-
-    Args:
-      rng: The random number generator.
-      shape: The shape, [..., out_channels]; fan_in is the product of the others.
-    """
-    x = rng.standard_normal(shape, dtype=np.float32)
-    while (outside := np.abs(x) > 2).any():
-        x[outside] = rng.standard_normal(np.count_nonzero(outside), dtype=np.float32)
-    return x / np.float32(_TRUNCATED_STDDEV * math.sqrt(math.prod(shape[:-1])))
-
-
-def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
-    """Returns float32 samples of a uniform with variance 2 / (fan_in + fan_out).
-
-    Args:
-      rng: The random number generator.
-      shape: The shape, [..., in_channels, out_channels].
-    """
-    *window, in_channels, out_channels = shape
-    limit = math.sqrt(6 / (math.prod(window) * (in_channels + out_channels)))
-    return (2 * rng.random(shape, dtype=np.float32) - 1) * np.float32(limit)
-
-
-def normal(
-    rng: np.random.Generator, shape: Sequence[int], *, stddev: float
-) -> np.ndarray:
-    """Returns float32 samples of a normal distribution with mean 0.
-
-    Args:
-      rng: The random number generator.
-      shape: The shape.
-      stddev: The standard deviation.
-    """
-    return rng.standard_normal(shape, dtype=np.float32) * np.float32(stddev)
 
 
 class Conv(tf.Module):
@@ -148,8 +27,10 @@ class Conv(tf.Module):
         *,
         name: str,
         stride: int = 1,
+        num_groups: int = 1,
+        symmetric_padding: bool = True,
         initial_bias: float | None = None,
-        init_fn: InitFn = lecun_normal,
+        init_fn: initializers.InitFn = initializers.lecun_normal,
         seed: int = 0,
     ):
         """Initializes the kernel with random numbers of its own stream, and the bias.
@@ -160,17 +41,23 @@ class Conv(tf.Module):
           kernel_size: The side of the square window, odd.
           name: The last part of the layer's path.
           stride: The step of the window, px, 1 or 2.
+          num_groups: The number of groups of channels that are convolved separately.
+          symmetric_padding: Whether a stride pads all four sides equally. Otherwise
+            it pads like TensorFlow's SAME: an even side only below or right.
           initial_bias: The first value of the bias. None makes a layer without bias.
           init_fn: Returns the first values of the kernel.
           seed: The seed of the random numbers, together with the path; >= 0.
         """
         super().__init__(name)
         self.stride = stride
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
+        self.symmetric_padding = symmetric_padding
+        shape = (kernel_size, kernel_size, in_channels // num_groups, out_channels)
         with self.name_scope:
-            rng = np.random.default_rng([seed, *_current_path("kernel").encode()])
+            rng = np.random.default_rng(
+                [seed, *variable_paths.current_path("kernel").encode()]
+            )
             self.kernel = replicas.make_variable(
-                init_fn(rng, shape), name="kernel", trainable=True
+                self._initial_kernel(rng, shape, init_fn), name="kernel", trainable=True
             )
             self.bias = None
             if initial_bias is not None:
@@ -192,10 +79,104 @@ class Conv(tf.Module):
     @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
-        # With a stride, SAME would pad an image of even sides only below and right.
+        kernel = tf.cast(self.kernel, x.dtype)
+        return tf.nn.conv2d(x, kernel, self.stride, self._padding())
+
+    def _initial_kernel(
+        self,
+        rng: np.random.Generator,
+        shape: tuple[int, ...],
+        init_fn: initializers.InitFn,
+    ) -> np.ndarray:
+        """Returns the first values of the kernel."""
+        return init_fn(rng, shape)
+
+    def _padding(self) -> str | list[list[int]]:
+        """Returns the padding in the form of TensorFlow's operations."""
+        if self.stride == 1 or not self.symmetric_padding:
+            return "SAME"
         pad = [self.kernel.shape[0] // 2] * 2
-        padding = "SAME" if self.stride == 1 else [[0, 0], pad, pad, [0, 0]]
-        return tf.nn.conv2d(x, tf.cast(self.kernel, x.dtype), self.stride, padding)
+        return [[0, 0], pad, pad, [0, 0]]
+
+
+class DepthwiseConv(Conv):
+    """A convolution of each channel by itself.
+
+    Source: MobileNets, arXiv:1704.04861, section 3.1.
+    """
+
+    def __init__(self, num_channels: int, kernel_size: int, **kwargs: Any):
+        """Initializes the kernel, float32 [kernel_size, kernel_size, num_channels, 1].
+
+        Args:
+          num_channels: The number of channels of the input and of the output.
+          kernel_size: The side of the square window, odd.
+          **kwargs: The other arguments of `Conv`, but num_groups.
+        """
+        super().__init__(
+            num_channels, num_channels, kernel_size, num_groups=num_channels, **kwargs
+        )
+
+    @tf.Module.with_name_scope
+    def without_bias(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the convolution of x without the bias, for `BatchNorm` to add."""
+        kernel = tf.cast(self.kernel, x.dtype)
+        strides = [1, self.stride, self.stride, 1]
+        return tf.nn.depthwise_conv2d(x, kernel, strides, self._padding())
+
+    def _initial_kernel(
+        self,
+        rng: np.random.Generator,
+        shape: tuple[int, ...],
+        init_fn: initializers.InitFn,
+    ) -> np.ndarray:
+        """Returns the first values of the kernel, [size, size, num_channels, 1]."""
+        return init_fn(rng, shape).swapaxes(2, 3)
+
+
+class SqueezeExcite(tf.Module):
+    """Multiplies each channel by a gate that depends on the means of all channels.
+
+    Source: arXiv:1709.01507.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        squeezed_channels: int,
+        *,
+        name: str,
+        activation_fn: activations.ActivationFn = activations.relu,
+        gate_fn: activations.ActivationFn = tf.sigmoid,
+        seed: int = 0,
+    ):
+        """Initializes both convolutions.
+
+        Args:
+          num_channels: The number of channels of the input and of the output.
+          squeezed_channels: The number of channels between the convolutions.
+          name: The last part of the layer's path.
+          activation_fn: The activation between the convolutions.
+          gate_fn: The activation of the gate.
+          seed: The seed of the kernels.
+        """
+        super().__init__(name)
+        self.activation_fn = activation_fn
+        self.gate_fn = gate_fn
+        conv = functools.partial(Conv, kernel_size=1, initial_bias=0.0, seed=seed)
+        with self.name_scope:
+            self.squeeze = conv(num_channels, squeezed_channels, name="squeeze")
+            self.excite = conv(squeezed_channels, num_channels, name="excite")
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns x with each channel multiplied by its gate.
+
+        Args:
+          x: float [B, H, W, num_channels].
+        """
+        means = tf.reduce_mean(tf.cast(x, tf.float32), [1, 2], keepdims=True)
+        gate = self.squeeze(tf.cast(means, x.dtype))
+        return x * self.gate_fn(self.excite(self.activation_fn(gate)))
 
 
 class BatchNorm(tf.Module):

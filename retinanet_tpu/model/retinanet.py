@@ -6,8 +6,9 @@ from typing import Protocol
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas, structures
-from retinanet_tpu.model import fpn, heads, layers
+from retinanet_tpu.model import heads, layers, variable_paths
 from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.necks import fpn
 
 _COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -24,11 +25,37 @@ class Backbone(Protocol):
         """Returns the numbers of channels of the features, by level."""
         ...
 
-    def __call__(self, x: tf.Tensor, *, is_training: bool) -> dict[int, tf.Tensor]:
+    def __call__(
+        self, x: tf.Tensor, *, is_training: bool, seeds: tf.Tensor | None = None
+    ) -> dict[int, tf.Tensor]:
         """Returns the features by level l, [B, ceil(H / 2^l), ceil(W / 2^l), C_l].
 
         Args:
           x: float [B, H, W, 3], normalized.
+          is_training: Whether to normalize by the batch's moments.
+          seeds: uint32 [B], the seeds of `stochastic_depth`; None in inference.
+        """
+        ...
+
+
+class Neck(Protocol):
+    """A tf.Module that returns the pyramid of features, such as an FPN.
+
+    Attributes:
+      levels: The levels of the pyramid, finest first.
+      num_channels: The number of channels of every level.
+    """
+
+    levels: tuple[int, ...]
+    num_channels: int
+
+    def __call__(
+        self, features: dict[int, tf.Tensor], *, is_training: bool
+    ) -> tuple[tf.Tensor, ...]:
+        """Returns the pyramid, [B, ceil(H / 2^l), ceil(W / 2^l), num_channels] each.
+
+        Args:
+          features: The features of the backbone, by level.
           is_training: Whether to normalize by the batch's moments.
         """
         ...
@@ -37,7 +64,7 @@ class Backbone(Protocol):
 # Called with (norm_fn=, seed=).
 BackboneFn = Callable[..., Backbone]
 # Called with (the backbone's channels, norm_fn=, seed=).
-FPNFn = Callable[..., fpn.FPN]
+NeckFn = Callable[..., Neck]
 # Called with (in_channels, levels, num_classes=, num_anchors=, norm_fn=, seed=).
 HeadsFn = Callable[..., heads.Heads]
 
@@ -73,7 +100,7 @@ class RetinaNet(tf.Module):
         num_classes: int,
         num_anchors: int = 9,
         backbone_fn: BackboneFn = resnet.ResNet,
-        fpn_fn: FPNFn = fpn.FPN,
+        neck_fn: NeckFn = fpn.FPN,
         heads_fn: HeadsFn = heads.Heads,
         norm_fn: layers.NormFn = layers.BatchNorm,
         normalize_fn: layers.NormalizeFn = normalize,
@@ -88,13 +115,14 @@ class RetinaNet(tf.Module):
           num_anchors: The number of anchors in a cell, which is the number of scales
             times that of aspect ratios.
           backbone_fn: Returns the backbone.
-          fpn_fn: Returns the feature pyramid.
+          neck_fn: Returns the neck, which makes the feature pyramid.
           heads_fn: Returns the heads.
           norm_fn: Returns a normalization.
           normalize_fn: Returns the backbone's input from pixels in 0..255.
           compute_dtype: The dtype of activations: float32, bfloat16 or float16.
             Variables and moments are float32.
-          frozen: The patterns of paths that are not trained, see `layers.frozen`.
+          frozen: The patterns of paths that are not trained, see
+            `variable_paths.frozen`.
           seed: The seed of all kernels.
         Raises:
           UserError: compute_dtype is none of the three, or a pattern matches no
@@ -108,12 +136,12 @@ class RetinaNet(tf.Module):
         self.compute_dtype = compute_dtype
         self.frozen = tuple(frozen)
         self.normalize_fn = normalize_fn
-        with layers.frozen(frozen):
+        with variable_paths.frozen(frozen):
             self.backbone = backbone_fn(norm_fn=norm_fn, seed=seed)
-            self.fpn = fpn_fn(self.backbone.channels, norm_fn=norm_fn, seed=seed)
+            self.neck = neck_fn(self.backbone.channels, norm_fn=norm_fn, seed=seed)
             self.heads = heads_fn(
-                self.fpn.num_channels,
-                self.fpn.levels,
+                self.neck.num_channels,
+                self.neck.levels,
                 num_classes=num_classes,
                 num_anchors=num_anchors,
                 norm_fn=norm_fn,
@@ -138,7 +166,11 @@ class RetinaNet(tf.Module):
         ]
 
     def __call__(
-        self, images: tf.Tensor, *, is_training: bool
+        self,
+        images: tf.Tensor,
+        *,
+        is_training: bool,
+        seeds: tf.Tensor | None = None,
     ) -> structures.Predictions:
         """Returns the predictions at every anchor.
 
@@ -147,8 +179,9 @@ class RetinaNet(tf.Module):
         Args:
           images: uint8 or float32 [B, H, W, 3], RGB in 0..255. H and W are static.
           is_training: Whether to normalize by the batch's moments.
+          seeds: uint32 [B], the seeds of `stochastic_depth`; None keeps all layers.
         """
         x = tf.cast(self.normalize_fn(images), self.compute_dtype)
-        features = self.backbone(x, is_training=is_training)
-        pyramid = self.fpn(features, is_training=is_training)
+        features = self.backbone(x, is_training=is_training, seeds=seeds)
+        pyramid = self.neck(features, is_training=is_training)
         return self.heads(pyramid, is_training=is_training)

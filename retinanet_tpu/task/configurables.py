@@ -16,8 +16,9 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import fpn, heads, layers, retinanet
+from retinanet_tpu.model import activations, heads, layers, retinanet
 from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.necks import fpn
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -26,6 +27,10 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "FPN": fpn.FPN,
+    "relu": activations.relu,
+    "relu6": activations.relu6,
+    "swish": activations.swish,
+    "hard_swish": activations.hard_swish,
     "Heads": heads.Heads,
     "BatchNorm": layers.BatchNorm,
     "RetinaNet": retinanet.RetinaNet,

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from retinanet_tpu import structures
 from retinanet_tpu.estimator import spec
-from retinanet_tpu.model import retinanet
+from retinanet_tpu.model import retinanet, stochastic_depth
 
 
 def model_fn(
@@ -14,6 +16,7 @@ def model_fn(
     mode: str,
     params: Mapping[str, Any],
     network: retinanet.RetinaNet,
+    step: tf.Tensor | None = None,
 ) -> spec.TPUEstimatorSpec:
     """Returns the losses, the detections, or both, of one replica's batch.
 
@@ -23,10 +26,14 @@ def model_fn(
       mode: One of spec.ModeKeys.
       params: "recipe", a `recipe.Recipe`, and "metric_fn" to evaluate.
       network: The network.
+      step: int64, the number of steps before this one; None unless training.
     """
     recipe = params["recipe"]
     is_training = mode == spec.ModeKeys.TRAIN
-    predictions = network(features.images, is_training=is_training)
+    seeds = None
+    if step is not None:
+        seeds = stochastic_depth.image_seeds(features.image_ids, step)
+    predictions = network(features.images, is_training=is_training, seeds=seeds)
     if mode == spec.ModeKeys.PREDICT:
         detections = recipe.detect(predictions, features.scales, features.image_sizes)
         return spec.TPUEstimatorSpec(mode, predictions=detections._asdict())

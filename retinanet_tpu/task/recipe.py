@@ -10,7 +10,7 @@ from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms, postprocess
 from retinanet_tpu.learning import losses, targets
-from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.model import retinanet, variable_paths
 from retinanet_tpu.serving import request_limits
 
 AssignFn = Callable[..., targets.Targets]
@@ -151,11 +151,11 @@ class Recipe:
         network = network_fn(
             num_classes=self.num_classes, num_anchors=self.anchors.num_per_cell
         )
-        if tuple(network.fpn.levels) != tuple(self.anchors.levels):
+        if tuple(network.neck.levels) != tuple(self.anchors.levels):
             raise errors.UserError(
-                f"The pyramid has levels {network.fpn.levels}, but the anchors have "
-                f"{self.anchors.levels}; set min_level and max_level of both FPN and "
-                "Anchors."
+                f"The pyramid has levels {network.neck.levels}, but the anchors have "
+                f"{self.anchors.levels}; set min_level and max_level of both the neck "
+                "and Anchors."
             )
         return network
 
@@ -172,13 +172,15 @@ class Recipe:
             f"Trainable weights: {len(network.weights)}",
             f"Trainable weights after freezing: {len(trainable)}",
             f"Initial l2_regularization: {float(l2):.5f}",
-            f"Trainable parameters: {layers.num_parameters(trainable):,}",
+            f"Trainable parameters: {variable_paths.num_parameters(trainable):,}",
         ]
         for pattern in network.frozen:
-            frozen = [weights[path] for path in layers.matching(weights, pattern)]
+            frozen = [
+                weights[path] for path in variable_paths.matching(weights, pattern)
+            ]
             lines.append(
                 f"Frozen by '{pattern}': {len(frozen)} weights, "
-                f"{layers.num_parameters(frozen):,} parameters"
+                f"{variable_paths.num_parameters(frozen):,} parameters"
             )
         return lines
 

@@ -16,6 +16,7 @@ RENAMED: dict[str, str] = {
     "ResNet.is_v1": "ResNet.stride_in_1x1",
     "ResNet.has_symmetric_pool": "ResNet.symmetric_pool_padding",
     "ResNet.has_identity_start": "ResNet.identity_first_shortcut",
+    "RetinaNet.fpn_fn": "RetinaNet.neck_fn",
     "RunConfig.is_deterministic": "RunConfig.deterministic",
     "make_strategy.is_alone": "make_strategy.single_process",
 }

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import initializers, layers, variable_paths
 
 
 def _conv_oracle(x, kernel, stride):
@@ -41,6 +41,59 @@ def test_conv_pads_all_sides_equally(size, kernel_size, stride):
     )
 
 
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_asymmetric_padding_is_that_of_same(size, kernel_size):
+    conv = layers.Conv(
+        2, 3, kernel_size, name="conv", stride=2, symmetric_padding=False
+    )
+    x = _batch((2, *size, 2))
+    expected = tf.nn.conv2d(x, conv.kernel, 2, "SAME")
+    np.testing.assert_array_equal(conv(x), expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 2)])
+def test_a_depthwise_conv_convolves_each_channel(kernel_size, stride, symmetric):
+    options = {"stride": stride, "symmetric_padding": symmetric}
+    conv = layers.DepthwiseConv(3, kernel_size, name="conv", **options)
+    single = layers.Conv(1, 1, kernel_size, name="single", **options)
+    x = _batch((2, 8, 7, 3))
+    y = conv(x)
+    for channel in range(3):
+        kernel = conv.kernel[:, :, channel]
+        single.kernel.assign(kernel[..., None])
+        expected = single(x[..., channel : channel + 1])
+        np.testing.assert_allclose(y[..., channel : channel + 1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_depthwise_conv_keeps_the_dtype_and_has_gradients(dtype):
+    conv = layers.DepthwiseConv(3, 3, name="conv", stride=2)
+    x = tf.constant(_batch(), dtype)
+    with tf.GradientTape() as tape:
+        y = conv(x)
+        loss = tf.reduce_sum(tf.cast(y, tf.float32))
+    assert y.dtype == dtype
+    assert np.isfinite(tape.gradient(loss, conv.kernel)).all()
+
+
+def test_a_depthwise_kernel_has_the_variance_of_its_own_fan_in():
+    kernel = layers.DepthwiseConv(512, 3, name="conv").kernel.numpy()
+    assert kernel.var() == pytest.approx(1 / 9, rel=0.1)
+
+
+def test_squeeze_excite_multiplies_by_a_gate_of_the_means():
+    layer = layers.SqueezeExcite(3, 2, name="squeeze_excite")
+    layer.excite.bias.assign([0.0, 50.0, -50.0])
+    x = _batch()
+    means = x.mean((1, 2))
+    hidden = np.maximum(means @ layer.squeeze.kernel.numpy()[0, 0], 0)
+    logits = hidden @ layer.excite.kernel.numpy()[0, 0] + [0, 50, -50]
+    expected = x / (1 + np.exp(-logits[:, None, None]))
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_conv_adds_its_bias_and_keeps_the_dtype():
     conv = layers.Conv(2, 3, 1, name="conv", initial_bias=2.0)
     y = conv(tf.zeros([1, 4, 4, 2], tf.bfloat16))
@@ -51,9 +104,9 @@ def test_conv_adds_its_bias_and_keeps_the_dtype():
 @pytest.mark.parametrize(
     ("init_fn", "variance"),
     [
-        (layers.lecun_normal, 1 / (9 * 64)),
-        (layers.glorot_uniform, 2 / (9 * (64 + 128))),
-        (lambda *args: layers.normal(*args, stddev=0.01), 1e-4),
+        (initializers.lecun_normal, 1 / (9 * 64)),
+        (initializers.glorot_uniform, 2 / (9 * (64 + 128))),
+        (lambda *args: initializers.normal(*args, stddev=0.01), 1e-4),
     ],
 )
 def test_initial_kernels_have_their_variance(init_fn, variance):
@@ -64,7 +117,7 @@ def test_initial_kernels_have_their_variance(init_fn, variance):
 
 
 def test_lecun_normal_is_truncated_at_two_deviations():
-    values = layers.lecun_normal(np.random.default_rng(0), (1, 1, 100, 100))
+    values = initializers.lecun_normal(np.random.default_rng(0), (1, 1, 100, 100))
     assert np.abs(values).max() <= 2 / (10 * 0.87962566) * (1 + 1e-6)
 
 
@@ -204,7 +257,7 @@ def _pair(name):
 
 
 def _frozen_paths(patterns):
-    with layers.frozen(patterns):
+    with variable_paths.frozen(patterns):
         modules = _pair("stage2") + _pair("stage20")
     variables = [v for module in modules for v in module.variables]
     return {
@@ -249,7 +302,7 @@ def test_patterns_must_be_a_list():
 
 
 def test_frozen_norm_does_not_update_its_statistics():
-    with layers.frozen(["norm"]):
+    with variable_paths.frozen(["norm"]):
         norm = _norm()
     x = _batch()
     before = norm.moving_mean.numpy()
@@ -259,7 +312,7 @@ def test_frozen_norm_does_not_update_its_statistics():
 
 def test_variables_can_be_frozen_under_a_strategy():
     strategy = _two_replicas()
-    with strategy.scope(), layers.frozen(["norm/gamma"]):
+    with strategy.scope(), variable_paths.frozen(["norm/gamma"]):
         norm = _norm()
     assert [replicas.variable_path(v) for v in norm.trainable_variables] == [
         "norm/beta"

@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import fpn, heads, layers, retinanet
+from retinanet_tpu.model import heads, retinanet, variable_paths
 from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.necks import fpn
 
 pytestmark = pytest.mark.long
 
@@ -44,7 +45,7 @@ def _tiny(**kwargs):
     parts = {
         "num_classes": 2,
         "backbone_fn": functools.partial(resnet.ResNet, depth=10, width=8),
-        "fpn_fn": functools.partial(fpn.FPN, num_channels=16),
+        "neck_fn": functools.partial(fpn.FPN, num_channels=16),
         "heads_fn": functools.partial(heads.Heads, num_convs=1, num_channels=16),
     }
     return retinanet.RetinaNet(**{**parts, **kwargs})
@@ -76,19 +77,21 @@ def test_counts_equal_those_of_the_specification(monkeypatch, depth):
     network = _full_size(monkeypatch, depth, num_classes=91, frozen=STEM_AND_C2)
     num_weights, num_parameters = COUNTS[depth]
     assert len(network.weights) == num_weights
-    assert layers.num_parameters(network.weights) == num_parameters
+    assert variable_paths.num_parameters(network.weights) == num_parameters
     frozen_weights, frozen_parameters = _frozen_by_arithmetic(depth)
     trainable = network.trainable_variables
     assert len(trainable) == num_weights - frozen_weights
-    assert layers.num_parameters(trainable) == num_parameters - frozen_parameters
+    assert (
+        variable_paths.num_parameters(trainable) == num_parameters - frozen_parameters
+    )
 
 
 def test_resnet50_has_the_counts_of_the_specifications_log(monkeypatch):
     network = _full_size(monkeypatch, 50, num_classes=91, frozen=STEM_AND_C2)
     assert len(network.trainable_variables) == 252
-    assert layers.num_parameters(network.trainable_variables) == 33_865_815
+    assert variable_paths.num_parameters(network.trainable_variables) == 33_865_815
     network = _full_size(monkeypatch, 50, num_classes=80, frozen=STEM_AND_C2)
-    assert layers.num_parameters(network.trainable_variables) == 33_637_620
+    assert variable_paths.num_parameters(network.trainable_variables) == 33_637_620
 
 
 def test_initial_l2_of_resnet50_equals_that_of_its_initializers():

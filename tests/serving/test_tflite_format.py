@@ -11,7 +11,7 @@ import servers
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.data import transforms
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import variable_paths
 from retinanet_tpu.serving import parity, tflite_format
 
 pytestmark = pytest.mark.long
@@ -38,7 +38,7 @@ def sensitive(*bindings):
 
 
 def num_bytes(module):
-    return 4 * layers.num_parameters(module.network.variables)
+    return 4 * variable_paths.num_parameters(module.network.variables)
 
 
 def letterboxed(module, num, seed):

@@ -107,12 +107,15 @@ class ResNet(tf.Module):
         outputs = [blocks[-1].convs[-1].kernel.shape[-1] for blocks in self.stages]
         return dict(enumerate(outputs, start=2))
 
-    def __call__(self, x: tf.Tensor, *, is_training: bool) -> dict[int, tf.Tensor]:
+    def __call__(
+        self, x: tf.Tensor, *, is_training: bool, seeds: tf.Tensor | None = None
+    ) -> dict[int, tf.Tensor]:
         """Returns the features of levels 2 to 5.
 
         Args:
           x: float [B, H, W, 3], normalized.
           is_training: Whether to normalize by the batch's moments.
+          seeds: Unused; a ResNet has no stochastic depth.
         Returns:
           [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] by level l, in x's dtype.
         """

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 import foreign_resnets
 from retinanet_tpu import replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import variable_paths
 from retinanet_tpu.model.backbones import pretrained, resnet, weight_files
 
 
@@ -118,7 +118,7 @@ def test_weights_of_a_detector_are_loaded_without_its_heads(tmp_path):
 
 
 def test_frozen_variables_are_loaded_too(weights):
-    with layers.frozen(["backbone/stem"]):
+    with variable_paths.frozen(["backbone/stem"]):
         backbone = foreign_resnets.make_backbone(
             foreign_resnets.TORCHVISION, depth=14, width=4
         )

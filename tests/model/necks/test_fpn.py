@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.model import fpn
+from retinanet_tpu.model.necks import fpn
 
 CHANNELS = {2: 4, 3: 5, 4: 6, 5: 7}
 

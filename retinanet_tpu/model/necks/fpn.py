@@ -6,7 +6,7 @@ import itertools
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import initializers, layers
 
 
 class FPN(tf.Module):
@@ -51,7 +51,10 @@ class FPN(tf.Module):
         self.levels = tuple(range(min_level, max_level + 1))
         self.num_channels = num_channels
         conv = functools.partial(
-            layers.Conv, initial_bias=0.0, init_fn=layers.glorot_uniform, seed=seed
+            layers.Conv,
+            initial_bias=0.0,
+            init_fn=initializers.glorot_uniform,
+            seed=seed,
         )
         self.laterals: list[layers.Conv] = []
         self.outputs: list[layers.Conv] = []
