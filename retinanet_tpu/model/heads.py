@@ -98,9 +98,8 @@ class _Tower(tf.Module):
         super().__init__(name)
         self.convs: list[layers.Conv] = []
         self.norms: list[list[layers.BatchNorm]] = []
-        init_fn = functools.partial(
-            initializers.normal, stddev=0.01
-        )  # As in the paper.
+        # As in the paper.
+        init_fn = functools.partial(initializers.normal, stddev=0.01)
         with self.name_scope:
             for i in range(1, len(channels)):
                 self.convs.append(

@@ -17,7 +17,7 @@ from retinanet_tpu.learning import (
     update,
 )
 from retinanet_tpu.model import activations, heads, layers, retinanet
-from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.backbones import efficientnet, resnet
 from retinanet_tpu.model.necks import fpn
 from retinanet_tpu.task import input_fn, recipe, run
 
@@ -26,6 +26,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Augmentation": examples.Augmentation,
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
+    "EfficientNet": efficientnet.EfficientNet,
     "FPN": fpn.FPN,
     "relu": activations.relu,
     "relu6": activations.relu6,
