@@ -6,7 +6,7 @@ import itertools
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import initializers, layers
+from retinanet_tpu.model import initializers, layers, resampling
 
 
 class FPN(tf.Module):
@@ -90,7 +90,8 @@ class FPN(tf.Module):
             for level, lateral in zip(self.levels, self.laterals, strict=False)
         ]
         for i in reversed(range(len(laterals) - 1)):
-            laterals[i] += upsample(laterals[i + 1], laterals[i].shape[1:3])
+            size = laterals[i].shape[1:3]
+            laterals[i] += resampling.upsample(laterals[i + 1], size)
         outputs = [
             output.without_bias(x)
             for output, x in zip(self.outputs, laterals, strict=False)
@@ -103,20 +104,3 @@ class FPN(tf.Module):
             norm(x, is_training=is_training, bias=output.bias)
             for norm, output, x in zip(self.norms, self.outputs, outputs, strict=True)
         )
-
-
-def upsample(x: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Returns x with height and width doubled by repetition, then cropped.
-
-    Args:
-      x: float [B, H, W, C], with static H, W and C.
-      size: The height and width of the result, at most 2 H and 2 W.
-    """
-    # Not tf.image.resize, because XLA on CPU cannot compile its gradient.
-    _, height, width, channels = x.shape
-    batch = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    # Not x[:, :, None], because TFLite has no slice of six dimensions.
-    x = tf.reshape(x, [batch, height, 1, width, 1, channels])
-    x = tf.broadcast_to(x, [batch, height, 2, width, 2, channels])
-    x = tf.reshape(x, [batch, 2 * height, 2 * width, channels])
-    return x[:, : size[0], : size[1]]
