@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu.model import activations, folding, layers, resampling
+from retinanet_tpu.model import activations, folding, layers
 from retinanet_tpu.model.backbones import residual_block
+from retinanet_tpu.model.necks import fpn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Resampling(tf.Module):
         # the convolution would be at least four times as large.
         x = folding.conv_norm(self.expand, self.norm_expand, x, is_training=is_training)
         if self.level_change < 0:
-            x = resampling.upsample(x, sides, factor=2**-self.level_change)
+            x = fpn.upsample(x, sides, factor=2**-self.level_change)
         return x
 
 
