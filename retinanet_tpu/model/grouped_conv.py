@@ -12,13 +12,19 @@ class GroupedConv(layers.Conv):
     """A convolution of groups of channels, several of which are computed together.
 
     The kernels of neighboring groups, up to 128 channels, become the diagonal blocks of
-    one larger kernel. The zeros beside them cost nothing on a TPU, which otherwise
-    pads every group to 128 channels.
+    one larger kernel. A TPU pads every group to 128 channels, so the zeros beside the
+    blocks cost it nothing. The TPU compiler's estimates, in millions of cycles, for
+    gradients of a bottleneck of ResNeXt-50 32x4d (8 images of 640 px, bfloat16):
 
-    The figures are the TPU compiler's, for one step of a bottleneck of ResNeXt-50 32x4d
-    at 640 px, 8 images, bfloat16:
+    stage | groups apart, v3 / v5e | one dense kernel | merged to 128 channels
+    2     | 141.1 / 97.4           | 8.1 / 6.1        | 8.1 / 6.1
+    3     | 32.4 / 28.2            | 5.8 / 3.7        | 4.3 / 3.0
+    4     | 10.9 / 8.6             | 5.1 / 3.1        | 2.6 / 1.5
+    5     | 3.5 / 2.3              | 5.4 / 3.6        | 2.2 / 1.3
 
-    FIGURES
+    In stage 2, groups apart move 14.8 GB to and from the HBM of v3, merged ones 1.8 GB.
+    On two CPU cores, one step of the stage 2 convolution of one image of 320 px takes
+    12 ms apart and 43 ms merged without XLA, 13.5 s and 85 ms with XLA.
     """
 
     @tf.Module.with_name_scope
