@@ -31,7 +31,16 @@ class GroupedConv(layers.Conv):
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
         kernel = _merged(self.kernel, x.shape[-1] // self.kernel.shape[2])
-        return tf.nn.conv2d(x, tf.cast(kernel, x.dtype), self.stride, self._padding())
+        kernel = tf.cast(kernel, x.dtype)
+        num_parts = x.shape[-1] // kernel.shape[2]
+        # Not one grouped convolution, because TensorFlow has its gradient on CPUs only
+        # with oneDNN, and not with explicit padding.
+        pairs = zip(
+            tf.split(x, num_parts, -1), tf.split(kernel, num_parts, -1), strict=True
+        )
+        padding = self._padding()
+        parts = [tf.nn.conv2d(*pair, self.stride, padding) for pair in pairs]
+        return tf.concat(parts, -1)
 
 
 def _merged(kernel: tf.Tensor, num_groups: int) -> tf.Tensor:
