@@ -1,5 +1,7 @@
 """The neck of backbones whose features are a pyramid themselves."""
 
+from collections.abc import Mapping
+
 import tensorflow as tf
 
 from retinanet_tpu import errors
@@ -11,7 +13,7 @@ class Identity(tf.Module):
 
     def __init__(
         self,
-        channels: dict[int, int],
+        channels: Mapping[int, int],
         *,
         min_level: int = 3,
         max_level: int = 7,
