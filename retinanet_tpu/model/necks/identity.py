@@ -1,7 +1,5 @@
 """The neck of backbones whose features are a pyramid themselves."""
 
-from collections.abc import Mapping
-
 import tensorflow as tf
 
 from retinanet_tpu import errors
@@ -13,7 +11,7 @@ class Identity(tf.Module):
 
     def __init__(
         self,
-        channels: Mapping[int, int],
+        channels: dict[int, int],
         *,
         min_level: int = 3,
         max_level: int = 7,
