@@ -17,8 +17,15 @@ from retinanet_tpu.learning import (
     update,
 )
 from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
-from retinanet_tpu.model.backbones import efficientnet, resnet
-from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
+from retinanet_tpu.model.backbones import efficientnet, resnet, spinenet
+from retinanet_tpu.model.necks import (
+    balanced,
+    bifpn,
+    fpn,
+    fusion,
+    identity,
+    pooled_fpn,
+)
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -27,6 +34,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
+    "SpineNet": spinenet.SpineNet,
+    "Identity": identity.Identity,
     "FPN": fpn.FPN,
     "PooledFPN": pooled_fpn.PooledFPN,
     "BiFPN": bifpn.BiFPN,
