@@ -25,6 +25,8 @@ RANGES: dict[str, Range] = {
     "ResNet.depth": _COUNT,
     "ResNet.width": _COUNT,
     "ResNet.seed": _SEED,
+    "EfficientNet.drop_rate": _DECAY,
+    "EfficientNet.seed": _SEED,
     "FPN.num_channels": _COUNT,
     "FPN.min_level": _LEVEL,
     "FPN.max_level": _LEVEL,
