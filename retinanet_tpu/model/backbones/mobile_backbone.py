@@ -155,20 +155,15 @@ def round_channels(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-def check_variant(
-    name: str, variant: str, variants: Sequence[str], *, width: float
-) -> None:
-    """Raises UserError if there is no such variant or the width is not positive.
+def check_variant(name: str, variant: str, variants: Sequence[str]) -> None:
+    """Raises UserError if there is no such variant.
 
     Args:
       name: The gin name of the backbone.
       variant: The variant that was chosen.
       variants: The variants of the backbone.
-      width: The factor of the numbers of channels.
     """
     if variant not in variants:
         raise errors.UserError(
             f"{name}.variant {variant!r} is not one of {list(variants)}."
         )
-    if width <= 0:
-        raise errors.UserError(f"{name}.width is {width}; it must be above 0.")

@@ -264,8 +264,8 @@ class MobileDet(mobile_backbone.MobileBackbone):
 
         Args:
           variant: "cpu", "edge_tpu", "dsp" or "gpu".
-          width: The factor of all numbers of channels, which are rounded to multiples
-            of 8.
+          width: The factor of all numbers of channels, above 0. The products are
+            rounded to multiples of 8.
           activation_fn: The activation. None is hard swish for "cpu", and relu6.
           symmetric_padding: Whether strides pad all four sides. The published weights
             require False.
@@ -274,9 +274,9 @@ class MobileDet(mobile_backbone.MobileBackbone):
           norm_fn: Returns a normalization from (num_channels, name=).
           seed: The seed of the kernels.
         Raises:
-          UserError: There is no such variant, or width is not above 0.
+          UserError: There is no such variant.
         """
-        mobile_backbone.check_variant("MobileDet", variant, VARIANTS, width=width)
+        mobile_backbone.check_variant("MobileDet", variant, VARIANTS)
         self.variant = variant
         architecture = _ARCHITECTURES[variant]
         activation_fn = activation_fn or architecture.activation_fn

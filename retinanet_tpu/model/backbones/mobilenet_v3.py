@@ -70,8 +70,8 @@ class MobileNetV3(mobile_backbone.MobileBackbone):
 
         Args:
           variant: "large" or "small".
-          width: The factor of all numbers of channels, which are rounded to multiples
-            of 8.
+          width: The factor of all numbers of channels, above 0. The products are
+            rounded to multiples of 8.
           scales_like_keras: Whether the width acts as in Keras: the stem keeps 16
             channels, and a block multiplies its number of input channels by the factor
             of width 1. Otherwise the width multiplies every number, as in torchvision.
@@ -84,9 +84,9 @@ class MobileNetV3(mobile_backbone.MobileBackbone):
           norm_fn: Returns a normalization from (num_channels, name=).
           seed: The seed of the kernels.
         Raises:
-          UserError: There is no such variant, or width is not above 0.
+          UserError: There is no such variant.
         """
-        mobile_backbone.check_variant("MobileNetV3", variant, VARIANTS, width=width)
+        mobile_backbone.check_variant("MobileNetV3", variant, VARIANTS)
         self.variant = variant
         stem_channels = _STEM_CHANNELS
         if not scales_like_keras:
