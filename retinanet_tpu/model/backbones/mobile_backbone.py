@@ -1,4 +1,4 @@
-"""What the mobile backbones share: a stem, a sequence of blocks, and rounding."""
+"""The common parts of the mobile backbones: stem, sequence of blocks, rounding."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
