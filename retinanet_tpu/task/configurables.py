@@ -17,6 +17,7 @@ from retinanet_tpu.learning import (
     update,
 )
 from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
+<<<<<<< HEAD
 from retinanet_tpu.model.backbones import efficientnet, resnet, spinenet
 from retinanet_tpu.model.necks import (
     balanced,
@@ -26,6 +27,15 @@ from retinanet_tpu.model.necks import (
     identity,
     pooled_fpn,
 )
+=======
+from retinanet_tpu.model.backbones import (
+    efficientnet,
+    mobiledet,
+    mobilenet_v3,
+    resnet,
+)
+from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
+>>>>>>> h-mobile
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -34,8 +44,13 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
+<<<<<<< HEAD
     "SpineNet": spinenet.SpineNet,
     "Identity": identity.Identity,
+=======
+    "MobileNetV3": mobilenet_v3.MobileNetV3,
+    "MobileDet": mobiledet.MobileDet,
+>>>>>>> h-mobile
     "FPN": fpn.FPN,
     "PooledFPN": pooled_fpn.PooledFPN,
     "BiFPN": bifpn.BiFPN,
