@@ -1,6 +1,7 @@
 """Compares converted weights with the libraries that they are from."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import tensorflow as tf
 
 import foreign_resnets
 import torch_models
-from retinanet_tpu.model.backbones import pretrained, weight_files
+from retinanet_tpu.model.backbones import efficientnet, pretrained, weight_files
 
 pytestmark = pytest.mark.long
 
 KERAS, TORCHVISION = foreign_resnets.KERAS, foreign_resnets.TORCHVISION
+SIZES = ((64, 70), (97, 128))  # One side is odd at several levels.
 
 
 @pytest.fixture(scope="module")
@@ -110,34 +112,70 @@ def test_another_model_of_keras_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("library", "depth", "name"),
+    ("library", "name", "suffix"),
     [
-        ("torchvision", 18, "a.pth"),
-        ("torchvision", 50, "a.pth"),
-        ("timm", 26, "a.safetensors"),
-        ("timm", 34, "a.safetensors"),
+        ("torchvision", "resnet18", ".pth"),
+        ("torchvision", "resnet50", ".pth"),
+        ("timm", "resnet26", ".safetensors"),
+        ("timm", "resnet34", ".safetensors"),
     ],
 )
-def test_files_of_pytorch_reproduce_its_features(tmp_path, library, depth, name):
+def test_files_of_pytorch_reproduce_its_features(tmp_path, library, name, suffix):
+    backbone = foreign_resnets.make_backbone(TORCHVISION, depth=int(name[6:]))
+    _assert_equals_pytorch(tmp_path, backbone, library, name, suffix, TORCHVISION)
+
+
+TENSORFLOW = "pretrained_tensorflow.gin"
+INCEPTION = "pretrained_inception.gin"
+LITE = "pretrained_efficientnet_lite.gin"
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "suffix", "gin_file"),
+    [
+        ("efficientnet_lite_pytorch", "efficientnet-lite0", ".pth", LITE),
+        ("efficientnet_lite_pytorch", "efficientnet-lite1", ".pth", LITE),
+        ("timm", "tf_efficientnet_lite0", ".safetensors", INCEPTION),
+        ("timm", "efficientnet_lite0", ".safetensors", TORCHVISION),
+        ("timm", "tf_efficientnet_b0", ".safetensors", TENSORFLOW),
+        ("timm", "tf_efficientnet_b0.ap_in1k", ".safetensors", INCEPTION),
+        ("timm", "efficientnet_b1.ft_in1k", ".safetensors", TORCHVISION),
+        ("torchvision", "efficientnet_b0", ".pth", TORCHVISION),
+        ("torchvision", "efficientnet_b5", ".pth", TORCHVISION),
+    ],
+)
+def test_efficientnets_of_pytorch_reproduce_their_features(
+    tmp_path, library, name, suffix, gin_file
+):
+    variant = re.search(r"(lite|b)\d", name)[0]
+    settings = foreign_resnets.settings(gin_file, "EfficientNet")
+    backbone = efficientnet.EfficientNet(variant=variant, **settings)
+    _assert_equals_pytorch(tmp_path, backbone, library, name, suffix, gin_file)
+
+
+def _assert_equals_pytorch(tmp_path, backbone, library, name, suffix, gin_file):
+    """Asserts that a backbone with a model's weights has its features."""
     # Not imported in this process, see torch_models.
     if not importlib.util.find_spec(library):
         pytest.skip(f"{library} is not installed")
-    images = foreign_resnets.pictures()
-    np.save(tmp_path / "images.npy", images)
-    paths = [tmp_path / file for file in ("images.npy", name, "features.npz")]
-    command = [sys.executable, torch_models.__file__, library, depth, *paths]
+    images = [foreign_resnets.pictures(size) for size in SIZES]
+    np.savez(tmp_path / "images.npz", *images)
+    files = ("images.npz", f"a{suffix}", "features.npz")
+    paths = [tmp_path / file for file in files]
+    command = [sys.executable, torch_models.__file__, library, name, *paths]
     subprocess.run(list(map(str, command)), check=True)
-    backbone = foreign_resnets.make_backbone(TORCHVISION, depth=depth)
-    foreign_resnets.load(backbone, paths[1], TORCHVISION)
-    ours = foreign_resnets.features(backbone, TORCHVISION, images)
-    foreign_resnets.assert_same(ours, list(np.load(paths[2]).values()))
+    foreign_resnets.load(backbone, paths[1], gin_file)
+    theirs = list(np.load(paths[2]).values())
+    ours = [foreign_resnets.features(backbone, gin_file, x)[-4:] for x in images]
+    for i, levels in enumerate(ours):
+        foreign_resnets.assert_same(levels, theirs[4 * i : 4 * i + 4], tolerance=1e-5)
 
 
 def test_torch_files_without_a_resnet_are_an_error(tmp_path):
     torch = pytest.importorskip("torch")
     file = tmp_path / "a.pth"
     torch.save({"backbone": {"patch_embed": torch.zeros(1)}}, file)
-    with pytest.raises(ValueError, match=r"\['backbone'\], no state dict of a ResNet"):
+    with pytest.raises(ValueError, match=r"\['backbone'\], no state dict with the k"):
         weight_files.read_torch(str(file))
     torch.save(tmp_path, file)  # A path is an object, not a tensor.
     with pytest.raises(ValueError, match=r"cannot be read as a file of tensors"):
