@@ -17,7 +17,12 @@ from retinanet_tpu.learning import (
     update,
 )
 from retinanet_tpu.model import activations, heads, layers, retinanet
-from retinanet_tpu.model.backbones import efficientnet, resnet
+from retinanet_tpu.model.backbones import (
+    efficientnet,
+    mobiledet,
+    mobilenet_v3,
+    resnet,
+)
 from retinanet_tpu.model.necks import fpn
 from retinanet_tpu.task import input_fn, recipe, run
 
@@ -27,6 +32,8 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
+    "MobileNetV3": mobilenet_v3.MobileNetV3,
+    "MobileDet": mobiledet.MobileDet,
     "FPN": fpn.FPN,
     "relu": activations.relu,
     "relu6": activations.relu6,
