@@ -18,13 +18,14 @@ from retinanet_tpu.model import layers
 from retinanet_tpu.model.backbones import (
     efficientnet_weights,
     key_mapping,
+    mobilenet_v3_weights,
     resnet_weights,
     weight_files,
 )
 
 IMAGENET = "imagenet"
 _ROOT = "backbone/"
-_FAMILIES = (resnet_weights, efficientnet_weights)
+_FAMILIES = (resnet_weights, efficientnet_weights, mobilenet_v3_weights)
 _ORIGINS = tuple(origin for family in _FAMILIES for origin in family.ORIGINS)
 KERAS_APPLICATIONS = tuple(
     application
