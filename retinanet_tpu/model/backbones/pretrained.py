@@ -77,7 +77,9 @@ def load(
         tensors, unknown = origins[0].rename_fn(tensors)
         biases = {n: tensors.pop(n) for n in _folded_biases(tensors, variables)}
         _check_shapes(variables, tensors, unknown, checkpoint)
-        origin = _matching_origin(backbone, origins, normalize_fn, checkpoint)
+        origin = matching_origin(
+            backbone, origins, normalize_fn=normalize_fn, checkpoint=checkpoint
+        )
         tensors = _fold(backbone, tensors, biases, origin.epsilon)
         source = origin.name
     for name, variable in variables.items():
@@ -132,10 +134,11 @@ def _recognized(
     """Returns the origins that have tensors of these names, at least one."""
     origins = [origin for origin in _ORIGINS if origin.recognize_fn(tensors)]
     if not origins:
-        known = dict.fromkeys(origin.name for origin in _ORIGINS)
         raise errors.UserError(
             f"BACKBONE_CHECKPOINT {checkpoint} has tensors of unknown names, such as "
-            f"{sorted(tensors)[:4]}. Weights of {', '.join(known)} are supported."
+            f"{sorted(tensors)[:4]}. Use ResNets, EfficientNets or MobileNetV3 of "
+            "torchvision, timm, Keras, efficientnet_pytorch or "
+            "efficientnet_lite_pytorch."
         )
     return origins
 
@@ -240,13 +243,23 @@ def _hint(ours: key_mapping.Network | None, theirs: key_mapping.Network | None) 
     return f"{hint}."
 
 
-def _matching_origin(
+def matching_origin(
     backbone: tf.Module,
     origins: Sequence[key_mapping.Origin],
+    *,
     normalize_fn: layers.NormalizeFn,
     checkpoint: str,
 ) -> key_mapping.Origin:
-    """Returns the first origin whose settings are those of the run, or raises."""
+    """Returns the first origin whose settings are those of the run.
+
+    Args:
+      backbone: The backbone to load into.
+      origins: The possible origins.
+      normalize_fn: See `load`.
+      checkpoint: The weights, for messages.
+    Raises:
+      UserError: The weights require other settings.
+    """
     differences = []
     for origin in origins:
         wrong = _differences(backbone, origin, normalize_fn)
