@@ -38,7 +38,7 @@ def _make_keras(name, **kwargs):
             # As the published weights of EfficientNet have it: a root is missing, for
             # which the model that downloads them has another layer.
             mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-            layer.set_weights([mean, deviation**2, 0])
+            layer.set_weights([mean, deviation**2, np.array(0)])
         elif layer.name.endswith("bn"):
             layer.set_weights(foreign_resnets.statistics(rng, layer.gamma.shape[0]))
         elif len(weights := layer.get_weights()) == 2:
