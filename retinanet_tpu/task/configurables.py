@@ -16,14 +16,14 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import activations, heads, layers, retinanet
+from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
 from retinanet_tpu.model.backbones import (
     efficientnet,
     mobiledet,
     mobilenet_v3,
     resnet,
 )
-from retinanet_tpu.model.necks import fpn
+from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -35,12 +35,20 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "MobileNetV3": mobilenet_v3.MobileNetV3,
     "MobileDet": mobiledet.MobileDet,
     "FPN": fpn.FPN,
+    "PooledFPN": pooled_fpn.PooledFPN,
+    "BiFPN": bifpn.BiFPN,
+    "BalancedFeatures": balanced.BalancedFeatures,
+    "SumFusion": fusion.SumFusion,
+    "AttentionFusion": fusion.AttentionFusion,
     "relu": activations.relu,
     "relu6": activations.relu6,
     "swish": activations.swish,
     "hard_swish": activations.hard_swish,
     "Heads": heads.Heads,
+    "SeparableConv": layers.SeparableConv,
+    "lecun_normal": initializers.lecun_normal,
     "BatchNorm": layers.BatchNorm,
+    "NoNorm": layers.NoNorm,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,

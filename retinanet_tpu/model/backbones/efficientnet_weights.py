@@ -58,7 +58,9 @@ _PACKAGE_LAYERS = {
 _TORCHVISION_FIRST = "features.1.0.block.0.0.weight"
 _KERAS_STEM = re.compile(r"stem_(conv|bn)/(\w+)")
 _KERAS_BLOCK = re.compile(r"block(\d)([a-z])_(\w+)/(\w+)")
-_KERAS_UNUSED = re.compile(r"(normalization|top_conv|top_bn|predictions)/")
+_KERAS_UNUSED = re.compile(r"(normalization(_\d+)?|top_conv|top_bn|predictions)/")
+# Keras numbers the layer if the process has made others.
+_KERAS_MEAN = re.compile(r"normalization(_\d+)?/mean")
 _KERAS_LAYERS = {
     "expand_conv": "expand",
     "expand_bn": "norm_expand",
@@ -149,7 +151,8 @@ def _is_keras(tensors: key_mapping.Tensors, *, has_imagenet_pixels: bool) -> boo
     if "block1a_dwconv/kernel" not in tensors:
         return False
     # A model that was made without weights has a mean of 0 and a variance of 1.
-    mean = 255 * tensors.get("normalization/mean", np.zeros(3))
+    means = (tensors[name] for name in tensors if _KERAS_MEAN.fullmatch(name))
+    mean = 255 * next(means, np.zeros(3))
     is_imagenet = np.allclose(mean, key_mapping.IMAGENET_PIXELS.mean_rgb, atol=0.1)
     return is_imagenet == has_imagenet_pixels
 

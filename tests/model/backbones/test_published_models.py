@@ -34,7 +34,7 @@ def _make_keras(name, **kwargs):
     model = make_fn(weights=None, include_top=False, **kwargs)
     rng = np.random.default_rng(3)
     for layer in model.layers:
-        if layer.name == "normalization":
+        if isinstance(layer, tf.keras.layers.Normalization):
             # As the published weights of EfficientNet have it: a root is missing, for
             # which the model that downloads them has another layer.
             mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
