@@ -17,8 +17,13 @@ from retinanet_tpu.learning import (
     update,
 )
 from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
-<<<<<<< HEAD
-from retinanet_tpu.model.backbones import efficientnet, resnet, spinenet
+from retinanet_tpu.model.backbones import (
+    efficientnet,
+    mobiledet,
+    mobilenet_v3,
+    resnet,
+    spinenet,
+)
 from retinanet_tpu.model.necks import (
     balanced,
     bifpn,
@@ -27,15 +32,6 @@ from retinanet_tpu.model.necks import (
     identity,
     pooled_fpn,
 )
-=======
-from retinanet_tpu.model.backbones import (
-    efficientnet,
-    mobiledet,
-    mobilenet_v3,
-    resnet,
-)
-from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
->>>>>>> h-mobile
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
