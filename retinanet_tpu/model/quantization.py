@@ -38,12 +38,14 @@ _SAME_VALUES = (
     "Tile",
     "Transpose",
 )
+_NEEDS_RANGE = ("BroadcastTo", "Tile")
 # The output ranges that TFLite prescribes.
 _FIXED_RANGES = {
     "Sigmoid": (0.0, 255 / 256),
     "Softmax": (0.0, 255 / 256),
     "Tanh": (-1.0, 127 / 128),
 }
+_IMAGES = "images"  # The position of the function's argument.
 # A channel of zeros needs a scale too.
 _LEAST_WEIGHT = 1e-12
 
@@ -90,6 +92,8 @@ class FakeQuantization(tf.Module):
                 tf.zeros([len(self.positions), 2]), name="moving_ranges"
             )
 
+    # AutoGraph would convert each call below, which takes minutes.
+    @tf.autograph.experimental.do_not_convert
     def __call__(
         self, forward_fn: ForwardFn, x: tf.Tensor, *, is_training: bool
     ) -> Any:
@@ -103,20 +107,19 @@ class FakeQuantization(tf.Module):
         """
         ranges = tf.convert_to_tensor(self.ranges)
         has_range = ranges[:, 0] < ranges[:, 1]
-        batch_ranges: list[tf.Tensor] = []
-        index = {name: i for i, name in enumerate(self.positions)}
+        batch_ranges: dict[str, tf.Tensor] = {}
 
         def quantize(x: tf.Tensor, name: str) -> tf.Tensor:
-            i = index[name]
+            i = self.positions.index(name)
             rounded = round_to_range(x, ranges[i, 0], ranges[i, 1])
             if not is_training:
                 return rounded
-            batch_ranges.append(_range_with_zero(x))
+            batch_ranges.setdefault(name, _range_with_zero(x))
             return tf.where(has_range[i], rounded, x)
 
         outputs = _Run(forward_fn, x, quantize).outputs()
         if is_training:
-            batch = replicas.cross_replica_mean(tf.stack(batch_ranges))
+            batch = replicas.cross_replica_mean(tf.stack([*batch_ranges.values()]))
             moved = self.momentum * ranges + (1 - self.momentum) * batch
             self.ranges.assign(tf.where(has_range[:, None], moved, batch))
         return outputs
@@ -160,10 +163,10 @@ def _range_with_zero(x: tf.Tensor) -> tf.Tensor:
 
 def _list_positions(forward_fn: ForwardFn, spec: tf.TensorSpec) -> tuple[str, ...]:
     """Returns the names of the tensors that need a range."""
-    names: list[str] = []
+    names: dict[str, None] = {}
 
     def quantize(x: tf.Tensor, name: str) -> tf.Tensor:
-        names.append(name)
+        names[name] = None
         return x
 
     @tf.function(autograph=False)
@@ -230,9 +233,11 @@ class _Run:
         self._quantize_fn = quantize_fn
         self._values: dict[str, Any] = dict(self._graph.inputs)
         argument = next(iter(self._values))
-        self._values[argument] = quantize_fn(x, "images")
+        self._values[argument] = quantize_fn(x, _IMAGES)
         # The tensors that depend on the argument; all others are parameters.
         self._activations = {argument}
+        # The positions of the tensors that are rounded, by the names of the tensors.
+        self._positions = {argument: _IMAGES}
         self._consumers: dict[str, list[str]] = {}
         for op in self._graph.operations:
             for tensor in op.inputs:
@@ -266,14 +271,30 @@ class _Run:
         else:
             inputs = [self._rounded(x) for x in op.inputs]
         outputs = traced_graph.run(op, inputs)
-        if op.type in _SAME_VALUES or self._is_fused(op):
+        if op.type in _SAME_VALUES:
+            return [self._rounded_again(op, outputs[0])]
+        if self._is_fused(op):
             return outputs
         if op.type in _FIXED_RANGES:
             return [round_to_range(x, *_FIXED_RANGES[op.type]) for x in outputs]
         return [
-            self._quantize_fn(value, tensor.op.name)
+            self._quantize(tensor, value)
             for tensor, value in zip(op.outputs, outputs, strict=True)
         ]
+
+    def _quantize(self, tensor: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+        """Returns the value of a tensor rounded to a range of its own."""
+        position = self._positions[tensor.name] = tensor.op.name
+        return self._quantize_fn(value, position)
+
+    def _rounded_again(self, op: tf.Operation, value: tf.Tensor) -> tf.Tensor:
+        """Returns the output of an operation that has the range of its input."""
+        position = self._positions.get(op.inputs[0].name)
+        if position is None:
+            return value
+        self._positions[op.outputs[0].name] = position
+        # This changes no value. Without it TFLite computes BroadcastTo in float32.
+        return self._quantize_fn(value, position) if op.type in _NEEDS_RANGE else value
 
     def _accumulated(self, op: tf.Operation) -> _Accumulator | None:
         """Returns the accumulator times or plus a vector if this is the operation."""
@@ -308,6 +329,6 @@ class _Run:
         """Returns the value of a tensor; that of an accumulator is rounded, once."""
         value = self._values[tensor.name]
         if isinstance(value, _Accumulator):
-            value = self._quantize_fn(value.value(), tensor.op.name)
+            value = self._quantize(tensor, value.value())
             self._values[tensor.name] = value
         return value

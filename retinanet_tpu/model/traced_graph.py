@@ -54,18 +54,23 @@ def run(op: tf.Operation, inputs: Sequence[Any]) -> list[tf.Tensor]:
     """
     if op.type == "ReadVariableOp":
         return [inputs[0].read_value()]
-    names = _parameters(op.type)
-    arguments = dict(_named_inputs(op, list(inputs)))
+    parameters = _parameters(op.type)
+    # tf.raw_ops renames inputs of a few operations, such as Mean, but keeps their order.
+    known = {argument.name for argument in op.op_def.input_arg}
+    known |= {attribute.name for attribute in op.op_def.attr}
+    renamed = iter([name for name in parameters if name not in known])
+    arguments = {
+        name if name in parameters else next(renamed): value
+        for name, value in _named_inputs(op, list(inputs))
+    }
     for attribute in op.op_def.attr:
-        if attribute.name in names:
+        if attribute.name in parameters:
             arguments[attribute.name] = op.get_attr(attribute.name)
-    outputs = getattr(tf.raw_ops, op.type)(**arguments, name=op.name)
+    outputs = getattr(tf.raw_ops, op.type)(**arguments | {"name": op.name})
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
-def _named_inputs(
-    op: tf.Operation, inputs: list[Any]
-) -> Iterator[tuple[str, Any]]:
+def _named_inputs(op: tf.Operation, inputs: list[Any]) -> Iterator[tuple[str, Any]]:
     """Yields the names of the inputs with their tensors or lists of tensors."""
     for argument in op.op_def.input_arg:
         if argument.number_attr or argument.type_list_attr:
@@ -77,6 +82,7 @@ def _named_inputs(
 
 
 @functools.cache
-def _parameters(op_type: str) -> frozenset[str]:
-    """Returns the names of the parameters of tf.raw_ops."""
-    return frozenset(inspect.signature(getattr(tf.raw_ops, op_type)).parameters)
+def _parameters(op_type: str) -> tuple[str, ...]:
+    """Returns the names of the parameters of tf.raw_ops, without `name`."""
+    signature = inspect.signature(getattr(tf.raw_ops, op_type))
+    return tuple(name for name in signature.parameters if name != "name")
