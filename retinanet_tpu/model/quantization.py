@@ -5,12 +5,12 @@ and rounds each tensor that TFLite stores in 8 bits. So networks need no code fo
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from retinanet_tpu import errors, replicas
+from retinanet_tpu import replicas
 from retinanet_tpu.model import traced_graph
 
 # From normalized images, float32 [B, H, W, 3], to any structure of tensors.
@@ -77,14 +77,8 @@ class FakeQuantization(tf.Module):
           forward_fn: The inference of the network, in float32.
           input_shape: A shape that forward_fn accepts, [B, H, W, 3].
           momentum: The decay of the ranges, in [0, 1).
-        Raises:
-          UserError: momentum is outside of its range.
         """
         super().__init__("quantization")
-        if not 0 <= momentum < 1:
-            raise errors.UserError(
-                f"FakeQuantization.momentum is {momentum}; it must be in [0, 1)."
-            )
         self.momentum = momentum
         self.positions = _list_positions(forward_fn, tf.TensorSpec(input_shape))
         with self.name_scope:
@@ -196,7 +190,9 @@ class _Accumulator:
     def scaled(self, scale: tf.Tensor) -> "_Accumulator":
         """Returns the accumulator times float32 [C]."""
         is_depthwise = self.op.type == "DepthwiseConv2dNative"
-        factor = tf.reshape(scale, [-1, self.kernel.shape[-1]] if is_depthwise else [-1])
+        factor = tf.reshape(
+            scale, [-1, self.kernel.shape[-1]] if is_depthwise else [-1]
+        )
         bias = None if self.bias is None else self.bias * scale
         return dataclasses.replace(self, kernel=self.kernel * factor, bias=bias)
 

@@ -55,7 +55,7 @@ def run(op: tf.Operation, inputs: Sequence[Any]) -> list[tf.Tensor]:
     if op.type == "ReadVariableOp":
         return [inputs[0].read_value()]
     parameters = _parameters(op.type)
-    # tf.raw_ops renames inputs of a few operations, such as Mean, but keeps their order.
+    # tf.raw_ops renames inputs of a few operations, such as Mean; it keeps their order.
     known = {argument.name for argument in op.op_def.input_arg}
     known |= {attribute.name for attribute in op.op_def.attr}
     renamed = iter([name for name in parameters if name not in known])

@@ -16,7 +16,7 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import activations, heads, layers, retinanet
+from retinanet_tpu.model import activations, heads, layers, quantization, retinanet
 from retinanet_tpu.model.backbones import efficientnet, resnet
 from retinanet_tpu.model.necks import fpn
 from retinanet_tpu.task import input_fn, recipe, run
@@ -34,6 +34,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "hard_swish": activations.hard_swish,
     "Heads": heads.Heads,
     "BatchNorm": layers.BatchNorm,
+    "FakeQuantization": quantization.FakeQuantization,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,
