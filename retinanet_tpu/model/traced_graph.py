@@ -54,6 +54,9 @@ def run(op: tf.Operation, inputs: Sequence[Any]) -> list[tf.Tensor]:
     """
     if op.type == "ReadVariableOp":
         return [inputs[0].read_value()]
+    if op.type == "Const":
+        value = tf.make_ndarray(op.get_attr("value"))
+        return [tf.constant(value, op.outputs[0].dtype)]
     parameters = _parameters(op.type)
     # tf.raw_ops renames inputs of a few operations, such as Mean; it keeps their order.
     known = {argument.name for argument in op.op_def.input_arg}

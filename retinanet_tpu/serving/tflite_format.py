@@ -51,7 +51,8 @@ def convert(
     Returns:
       The content of a .tflite file with the signature serving_default.
     Raises:
-      UserError: The kind is unknown, or int8 has no inputs to calibrate on.
+      UserError: The kind is unknown, int8 has no inputs to calibrate on, or network_fn
+        is quantized and the kind is float16.
     Source: ours; int8 as in arXiv:1712.05877, with a scale for each output channel of
       a kernel.
     """
@@ -62,6 +63,11 @@ def convert(
     network = tf.function(network_fn).get_concrete_function(input_spec)
     if _has_ranges(network):
         calibration_inputs = None
+        if kind == "float16":
+            raise errors.UserError(
+                "TFLite float16 of a quantized network would be int8; export "
+                "tflite_int8, or tflite_float16 of the run without model/int8.gin."
+            )
     elif kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
         raise errors.UserError(
             "TFLite int8 is calibrated on images and got none; give images like those "
