@@ -97,7 +97,7 @@ class FakeQuantization(tf.Module):
           forward_fn: The function of the constructor.
           x: float32 [B, H, W, 3].
           is_training: Whether to move the ranges to those of the batch. In the first
-            step, which has no ranges, only kernels are rounded.
+            step, which has no ranges yet, tensors keep their values.
         """
         ranges = tf.convert_to_tensor(self.ranges)
         has_range = ranges[:, 0] < ranges[:, 1]

@@ -202,9 +202,8 @@ def _drift(expected: _Results, actual: _Results) -> str:
         mean = np.average(values, weights=weights)
         values, weights = zip(*spreads, strict=True)
         spread = np.sqrt(np.average(values, weights=weights))
-        parts.append(
-            f"{name} differ by {mean / spread:.3f} (greatest {max(greatest) / spread:.2f})"
-        )
+        mean, most = mean / spread, max(greatest) / spread
+        parts.append(f"{name} differ by {mean:.3f} (greatest {most:.2f})")
     report = parity.compare(actual.detections, expected.detections, _TOLERANCE)
     share = report.num_matched / max(report.num_compared, 1)
     return f"{', '.join(parts)}; {share:.1%} of detections agree: {report}"
