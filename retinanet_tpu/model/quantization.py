@@ -46,8 +46,9 @@ _FIXED_RANGES = {
     "Tanh": (-1.0, 127 / 128),
 }
 _IMAGES = "images"  # The position of the function's argument.
-# A channel of zeros needs a scale too.
+# Zeros need a scale too.
 _LEAST_WEIGHT = 1e-12
+_LEAST_RANGE = 1e-6
 
 
 class FakeQuantization(tf.Module):
@@ -152,7 +153,7 @@ def _range_with_zero(x: tf.Tensor) -> tf.Tensor:
     """Returns the least and the greatest value of x and 0, float32 [2]."""
     x = tf.stop_gradient(x)
     least = tf.minimum(tf.reduce_min(x), 0)
-    return tf.stack([least, tf.maximum(tf.reduce_max(x), 0)])
+    return tf.stack([least, tf.maximum(tf.reduce_max(x), _LEAST_RANGE)])
 
 
 def _list_positions(forward_fn: ForwardFn, spec: tf.TensorSpec) -> tuple[str, ...]:
