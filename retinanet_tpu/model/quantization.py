@@ -5,7 +5,7 @@ and rounds each tensor that TFLite stores in 8 bits. So networks need no code fo
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -68,7 +68,7 @@ class FakeQuantization(tf.Module):
     def __init__(
         self,
         forward_fn: ForwardFn,
-        input_shape: Sequence[int],
+        input_spec: tf.TensorSpec,
         *,
         momentum: float = 0.99,
     ):
@@ -76,12 +76,12 @@ class FakeQuantization(tf.Module):
 
         Args:
           forward_fn: The inference of the network, in float32.
-          input_shape: A shape that forward_fn accepts, [B, H, W, 3].
+          input_spec: The spec of images that forward_fn accepts, float32 [B, H, W, 3].
           momentum: The decay of the ranges, in [0, 1).
         """
         super().__init__("quantization")
         self.momentum = momentum
-        self.positions = _list_positions(forward_fn, tf.TensorSpec(input_shape))
+        self.positions = _list_positions(forward_fn, input_spec)
         with self.name_scope:
             self.ranges = replicas.make_variable(
                 tf.zeros([len(self.positions), 2]), name="moving_ranges"
@@ -120,7 +120,7 @@ class FakeQuantization(tf.Module):
         return outputs
 
 
-# Called with (forward function, shape of its input).
+# Called with (forward function, spec of its input).
 QuantizeFn = Callable[..., FakeQuantization]
 
 

@@ -158,7 +158,8 @@ class RetinaNet(tf.Module):
         self.quantization: quantization.FakeQuantization | None = None
         if quantize_fn:
             side = 2 ** max(self.neck.levels)
-            self.quantization = quantize_fn(self._infer, (1, side, side, 3))
+            input_spec = tf.TensorSpec([1, side, side, 3])
+            self.quantization = quantize_fn(self._infer, input_spec)
 
     @property
     def weights(self) -> tuple[tf.Variable, ...]:

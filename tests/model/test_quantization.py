@@ -30,7 +30,9 @@ class Network(tf.Module):
             if "/kernel" not in variable.name:
                 # Such values tell a folded normalization from none.
                 variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-        self.quantization = quantize_fn and quantize_fn(self.infer, SHAPE)
+        self.quantization = quantize_fn and quantize_fn(
+            self.infer, tf.TensorSpec(SHAPE)
+        )
 
     def infer(self, x):
         conv_norm = functools.partial(folding.conv_norm, is_training=False)
@@ -157,7 +159,7 @@ def test_output_is_that_of_the_folded_and_rounded_layers():
         folding.conv_norm(network.depthwise, network.norm, x, is_training=False)
     )
     x = np.random.default_rng(1).uniform(-1, 1, [1, 6, 6, 8]).astype(np.float32)
-    quantize = quantization.FakeQuantization(network.infer, x.shape)
+    quantize = quantization.FakeQuantization(network.infer, tf.TensorSpec(x.shape))
     quantize(network.infer, tf.constant(x), is_training=True)
     norm = network.norm
     scale = norm.gamma / np.sqrt(norm.moving_variance + norm.epsilon)
