@@ -16,7 +16,14 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
+from retinanet_tpu.model import (
+    activations,
+    heads,
+    initializers,
+    layers,
+    quantization,
+    retinanet,
+)
 from retinanet_tpu.model.backbones import (
     efficientnet,
     mobiledet,
@@ -40,13 +47,10 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
-<<<<<<< HEAD
     "SpineNet": spinenet.SpineNet,
     "Identity": identity.Identity,
-=======
     "MobileNetV3": mobilenet_v3.MobileNetV3,
     "MobileDet": mobiledet.MobileDet,
->>>>>>> h-mobile
     "FPN": fpn.FPN,
     "PooledFPN": pooled_fpn.PooledFPN,
     "BiFPN": bifpn.BiFPN,
@@ -61,6 +65,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "SeparableConv": layers.SeparableConv,
     "lecun_normal": initializers.lecun_normal,
     "BatchNorm": layers.BatchNorm,
+    "FakeQuantization": quantization.FakeQuantization,
     "NoNorm": layers.NoNorm,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,

@@ -63,6 +63,7 @@ RANGES: dict[str, Range] = {
     "Heads.seed": _SEED,
     "BatchNorm.momentum": _DECAY,
     "BatchNorm.epsilon": _POSITIVE,
+    "FakeQuantization.momentum": _DECAY,
     "RetinaNet.seed": _SEED,
     "normalize.mean_rgb": _SHARE,
     "normalize.stddev_rgb": _POSITIVE,
