@@ -39,6 +39,7 @@ def _make_keras(name, **kwargs):
             # which the model that downloads them has another layer.
             mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
             layer.set_weights([mean, deviation**2, np.array(0)])
+            layer.finalize_state()  # It computes with copies of its variables.
         elif layer.name.endswith("bn"):
             layer.set_weights(foreign_resnets.statistics(rng, layer.gamma.shape[0]))
         elif len(weights := layer.get_weights()) == 2:
