@@ -1,20 +1,28 @@
 """The heads: predict class logits and box deltas at each anchor."""
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.model import folding, initializers, layers
+from retinanet_tpu.model import activations, folding, initializers, layers
+
+# As in the paper.
+_initial_kernel = functools.partial(initializers.normal, stddev=0.01)
+# Almost 0, so that the first class probabilities are the prior for any image. The input
+# of the last convolution is normalized: with the paper's 0.01 the logits would have a
+# standard deviation of 0.3.
+_initial_last_kernel = functools.partial(initializers.normal, stddev=1e-5)
 
 
 class Heads(tf.Module):
     """Two towers of convolutions that are applied to every level of the pyramid.
 
-    The levels share the convolutions. Each level has its own normalizations, because
-    the statistics of levels differ.
+    The levels share the convolutions. Each level has its own normalizations by default,
+    because the statistics of levels differ.
 
     Source: RetinaNet, arXiv:1708.02002, section 4; normalization by level as in
     NAS-FPN, arXiv:1904.07392.
@@ -30,6 +38,11 @@ class Heads(tf.Module):
         num_convs: int = 4,
         num_channels: int = 256,
         prior: float = 0.01,
+        conv_fn: layers.ConvFn = layers.Conv,
+        init_fn: initializers.InitFn = _initial_kernel,
+        activation_fn: activations.ActivationFn = activations.relu,
+        shares_norms: bool = False,
+        own_norm_fn: layers.NormFn | None = None,
         norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
@@ -43,6 +56,11 @@ class Heads(tf.Module):
           num_convs: The number of convolutions before the last one.
           num_channels: The number of output channels of these convolutions.
           prior: The probability of every class in an untrained network, in (0, 1).
+          conv_fn: Returns a convolution, also the last one.
+          init_fn: Returns the first values of the kernels before the last one.
+          activation_fn: The activation after each normalization.
+          shares_norms: Whether the levels share the normalizations, too.
+          own_norm_fn: Returns a normalization of the heads alone. None means norm_fn.
           norm_fn: Returns a normalization from (num_channels, name=).
           seed: The seed of the kernels.
         """
@@ -51,8 +69,11 @@ class Heads(tf.Module):
             _Tower,
             [in_channels] + [num_channels] * num_convs,
             levels=levels,
-            norm_fn=norm_fn,
-            seed=seed,
+            conv_fn=functools.partial(conv_fn, seed=seed),
+            init_fn=init_fn,
+            activation_fn=activation_fn,
+            shares_norms=shares_norms,
+            norm_fn=own_norm_fn or norm_fn,
         )
         # Every anchor starts at p = prior. At 0.5, the loss of background anchors would
         # dominate the first steps.
@@ -81,7 +102,7 @@ class Heads(tf.Module):
 
 
 class _Tower(tf.Module):
-    """Shared convolutions with normalizations by level, and a last convolution."""
+    """Shared convolutions with normalizations, and a last convolution."""
 
     def __init__(
         self,
@@ -92,44 +113,35 @@ class _Tower(tf.Module):
         name: str,
         last_name: str,
         levels: Sequence[int],
+        conv_fn: layers.ConvFn,
+        init_fn: initializers.InitFn,
+        activation_fn: activations.ActivationFn,
+        shares_norms: bool,
         norm_fn: layers.NormFn,
-        seed: int,
     ):
         super().__init__(name)
+        self.activation_fn = activation_fn
         self.convs: list[layers.Conv] = []
-        self.norms: list[list[layers.BatchNorm]] = []
-        # As in the paper.
-        init_fn = functools.partial(initializers.normal, stddev=0.01)
+        self.norms: list[list[layers.Norm]] = []
         with self.name_scope:
-            for i in range(1, len(channels)):
-                self.convs.append(
-                    layers.Conv(
-                        channels[i - 1],
-                        channels[i],
-                        3,
-                        name=f"conv{i}",
-                        initial_bias=0.0,
-                        init_fn=init_fn,
-                        seed=seed,
-                    )
+            for i, (inner, outer) in enumerate(itertools.pairwise(channels), start=1):
+                conv = conv_fn(
+                    inner, outer, 3, name=f"conv{i}", initial_bias=0.0, init_fn=init_fn
                 )
-                self.norms.append(
-                    [
-                        norm_fn(channels[i], name=f"norm{i}_level{level}")
-                        for level in levels
-                    ]
-                )
-            # Almost 0, so that the first class probabilities are the prior for any
-            # image. The input is normalized: with the paper's 0.01 the logits would
-            # have a standard deviation of 0.3.
-            self.last_conv = layers.Conv(
+                if shares_norms:
+                    norms = [norm_fn(outer, name=f"norm{i}")] * len(levels)
+                else:
+                    names = [f"norm{i}_level{level}" for level in levels]
+                    norms = [norm_fn(outer, name=name) for name in names]
+                self.convs.append(conv)
+                self.norms.append(norms)
+            self.last_conv = conv_fn(
                 channels[-1],
                 out_channels,
                 3,
                 name=last_name,
                 initial_bias=bias,
-                init_fn=functools.partial(initializers.normal, stddev=1e-5),
-                seed=seed,
+                init_fn=_initial_last_kernel,
             )
 
     def __call__(
@@ -140,7 +152,7 @@ class _Tower(tf.Module):
         for level, x in enumerate(features):
             for conv, norms in zip(self.convs, self.norms, strict=True):
                 x = folding.conv_norm(conv, norms[level], x, is_training=is_training)
-                x = tf.nn.relu(x)
+                x = self.activation_fn(x)
             # bfloat16 would round scores to steps of 0.4 %, and many would be equal.
             outputs.append(self.last_conv(x if is_training else tf.cast(x, tf.float32)))
         return tuple(outputs)

@@ -134,6 +134,71 @@ class DepthwiseConv(Conv):
         return init_fn(rng, shape).swapaxes(2, 3)
 
 
+class SeparableConv(DepthwiseConv):
+    """A depthwise convolution, then a pointwise one with a bias.
+
+    `kernel` is the depthwise one. `pointwise` is a `Conv`.
+
+    Source: MobileNets, arXiv:1704.04861, section 3.1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        name: str,
+        stride: int = 1,
+        symmetric_padding: bool = True,
+        initial_bias: float | None = None,
+        init_fn: initializers.InitFn = initializers.lecun_normal,
+        seed: int = 0,
+    ):
+        """Initializes both kernels and the bias of the pointwise convolution.
+
+        Args:
+          in_channels: The number of channels of the input.
+          out_channels: The number of channels of the output.
+          kernel_size: The side of the square window, odd.
+          name: The last part of the layer's path.
+          stride: The step of the window, px, 1 or 2.
+          symmetric_padding: Whether a stride pads all four sides; see `Conv`.
+          initial_bias: The first value of the bias. None makes a layer without bias.
+          init_fn: Returns the first values of the pointwise kernel. The depthwise
+            kernel has those of `initializers.lecun_normal`.
+          seed: The seed of the kernels.
+        """
+        super().__init__(
+            in_channels,
+            kernel_size,
+            name=name,
+            stride=stride,
+            symmetric_padding=symmetric_padding,
+            seed=seed,
+        )
+        with self.name_scope:
+            self.pointwise = Conv(
+                in_channels,
+                out_channels,
+                1,
+                name="pointwise",
+                initial_bias=initial_bias,
+                init_fn=init_fn,
+                seed=seed,
+            )
+        self.bias = self.pointwise.bias
+
+    @tf.Module.with_name_scope
+    def without_bias(self, x: tf.Tensor) -> tf.Tensor:
+        """Returns the convolution of x without the bias, for `BatchNorm` to add."""
+        return self.pointwise.without_bias(super().without_bias(x))
+
+
+# Called with the arguments of `Conv`.
+ConvFn = Callable[..., Conv]
+
+
 class SqueezeExcite(tf.Module):
     """Multiplies each channel by a gate that depends on the means of all channels.
 
@@ -277,9 +342,49 @@ class BatchNorm(tf.Module):
         statistic.assign(self.momentum * statistic + (1 - self.momentum) * value)
 
 
+class NoNorm(tf.Module):
+    """A layer in the place of a normalization that only adds the bias.
+
+    Detectors of others have necks and heads without normalization.
+    """
+
+    def __init__(self, num_channels: int, *, name: str, initial_gamma: float = 1.0):
+        """Makes no variables.
+
+        Args:
+          num_channels: Unused.
+          name: The last part of the layer's path.
+          initial_gamma: Unused.
+        """
+        super().__init__(name)
+
+    def __call__(
+        self, x: tf.Tensor, *, is_training: bool, bias: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Returns x + bias, in x's dtype.
+
+        Args:
+          x: float [..., C].
+          is_training: Unused.
+          bias: float32 [C], the bias of the layer before. None means 0.
+        """
+        return x if bias is None else x + tf.cast(bias, x.dtype)
+
+    def uses_batch(self, is_training: bool) -> bool:
+        """Returns False, because there are no moments."""
+        return False
+
+    def affine(
+        self, moments_fn: MomentsFn, is_training: bool, bias: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns scale 1 and the bias as shift; see `BatchNorm.affine`."""
+        return tf.ones([]), tf.zeros([]) if bias is None else tf.identity(bias)
+
+
+Norm = BatchNorm | NoNorm
 # The parts of a network get this function as norm_fn and call it with
 # (num_channels, name=) or (num_channels, name=, initial_gamma=).
-NormFn = Callable[..., BatchNorm]
+NormFn = Callable[..., Norm]
 
 
 def _moments(x32: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -16,9 +16,9 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import activations, heads, layers, retinanet
+from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
 from retinanet_tpu.model.backbones import efficientnet, resnet
-from retinanet_tpu.model.necks import fpn
+from retinanet_tpu.model.necks import fpn, fusion
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -28,12 +28,17 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
     "FPN": fpn.FPN,
+    "SumFusion": fusion.SumFusion,
+    "AttentionFusion": fusion.AttentionFusion,
     "relu": activations.relu,
     "relu6": activations.relu6,
     "swish": activations.swish,
     "hard_swish": activations.hard_swish,
     "Heads": heads.Heads,
+    "SeparableConv": layers.SeparableConv,
+    "lecun_normal": initializers.lecun_normal,
     "BatchNorm": layers.BatchNorm,
+    "NoNorm": layers.NoNorm,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import heads
+from retinanet_tpu.model import activations, heads, initializers, layers
 
 
 def _heads(**kwargs):
@@ -51,3 +51,38 @@ def test_levels_have_their_own_statistics():
         for a, b in zip(one.class_tower.norms[0], two.class_tower.norms[0], strict=True)
     ]
     assert is_same == [True, False]
+
+
+def test_separable_heads_have_a_separable_last_convolution():
+    separable = _heads(
+        conv_fn=layers.SeparableConv,
+        init_fn=initializers.lecun_normal,
+        activation_fn=activations.swish,
+    )
+    shapes = {replicas.variable_path(v): v.shape for v in separable.trainable_variables}
+    assert shapes["heads/class/conv1/kernel"] == (3, 3, 4, 1)
+    assert shapes["heads/class/conv1/pointwise/kernel"] == (1, 1, 4, 8)
+    assert shapes["heads/box/deltas/kernel"] == (3, 3, 8, 1)
+    assert shapes["heads/box/deltas/pointwise/bias"] == (8,)
+    for logits in separable(_pyramid(), is_training=True).class_logits:
+        np.testing.assert_allclose(tf.sigmoid(logits), 0.01, rtol=0.01)
+
+
+def test_the_activation_follows_each_normalization():
+    one = _heads(num_convs=1, activation_fn=activations.swish)
+    tower, x = one.class_tower, _pyramid()[0]
+    inner = tower.norms[0][0](tower.convs[0](x), is_training=True)
+    np.testing.assert_allclose(
+        one([x], is_training=True).class_logits[0],
+        tower.last_conv(inner * tf.sigmoid(inner)),
+        rtol=1e-5,
+    )
+
+
+def test_levels_can_share_normalizations_or_have_none():
+    shared = {v.name.split("/")[2] for v in _heads(shares_norms=True).variables}
+    assert shared == {"conv1", "conv2", "norm1", "norm2", "logits", "deltas"}
+    without = {
+        v.name.split("/")[2] for v in _heads(own_norm_fn=layers.NoNorm).variables
+    }
+    assert without == {"conv1", "conv2", "logits", "deltas"}

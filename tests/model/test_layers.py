@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import initializers, layers, variable_paths
+from retinanet_tpu.model import folding, initializers, layers, variable_paths
 
 
 def _conv_oracle(x, kernel, stride):
@@ -81,6 +81,44 @@ def test_a_depthwise_conv_keeps_the_dtype_and_has_gradients(dtype):
 def test_a_depthwise_kernel_has_the_variance_of_its_own_fan_in():
     kernel = layers.DepthwiseConv(512, 3, name="conv").kernel.numpy()
     assert kernel.var() == pytest.approx(1 / 9, rel=0.1)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_separable_conv_is_a_depthwise_and_a_pointwise_one(stride):
+    conv = layers.SeparableConv(
+        3, 5, 3, name="conv", stride=stride, symmetric_padding=False, initial_bias=2.0
+    )
+    x = _batch()
+    strides = [1, stride, stride, 1]
+    kernels = (conv.kernel, conv.pointwise.kernel)
+    expected = tf.nn.separable_conv2d(x, *kernels, strides, "SAME")
+    np.testing.assert_allclose(conv(x), expected + 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(conv.without_bias(x), expected, rtol=1e-4, atol=1e-5)
+    paths = {replicas.variable_path(v) for v in conv.trainable_variables}
+    pointwise = {f"conv/pointwise/{kind}" for kind in ("kernel", "bias")}
+    assert paths == {"conv/kernel"} | pointwise
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("norm_fn", [layers.BatchNorm, layers.NoNorm])
+def test_a_separable_conv_is_never_folded(is_training, norm_fn):
+    conv = layers.SeparableConv(3, 9, 3, name="conv", initial_bias=2.0)
+    x, norm = _batch(), norm_fn(9, name="norm")
+    expected = norm(conv(x), is_training=is_training)
+    for y in (
+        folding.conv_norm(conv, norm, x, is_training=is_training),
+        folding.conv_norm_sum([(conv, norm, x)], is_training=is_training),
+    ):
+        np.testing.assert_allclose(y, expected, atol=1e-3)
+
+
+def test_no_norm_only_adds_the_bias_also_if_folded():
+    conv = layers.Conv(3, 9, 1, name="conv", initial_bias=2.0)
+    x, norm = _batch(), layers.NoNorm(9, name="norm")
+    for is_training in (True, False):
+        y = folding.conv_norm_sum([(conv, norm, x)], is_training=is_training)
+        np.testing.assert_allclose(y, conv(x), rtol=1e-5, atol=1e-5)
+    assert not norm.variables
 
 
 def test_squeeze_excite_multiplies_by_a_gate_of_the_means():

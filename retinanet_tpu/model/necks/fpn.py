@@ -1,12 +1,13 @@
 """The feature pyramid network."""
 
 import functools
-import itertools
+from collections.abc import Mapping
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.model import initializers, layers
+from retinanet_tpu.model.necks import fusion
 
 
 class FPN(tf.Module):
@@ -27,6 +28,9 @@ class FPN(tf.Module):
         num_channels: int = 256,
         min_level: int = 3,
         max_level: int = 7,
+        coarse_from_backbone: bool = False,
+        fusion_fn: fusion.FusionFn = fusion.SumFusion,
+        own_norm_fn: layers.NormFn | None = None,
         norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
@@ -37,19 +41,21 @@ class FPN(tf.Module):
           num_channels: The number of channels of every level of the pyramid.
           min_level: The finest level, with a stride of 2^min_level px.
           max_level: The coarsest level.
+          coarse_from_backbone: Whether P6 is a convolution of C5, as in the paper,
+            instead of P5. C5 is the coarsest level of the backbone.
+          fusion_fn: Returns the sum of a lateral and the coarser level.
+          own_norm_fn: Returns a normalization of this neck alone. None means norm_fn.
           norm_fn: Returns a normalization from (num_channels, name=).
           seed: The seed of the kernels.
         Raises:
           UserError: The backbone does not have min_level, or max_level is below it.
         """
         super().__init__("fpn")
-        if min_level not in channels or max_level < min_level:
-            raise errors.UserError(
-                f"FPN levels {min_level}..{max_level} must rise from one of the"
-                f" backbone's levels {sorted(channels)}; set min_level and max_level."
-            )
+        check_levels("FPN", channels, min_level, max_level)
         self.levels = tuple(range(min_level, max_level + 1))
         self.num_channels = num_channels
+        self.coarse_from_backbone = coarse_from_backbone
+        norm_fn = own_norm_fn or norm_fn
         conv = functools.partial(
             layers.Conv,
             initial_bias=0.0,
@@ -57,20 +63,28 @@ class FPN(tf.Module):
             seed=seed,
         )
         self.laterals: list[layers.Conv] = []
+        self.fusions: list[fusion.Fusion] = []
         self.outputs: list[layers.Conv] = []
-        self.norms: list[layers.BatchNorm] = []
+        self.norms: list[layers.Norm] = []
         with self.name_scope:
             for level in self.levels:
-                stride = 2
-                if level in channels:
-                    stride = 1
-                    lateral = conv(
-                        channels[level], num_channels, 1, name=f"lateral{level}"
+                is_coarse = level not in channels
+                in_channels = num_channels
+                if is_coarse and coarse_from_backbone and level - 1 in channels:
+                    in_channels = channels[level - 1]
+                if not is_coarse:
+                    name = f"lateral{level}"
+                    self.laterals.append(
+                        conv(channels[level], num_channels, 1, name=name)
                     )
-                    self.laterals.append(lateral)
+                if not is_coarse and level > min_level:
+                    name = f"fusion{level - 1}"
+                    self.fusions.append(fusion_fn(2, num_channels, name=name))
+                stride = 2 if is_coarse else 1
                 name = f"output{level}"
-                output = conv(num_channels, num_channels, 3, name=name, stride=stride)
-                self.outputs.append(output)
+                self.outputs.append(
+                    conv(in_channels, num_channels, 3, name=name, stride=stride)
+                )
                 self.norms.append(norm_fn(num_channels, name=f"norm{level}"))
 
     def __call__(
@@ -89,19 +103,43 @@ class FPN(tf.Module):
             lateral(features[level])
             for level, lateral in zip(self.levels, self.laterals, strict=False)
         ]
-        for i in reversed(range(len(laterals) - 1)):
-            laterals[i] += upsample(laterals[i + 1], laterals[i].shape[1:3])
+        for i in reversed(range(len(self.fusions))):
+            coarser = upsample(laterals[i + 1], laterals[i].shape[1:3])
+            laterals[i] = self.fusions[i]([laterals[i], coarser])
         outputs = [
             output.without_bias(x)
             for output, x in zip(self.outputs, laterals, strict=False)
         ]
-        for previous, output in itertools.pairwise(self.outputs[len(laterals) - 1 :]):
-            x = outputs[-1] + tf.cast(previous.bias, outputs[-1].dtype)
-            is_first = len(outputs) == len(laterals)
-            outputs.append(output.without_bias(x if is_first else tf.nn.relu(x)))
+        for i in range(len(laterals), len(self.levels)):
+            x = outputs[-1] + tf.cast(self.outputs[i - 1].bias, outputs[-1].dtype)
+            if i > len(laterals):
+                x = tf.nn.relu(x)
+            elif self.coarse_from_backbone:
+                x = features[self.levels[i - 1]]
+            outputs.append(self.outputs[i].without_bias(x))
         return tuple(
             norm(x, is_training=is_training, bias=output.bias)
             for norm, output, x in zip(self.norms, self.outputs, outputs, strict=True)
+        )
+
+
+def check_levels(
+    name: str, channels: Mapping[int, int], min_level: int, max_level: int
+) -> None:
+    """Checks that a pyramid begins at a level of the backbone.
+
+    Args:
+      name: The name of the neck.
+      channels: The numbers of channels of the backbone's features, by level.
+      min_level: The finest level.
+      max_level: The coarsest level.
+    Raises:
+      UserError: The backbone does not have min_level, or max_level is below it.
+    """
+    if min_level not in channels or max_level < min_level:
+        raise errors.UserError(
+            f"{name} levels {min_level}..{max_level} must rise from one of the"
+            f" backbone's levels {sorted(channels)}; set min_level and max_level."
         )
 
 

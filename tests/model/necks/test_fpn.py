@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.model.necks import fpn
+from retinanet_tpu import replicas
+from retinanet_tpu.model import layers
+from retinanet_tpu.model.necks import fpn, fusion
 
 CHANNELS = {2: 4, 3: 5, 4: 6, 5: 7}
 
@@ -39,6 +41,34 @@ def test_p6_reads_p5_and_p7_reads_relu_of_p6_before_normalization():
         mean, variance = tf.nn.moments(raw, [0, 1, 2])
         expected = (raw - mean) / tf.sqrt(variance + 1e-4)
         np.testing.assert_allclose(output, expected, atol=1e-3)
+
+
+def test_p6_can_read_c5_and_there_can_be_no_norms():
+    pyramid = fpn.FPN(
+        CHANNELS, num_channels=8, coarse_from_backbone=True, own_norm_fn=layers.NoNorm
+    )
+    features = _features((128, 128))
+    *_, p5, p6, p7 = pyramid(features, is_training=True)
+    assert pyramid.outputs[3].kernel.shape == (3, 3, 7, 8)
+    assert not any("norm" in replicas.variable_path(v) for v in pyramid.variables)
+    expected5 = pyramid.outputs[2](pyramid.laterals[2](features[5]))
+    np.testing.assert_allclose(p5, expected5, atol=1e-5)
+    np.testing.assert_allclose(p6, pyramid.outputs[3](features[5]), atol=1e-5)
+    np.testing.assert_allclose(p7, pyramid.outputs[4](tf.nn.relu(p6)), atol=1e-5)
+
+
+def test_laterals_can_be_fused_with_weights():
+    pyramid = fpn.FPN(
+        CHANNELS,
+        num_channels=8,
+        fusion_fn=fusion.AttentionFusion,
+        own_norm_fn=layers.NoNorm,
+    )
+    features = _features((128, 128))
+    pyramid.fusions[1].weights.assign([0.0, 2.0])  # P4 without its own lateral
+    p4 = pyramid(features, is_training=True)[1]
+    coarser = fpn.upsample(pyramid.laterals[2](features[5]), p4.shape[1:3])
+    np.testing.assert_allclose(p4, pyramid.outputs[1](coarser), atol=1e-3)
 
 
 def test_coarse_features_reach_every_finer_level():
