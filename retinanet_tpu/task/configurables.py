@@ -16,7 +16,14 @@ from retinanet_tpu.learning import (
     targets,
     update,
 )
-from retinanet_tpu.model import activations, heads, initializers, layers, retinanet
+from retinanet_tpu.model import (
+    activations,
+    group_norm,
+    heads,
+    initializers,
+    layers,
+    retinanet,
+)
 from retinanet_tpu.model.backbones import efficientnet, resnet
 from retinanet_tpu.model.necks import fpn, fusion
 from retinanet_tpu.task import input_fn, recipe, run
@@ -39,6 +46,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "lecun_normal": initializers.lecun_normal,
     "BatchNorm": layers.BatchNorm,
     "NoNorm": layers.NoNorm,
+    "GroupNorm": group_norm.GroupNorm,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,

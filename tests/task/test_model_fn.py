@@ -197,7 +197,7 @@ def rows(batch, which):
 def training_losses(batch, network, params):
     """Returns training's scalars, images normalized by the moving statistics."""
 
-    def still(images, is_training):
+    def still(images, is_training, seeds):
         return network(images, is_training=False)
 
     still.kernels = network.kernels

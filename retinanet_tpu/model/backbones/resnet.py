@@ -37,6 +37,7 @@ class ResNet(tf.Module):
         depth: int = 50,
         width: int = 64,
         stride_in_1x1: bool = False,
+        symmetric_padding: bool = True,
         symmetric_pool_padding: bool = False,
         identity_first_shortcut: bool = False,
         norm_fn: layers.NormFn = layers.BatchNorm,
@@ -51,6 +52,8 @@ class ResNet(tf.Module):
             many.
           stride_in_1x1: Whether a bottleneck strides in its first 1x1 convolution, as
             in v1, instead of its 3x3 convolution.
+          symmetric_padding: Whether convolutions with a stride pad all four sides, as
+            in PyTorch. Otherwise they pad like TensorFlow's SAME; see `layers.Conv`.
           symmetric_pool_padding: Whether the stem's pool pads all four sides, as in
             Keras and PyTorch. Otherwise it pads an even side only below or right.
           identity_first_shortcut: Whether the first shortcut of a stage that changes
@@ -74,7 +77,13 @@ class ResNet(tf.Module):
         with self.name_scope:
             with tf.name_scope("stem"):
                 self.stem_conv = _StemConv(
-                    3, width, 7, name="conv", stride=2, seed=seed
+                    3,
+                    width,
+                    7,
+                    name="conv",
+                    stride=2,
+                    symmetric_padding=symmetric_padding,
+                    seed=seed,
                 )
                 self.stem_norm = norm_fn(width, name="norm")
             in_channels = width
@@ -93,6 +102,7 @@ class ResNet(tf.Module):
                             first if i == 1 else others,
                             has_projection and i == 1,
                             name=f"block{i}",
+                            symmetric_padding=symmetric_padding,
                             norm_fn=norm_fn,
                             seed=seed,
                         )
@@ -152,12 +162,14 @@ class _StemConv(layers.Conv):
             return super().without_bias(x)
         *_, in_channels, out_channels = self.kernel.shape
         blocks = tf.concat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
-        kernel = tf.pad(self.kernel, [[1, 0], [1, 0], [0, 0], [0, 0]])
+        # An eighth row and column: the window begins at an even pixel.
+        side, padding = ([1, 0], [2, 1]) if self.symmetric_padding else ([0, 1], [1, 2])
+        kernel = tf.pad(self.kernel, [side, side, [0, 0], [0, 0]])
         kernel = tf.reshape(kernel, [4, 2, 4, 2, in_channels, out_channels])
         kernel = tf.transpose(kernel, [0, 2, 1, 3, 4, 5])
         kernel = tf.reshape(kernel, [4, 4, 4 * in_channels, out_channels])
-        padding = [[0, 0], [2, 1], [2, 1], [0, 0]]
-        return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, padding)
+        paddings = [[0, 0], padding, padding, [0, 0]]
+        return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, paddings)
 
 
 def _kernels(
@@ -180,6 +192,7 @@ class _Block(tf.Module):
         has_projection: bool,
         *,
         name: str,
+        symmetric_padding: bool,
         norm_fn: layers.NormFn,
         seed: int,
     ):
@@ -206,6 +219,7 @@ class _Block(tf.Module):
                     size,
                     name=f"conv{i}",
                     stride=stride,
+                    symmetric_padding=symmetric_padding,
                     seed=seed,
                 )
                 # A block that starts as the identity helps the warm-up of large
