@@ -51,8 +51,8 @@ def read(path: str) -> detector.Detector:
     raise errors.UserError(
         f"--checkpoint {path} is no detector of torchvision (retinanet_resnet50_fpn, "
         "retinanet_resnet50_fpn_v2) or of TensorFlow Model Garden (RetinaNet with "
-        f"ResNet and FPN). It has {len(tensors)} tensors, such as {names}. Weights of a "
-        "backbone are set with BACKBONE_CHECKPOINT."
+        f"ResNet and FPN). It has {len(tensors)} tensors, such as {names}. Weights of "
+        "a backbone are set with BACKBONE_CHECKPOINT."
     )
 
 
