@@ -39,11 +39,11 @@ def main() -> None:
             "--checkpoint is missing: the file of a detector, such as retinanet.pth."
         )
     model_dir = cli.model_dir()
-    checkpoints.check_nothing_lost(model_dir)
     if checkpoints.latest(model_dir):
         raise errors.UserError(
             f"{model_dir} has checkpoints of a run; import to another --model_dir."
         )
+    checkpoints.check_nothing_lost(model_dir)
     source = sources.read(_CHECKPOINT.value)
     categories = sources.categories(source.num_classes, _CATEGORIES.value)
     flags.FLAGS.gin_file = [source.gin_file, *cli.GIN_FILE.value]
