@@ -29,7 +29,7 @@ def main(depth, images_file, checkpoint, detections_file):
     spec = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
     model = factory.build_retinanet(spec, config)
     inputs = [preprocess_ops.normalize_image(tf.constant(x))[None] for x in images]
-    model(inputs[0], training=True)
+    model(inputs[0], training=True)  # Makes the variables.
     _randomize(model, inputs[0])
     results = {}
     for i, x in enumerate(inputs):
@@ -67,15 +67,18 @@ def _randomize(model, x):
         else:
             value = rng.normal(0, 0.1, variable.shape)
         variable.assign(value)
-    outputs = model(x, training=True)
-    for kind, layer, stddev in (
-        ("cls_outputs", model.head._classifier, 1.0),
-        ("box_outputs", model.head._box_regressor, 0.3),
+    # Not model(x, training=True), which normalizes by the batch's moments.
+    features = model.decoder(model.backbone(x, training=False), training=False)
+    scores, boxes, _ = model.head(features, training=False)
+    for outputs, layer, mean, stddev in (
+        (scores, model.head._classifier, -5.0, 1.0),
+        (boxes, model.head._box_regressor, 0.0, 0.3),
     ):
-        values = np.concatenate([y.numpy().ravel() for y in outputs[kind].values()])
-        layer.kernel.assign(layer.kernel * stddev / values.std())
-    bias = model.head._classifier.bias
-    bias.assign(tf.fill(bias.shape, -5.0))
+        values = outputs["3"]
+        scale = stddev / tf.math.reduce_std(values, [0, 1, 2])
+        layer.kernel.assign(layer.kernel * scale)
+        shift = tf.reduce_mean(values - layer.bias, [0, 1, 2]) * scale
+        layer.bias.assign(mean - shift)
 
 
 if __name__ == "__main__":
