@@ -46,7 +46,7 @@ def main() -> None:
     checkpoints.check_nothing_lost(model_dir)
     source = sources.read(_CHECKPOINT.value)
     categories = sources.categories(source.num_classes, _CATEGORIES.value)
-    flags.FLAGS.gin_file = [source.gin_file, *cli.GIN_FILE.value]
+    flags.FLAGS["gin_file"].value = [source.gin_file, *cli.GIN_FILE.value]
     config_text = cli.parse_files(*source.settings)
     path = _write(model_dir, source, categories, config_text)
     logging.info("import | %s", source.source)
