@@ -25,7 +25,7 @@ from retinanet_tpu.model import (
     retinanet,
 )
 from retinanet_tpu.model.backbones import efficientnet, resnet
-from retinanet_tpu.model.necks import fpn, fusion
+from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -35,6 +35,9 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
     "FPN": fpn.FPN,
+    "PooledFPN": pooled_fpn.PooledFPN,
+    "BiFPN": bifpn.BiFPN,
+    "BalancedFeatures": balanced.BalancedFeatures,
     "SumFusion": fusion.SumFusion,
     "AttentionFusion": fusion.AttentionFusion,
     "relu": activations.relu,

@@ -14,7 +14,7 @@ from retinanet_tpu.model.backbones import pretrained
 from retinanet_tpu.task.renamed_settings import RENAMED
 
 # Settings of the backbone that change what a weight means, not its shape.
-_LAYER_SETTINGS = ("stride_in_1x1", "symmetric_pool_padding")
+_LAYER_SETTINGS = ("stride_in_1x1", "symmetric_pool_padding", "symmetric_padding")
 _COLOR_SETTINGS = ("mean_rgb", "stddev_rgb")
 
 LoadBackboneFn = Callable[[retinanet.RetinaNet], None]
@@ -94,10 +94,13 @@ def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
         return
     saved = gin_files.read_saved_settings(config_file, RENAMED)
     differences = []
+    backbone = type(network.backbone).__name__
     for name in _LAYER_SETTINGS:
-        value = saved.get(f"ResNet.{name}", False)
+        if not hasattr(network.backbone, name):
+            continue
+        value = saved.get(f"{backbone}.{name}", False)
         if value != getattr(network.backbone, name):
-            differences.append(f"ResNet.{name} = {value}")
+            differences.append(f"{backbone}.{name} = {value}")
     colors = {
         name: saved[f"normalize.{name}"]
         for name in _COLOR_SETTINGS

@@ -11,6 +11,9 @@ from retinanet_tpu.task import configurables, setting_ranges
 # Numbers that the code passes, which no gin file sets, and one that may be negative.
 UNBOUNDED = {
     "FPN.channels",
+    "PooledFPN.channels",
+    "BiFPN.channels",
+    "BalancedFeatures.channels",
     "Heads.in_channels",
     "Heads.levels",
     "Heads.num_classes",

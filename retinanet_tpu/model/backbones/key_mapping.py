@@ -1,131 +1,157 @@
-"""Maps the names and layouts of Keras's and PyTorch's ResNets to ours."""
+"""The parts that all maps of names share, from tensors of other projects to ours.
+
+Each family of networks has a module with its origins: `resnet_weights`,
+`efficientnet_weights`, `mobilenet_v3_weights`.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-_TORCH_LEAVES = {
-    "conv": {"weight": "kernel", "bias": "bias"},
-    "norm": {
-        "weight": "gamma",
-        "bias": "beta",
-        "running_mean": "moving_mean",
-        "running_var": "moving_variance",
-    },
+Tensors = Mapping[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+# Returns whether tensors of these names are of an origin.
+RecognizeFn = Callable[[Collection[str]], bool]
+# From tensors by a project's names to tensors by our paths, and the unknown names.
+RenameFn = Callable[[Tensors], tuple[dict[str, np.ndarray], list[str]]]
+# From a project's names to our paths below "backbone/". Unknown names are absent.
+PathsFn = Callable[[Sequence[str]], Mapping[str, str]]
+
+IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
+IMAGENET_STDDEV = (255 * 0.229, 255 * 0.224, 255 * 0.225)
+TORCHVISION_GIN = "model/pretrained_torchvision.gin"
+
+_TORCH_CONV_LEAVES = {"weight": "kernel", "bias": "bias"}
+_TORCH_NORM_LEAVES = {
+    "weight": "gamma",
+    "bias": "beta",
+    "running_mean": "moving_mean",
+    "running_var": "moving_variance",
 }
-_TORCH_STEM = re.compile(r"(conv|bn)1\.(\w+)")
-_TORCH_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)")
-_TORCH_UNUSED = re.compile(r"(fc|head|classifier)\.|.*\.num_batches_tracked$")
-_TORCH_FIRST = "layer1.0.conv1.weight"
-_KERAS_STEM = re.compile(r"conv1_(conv|bn)/(\w+)")
-_KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_(\d)_(conv|bn)/(\w+)")
-_KERAS_UNUSED = re.compile(r"predictions/")
+_TORCH_COUNTER = re.compile(r".*\.num_batches_tracked$")
+
+
+class Origin(NamedTuple):
+    """A project with pretrained weights, and the settings that they require.
+
+    Attributes:
+      name: The name for messages.
+      gin_file: The gin file that sets all of the following.
+      settings: The settings of the backbone, such as {"ResNet.stride_in_1x1": True}.
+      mean_rgb: The mean that is subtracted from pixels in 0..255.
+      stddev_rgb: The standard deviation of pixels in 0..255.
+      epsilon: The epsilon of the project's batch normalizations.
+      recognize_fn: Returns whether names are those of the project. Several origins may
+        have the same names; the run's settings then select one.
+      rename_fn: Returns the tensors by our paths.
+    """
+
+    name: str
+    gin_file: str
+    settings: Mapping[str, bool]
+    mean_rgb: tuple[float, ...]
+    stddev_rgb: tuple[float, ...]
+    epsilon: float
+    recognize_fn: RecognizeFn
+    rename_fn: RenameFn
+
+
+class Network(NamedTuple):
+    """A network that variables belong to.
+
+    Attributes:
+      text: The network in words, such as "a ResNet-50".
+      setting: The binding that makes it, such as "ResNet.depth = 50".
+      width_setting: The setting of its width, such as "ResNet.width", or "".
+      keras_name: Its name in keras.applications, or "".
+    """
+
+    text: str
+    setting: str
+    width_setting: str = ""
+    keras_name: str = ""
 
 
 def from_torch(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors, *, first: str, unused: re.Pattern[str], paths_fn: PathsFn
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns tensors of torchvision or timm by our paths, and the unknown names.
+    """Returns tensors of a PyTorch project by our paths, and the unknown names.
 
-    Classifiers and counts of batches are dropped. If the backbone is a part of a larger
-    model ("module.", "backbone.body."), so are the other parts.
+    If the backbone is a part of a larger model ("module.", "backbone.body."), the other
+    parts are dropped, and so are counts of batches.
 
     Args:
-      tensors: The tensors by torchvision's or timm's names; kernels [out, in, H, W].
+      tensors: The tensors by the project's names; kernels [out, in, H, W].
+      first: A name that every such network has.
+      unused: The beginnings of the names to drop, such as those of a classifier.
+      paths_fn: Returns the paths of the other names.
     Returns:
-      The tensors by path below "backbone/", with kernels [H, W, in, out] and biases of
-      convolutions; and the names that no ResNet has.
+      The tensors by path below "backbone/", with kernels [H, W, in, out], or
+      [H, W, C, 1] of depthwise convolutions; and the unknown names.
     """
-    prefixes = [
-        n.removesuffix(_TORCH_FIRST) for n in tensors if n.endswith(_TORCH_FIRST)
-    ]
+    prefixes = [name.removesuffix(first) for name in tensors if _ends(name, first)]
     prefix = min(prefixes, key=len, default="")
-    renamed: dict[str, np.ndarray] = {}
-    unknown = []
-    for full_name, tensor in tensors.items():
-        name = full_name.removeprefix(prefix)
-        if not full_name.startswith(prefix) or _TORCH_UNUSED.match(name):
-            continue
-        path = _torch_path(name)
-        if path is None:
-            unknown.append(full_name)
-        else:
-            is_kernel = path.endswith("/kernel") and tensor.ndim == 4
-            renamed[path] = tensor.transpose(2, 3, 1, 0) if is_kernel else tensor
-    return renamed, unknown
+    names = {
+        name.removeprefix(prefix): name
+        for name in tensors
+        if name.startswith(prefix)
+        and not unused.match(name.removeprefix(prefix))
+        and not _TORCH_COUNTER.match(name)
+    }
+    paths = paths_fn(list(names))
+    renamed = {
+        path: _torch_layout(path, tensors[names[name]]) for name, path in paths.items()
+    }
+    return renamed, [full for name, full in names.items() if name not in paths]
 
 
 def from_keras(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors, *, unused: re.Pattern[str], paths_fn: PathsFn
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns tensors of Keras by our paths, for RGB images, and the unknown names.
+    """Returns tensors of a Keras application by our paths, and the unknown names.
 
     Args:
       tensors: The tensors by Keras's names, see `weight_files.read_keras`.
-    Returns:
-      The tensors by path below "backbone/", and the names that no ResNet has.
+      unused: The beginnings of the names to drop.
+      paths_fn: Returns the paths of the other names.
     """
-    renamed: dict[str, np.ndarray] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        if _KERAS_UNUSED.match(name):
-            continue
-        path = _keras_path(name)
-        if path is None:
-            unknown.append(name)
-        else:
-            # Keras's models were trained on BGR images.
-            is_stem = path == "stem/conv/kernel"
-            renamed[path] = tensor[:, :, ::-1] if is_stem else tensor
-    return renamed, unknown
+    names = [name for name in tensors if not unused.match(name)]
+    paths = paths_fn(names)
+    renamed = {path: tensors[name] for name, path in paths.items()}
+    return renamed, [name for name in names if name not in paths]
 
 
-def _torch_path(name: str) -> str | None:
-    """Returns our path of a tensor of torchvision or timm, or None."""
-    if match := _TORCH_STEM.fullmatch(name):
-        kind, leaf = match.groups()
-        stage, block, index = 1, 0, 1
-    elif match := _TORCH_BLOCK.fullmatch(name):
-        stage = int(match[1]) + 1
-        block = int(match[2]) + 1
-        kind = match[3]
-        index = int(match[4])
-        leaf = match[5]
-        if kind == "downsample.":
-            # Of the shortcut, 0 is the convolution and 1 the normalization.
-            kind = "bn" if index else "conv"
-            index = 0
-    else:
-        return None
-    kind = "norm" if kind == "bn" else kind
-    our_leaf = _TORCH_LEAVES[kind].get(leaf)
-    return our_leaf and _path(stage, block, index, kind, our_leaf)
+def has_name(names: Collection[str], suffix: str) -> bool:
+    """Returns whether a name is this one, alone or after a prefix and a dot.
+
+    Args:
+      names: The names of tensors.
+      suffix: The name without a prefix.
+    """
+    return any(_ends(name, suffix) for name in names)
 
 
-def _keras_path(name: str) -> str | None:
-    """Returns our path of a tensor of Keras, or None."""
-    if match := _KERAS_STEM.fullmatch(name):
-        kind, leaf = match.groups()
-        stage, block, index = 1, 0, 1
-    elif match := _KERAS_BLOCK.fullmatch(name):
-        stage = int(match[1])
-        block = int(match[2])
-        index = int(match[3])
-        kind = match[4]
-        leaf = match[5]
-    else:
-        return None
-    kind = "norm" if kind == "bn" else kind
-    return _path(stage, block, index, kind, leaf)
+def torch_path(layer: str, leaf: str) -> str | None:
+    """Returns the path of a tensor of PyTorch, or None if there is no such tensor.
+
+    Args:
+      layer: Our path of the layer, such as "stem/conv".
+      leaf: The last part of PyTorch's name, such as "running_var".
+    """
+    is_norm = layer.rpartition("/")[2].startswith("norm")
+    our_leaf = (_TORCH_NORM_LEAVES if is_norm else _TORCH_CONV_LEAVES).get(leaf)
+    return our_leaf and f"{layer}/{our_leaf}"
 
 
-def _path(stage: int, block: int, index: int, kind: str, leaf: str) -> str:
-    """Returns our path. Stage 1 is the stem, index 0 is the shortcut."""
-    if stage == 1:
-        return f"stem/{kind}/{leaf}"
-    if index:
-        layer = f"{kind}{index}"
-    else:
-        layer = "shortcut" if kind == "conv" else "norm_shortcut"
-    return f"stage{stage}/block{block}/{layer}/{leaf}"
+def _ends(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
+
+
+def _torch_layout(path: str, tensor: np.ndarray) -> np.ndarray:
+    """Returns a tensor of PyTorch with the axes of TensorFlow."""
+    if not path.endswith("/kernel") or tensor.ndim != 4:
+        return tensor
+    is_depthwise = path.endswith("depthwise/kernel")
+    return tensor.transpose((2, 3, 0, 1) if is_depthwise else (2, 3, 1, 0))

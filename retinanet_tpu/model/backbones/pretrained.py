@@ -1,15 +1,13 @@
-"""Loads weights of another project or of another run into a ResNet.
+"""Loads weights of another project or of another run into a backbone.
 
 A loaded backbone computes the same features as the model that the weights are from.
 Three differences are folded into the variables, exactly: biases before a normalization,
-the epsilon of normalizations, and the order of colors. Three others must be equal in
-the run's settings, and are checked: where blocks stride, how the stem's pool pads, and
-how pixels are normalized. A gin file for each origin sets these.
+the epsilon of normalizations, and the order of colors. Others must be equal in the
+run's settings, and are checked: where blocks stride, how layers pad, and how pixels are
+normalized. A gin file for each origin sets these.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -17,62 +15,24 @@ from absl import logging
 
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.model import layers
-from retinanet_tpu.model.backbones import key_mapping, resnet, weight_files
+from retinanet_tpu.model.backbones import (
+    efficientnet_weights,
+    key_mapping,
+    resnet_weights,
+    weight_files,
+)
 
 IMAGENET = "imagenet"
 _ROOT = "backbone/"
-_FIRST_CONV = re.compile(r"stage(\d)/block(\d+)/conv1/kernel")
+_FAMILIES = (resnet_weights, efficientnet_weights)
+_ORIGINS = tuple(origin for family in _FAMILIES for origin in family.ORIGINS)
 
-
-# From tensors by a project's names to tensors by our paths, and the unknown names.
-RenameFn = Callable[[Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], list[str]]]
 # From the path of a checkpoint to tensors by path.
 ReadRunFn = Callable[[str], Mapping[str, np.ndarray]]
 
-
-class _Origin(NamedTuple):
-    """A project with pretrained weights, and the settings that they require.
-
-    Attributes:
-      name: The name for messages.
-      gin_file: The gin file of settings, mean_rgb and stddev_rgb.
-      settings: The settings of ResNet.
-      mean_rgb: The mean that is subtracted from pixels in 0..255.
-      stddev_rgb: The standard deviation of pixels in 0..255.
-      rename_fn: Returns the tensors by our paths.
-      epsilon: The epsilon of the project's batch normalizations.
-    """
-
-    name: str
-    gin_file: str
-    settings: dict[str, bool]
-    mean_rgb: tuple[float, ...]
-    stddev_rgb: tuple[float, ...]
-    rename_fn: RenameFn
-    epsilon: float
-
-
-TORCH = _Origin(
-    "torchvision or timm",
-    "model/pretrained_torchvision.gin",
-    {"stride_in_1x1": False, "symmetric_pool_padding": True},
-    (255 * 0.485, 255 * 0.456, 255 * 0.406),
-    (255 * 0.229, 255 * 0.224, 255 * 0.225),
-    key_mapping.from_torch,
-    1e-5,
-)
-KERAS = _Origin(
-    "Keras",
-    "model/pretrained_keras.gin",
-    {"stride_in_1x1": True, "symmetric_pool_padding": True},
-    (123.68, 116.779, 103.939),
-    (1.0, 1.0, 1.0),
-    key_mapping.from_keras,
-    1.001e-5,
-)
-_READERS = {weight_files.SAFETENSORS_SUFFIX: (weight_files.read_safetensors, TORCH)}
-_READERS |= {s: (weight_files.read_torch, TORCH) for s in weight_files.TORCH_SUFFIXES}
-_READERS |= {s: (weight_files.read_keras, KERAS) for s in weight_files.KERAS_SUFFIXES}
+_READERS = {weight_files.SAFETENSORS_SUFFIX: weight_files.read_safetensors}
+_READERS |= dict.fromkeys(weight_files.TORCH_SUFFIXES, weight_files.read_torch)
+_READERS |= dict.fromkeys(weight_files.KERAS_SUFFIXES, weight_files.read_keras)
 
 
 def load(
@@ -101,30 +61,23 @@ def load(
     Source: The settings are those in the code of each project.
     """
     variables = {_name(variable): variable for variable in backbone.variables}
-    origin: _Origin | None = None
-    if checkpoint == IMAGENET:
-        tensors = weight_files.download_keras(_depth(variables))
-        origin = KERAS
-    elif not is_run(checkpoint):
-        if not tf.io.gfile.exists(checkpoint):
-            raise errors.MissingFileError(
-                f"BACKBONE_CHECKPOINT {checkpoint} does not exist."
-            )
-        read_fn, origin = _READERS[_suffix(checkpoint)]
-        tensors = read_fn(checkpoint)
-    else:
+    source = "a detector"
+    if is_run(checkpoint):
         tensors = _read_run(checkpoint, read_run_fn)
-    if origin:
-        tensors, unknown = origin.rename_fn(tensors)
-        biases = {n: tensors.pop(n) for n in list(tensors) if n.endswith("/bias")}
-        _check_shapes(variables, tensors, unknown, checkpoint)
-        _check_settings(backbone, origin, normalize_fn, checkpoint)
-        tensors = _fold(backbone, tensors, biases, origin.epsilon)
-    else:
         _check_shapes(variables, tensors, [], checkpoint)
+    else:
+        tensors = _read_file(checkpoint, _network(_shapes(variables)))
+        origins = _recognized(tensors, checkpoint)
+        tensors, unknown = origins[0].rename_fn(tensors)
+        biases = {n: tensors.pop(n) for n in _folded_biases(tensors, variables)}
+        _check_shapes(variables, tensors, unknown, checkpoint)
+        origin = _matching_origin(backbone, origins, normalize_fn, checkpoint)
+        tensors = _fold(backbone, tensors, biases, origin.epsilon)
+        source = origin.name
     for name, variable in variables.items():
         variable.assign(np.asarray(tensors[name], np.float32))
-    text = f"{_description(variables)} of {origin.name if origin else 'a detector'}"
+    network = _network(_shapes(variables))
+    text = f"{network.text if network else 'a network'} of {source}"
     logging.info("Backbone from %s: %s", checkpoint, text)
     return text
 
@@ -143,6 +96,34 @@ def _suffix(path: str) -> str:
     return path[path.rfind(".") :]
 
 
+def _read_file(
+    checkpoint: str, network: key_mapping.Network | None
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file, or of Keras's download, by their own names."""
+    if checkpoint == IMAGENET:
+        depth = int(network.keras_name.removeprefix("ResNet")) if network else None
+        return weight_files.download_keras(depth)
+    if not tf.io.gfile.exists(checkpoint):
+        raise errors.MissingFileError(
+            f"BACKBONE_CHECKPOINT {checkpoint} does not exist."
+        )
+    return _READERS[_suffix(checkpoint)](checkpoint)
+
+
+def _recognized(
+    tensors: key_mapping.Tensors, checkpoint: str
+) -> list[key_mapping.Origin]:
+    """Returns the origins that have tensors of these names, at least one."""
+    origins = [origin for origin in _ORIGINS if origin.recognize_fn(tensors)]
+    if not origins:
+        known = dict.fromkeys(origin.name for origin in _ORIGINS)
+        raise errors.UserError(
+            f"BACKBONE_CHECKPOINT {checkpoint} has tensors of unknown names, such as "
+            f"{sorted(tensors)[:4]}. Weights of {', '.join(known)} are supported."
+        )
+    return origins
+
+
 def _read_run(checkpoint: str, read_run_fn: ReadRunFn) -> dict[str, np.ndarray]:
     """Returns the tensors of the backbone of a detector, by path below "backbone/"."""
     try:
@@ -157,6 +138,13 @@ def _read_run(checkpoint: str, read_run_fn: ReadRunFn) -> dict[str, np.ndarray]:
         for name, tensor in tensors.items()
         if name.startswith(_ROOT)
     }
+
+
+def _folded_biases(
+    tensors: key_mapping.Tensors, variables: Mapping[str, tf.Variable]
+) -> list[str]:
+    """Returns the paths of biases that the backbone has no variables for."""
+    return [n for n in tensors if n.endswith("/bias") and n not in variables]
 
 
 def _fold(
@@ -176,7 +164,7 @@ def _fold(
         if not isinstance(norm, layers.BatchNorm):
             continue
         path = _name(norm.gamma).removesuffix("/gamma")
-        conv = path.replace("norm_shortcut", "shortcut").replace("/norm", "/conv")
+        conv = _normalized_layer(path)
         variance = np.float64(tensors[f"{path}/moving_variance"])
         ratio = np.sqrt((variance + norm.epsilon) / (variance + epsilon))
         tensors[f"{path}/gamma"] = tensors[f"{path}/gamma"] * ratio
@@ -185,15 +173,22 @@ def _fold(
     return tensors
 
 
+def _normalized_layer(norm: str) -> str:
+    """Returns the path of the convolution before a normalization."""
+    block, _, name = norm.rpartition("/")
+    is_named = name.startswith("norm_")  # Such as norm_shortcut; not norm1.
+    layer = name.removeprefix("norm_") if is_named else name.replace("norm", "conv")
+    return f"{block}/{layer}"
+
+
 def _check_shapes(
     variables: Mapping[str, tf.Variable],
-    tensors: Mapping[str, np.ndarray],
+    tensors: key_mapping.Tensors,
     unknown: Sequence[str],
     checkpoint: str,
 ) -> None:
     """Raises UserError if names or shapes are not those of the backbone."""
-    ours = {name: tuple(variable.shape) for name, variable in variables.items()}
-    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    ours, theirs = _shapes(variables), _shapes(tensors)
     names = [
         name
         for name in sorted(ours.keys() | theirs.keys())
@@ -205,60 +200,82 @@ def _check_shapes(
     ] + [f"{name} is unknown" for name in unknown]
     if not wrong:
         return
-    hint = "Use weights of this architecture, or set ResNet.width."
-    if _description(ours) != _description(theirs):
-        hint = f"This is {_description(theirs)}, the backbone {_description(ours)}"
-        depth = _depth(theirs)
-        hint += f": set ResNet.depth = {depth}." if depth else "."
-    elif all("shortcut/" in name for name in names) and not unknown:
-        hint = f"Include {TORCH.gin_file}, which sets ResNet.identity_first_shortcut."
+    if names and not unknown and all("shortcut/" in name for name in names):
+        hint = (
+            f"Include {resnet_weights.TORCH.gin_file}, which sets "
+            "ResNet.identity_first_shortcut."
+        )
+    else:
+        hint = _hint(_network(ours), _network(theirs))
     raise errors.UserError(
         f"{len(wrong)} tensors of BACKBONE_CHECKPOINT {checkpoint} differ, first: "
         f"{'; '.join(wrong[:4])}. {hint}"
     )
 
 
-def _check_settings(
+def _hint(ours: key_mapping.Network | None, theirs: key_mapping.Network | None) -> str:
+    """Returns how to make the backbone the network of the weights."""
+    if theirs and theirs != ours:
+        backbone = ours.text if ours else "an unknown network"
+        return f"This is {theirs.text}, the backbone {backbone}: set {theirs.setting}."
+    hint = "Use weights of this architecture"
+    if ours and ours.width_setting:
+        hint += f", or set {ours.width_setting}"
+    return f"{hint}."
+
+
+def _matching_origin(
     backbone: tf.Module,
-    origin: _Origin,
+    origins: Sequence[key_mapping.Origin],
     normalize_fn: layers.NormalizeFn,
     checkpoint: str,
-) -> None:
-    """Raises UserError if the weights require other settings than the run has."""
-    wrong = [
-        f"ResNet.{name} is {getattr(backbone, name)}, not {value}"
-        for name, value in origin.settings.items()
-        if getattr(backbone, name) != value
-    ]
+) -> key_mapping.Origin:
+    """Returns the first origin whose settings are those of the run, or raises."""
+    messages = []
+    for origin in origins:
+        wrong = _differences(backbone, origin, normalize_fn)
+        if not wrong:
+            return origin
+        messages.append(
+            f"is of {origin.name}, but {'; '.join(wrong)}. Include {origin.gin_file}, "
+            "which sets all of these."
+        )
+    raise errors.UserError(
+        f"BACKBONE_CHECKPOINT {checkpoint} {' Or it '.join(messages)}"
+    )
+
+
+def _differences(
+    backbone: tf.Module, origin: key_mapping.Origin, normalize_fn: layers.NormalizeFn
+) -> list[str]:
+    """Returns the settings of the run that are not those of an origin, in words."""
+    wrong = []
+    for name, expected in origin.settings.items():
+        value = getattr(backbone, name.rpartition(".")[2])
+        if value != expected:
+            wrong.append(f"{name} is {value}, not {expected}")
     pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     normalized = np.asarray(normalize_fn(pixels), np.float64)
-    expected = (pixels - np.array(origin.mean_rgb)) / origin.stddev_rgb
+    expected_pixels = (pixels - np.array(origin.mean_rgb)) / origin.stddev_rgb
     # A tenth of a gray level, because gin files contain rounded means.
-    if np.any(np.abs(normalized - expected) * origin.stddev_rgb > 0.1):
+    if np.any(np.abs(normalized - expected_pixels) * origin.stddev_rgb > 0.1):
         wrong.append(
             "`normalize` returns for black and white "
-            f"{np.round(normalized, 3).tolist()}, not {np.round(expected, 3).tolist()}"
+            f"{np.round(normalized, 3).tolist()}, not "
+            f"{np.round(expected_pixels, 3).tolist()}"
         )
-    if wrong:
-        raise errors.UserError(
-            f"BACKBONE_CHECKPOINT {checkpoint} is of {origin.name}, but "
-            f"{'; '.join(wrong)}. Include {origin.gin_file}, which sets all of these."
-        )
+    return wrong
 
 
-def _description(names: Collection[str]) -> str:
-    """Returns the network that has variables of these names, in words."""
-    depth = _depth(names)
-    return f"a ResNet-{depth}" if depth else "no ResNet of a known depth"
+def _shapes(tensors: Mapping[str, np.ndarray | tf.Variable]) -> key_mapping.Shapes:
+    """Returns the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _depth(names: Collection[str]) -> int | None:
-    """Returns the depth of the ResNet with variables of these names, or None."""
-    blocks = [match[1] for name in names if (match := _FIRST_CONV.fullmatch(name))]
-    counts = tuple(blocks.count(stage) for stage in "2345")
-    is_bottleneck = "stage2/block1/conv3/kernel" in names
-    kinds = {kind: depth for depth, kind in resnet.DEPTHS.items()}
-    return kinds.get((counts, is_bottleneck))
+def _network(shapes: key_mapping.Shapes) -> key_mapping.Network | None:
+    """Returns the network of a family that has variables of these shapes, or None."""
+    networks = (family.network(shapes) for family in _FAMILIES)
+    return next((network for network in networks if network), None)
 
 
 def _name(variable: tf.Variable) -> str:

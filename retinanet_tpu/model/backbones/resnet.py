@@ -1,11 +1,10 @@
-"""ResNet v1.5, a backbone."""
-
-from collections.abc import Sequence
+"""ResNet v1.5 and ResNeXt, backbones."""
 
 import tensorflow as tf
 
 from retinanet_tpu import errors
 from retinanet_tpu.model import folding, layers
+from retinanet_tpu.model.backbones import residual_block, stem_conv
 
 # depth: (numbers of blocks of stages 2 to 5, whether they are bottlenecks)
 DEPTHS: dict[int, tuple[tuple[int, ...], bool]] = {
@@ -27,8 +26,10 @@ class ResNet(tf.Module):
     By default a bottleneck strides in its 3x3 convolution. The first block of every
     stage projects its shortcut, even if shapes would allow the identity. Published
     weights require the layers that they were trained with, see `pretrained`.
+    ResNeXt-50 32x4d is depth 50 with 32 groups of width 4.
 
-    Source: arXiv:1512.03385; the stride as in v1.5 of public implementations.
+    Source: arXiv:1512.03385; the stride as in v1.5 of public implementations; groups
+    from ResNeXt, arXiv:1611.05431.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class ResNet(tf.Module):
         *,
         depth: int = 50,
         width: int = 64,
+        num_groups: int = 1,
+        group_width: int = 64,
         stride_in_1x1: bool = False,
         symmetric_padding: bool = True,
         symmetric_pool_padding: bool = False,
@@ -50,6 +53,10 @@ class ResNet(tf.Module):
             (bottlenecks).
           width: The number of channels of the stem. Stage s has 2^(s - 2) times as
             many.
+          num_groups: The number of groups of channels in the 3x3 convolution of a
+            bottleneck.
+          group_width: The number of channels of each group in stage 2 if width is 64.
+            It is proportional to width, and doubles with every stage.
           stride_in_1x1: Whether a bottleneck strides in its first 1x1 convolution, as
             in v1, instead of its 3x3 convolution.
           symmetric_padding: Whether convolutions with a stride pad all four sides, as
@@ -62,7 +69,8 @@ class ResNet(tf.Module):
           norm_fn: Returns a normalization from (num_channels, name=, initial_gamma=).
           seed: The seed of the kernels.
         Raises:
-          UserError: The depth is none of these.
+          UserError: The depth is none of these, or has no bottlenecks and there are
+            groups.
         """
         super().__init__("backbone")
         if depth not in DEPTHS:
@@ -70,13 +78,19 @@ class ResNet(tf.Module):
                 f"ResNet depth {depth} is not one of {sorted(DEPTHS)}."
             )
         stage_blocks, is_bottleneck = DEPTHS[depth]
+        if (num_groups, group_width) != (1, 64) and not is_bottleneck:
+            raise errors.UserError(
+                f"ResNet.num_groups is {num_groups} and group_width {group_width}, but"
+                f" ResNet-{depth} has no bottlenecks; set 1 and 64, or a depth of 14,"
+                " 26 or at least 50."
+            )
         self.stride_in_1x1 = stride_in_1x1
         self.symmetric_pool_padding = symmetric_pool_padding
         self.identity_first_shortcut = identity_first_shortcut
-        self.stages: list[list[_Block]] = []
+        self.stages: list[list[residual_block.ResidualBlock]] = []
         with self.name_scope:
             with tf.name_scope("stem"):
-                self.stem_conv = _StemConv(
+                self.stem_conv = stem_conv.StemConv(
                     3,
                     width,
                     7,
@@ -90,19 +104,26 @@ class ResNet(tf.Module):
             for stage, num_blocks in enumerate(stage_blocks, start=2):
                 channels = width * 2 ** (stage - 2)
                 stride = 1 if stage == 2 else 2
-                first = _kernels(channels, stride, is_bottleneck, stride_in_1x1)
-                others = _kernels(channels, 1, is_bottleneck, stride_in_1x1)
-                out_channels = first[-1][0]
+                if is_bottleneck:
+                    groups = num_groups, channels * group_width // 64
+                    first = _bottleneck(channels, stride, *groups, stride_in_1x1)
+                    others = _bottleneck(channels, 1, *groups, stride_in_1x1)
+                else:
+                    first, others = _basic(channels, stride), _basic(channels, 1)
+                out_channels = first[-1].channels
                 is_same = stride == 1 and in_channels == out_channels
                 has_projection = not (identity_first_shortcut and is_same)
                 with tf.name_scope(f"stage{stage}"):
                     blocks = [
-                        _Block(
+                        residual_block.ResidualBlock(
                             in_channels if i == 1 else out_channels,
                             first if i == 1 else others,
-                            has_projection and i == 1,
                             name=f"block{i}",
+                            has_projection=has_projection and i == 1,
                             symmetric_padding=symmetric_padding,
+                            # A block that starts as the identity helps the warm-up of
+                            # large batches: arXiv:1706.02677.
+                            last_gamma=0.0,
                             norm_fn=norm_fn,
                             seed=seed,
                         )
@@ -114,7 +135,7 @@ class ResNet(tf.Module):
     @property
     def channels(self) -> dict[int, int]:
         """Returns the numbers of channels of the features, by level."""
-        outputs = [blocks[-1].convs[-1].kernel.shape[-1] for blocks in self.stages]
+        outputs = [blocks[-1].out_channels for blocks in self.stages]
         return dict(enumerate(outputs, start=2))
 
     def __call__(
@@ -147,98 +168,21 @@ class ResNet(tf.Module):
         return features
 
 
-class _StemConv(layers.Conv):
-    """The 7x7 convolution of stride 2, as a 4x4 convolution over blocks of 2x2 pixels.
-
-    It has the same products and sums, and some zeros. A TPU stores channels in tiles of
-    128. With 3 channels it moves 1.5 GB for 8 images of 640 px, with 12 of them 1.2 GB.
-    Source: as in the public MLPerf ResNet-50 for TPUs.
-    """
-
-    @tf.Module.with_name_scope
-    def without_bias(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the convolution of x without the bias."""
-        if any(side % 2 for side in x.shape[1:3]):
-            return super().without_bias(x)
-        *_, in_channels, out_channels = self.kernel.shape
-        blocks = tf.concat([x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], -1)
-        # An eighth row and column: the window begins at an even pixel.
-        side, padding = ([1, 0], [2, 1]) if self.symmetric_padding else ([0, 1], [1, 2])
-        kernel = tf.pad(self.kernel, [side, side, [0, 0], [0, 0]])
-        kernel = tf.reshape(kernel, [4, 2, 4, 2, in_channels, out_channels])
-        kernel = tf.transpose(kernel, [0, 2, 1, 3, 4, 5])
-        kernel = tf.reshape(kernel, [4, 4, 4 * in_channels, out_channels])
-        paddings = [[0, 0], padding, padding, [0, 0]]
-        return tf.nn.conv2d(blocks, tf.cast(kernel, x.dtype), 1, paddings)
+def _basic(channels: int, stride: int) -> list[residual_block.Kernel]:
+    """Returns the convolutions of a basic block."""
+    kernel = residual_block.Kernel
+    return [kernel(channels, 3, stride), kernel(channels, 3)]
 
 
-def _kernels(
-    channels: int, stride: int, is_bottleneck: bool, stride_in_1x1: bool
-) -> list[tuple[int, int, int]]:
-    """Returns (out_channels, kernel_size, stride) of a block's convolutions."""
-    if is_bottleneck:
-        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        return [(channels, 1, first), (channels, 3, second), (4 * channels, 1, 1)]
-    return [(channels, 3, stride), (channels, 3, 1)]
-
-
-class _Block(tf.Module):
-    """A residual block: convolutions and a shortcut."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        kernels: Sequence[tuple[int, int, int]],
-        has_projection: bool,
-        *,
-        name: str,
-        symmetric_padding: bool,
-        norm_fn: layers.NormFn,
-        seed: int,
-    ):
-        super().__init__(name)
-        self.convs: list[layers.Conv] = []
-        self.norms: list[layers.BatchNorm] = []
-        self.shortcut: layers.Conv | None = None
-        with self.name_scope:
-            if has_projection:
-                channels, _, _ = kernels[-1]
-                self.shortcut = layers.Conv(
-                    in_channels,
-                    channels,
-                    1,
-                    name="shortcut",
-                    stride=max(stride for _, _, stride in kernels),
-                    seed=seed,
-                )
-                self.norm_shortcut = norm_fn(channels, name="norm_shortcut")
-            for i, (channels, size, stride) in enumerate(kernels, start=1):
-                conv = layers.Conv(
-                    in_channels,
-                    channels,
-                    size,
-                    name=f"conv{i}",
-                    stride=stride,
-                    symmetric_padding=symmetric_padding,
-                    seed=seed,
-                )
-                # A block that starts as the identity helps the warm-up of large
-                # batches: arXiv:1706.02677.
-                gamma = 0.0 if i == len(kernels) else 1.0
-                self.convs.append(conv)
-                self.norms.append(
-                    norm_fn(channels, name=f"norm{i}", initial_gamma=gamma)
-                )
-                in_channels = channels
-
-    def __call__(self, x: tf.Tensor, *, is_training: bool) -> tf.Tensor:
-        """Returns relu(convolutions(x) + shortcut(x))."""
-        inner = x
-        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            inner = folding.conv_norm(conv, norm, inner, is_training=is_training)
-            inner = tf.nn.relu(inner)
-        branches = [(self.convs[-1], self.norms[-1], inner)]
-        if self.shortcut is not None:
-            branches.append((self.shortcut, self.norm_shortcut, x))
-        y = folding.conv_norm_sum(branches, is_training=is_training)
-        return tf.nn.relu(y if self.shortcut is not None else y + x)
+def _bottleneck(
+    channels: int, stride: int, num_groups: int, group_width: int, stride_in_1x1: bool
+) -> list[residual_block.Kernel]:
+    """Returns the convolutions of a bottleneck."""
+    kernel = residual_block.Kernel
+    first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+    inner = num_groups * group_width
+    return [
+        kernel(inner, 1, first),
+        kernel(inner, 3, second, num_groups),
+        kernel(4 * channels, 1),
+    ]
