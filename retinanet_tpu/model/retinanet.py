@@ -6,7 +6,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas, structures
-from retinanet_tpu.model import heads, layers, variable_paths
+from retinanet_tpu.model import heads, layers, quantization, variable_paths
 from retinanet_tpu.model.backbones import resnet
 from retinanet_tpu.model.necks import fpn
 
@@ -106,6 +106,7 @@ class RetinaNet(tf.Module):
         normalize_fn: layers.NormalizeFn = normalize,
         compute_dtype: str = "float32",
         frozen: Sequence[str] = (),
+        quantize_fn: quantization.QuantizeFn | None = None,
         seed: int = 0,
     ):
         """Initializes the network. Call it eagerly, in the strategy's scope.
@@ -123,15 +124,22 @@ class RetinaNet(tf.Module):
             Variables and moments are float32.
           frozen: The patterns of paths that are not trained, see
             `variable_paths.frozen`.
+          quantize_fn: Returns the quantization of the network, which then computes as
+            its int8 export does. None computes in compute_dtype.
           seed: The seed of all kernels.
         Raises:
-          UserError: compute_dtype is none of the three, or a pattern matches no
-            variable.
+          UserError: compute_dtype is none of the three, or is not float32 in a
+            quantized network; or a pattern matches no variable.
         """
         super().__init__("retinanet")
         if compute_dtype not in _COMPUTE_DTYPES:
             raise errors.UserError(
                 f"compute_dtype {compute_dtype!r} not in {_COMPUTE_DTYPES}."
+            )
+        if quantize_fn and compute_dtype != "float32":
+            raise errors.UserError(
+                f"COMPUTE_DTYPE is {compute_dtype!r}; quantization-aware training "
+                "(RetinaNet.quantize_fn) requires 'float32'."
             )
         self.compute_dtype = compute_dtype
         self.frozen = tuple(frozen)
@@ -147,6 +155,11 @@ class RetinaNet(tf.Module):
                 norm_fn=norm_fn,
                 seed=seed,
             )
+        self.quantization: quantization.FakeQuantization | None = None
+        if quantize_fn:
+            side = 2 ** max(self.neck.levels)
+            input_spec = tf.TensorSpec([1, side, side, 3])
+            self.quantization = quantize_fn(self._infer, input_spec)
 
     @property
     def weights(self) -> tuple[tf.Variable, ...]:
@@ -180,8 +193,16 @@ class RetinaNet(tf.Module):
           images: uint8 or float32 [B, H, W, 3], RGB in 0..255. H and W are static.
           is_training: Whether to normalize by the batch's moments.
           seeds: uint32 [B], the seeds of `stochastic_depth`; None keeps all layers.
+            A quantized network keeps all layers too.
         """
         x = tf.cast(self.normalize_fn(images), self.compute_dtype)
+        if self.quantization:
+            return self.quantization(self._infer, x, is_training=is_training)
         features = self.backbone(x, is_training=is_training, seeds=seeds)
         pyramid = self.neck(features, is_training=is_training)
         return self.heads(pyramid, is_training=is_training)
+
+    def _infer(self, x: tf.Tensor) -> structures.Predictions:
+        """Returns the predictions of inference from normalized images."""
+        features = self.backbone(x, is_training=False)
+        return self.heads(self.neck(features, is_training=False), is_training=False)

@@ -133,10 +133,10 @@ def write_formats(
       The comparison of each format with the checkpoint.
     Raises:
       UserError: The detections of a format differ from the checkpoint's, or there is no
-        image to calibrate int8 with.
+        image to calibrate the int8 of a float network with.
     """
     if not images:
-        if "tflite_int8" in formats:
+        if "tflite_int8" in formats and module.network.quantization is None:
             raise errors.UserError(
                 "tflite_int8 is calibrated on images, and the evaluation split is not "
                 "available; give a folder of thirty: --check_images=DIR."

@@ -46,24 +46,33 @@ def convert(
         weights and activations have 8 bits, but the input and read_fn's inputs stay
         float32.
       calibration_inputs: The typical inputs of the network, float32 [H, W, 3] each.
-        Their activations determine int8's ranges. Only int8 requires them.
+        Their activations determine int8's ranges. Only int8 requires them, unless
+        network_fn rounds to ranges of its own, see `quantization.FakeQuantization`.
     Returns:
       The content of a .tflite file with the signature serving_default.
     Raises:
-      UserError: The kind is unknown, or int8 has no inputs to calibrate on.
-    Source: ours; int8 is post-training quantization, arXiv:1712.05877, with a scale
-      for each output channel of a kernel.
+      UserError: The kind is unknown, int8 has no inputs to calibrate on, or network_fn
+        is quantized and the kind is float16.
+    Source: ours; int8 as in arXiv:1712.05877, with a scale for each output channel of
+      a kernel.
     """
     if kind not in KINDS:
         raise errors.UserError(
             f"TFLite kind {kind!r} is not one of {', '.join(KINDS)}."
         )
-    if kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
+    network = tf.function(network_fn).get_concrete_function(input_spec)
+    if _has_ranges(network):
+        calibration_inputs = None
+        if kind == "float16":
+            raise errors.UserError(
+                "TFLite float16 of a quantized network would be int8; export "
+                "tflite_int8, or tflite_float16 of the run without model/int8.gin."
+            )
+    elif kind == "int8" and (calibration_inputs is None or not len(calibration_inputs)):
         raise errors.UserError(
             "TFLite int8 is calibrated on images and got none; give images like those "
             "that the model will process."
         )
-    network = tf.function(network_fn).get_concrete_function(input_spec)
     predictions = network.structured_outputs
     specs = {
         name: tf.TensorSpec(x.shape, x.dtype, name=name)
@@ -114,6 +123,11 @@ def make_interpreter(content: bytes, *, num_threads: int | None = None) -> Any:
         return interpreter_class(model_content=content, num_threads=num_threads)
 
 
+def _has_ranges(fn: tf.types.experimental.ConcreteFunction) -> bool:
+    """Returns True if the converter finds int8's ranges in the function itself."""
+    return any(op.type.startswith("FakeQuant") for op in fn.graph.get_operations())
+
+
 def _by_name(structure: Any) -> dict[str, Any]:
     """Returns the tensors of a structure, with names in its order."""
     return {f"prediction{i}": x for i, x in enumerate(tf.nest.flatten(structure))}
@@ -137,9 +151,10 @@ def _convert_part(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if kind == "int8":
-        inputs = () if calibration_inputs is None else calibration_inputs
-        converter.representative_dataset = lambda: ([x[None]] for x in inputs)
+    if calibration_inputs is not None and kind == "int8":
+        converter.representative_dataset = lambda: (
+            [x[None]] for x in calibration_inputs
+        )
     return converter.convert()
 
 
