@@ -7,7 +7,7 @@ import numpy as np
 
 from retinanet_tpu import errors
 from retinanet_tpu.importing import detector
-from retinanet_tpu.model.backbones import key_mapping
+from retinanet_tpu.model.backbones import resnet_weights
 
 _SOURCE = "torchvision's RetinaNet"
 _LOGITS = "head.classification_head.cls_logits.weight"
@@ -50,7 +50,7 @@ def convert(tensors: Mapping[str, np.ndarray]) -> detector.Detector:
     tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
     is_frozen = not any(map(_UNUSED.fullmatch, tensors))
     body = {name: x for name, x in tensors.items() if name.startswith(_BODY)}
-    renamed_body, unknown = key_mapping.from_torch(body)
+    renamed_body, unknown = resnet_weights.TORCH.rename_fn(body)
     renamed = {f"backbone/{path}": x for path, x in renamed_body.items()}
     for name, tensor in tensors.items():
         if name in body or _UNUSED.fullmatch(name):

@@ -70,15 +70,19 @@ def _randomize(model, x):
     # Not model(x, training=True), which normalizes by the batch's moments.
     features = model.decoder(model.backbone(x, training=False), training=False)
     scores, boxes, _ = model.head(features, training=False)
-    for outputs, layer, mean, stddev in (
-        (scores, model.head._classifier, -5.0, 1.0),
-        (boxes, model.head._box_regressor, 0.0, 0.3),
+    for outputs, layer, largest in (
+        (scores, model.head._classifier, 4.0),
+        (boxes, model.head._box_regressor, 1.0),
     ):
-        values = outputs["3"]
-        scale = stddev / tf.math.reduce_std(values, [0, 1, 2])
+        # Larger ones would be equal after the sigmoid.
+        rows = [tf.reshape(y, [-1, y.shape[-1]]) for y in outputs.values()]
+        values = tf.concat(rows, 0) - tf.reduce_mean(rows[0], 0)
+        scale = largest / tf.reduce_max(tf.abs(values), 0)
         layer.kernel.assign(layer.kernel * scale)
-        shift = tf.reduce_mean(values - layer.bias, [0, 1, 2]) * scale
-        layer.bias.assign(mean - shift)
+        layer.bias.assign((layer.bias - tf.reduce_mean(rows[0], 0)) * scale)
+        if layer is model.head._classifier:
+            logits = tf.sort(tf.reshape(values * scale, [-1]), direction="DESCENDING")
+            layer.bias.assign_sub(tf.fill(layer.bias.shape, logits[500] + 2.94))
 
 
 if __name__ == "__main__":
