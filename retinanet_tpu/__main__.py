@@ -21,6 +21,7 @@ COMMANDS = (
     "plan",
     "train",
     "evaluate",
+    "import_detector",
     "export",
     "evaluate_export",
     "predict",

@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"boxes", "xla"},
     {"data", "model", "learning", "detections", "evaluation", "estimator"},
-    {"conversion", "inspection", "serving"},
+    {"conversion", "importing", "inspection", "serving"},
     {"task"},
     {"planning"},
     set(__main__.COMMANDS),

@@ -1,17 +1,22 @@
 """The reference boxes that the network predicts offsets from."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from retinanet_tpu import errors
 
+# The backbone's coarsest level. torchvision pads images to multiples of its stride.
+_WHOLE_PIXELS_LEVEL = 5
+
 
 class Anchors:
     """The fixed boxes that predictions are offsets from.
 
     Level l has a grid of cells that are 2^l pixels wide. Every cell has `num_per_cell`
-    anchors around its center. The order is: level, row, column, aspect ratio, scale.
+    anchors around its center, or around another point of the cell. The order is: level,
+    row, column, aspect ratio, scale.
 
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors".
     """
@@ -24,6 +29,8 @@ class Anchors:
         scales: Sequence[float] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),
         aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         size: float = 4.0,
+        center: float = 0.5,
+        whole_pixels: bool = False,
     ):
         """Initializes the anchors; their boxes depend on the image size.
 
@@ -33,6 +40,11 @@ class Anchors:
           scales: The factors of the base side.
           aspect_ratios: The ratios width / height, at the same area.
           size: The base side in strides. 4 means 32 px on P3 and 512 px on P7.
+          center: The place of the anchors in their cell, in strides: 0.5 is the center,
+            0 the top left corner, as in torchvision.
+          whole_pixels: Whether strides, sides and corners are whole pixels, as in
+            torchvision. A stride is then the side of the image // the number of cells,
+            and an image's sides may be any multiples of 32.
         Raises:
           UserError: max_level is below min_level, a sequence is empty, or a number is
             not positive.
@@ -53,6 +65,8 @@ class Anchors:
         self.scales = tuple(scales)
         self.aspect_ratios = tuple(aspect_ratios)
         self.size = size
+        self.center = center
+        self.whole_pixels = whole_pixels
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -70,9 +84,13 @@ class Anchors:
         Args:
           image_size: The height and width of the network's input, px.
         Raises:
-          UserError: A side is not a multiple of the coarsest level's stride.
+          UserError: A side is not a multiple of the coarsest level's stride; or of 32
+            with whole_pixels.
         """
-        stride = 2**self.max_level
+        coarsest = self.max_level
+        if self.whole_pixels:
+            coarsest = min(coarsest, _WHOLE_PIXELS_LEVEL)
+        stride = 2**coarsest
         if any(side <= 0 or side % stride for side in image_size):
             nearest = tuple(
                 sorted(
@@ -82,11 +100,12 @@ class Anchors:
             )
             raise errors.UserError(
                 f"image_size {tuple(image_size)} must be a multiple of {stride}, the "
-                f"stride of P{self.max_level}, on both sides; set IMAGE_SIZE to a "
+                f"stride of P{coarsest}, on both sides; set IMAGE_SIZE to a "
                 f"height of {nearest[0]} and a width of {nearest[1]}, or near it."
             )
         height, width = image_size
-        return tuple((height >> level, width >> level) for level in self.levels)
+        # Rounded up, as convolutions of stride 2 do.
+        return tuple((-(-height >> level), -(-width >> level)) for level in self.levels)
 
     def boxes_cyxhw(self, image_size: tuple[int, int]) -> tuple[np.ndarray, ...]:
         """Returns the anchors of each level.
@@ -99,21 +118,33 @@ class Anchors:
         Raises:
           UserError: A side is not a multiple of the coarsest level's stride.
         """
-        sizes_hw = np.array(
-            [
-                (scale / ratio**0.5, scale * ratio**0.5)
-                for ratio in self.aspect_ratios
-                for scale in self.scales
-            ]
-        )
         boxes = []
         for level, (rows, columns) in zip(
             self.levels, self.grid_sizes(image_size), strict=True
         ):
-            stride = 2**level
+            strides = np.array([2**level, 2**level])
+            if self.whole_pixels:
+                strides = np.array(image_size) // (rows, columns)
+            sizes_hw = self._sizes_hw(level)
             grid = np.empty((rows, columns, len(sizes_hw), 4), np.float32)
-            grid[..., 0] = ((np.arange(rows) + 0.5) * stride)[:, None, None]
-            grid[..., 1] = ((np.arange(columns) + 0.5) * stride)[:, None]
-            grid[..., 2:] = sizes_hw * self.size * stride
+            grid[..., 0] = ((np.arange(rows) + self.center) * strides[0])[:, None, None]
+            grid[..., 1] = ((np.arange(columns) + self.center) * strides[1])[:, None]
+            grid[..., 2:] = sizes_hw
             boxes.append(grid.reshape(-1, 4))
         return tuple(boxes)
+
+    def _sizes_hw(self, level: int) -> np.ndarray:
+        """Returns float [num_per_cell, 2], the sizes of a level's anchors, px."""
+        side = self.size * 2**level
+        pairs = itertools.product(self.aspect_ratios, self.scales)
+        if not self.whole_pixels:
+            return np.array(
+                [(side * s / ratio**0.5, side * s * ratio**0.5) for ratio, s in pairs]
+            )
+        # In float32, because rounding would turn its errors into pixels.
+        sizes = []
+        for ratio, scale in pairs:
+            height = np.sqrt(np.float32(1 / ratio))
+            corner = np.array([height, 1 / height], np.float32) * int(side * scale) / 2
+            sizes.append(2 * np.round(corner))
+        return np.array(sizes)

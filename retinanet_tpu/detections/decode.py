@@ -32,6 +32,7 @@ def decode(
     *,
     num_classes: int,
     num_candidates: int = 5000,
+    num_per_level: int | None = None,
 ) -> Candidates:
     """Returns the most probable pairs of an anchor and a class, with their boxes.
 
@@ -45,6 +46,8 @@ def decode(
       num_classes: The number of classes K.
       num_candidates: The number of candidates C. There are fewer candidates if there
         are fewer pairs.
+      num_per_level: The most candidates of one level, as in torchvision. None means
+        no limit.
     Returns:
       The candidates of each image.
     Raises:
@@ -54,26 +57,19 @@ def decode(
     logits = _flatten(predictions.class_logits, num_classes)
     deltas = _flatten(predictions.box_deltas, 4)
 
-    # It is enough to sort the pairs of the C anchors with the highest maximal logits.
-    # Each of them has a pair that is at least as good as all pairs of other anchors.
-    num_anchors = min(num_candidates, len(anchors_cyxhw))
-    anchor_indices = tf.math.top_k(tf.reduce_max(logits, axis=-1), num_anchors).indices
-    # top_k keeps the order of equal values: after sorting, that of the anchors.
-    anchor_indices = tf.sort(anchor_indices, axis=-1)
-    anchor_logits = tf.gather(logits, anchor_indices, batch_dims=1)
-    pairs = tf.reshape(anchor_logits, [-1, num_anchors * num_classes])
-    best_logits, best = tf.math.top_k(
-        tf.cast(pairs, tf.float32), min(num_candidates, pairs.shape[1])
-    )
-    anchor_indices = tf.gather(anchor_indices, best // num_classes, batch_dims=1)
+    if num_per_level is None:
+        best = _best_pairs(logits, num_candidates)
+    else:
+        levels = [_flatten([x], num_classes) for x in predictions.class_logits]
+        best = _best_pairs_of_levels(levels, num_candidates, num_per_level)
     boxes_yxyx = box_coder.decode(
-        tf.cast(tf.gather(deltas, anchor_indices, batch_dims=1), tf.float32),
-        tf.gather(anchors_cyxhw, anchor_indices),
+        tf.cast(tf.gather(deltas, best.anchors, batch_dims=1), tf.float32),
+        tf.gather(anchors_cyxhw, best.anchors),
     )
     return Candidates(
         box_ops.clip(boxes_yxyx, image_size),
-        tf.sigmoid(best_logits),
-        best % num_classes,
+        tf.sigmoid(best.logits),
+        best.classes,
     )
 
 
@@ -120,6 +116,55 @@ def to_original(
     scales = tf.concat([scales, scales], axis=-1)[:, None, :]
     boxes_yxyx = tf.math.divide_no_nan(boxes_yxyx, scales)
     return box_ops.clip(boxes_yxyx, image_sizes[:, None, :])
+
+
+class _Pairs(NamedTuple):
+    """Pairs of an anchor and a class, highest logit first."""
+
+    logits: tf.Tensor  # float32 [B, C]
+    anchors: tf.Tensor  # int32 [B, C]
+    classes: tf.Tensor  # int32 [B, C]
+
+
+def _best_pairs(logits: tf.Tensor, num_best: int) -> _Pairs:
+    """Returns the best pairs of logits, float [B, A, K]."""
+    _, total, num_classes = logits.shape
+    # It is enough to sort the pairs of the C anchors with the highest maximal logits.
+    # Each of them has a pair that is at least as good as all pairs of other anchors.
+    num_anchors = min(num_best, total)
+    anchor_indices = tf.math.top_k(tf.reduce_max(logits, axis=-1), num_anchors).indices
+    # top_k keeps the order of equal values: after sorting, that of the anchors.
+    anchor_indices = tf.sort(anchor_indices, axis=-1)
+    anchor_logits = tf.gather(logits, anchor_indices, batch_dims=1)
+    pairs = tf.reshape(anchor_logits, [-1, num_anchors * num_classes])
+    best_logits, best = tf.math.top_k(
+        tf.cast(pairs, tf.float32), min(num_best, pairs.shape[1])
+    )
+    anchor_indices = tf.gather(anchor_indices, best // num_classes, batch_dims=1)
+    return _Pairs(best_logits, anchor_indices, best % num_classes)
+
+
+def _best_pairs_of_levels(
+    levels: Sequence[tf.Tensor], num_best: int, num_per_level: int
+) -> _Pairs:
+    """Returns what `_best_pairs` does, with at most num_per_level pairs of a level."""
+    parts = []
+    first_anchor = 0
+    for logits in levels:
+        part = _best_pairs(logits, num_per_level)
+        parts.append(part._replace(anchors=part.anchors + first_anchor))
+        first_anchor += logits.shape[1]
+    pairs = _Pairs(
+        *(tf.concat(columns, axis=-1) for columns in zip(*parts, strict=True))
+    )
+    best_logits, best = tf.math.top_k(
+        pairs.logits, min(num_best, pairs.logits.shape[1])
+    )
+    return _Pairs(
+        best_logits,
+        tf.gather(pairs.anchors, best, batch_dims=1),
+        tf.gather(pairs.classes, best, batch_dims=1),
+    )
 
 
 def _flatten(levels: Sequence[tf.Tensor], depth: int) -> tf.Tensor:

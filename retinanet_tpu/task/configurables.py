@@ -18,6 +18,7 @@ from retinanet_tpu.learning import (
 )
 from retinanet_tpu.model import (
     activations,
+    group_norm,
     heads,
     initializers,
     layers,
@@ -67,6 +68,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "BatchNorm": layers.BatchNorm,
     "FakeQuantization": quantization.FakeQuantization,
     "NoNorm": layers.NoNorm,
+    "GroupNorm": group_norm.GroupNorm,
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,

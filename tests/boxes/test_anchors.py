@@ -97,3 +97,26 @@ def test_sizes_that_are_no_multiples_of_the_stride_are_rejected(image_size):
 def test_settings_without_any_box_are_rejected(arguments):
     with pytest.raises(ValueError, match="Anchors needs"):
         anchors.Anchors(**arguments)
+
+
+# The settings of torchvision's RetinaNets; their ratios are height / width.
+TORCHVISION = anchors.Anchors(
+    aspect_ratios=(2.0, 1.0, 0.5), center=0.0, whole_pixels=True
+)
+
+
+def test_whole_pixels_are_those_of_torchvision():
+    first = TORCHVISION.boxes_cyxhw((128, 128))[0][:9]
+    # AnchorGenerator(((32, 40, 50),), ((0.5, 1.0, 2.0),)).cell_anchors, as xyxy.
+    corners = [(23, 11), (28, 14), (35, 18), (16, 16), (20, 20), (25, 25)]
+    corners += [(11, 23), (14, 28), (18, 35)]
+    assert first.tolist() == [[0, 0, 2 * y, 2 * x] for x, y in corners]
+
+
+def test_whole_strides_allow_more_sizes_of_images():
+    assert TORCHVISION.grid_sizes((800, 1344))[2:] == ((25, 42), (13, 21), (7, 11))
+    p6, p7 = (x.reshape(-1, 9, 4) for x in TORCHVISION.boxes_cyxhw((800, 1344))[3:])
+    assert p6[[1, 21], 0, :2].tolist() == [[0, 64], [61, 0]]
+    assert p7[[1, 11], 0, :2].tolist() == [[0, 122], [114, 0]]
+    with pytest.raises(ValueError, match="multiple of 32, the stride of P5"):
+        TORCHVISION.grid_sizes((800, 1333))

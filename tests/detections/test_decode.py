@@ -107,3 +107,31 @@ def test_boxes_are_scaled_and_clipped_to_the_original_image():
     sizes = tf.constant([[50, 40], [0, 0]])
     original = decode.to_original(boxes, scales, sizes)
     np.testing.assert_array_equal(original, [[[20, 10, 50, 40]], [[0, 0, 0, 0]]])
+
+
+def test_the_candidates_of_a_level_can_be_limited():
+    predictions = random_predictions(5)
+    limited = tf.function(decode.decode, jit_compile=True)(
+        predictions,
+        ANCHORS,
+        IMAGE_SIZE,
+        num_classes=NUM_CLASSES,
+        num_candidates=40,
+        num_per_level=16,
+    )
+    scores, boxes = [], []
+    for i in range(3):
+        # One level has a chance if the others have no score.
+        logits = [
+            level if i == j else tf.fill(level.shape, -100.0)
+            for j, level in enumerate(predictions.class_logits)
+        ]
+        of_level = plain_decode(predictions._replace(class_logits=logits), 16)
+        boxes.append(of_level[0])
+        scores.append(of_level[1])
+    scores, boxes = np.concatenate(scores, 1), np.concatenate(boxes, 1)
+    rows, best = np.arange(2)[:, None], np.argsort(-scores, kind="stable")[:, :40]
+    np.testing.assert_allclose(limited.scores, scores[rows, best], rtol=1e-5)
+    np.testing.assert_allclose(
+        limited.boxes_yxyx, boxes[rows, best], rtol=1e-5, atol=1e-4
+    )

@@ -32,6 +32,8 @@ UNBOUNDED = {
     "AttentionFusion.num_channels",
     "NoNorm.num_channels",
     "NoNorm.initial_gamma",
+    "GroupNorm.num_channels",
+    "GroupNorm.initial_gamma",
     "BatchNorm.num_channels",
     "BatchNorm.initial_gamma",
     "RetinaNet.num_classes",

@@ -43,6 +43,7 @@ class ResidualBlock(tf.Module):
         *,
         name: str,
         has_projection: bool = False,
+        symmetric_padding: bool = True,
         activation_fn: activations.ActivationFn = activations.relu,
         last_gamma: float = 1.0,
         drop_rate: float = 0.0,
@@ -58,6 +59,7 @@ class ResidualBlock(tf.Module):
           name: The last part of the block's path.
           has_projection: Whether the shortcut is a 1x1 convolution. Otherwise it is
             the identity.
+          symmetric_padding: Whether a stride pads all four sides; see `layers.Conv`.
           activation_fn: The activation after the convolutions and after the sum.
           last_gamma: The first gamma of the last normalization before the sum.
           drop_rate: The probability that stochastic depth drops the convolutions.
@@ -94,6 +96,7 @@ class ResidualBlock(tf.Module):
                     name=f"conv{i}",
                     stride=kernel.stride,
                     num_groups=kernel.num_groups,
+                    symmetric_padding=symmetric_padding,
                     seed=seed,
                 )
                 self.convs.append(conv)

@@ -40,6 +40,7 @@ class ResNet(tf.Module):
         num_groups: int = 1,
         group_width: int = 64,
         stride_in_1x1: bool = False,
+        symmetric_padding: bool = True,
         symmetric_pool_padding: bool = False,
         identity_first_shortcut: bool = False,
         norm_fn: layers.NormFn = layers.BatchNorm,
@@ -58,6 +59,8 @@ class ResNet(tf.Module):
             It is proportional to width, and doubles with every stage.
           stride_in_1x1: Whether a bottleneck strides in its first 1x1 convolution, as
             in v1, instead of its 3x3 convolution.
+          symmetric_padding: Whether convolutions with a stride pad all four sides, as
+            in PyTorch. Otherwise they pad like TensorFlow's SAME; see `layers.Conv`.
           symmetric_pool_padding: Whether the stem's pool pads all four sides, as in
             Keras and PyTorch. Otherwise it pads an even side only below or right.
           identity_first_shortcut: Whether the first shortcut of a stage that changes
@@ -88,7 +91,13 @@ class ResNet(tf.Module):
         with self.name_scope:
             with tf.name_scope("stem"):
                 self.stem_conv = stem_conv.StemConv(
-                    3, width, 7, name="conv", stride=2, seed=seed
+                    3,
+                    width,
+                    7,
+                    name="conv",
+                    stride=2,
+                    symmetric_padding=symmetric_padding,
+                    seed=seed,
                 )
                 self.stem_norm = norm_fn(width, name="norm")
             in_channels = width
@@ -111,6 +120,7 @@ class ResNet(tf.Module):
                             first if i == 1 else others,
                             name=f"block{i}",
                             has_projection=has_projection and i == 1,
+                            symmetric_padding=symmetric_padding,
                             # A block that starts as the identity helps the warm-up of
                             # large batches: arXiv:1706.02677.
                             last_gamma=0.0,

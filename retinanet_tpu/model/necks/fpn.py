@@ -29,6 +29,7 @@ class FPN(tf.Module):
         min_level: int = 3,
         max_level: int = 7,
         coarse_from_backbone: bool = False,
+        symmetric_padding: bool = True,
         fusion_fn: fusion.FusionFn = fusion.SumFusion,
         own_norm_fn: layers.NormFn | None = None,
         norm_fn: layers.NormFn = layers.BatchNorm,
@@ -43,6 +44,7 @@ class FPN(tf.Module):
           max_level: The coarsest level.
           coarse_from_backbone: Whether P6 is a convolution of C5, as in the paper,
             instead of P5. C5 is the coarsest level of the backbone.
+          symmetric_padding: Whether P6 and P7 pad all four sides; see `layers.Conv`.
           fusion_fn: Returns the sum of a lateral and the coarser level.
           own_norm_fn: Returns a normalization of this neck alone. None means norm_fn.
           norm_fn: Returns a normalization from (num_channels, name=).
@@ -58,6 +60,7 @@ class FPN(tf.Module):
         norm_fn = own_norm_fn or norm_fn
         conv = functools.partial(
             layers.Conv,
+            symmetric_padding=symmetric_padding,
             initial_bias=0.0,
             init_fn=initializers.glorot_uniform,
             seed=seed,

@@ -105,6 +105,18 @@ def test_the_stem_over_blocks_equals_the_plain_convolution():
     np.testing.assert_allclose(stem(x), plain, rtol=1e-5, atol=1e-5)
 
 
+def test_padding_can_be_that_of_tensorflow():
+    network = resnet.ResNet(depth=14, width=4, symmetric_padding=False)
+    x = tf.random.stateless_normal([1, 32, 48, 3], [3, 4])
+    stem = network.stem_conv
+    expected = tf.nn.conv2d(x, stem.kernel, 2, "SAME")
+    np.testing.assert_allclose(stem.without_bias(x), expected, atol=1e-5)
+    strided = network.stages[1][0].convs[1]
+    x = tf.random.stateless_normal([1, 8, 8, strided.kernel.shape[2]], [3, 4])
+    expected = tf.nn.conv2d(x, strided.kernel, 2, "SAME")
+    np.testing.assert_array_equal(strided(x), expected)
+
+
 def test_resnext_has_the_parameters_of_torchvision(monkeypatch):
     def make_zeros(initial_value, *, name, trainable):
         zeros = tf.zeros(initial_value.shape)
