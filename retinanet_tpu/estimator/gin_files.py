@@ -13,7 +13,7 @@ import tensorflow as tf
 from gin import config_parser
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import setting_names, setting_types
+from retinanet_tpu.estimator import gin_imports, setting_names, setting_types
 
 # The errors of gin for wrong text; KeyError is that of an ambiguous name.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
@@ -72,7 +72,8 @@ def parse(
 ) -> str:
     """Reads gin files, then single settings, which override the files.
 
-    Includes are read from the directory of the including file or from `search_path`.
+    Includes are read from the directory of the including file or from `search_path`. A
+    file may import a module with configurables of its own, such as a backbone.
 
     Args:
       gin_files: Paths, or names of files in `search_path`. Later files override earlier
@@ -89,10 +90,10 @@ def parse(
       renamed: The new names of configurables and settings, by the old ones. Old names
         in `saved` are replaced; elsewhere they are errors that contain the new ones.
     Returns:
-      The whole configuration as gin text.
+      The whole configuration as gin text, without the imports.
     Raises:
-      UserError: A name is unknown, a macro is unused, a value has the wrong type or is
-        out of its range, or a text is not gin.
+      UserError: A module cannot be imported, a name is unknown, a macro is unused, a
+        value has the wrong type or is out of its range, or a text is not gin.
       MissingFileError: A file does not exist.
     """
     gin.clear_config()
@@ -103,6 +104,7 @@ def parse(
     for setting in gin_params:
         _check_setting(setting)
     try:
+        gin_imports.import_modules(gin_files)
         for text in texts:
             gin.parse_config(text, skip_unknown=False)
         gin.parse_config_files_and_bindings(
@@ -113,7 +115,7 @@ def parse(
         )
         for name, value in _relative_paths(gin.config_str(), known, paths).items():
             gin.parse_config(f"{name} = {os.path.abspath(value)!r}")
-        text = gin.config_str()
+        text = gin_imports.without_imports(gin.config_str())
         bindings = _bindings(text, known)
         _check_macros(bindings)
         _check_values(bindings, known, ranges)

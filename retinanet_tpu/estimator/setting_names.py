@@ -37,7 +37,9 @@ def suggestion(
     )
     if unknown:
         name = unknown[1].split("/")[-1]
-        return _renaming(name, renamed) or closest(name, known)
+        return (_renaming(name, renamed) or closest(name, known)) + (
+            " If it is of a module of your own, pass a --gin_file that imports it."
+        )
     unknown = re.search(r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message)
     if unknown:
         name, parameter = unknown[1].split("/")[-1], unknown[2]

@@ -24,8 +24,21 @@ from retinanet_tpu.model import (
     quantization,
     retinanet,
 )
-from retinanet_tpu.model.backbones import efficientnet, resnet
-from retinanet_tpu.model.necks import balanced, bifpn, fpn, fusion, pooled_fpn
+from retinanet_tpu.model.backbones import (
+    efficientnet,
+    mobiledet,
+    mobilenet_v3,
+    resnet,
+    spinenet,
+)
+from retinanet_tpu.model.necks import (
+    balanced,
+    bifpn,
+    fpn,
+    fusion,
+    identity,
+    pooled_fpn,
+)
 from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
@@ -34,6 +47,10 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,
     "EfficientNet": efficientnet.EfficientNet,
+    "SpineNet": spinenet.SpineNet,
+    "Identity": identity.Identity,
+    "MobileNetV3": mobilenet_v3.MobileNetV3,
+    "MobileDet": mobiledet.MobileDet,
     "FPN": fpn.FPN,
     "PooledFPN": pooled_fpn.PooledFPN,
     "BiFPN": bifpn.BiFPN,

@@ -11,6 +11,7 @@ from retinanet_tpu.task import configurables, setting_ranges
 # Numbers that the code passes, which no gin file sets, and one that may be negative.
 UNBOUNDED = {
     "FPN.channels",
+    "Identity.channels",
     "PooledFPN.channels",
     "BiFPN.channels",
     "BalancedFeatures.channels",

@@ -1,12 +1,10 @@
 """EfficientNet and EfficientNet-Lite, backbones of inverted bottlenecks."""
 
+import functools
 import math
 
-import tensorflow as tf
-
-from retinanet_tpu import errors
-from retinanet_tpu.model import activations, folding, layers
-from retinanet_tpu.model.backbones import inverted_bottleneck
+from retinanet_tpu.model import activations, layers
+from retinanet_tpu.model.backbones import inverted_bottleneck, mobile_backbone
 
 # variant: (factor of channels, factor of the numbers of blocks)
 _FACTORS: dict[str, tuple[float, float]] = {
@@ -38,7 +36,7 @@ _STAGES = (
 _STEM_CHANNELS = 32
 
 
-class EfficientNet(tf.Module):
+class EfficientNet(mobile_backbone.MobileBackbone):
     """A network of inverted bottlenecks that grows in depth and width together.
 
     EfficientNet has squeeze-and-excitation and swish. EfficientNet-Lite has neither,
@@ -73,92 +71,67 @@ class EfficientNet(tf.Module):
         Raises:
           UserError: There is no such variant.
         """
-        super().__init__("backbone")
-        if variant not in _FACTORS:
-            raise errors.UserError(
-                f"EfficientNet.variant {variant!r} is not one of {list(VARIANTS)}."
-            )
+        mobile_backbone.check_variant("EfficientNet", variant, VARIANTS)
         is_lite = variant.startswith("lite")
-        self.variant = variant
-        self.symmetric_padding = symmetric_padding
-        self.activation_fn = activation_fn or (
+        activation_fn = activation_fn or (
             activations.relu6 if is_lite else activations.swish
         )
-        stages = _scaled_stages(variant)
-        num_blocks = sum(number for number, *_ in stages)
-        in_channels = _STEM_CHANNELS
+        stem_channels = _STEM_CHANNELS
         if not is_lite:
-            in_channels = _round_channels(in_channels * _FACTORS[variant][0])
-        self.blocks: list[inverted_bottleneck.InvertedBottleneck] = []
-        with self.name_scope:
-            with tf.name_scope("stem"):
-                self.stem_conv = layers.Conv(
-                    3,
-                    in_channels,
-                    3,
-                    name="conv",
-                    stride=2,
-                    symmetric_padding=symmetric_padding,
-                    seed=seed,
-                )
-                self.stem_norm = norm_fn(in_channels, name="norm")
-            for number, kernel_size, stride, expansion, channels in stages:
-                for i in range(number):
-                    index = len(self.blocks)
-                    settings = inverted_bottleneck.BlockSettings(
-                        out_channels=channels,
-                        expanded_channels=expansion * in_channels,
-                        kernel_size=kernel_size,
-                        stride=stride if i == 0 else 1,
-                        squeezed_channels=0 if is_lite else max(1, in_channels // 4),
-                        activation_fn=self.activation_fn,
-                        squeeze_activation_fn=self.activation_fn,
-                        symmetric_padding=symmetric_padding,
-                        drop_rate=drop_rate * index / num_blocks,
-                    )
-                    self.blocks.append(
-                        inverted_bottleneck.InvertedBottleneck(
-                            in_channels,
-                            settings,
-                            name=f"block{index}",
-                            index=index,
-                            norm_fn=norm_fn,
-                            seed=seed,
-                        )
-                    )
-                    in_channels = channels
-
-    @property
-    def channels(self) -> dict[int, int]:
-        """Returns the numbers of channels of the features, by level."""
-        level, outputs = 1, {}
-        for block in self.blocks:
-            level += block.settings.stride - 1
-            outputs[level] = block.settings.out_channels
-        return outputs
-
-    def __call__(
-        self, x: tf.Tensor, *, is_training: bool, seeds: tf.Tensor | None = None
-    ) -> dict[int, tf.Tensor]:
-        """Returns the features of levels 1 to 5.
-
-        Args:
-          x: float [B, H, W, 3], normalized.
-          is_training: Whether to normalize by the batch's moments.
-          seeds: uint32 [B], the seeds of `stochastic_depth`; None drops nothing.
-        Returns:
-          [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] by level l, in x's dtype.
-        """
-        x = folding.conv_norm(
-            self.stem_conv, self.stem_norm, x, is_training=is_training
+            width, _ = _FACTORS[variant]
+            stem_channels = mobile_backbone.round_channels(width * stem_channels)
+        settings = _block_settings(
+            variant,
+            stem_channels=stem_channels,
+            activation_fn=activation_fn,
+            symmetric_padding=symmetric_padding,
+            drop_rate=drop_rate,
         )
-        x = self.activation_fn(x)
-        level, features = 1, {}
-        for block in self.blocks:
-            x = block(x, is_training=is_training, seeds=seeds)
-            level += block.settings.stride - 1
-            features[level] = x
-        return features
+        self.variant = variant
+        super().__init__(
+            stem_channels,
+            [
+                functools.partial(inverted_bottleneck.InvertedBottleneck, settings=s)
+                for s in settings
+            ],
+            activation_fn=activation_fn,
+            symmetric_padding=symmetric_padding,
+            norm_fn=norm_fn,
+            seed=seed,
+        )
+
+
+def _block_settings(
+    variant: str,
+    *,
+    stem_channels: int,
+    activation_fn: activations.ActivationFn,
+    symmetric_padding: bool,
+    drop_rate: float,
+) -> list[inverted_bottleneck.BlockSettings]:
+    """Returns the settings of all blocks of a variant."""
+    has_gates = not variant.startswith("lite")
+    stages = _scaled_stages(variant)
+    num_blocks = sum(number for number, *_ in stages)
+    in_channels = stem_channels
+    settings: list[inverted_bottleneck.BlockSettings] = []
+    for number, kernel_size, stride, expansion, channels in stages:
+        for i in range(number):
+            settings.append(
+                inverted_bottleneck.BlockSettings(
+                    out_channels=channels,
+                    expanded_channels=expansion * in_channels,
+                    kernel_size=kernel_size,
+                    stride=stride if i == 0 else 1,
+                    squeezed_channels=max(1, in_channels // 4) if has_gates else 0,
+                    activation_fn=activation_fn,
+                    squeeze_activation_fn=activation_fn,
+                    symmetric_padding=symmetric_padding,
+                    drop_rate=drop_rate * len(settings) / num_blocks,
+                )
+            )
+            in_channels = channels
+    return settings
 
 
 def _scaled_stages(variant: str) -> list[tuple[int, int, int, int, int]]:
@@ -169,12 +142,6 @@ def _scaled_stages(variant: str) -> list[tuple[int, int, int, int, int]]:
     for i, (number, size, stride, expansion, channels) in enumerate(_STAGES):
         is_end = i in (0, len(_STAGES) - 1)
         number = number if is_lite and is_end else math.ceil(depth * number)
-        channels = _round_channels(width * channels)
+        channels = mobile_backbone.round_channels(width * channels)
         stages.append((number, size, stride, expansion, channels))
     return stages
-
-
-def _round_channels(channels: float) -> int:
-    """Returns the nearest multiple of 8 that is at least 90 % of channels."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8

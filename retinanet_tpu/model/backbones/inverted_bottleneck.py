@@ -17,6 +17,8 @@ class BlockSettings:
         that of the input, the block has no expanding convolution.
       kernel_size: The side of the depthwise window, px, odd.
       stride: The step of the depthwise window, px, 1 or 2.
+      is_fused: Whether one convolution with this window expands, instead of a
+        pointwise and a depthwise one.
       squeezed_channels: The number of channels inside the squeeze-and-excitation; 0
         means that there is none.
       activation_fn: The activation after the first two convolutions.
@@ -31,6 +33,7 @@ class BlockSettings:
     expanded_channels: int
     kernel_size: int = 3
     stride: int = 1
+    is_fused: bool = False
     squeezed_channels: int = 0
     activation_fn: activations.ActivationFn = activations.relu6
     squeeze_activation_fn: activations.ActivationFn = activations.relu
@@ -44,7 +47,8 @@ class InvertedBottleneck(tf.Module):
     """Expands channels, convolves each of them, and projects them linearly.
 
     Source: MobileNetV2, arXiv:1801.04381; squeeze-and-excitation after the depthwise
-    convolution as in MobileNetV3, arXiv:1905.02244.
+    convolution as in MobileNetV3, arXiv:1905.02244; fused as in MobileDets,
+    arXiv:2004.14525.
     """
 
     def __init__(
@@ -72,22 +76,32 @@ class InvertedBottleneck(tf.Module):
         self.index = index
         expanded, out_channels = settings.expanded_channels, settings.out_channels
         self.expand: layers.Conv | None = None
+        self.depthwise: layers.DepthwiseConv | None = None
         self.squeeze_excite: layers.SqueezeExcite | None = None
+        size, stride = settings.kernel_size, settings.stride
+        pads_all_sides = settings.symmetric_padding
         with self.name_scope:
-            if expanded != in_channels:
+            if settings.is_fused or expanded != in_channels:
                 self.expand = layers.Conv(
-                    in_channels, expanded, 1, name="expand", seed=seed
+                    in_channels,
+                    expanded,
+                    size if settings.is_fused else 1,
+                    name="expand",
+                    stride=stride if settings.is_fused else 1,
+                    symmetric_padding=pads_all_sides,
+                    seed=seed,
                 )
                 self.norm_expand = norm_fn(expanded, name="norm_expand")
-            self.depthwise = layers.DepthwiseConv(
-                expanded,
-                settings.kernel_size,
-                name="depthwise",
-                stride=settings.stride,
-                symmetric_padding=settings.symmetric_padding,
-                seed=seed,
-            )
-            self.norm_depthwise = norm_fn(expanded, name="norm_depthwise")
+            if not settings.is_fused:
+                self.depthwise = layers.DepthwiseConv(
+                    expanded,
+                    size,
+                    name="depthwise",
+                    stride=stride,
+                    symmetric_padding=pads_all_sides,
+                    seed=seed,
+                )
+                self.norm_depthwise = norm_fn(expanded, name="norm_depthwise")
             if settings.squeezed_channels:
                 self.squeeze_excite = layers.SqueezeExcite(
                     expanded,
@@ -120,7 +134,9 @@ class InvertedBottleneck(tf.Module):
         pairs: list[tuple[layers.Conv, layers.BatchNorm]] = []
         if self.expand is not None:
             pairs.append((self.expand, self.norm_expand))
-        for conv, norm in [*pairs, (self.depthwise, self.norm_depthwise)]:
+        if self.depthwise is not None:
+            pairs.append((self.depthwise, self.norm_depthwise))
+        for conv, norm in pairs:
             y = folding.conv_norm(conv, norm, y, is_training=is_training)
             y = self.settings.activation_fn(y)
         if self.squeeze_excite is not None:

@@ -10,18 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from retinanet_tpu.model.backbones import weight_files
+
 Tensors = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
-# Returns whether tensors of these names are of an origin.
-RecognizeFn = Callable[[Collection[str]], bool]
+# Returns whether tensors by these names are of an origin.
+RecognizeFn = Callable[[Tensors], bool]
 # From tensors by a project's names to tensors by our paths, and the unknown names.
 RenameFn = Callable[[Tensors], tuple[dict[str, np.ndarray], list[str]]]
 # From a project's names to our paths below "backbone/". Unknown names are absent.
 PathsFn = Callable[[Sequence[str]], Mapping[str, str]]
 
-IMAGENET_MEAN = (255 * 0.485, 255 * 0.456, 255 * 0.406)
-IMAGENET_STDDEV = (255 * 0.229, 255 * 0.224, 255 * 0.225)
 TORCHVISION_GIN = "model/pretrained_torchvision.gin"
+TENSORFLOW_GIN = "model/pretrained_tensorflow.gin"
+INCEPTION_GIN = "model/pretrained_inception.gin"
 
 _TORCH_CONV_LEAVES = {"weight": "kernel", "bias": "bias"}
 _TORCH_NORM_LEAVES = {
@@ -33,26 +35,43 @@ _TORCH_NORM_LEAVES = {
 _TORCH_COUNTER = re.compile(r".*\.num_batches_tracked$")
 
 
+class Pixels(NamedTuple):
+    """The normalization of pixels in 0..255, RGB.
+
+    Attributes:
+      mean_rgb: The mean, which is subtracted.
+      stddev_rgb: The standard deviation.
+    """
+
+    mean_rgb: tuple[float, float, float]
+    stddev_rgb: tuple[float, float, float]
+
+
+IMAGENET_PIXELS = Pixels(
+    (255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225)
+)
+INCEPTION_PIXELS = Pixels((127.5,) * 3, (127.5,) * 3)  # From -1 to 1.
+UNIT_PIXELS = Pixels((0.0,) * 3, (255.0,) * 3)  # From 0 to 1.
+
+
 class Origin(NamedTuple):
     """A project with pretrained weights, and the settings that they require.
 
     Attributes:
       name: The name for messages.
-      gin_file: The gin file that sets all of the following.
+      gin_file: The gin file that sets the settings and the pixels, or "".
       settings: The settings of the backbone, such as {"ResNet.stride_in_1x1": True}.
-      mean_rgb: The mean that is subtracted from pixels in 0..255.
-      stddev_rgb: The standard deviation of pixels in 0..255.
+      pixels: The normalization of pixels.
       epsilon: The epsilon of the project's batch normalizations.
-      recognize_fn: Returns whether names are those of the project. Several origins may
-        have the same names; the run's settings then select one.
+      recognize_fn: Returns whether tensors by their names are those of the project.
+        Several origins may have the same names; the run's settings then select one.
       rename_fn: Returns the tensors by our paths.
     """
 
     name: str
     gin_file: str
     settings: Mapping[str, bool]
-    mean_rgb: tuple[float, ...]
-    stddev_rgb: tuple[float, ...]
+    pixels: Pixels
     epsilon: float
     recognize_fn: RecognizeFn
     rename_fn: RenameFn
@@ -65,13 +84,13 @@ class Network(NamedTuple):
       text: The network in words, such as "a ResNet-50".
       setting: The binding that makes it, such as "ResNet.depth = 50".
       width_setting: The setting of its width, such as "ResNet.width", or "".
-      keras_name: Its name in keras.applications, or "".
+      keras_application: The same network of Keras, if there is one.
     """
 
     text: str
     setting: str
     width_setting: str = ""
-    keras_name: str = ""
+    keras_application: weight_files.KerasApplication | None = None
 
 
 def from_torch(

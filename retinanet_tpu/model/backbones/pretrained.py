@@ -18,21 +18,27 @@ from retinanet_tpu.model import layers
 from retinanet_tpu.model.backbones import (
     efficientnet_weights,
     key_mapping,
+    mobilenet_v3_weights,
     resnet_weights,
     weight_files,
 )
 
 IMAGENET = "imagenet"
 _ROOT = "backbone/"
-_FAMILIES = (resnet_weights, efficientnet_weights)
+_FAMILIES = (resnet_weights, efficientnet_weights, mobilenet_v3_weights)
 _ORIGINS = tuple(origin for family in _FAMILIES for origin in family.ORIGINS)
+KERAS_APPLICATIONS = tuple(
+    application
+    for family in _FAMILIES
+    for application in family.KERAS_APPLICATIONS.values()
+)
 
 # From the path of a checkpoint to tensors by path.
 ReadRunFn = Callable[[str], Mapping[str, np.ndarray]]
 
 _READERS = {weight_files.SAFETENSORS_SUFFIX: weight_files.read_safetensors}
 _READERS |= dict.fromkeys(weight_files.TORCH_SUFFIXES, weight_files.read_torch)
-_READERS |= dict.fromkeys(weight_files.KERAS_SUFFIXES, weight_files.read_keras)
+_SUFFIXES = (*_READERS, *weight_files.KERAS_SUFFIXES)
 
 
 def load(
@@ -45,11 +51,11 @@ def load(
     """Assigns pretrained weights to all variables of a backbone.
 
     Args:
-      backbone: The backbone to assign to, a `resnet.ResNet` or a module with its paths
-        and settings.
-      checkpoint: The weights. "imagenet" are Keras's weights of this depth. Or a .h5
+      backbone: The backbone to assign to.
+      checkpoint: The weights. "imagenet" are Keras's weights of this network. Or a .h5
         or .keras file of keras.applications, a .safetensors or torch file of
-        torchvision or timm, or a checkpoint of a detector for read_run_fn.
+        torchvision, timm or a package of EfficientNet, or a checkpoint of a detector
+        for read_run_fn.
       normalize_fn: Returns the network's input from pixels, RGB in 0..255.
       read_run_fn: Returns the tensors of a checkpoint by path, e.g.
         "backbone/stem/conv/kernel".
@@ -71,7 +77,9 @@ def load(
         tensors, unknown = origins[0].rename_fn(tensors)
         biases = {n: tensors.pop(n) for n in _folded_biases(tensors, variables)}
         _check_shapes(variables, tensors, unknown, checkpoint)
-        origin = _matching_origin(backbone, origins, normalize_fn, checkpoint)
+        origin = matching_origin(
+            backbone, origins, normalize_fn=normalize_fn, checkpoint=checkpoint
+        )
         tensors = _fold(backbone, tensors, biases, origin.epsilon)
         source = origin.name
     for name, variable in variables.items():
@@ -88,7 +96,7 @@ def is_run(checkpoint: str) -> bool:
     Args:
       checkpoint: See `load`.
     """
-    return checkpoint != IMAGENET and _suffix(checkpoint) not in _READERS
+    return checkpoint != IMAGENET and _suffix(checkpoint) not in _SUFFIXES
 
 
 def _suffix(path: str) -> str:
@@ -100,13 +108,23 @@ def _read_file(
     checkpoint: str, network: key_mapping.Network | None
 ) -> dict[str, np.ndarray]:
     """Returns the tensors of a file, or of Keras's download, by their own names."""
+    own = network.keras_application if network else None
     if checkpoint == IMAGENET:
-        depth = int(network.keras_name.removeprefix("ResNet")) if network else None
-        return weight_files.download_keras(depth)
+        if own is None:
+            known = ", ".join(dict.fromkeys(a.name for a in KERAS_APPLICATIONS))
+            backbone = network.text if network else "an unknown network"
+            raise errors.UserError(
+                f"Keras has ImageNet weights of {known}; the backbone is {backbone}. "
+                "Set its depth or variant, or BACKBONE_CHECKPOINT to a file."
+            )
+        return weight_files.download_keras(own)
     if not tf.io.gfile.exists(checkpoint):
         raise errors.MissingFileError(
             f"BACKBONE_CHECKPOINT {checkpoint} does not exist."
         )
+    if _suffix(checkpoint) in weight_files.KERAS_SUFFIXES:
+        first = (own,) if own else ()
+        return weight_files.read_keras(checkpoint, (*first, *KERAS_APPLICATIONS))
     return _READERS[_suffix(checkpoint)](checkpoint)
 
 
@@ -116,10 +134,11 @@ def _recognized(
     """Returns the origins that have tensors of these names, at least one."""
     origins = [origin for origin in _ORIGINS if origin.recognize_fn(tensors)]
     if not origins:
-        known = dict.fromkeys(origin.name for origin in _ORIGINS)
         raise errors.UserError(
             f"BACKBONE_CHECKPOINT {checkpoint} has tensors of unknown names, such as "
-            f"{sorted(tensors)[:4]}. Weights of {', '.join(known)} are supported."
+            f"{sorted(tensors)[:4]}. Use ResNets, EfficientNets or MobileNetV3 of "
+            "torchvision, timm, Keras, efficientnet_pytorch or "
+            "efficientnet_lite_pytorch."
         )
     return origins
 
@@ -131,7 +150,7 @@ def _read_run(checkpoint: str, read_run_fn: ReadRunFn) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise errors.MissingFileError(
             f"BACKBONE_CHECKPOINT {checkpoint} is no checkpoint of a run; it may also "
-            f"be '{IMAGENET}', or a file of {', '.join(sorted(_READERS))}."
+            f"be '{IMAGENET}', or a file of {', '.join(sorted(_SUFFIXES))}."
         ) from error
     return {
         name.removeprefix(_ROOT): tensor
@@ -224,25 +243,49 @@ def _hint(ours: key_mapping.Network | None, theirs: key_mapping.Network | None) 
     return f"{hint}."
 
 
-def _matching_origin(
+def matching_origin(
     backbone: tf.Module,
     origins: Sequence[key_mapping.Origin],
+    *,
     normalize_fn: layers.NormalizeFn,
     checkpoint: str,
 ) -> key_mapping.Origin:
-    """Returns the first origin whose settings are those of the run, or raises."""
-    messages = []
+    """Returns the first origin whose settings are those of the run.
+
+    Args:
+      backbone: The backbone to load into.
+      origins: The possible origins.
+      normalize_fn: See `load`.
+      checkpoint: The weights, for messages.
+    Raises:
+      UserError: The weights require other settings.
+    """
+    differences = []
     for origin in origins:
         wrong = _differences(backbone, origin, normalize_fn)
         if not wrong:
             return origin
-        messages.append(
-            f"is of {origin.name}, but {'; '.join(wrong)}. Include {origin.gin_file}, "
-            "which sets all of these."
-        )
+        differences.append((origin, wrong))
+    fewest = min(len(wrong) for _, wrong in differences)
+    messages = [
+        f"is of {origin.name}, but {'; '.join(wrong)}. {_remedy(origin)}"
+        for origin, wrong in differences
+        if len(wrong) == fewest
+    ]
     raise errors.UserError(
         f"BACKBONE_CHECKPOINT {checkpoint} {' Or it '.join(messages)}"
     )
+
+
+def _remedy(origin: key_mapping.Origin) -> str:
+    """Returns how to make the settings those of an origin."""
+    if origin.gin_file:
+        return f"Include {origin.gin_file}, which sets all of these."
+    bindings = dict(origin.settings) | {
+        f"normalize.{name}": tuple(round(value / 255, 7) for value in values)
+        for name, values in origin.pixels._asdict().items()
+    }
+    return f"Set {', '.join(f'{name} = {x}' for name, x in bindings.items())}."
 
 
 def _differences(
@@ -256,9 +299,10 @@ def _differences(
             wrong.append(f"{name} is {value}, not {expected}")
     pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     normalized = np.asarray(normalize_fn(pixels), np.float64)
-    expected_pixels = (pixels - np.array(origin.mean_rgb)) / origin.stddev_rgb
+    mean, stddev = map(np.array, origin.pixels)
+    expected_pixels = (pixels - mean) / stddev
     # A tenth of a gray level, because gin files contain rounded means.
-    if np.any(np.abs(normalized - expected_pixels) * origin.stddev_rgb > 0.1):
+    if np.any(np.abs(normalized - expected_pixels) * stddev > 0.1):
         wrong.append(
             "`normalize` returns for black and white "
             f"{np.round(normalized, 3).tolist()}, not "

@@ -2,11 +2,11 @@
 
 import functools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retinanet_tpu.model.backbones import key_mapping, resnet
+from retinanet_tpu.model.backbones import key_mapping, resnet, weight_files
 
 _FIRST_CONV = re.compile(r"stage(\d)/block(\d+)/conv1/kernel")
 _TORCH_STEM = re.compile(r"(conv|bn)1\.(\w+)")
@@ -16,7 +16,10 @@ _TORCH_FIRST = "layer1.0.conv1.weight"
 _KERAS_STEM = re.compile(r"conv1_(conv|bn)/(\w+)")
 _KERAS_BLOCK = re.compile(r"conv([2-5])_block(\d+)_(\d)_(conv|bn)/(\w+)")
 _KERAS_UNUSED = re.compile(r"predictions/")
-_KERAS_DEPTHS = (50, 101, 152)
+KERAS_APPLICATIONS = {
+    depth: weight_files.KerasApplication(f"ResNet{depth}", num_convs)
+    for depth, num_convs in ((50, 53), (101, 104), (152, 155))
+}
 
 
 def network(shapes: key_mapping.Shapes) -> key_mapping.Network | None:
@@ -40,8 +43,12 @@ def network(shapes: key_mapping.Shapes) -> key_mapping.Network | None:
             f"a ResNeXt-{depth} {groups}x{in_group}d",
             f"{setting}, ResNet.num_groups = {groups}, ResNet.group_width = {in_group}",
         )
-    keras_name = f"ResNet{depth}" if depth in _KERAS_DEPTHS else ""
-    return key_mapping.Network(f"a ResNet-{depth}", setting, "ResNet.width", keras_name)
+    return key_mapping.Network(
+        f"a ResNet-{depth}",
+        setting,
+        width_setting="ResNet.width",
+        keras_application=KERAS_APPLICATIONS.get(depth),
+    )
 
 
 def _paths(
@@ -89,12 +96,12 @@ def _layer(stage: int, block: int, index: int, kind: str) -> str:
     return f"stage{stage}/block{block}/{layer}"
 
 
-def _is_torch(names: Collection[str]) -> bool:
-    return key_mapping.has_name(names, _TORCH_FIRST)
+def _is_torch(tensors: key_mapping.Tensors) -> bool:
+    return key_mapping.has_name(tensors, _TORCH_FIRST)
 
 
-def _is_keras(names: Collection[str]) -> bool:
-    return any(_KERAS_BLOCK.fullmatch(name) for name in names)
+def _is_keras(tensors: key_mapping.Tensors) -> bool:
+    return any(_KERAS_BLOCK.fullmatch(name) for name in tensors)
 
 
 def _rename_keras(
@@ -115,8 +122,7 @@ TORCH = key_mapping.Origin(
     name="torchvision or timm",
     gin_file=key_mapping.TORCHVISION_GIN,
     settings={"ResNet.stride_in_1x1": False, "ResNet.symmetric_pool_padding": True},
-    mean_rgb=key_mapping.IMAGENET_MEAN,
-    stddev_rgb=key_mapping.IMAGENET_STDDEV,
+    pixels=key_mapping.IMAGENET_PIXELS,
     epsilon=1e-5,
     recognize_fn=_is_torch,
     rename_fn=functools.partial(
@@ -130,8 +136,7 @@ KERAS = key_mapping.Origin(
     name="Keras",
     gin_file="model/pretrained_keras.gin",
     settings={"ResNet.stride_in_1x1": True, "ResNet.symmetric_pool_padding": True},
-    mean_rgb=(123.68, 116.779, 103.939),
-    stddev_rgb=(1.0, 1.0, 1.0),
+    pixels=key_mapping.Pixels((123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
     epsilon=1.001e-5,
     recognize_fn=_is_keras,
     rename_fn=_rename_keras,

@@ -8,6 +8,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,8 +18,6 @@ from retinanet_tpu import errors
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 SAFETENSORS_SUFFIX = ".safetensors"
-# number of convolutions, including shortcuts: depth
-_KERAS_DEPTHS = {53: 50, 104: 101, 155: 152}
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -31,6 +30,30 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+
+class KerasApplication(NamedTuple):
+    """A function of keras.applications.
+
+    Attributes:
+      name: The name of the function.
+      num_convs: The number of its kernels of rank 4, without a top.
+      num_top_convs: The number of those of its top.
+      settings: Its arguments, such as {"alpha": 0.75}.
+    """
+
+    name: str
+    num_convs: int
+    num_top_convs: int = 0
+    settings: Mapping[str, float] = {}
+
+    def make(self, **kwargs: Any) -> tf.keras.Model:
+        """Returns the model.
+
+        Args:
+          **kwargs: More arguments, such as weights and include_top.
+        """
+        return getattr(tf.keras.applications, self.name)(**self.settings, **kwargs)
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
@@ -83,7 +106,7 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
     Args:
       path: The file.
     Raises:
-      UserError: torch is not installed, the file contains no state dict of a ResNet,
+      UserError: torch is not installed, the file contains no state dict with kernels,
         or it contains other objects than tensors.
     """
     try:
@@ -102,65 +125,85 @@ def read_torch(path: str) -> dict[str, np.ndarray]:
             ) from error
     groups = [saved, *saved.values()] if isinstance(saved, Mapping) else []
     for group in groups:
-        if isinstance(group, Mapping) and any(_is_first(name) for name in group):
+        if not isinstance(group, Mapping):
+            continue
+        tensors = {n: t for n, t in group.items() if isinstance(t, torch.Tensor)}
+        if any(tensor.ndim == 4 for tensor in tensors.values()):
             return {
-                name: value.float().numpy() if value.is_floating_point() else value
-                for name, value in group.items()
-                if isinstance(value, torch.Tensor)
+                str(name): (t.float() if t.is_floating_point() else t).numpy()
+                for name, t in tensors.items()
             }
     keys = [str(key) for key in saved][:4] if groups else type(saved).__name__
     raise errors.UserError(
-        f"{path} contains {keys}, no state dict of a ResNet, which has conv1.weight."
+        f"{path} contains {keys}, no state dict with the kernels of convolutions."
     )
 
 
-def _is_first(name: object) -> bool:
-    """Returns whether a key is the name of a ResNet's first kernel."""
-    return str(name).endswith("conv1.weight")
+def read_keras(
+    path: str, applications: Sequence[KerasApplication]
+) -> dict[str, np.ndarray]:
+    """Returns the variables of a Keras application as "layer/variable".
 
-
-def read_keras(path: str) -> dict[str, np.ndarray]:
-    """Returns the variables of a Keras ResNet-50, -101 or -152 as "layer/variable".
+    A file does not contain the names of layers in every format. So the application is
+    built, and loads the file.
 
     Args:
       path: The file, with or without the top: .weights.h5 or .keras of Keras 3, or .h5
         of weights or of a model.
+      applications: The possible applications. The first with as many convolutions as
+        the file is loaded.
     Raises:
       UserError: The file is of another model.
     """
     with _local(path) as file:
-        depth, has_top, num_classes = _measure(file, path)
-        model = _keras_model(
-            depth, weights=None, include_top=has_top, classes=num_classes
-        )
+        shapes = _keras_shapes(file, path)
+        kernels = [shape for shape in shapes if len(shape) == 4]
+        application = _with_convs(len(kernels), applications, path)
+        dense = [shape for shape in shapes if len(shape) == 2]
+        classes = dense[0][1] if dense else 1000
+        has_top = bool(dense)
+        if application.num_top_convs and len(kernels) > application.num_convs:
+            # The classifier has more input channels than any other convolution.
+            has_top, classes = True, max(kernels, key=lambda shape: shape[2])[3]
+        model = application.make(weights=None, include_top=has_top, classes=classes)
         try:
             model.load_weights(file)
         except (ValueError, KeyError) as error:
             raise errors.UserError(
-                f"{path} has the convolutions of a ResNet-{depth}, but is not "
-                f"keras.applications.ResNet{depth}: {error}"
+                f"{path} has the {len(kernels)} convolutions of "
+                f"keras.applications.{application.name}, but is another model: {error}"
             ) from error
     return keras_tensors(model)
 
 
-def download_keras(depth: int | None) -> dict[str, np.ndarray]:
+def _with_convs(
+    number: int, applications: Sequence[KerasApplication], path: str
+) -> KerasApplication:
+    """Returns the first application with this number of convolutions."""
+    for application in applications:
+        top = application.num_top_convs
+        if number in (application.num_convs, application.num_convs + top):
+            return application
+    known = {application.name: application.num_convs for application in applications}
+    raise errors.UserError(
+        f"{path} has {number} convolutions; of keras.applications, "
+        f"{', '.join(f'{name} has {count}' for name, count in known.items())}."
+    )
+
+
+def download_keras(application: KerasApplication) -> dict[str, np.ndarray]:
     """Returns Keras's ImageNet weights, which its loader downloads and caches.
 
     Args:
-      depth: The depth of the ResNet, or None if it is unknown.
+      application: The model.
     Raises:
-      UserError: Keras has no weights of this depth, or cannot download them.
+      UserError: Keras cannot download them.
     """
-    if depth is None or depth not in _KERAS_DEPTHS.values():
-        raise errors.UserError(
-            f"Keras has ImageNet weights of ResNet-50, -101 and -152, not of ResNet-"
-            f"{depth}; set ResNet.depth, or BACKBONE_CHECKPOINT to a file of timm."
-        )
     try:
-        model = _keras_model(depth, weights="imagenet", include_top=False)
+        model = application.make(weights="imagenet", include_top=False)
     except Exception as error:  # The loader raises a bare Exception if a URL fails.
         raise errors.UserError(
-            f"Keras could not download its ResNet-{depth} ({error}); on a machine "
+            f"Keras could not download its {application.name} ({error}); on a machine "
             "without a network, set BACKBONE_CHECKPOINT to the .h5 file it asked for."
         ) from error
     return keras_tensors(model)
@@ -179,14 +222,8 @@ def keras_tensors(model: tf.keras.Model) -> dict[str, np.ndarray]:
     }
 
 
-def _keras_model(depth: int, **kwargs: str | bool | int | None) -> tf.keras.Model:
-    """Returns Keras's ResNet of this depth."""
-    make = getattr(tf.keras.applications, f"ResNet{depth}")
-    return make(**kwargs)
-
-
-def _measure(file: str, path: str) -> tuple[int, bool, int]:
-    """Returns the depth, whether there is a top, and its number of classes."""
+def _keras_shapes(file: str, path: str) -> list[tuple[int, ...]]:
+    """Returns the shapes of all variables of a model's file."""
     import h5py  # TensorFlow installs it for Keras.
 
     shapes: list[tuple[int, ...]] = []
@@ -202,14 +239,7 @@ def _measure(file: str, path: str) -> tuple[int, bool, int]:
             root.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
     except (OSError, KeyError) as error:
         raise errors.UserError(f"{path} is no Keras file: {error}") from error
-    num_convs = sum(len(shape) == 4 for shape in shapes)
-    tops = [shape for shape in shapes if len(shape) == 2]
-    if num_convs not in _KERAS_DEPTHS:
-        raise errors.UserError(
-            f"{path} has {num_convs} convolutions; keras.applications.ResNet50, 101 "
-            f"and 152 have {', '.join(map(str, _KERAS_DEPTHS))}."
-        )
-    return _KERAS_DEPTHS[num_convs], bool(tops), tops[0][1] if tops else 1000
+    return shapes
 
 
 @contextlib.contextmanager

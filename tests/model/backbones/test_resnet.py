@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
+from retinanet_tpu.model import layers, variable_paths
 from retinanet_tpu.model.backbones import resnet
 
 
@@ -102,3 +103,42 @@ def test_the_stem_over_blocks_equals_the_plain_convolution():
     plain = tf.nn.conv2d(x, stem.kernel, 2, [[0, 0], [3, 3], [3, 3], [0, 0]])
     assert plain.shape == (2, 5, 7, 8)
     np.testing.assert_allclose(stem(x), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_resnext_has_the_parameters_of_torchvision(monkeypatch):
+    def make_zeros(initial_value, *, name, trainable):
+        zeros = tf.zeros(initial_value.shape)
+        return tf.Variable(zeros, name=name, trainable=trainable)
+
+    def zero_kernel(self, rng, shape, init_fn):
+        return np.zeros(shape, np.float32)
+
+    monkeypatch.setattr(replicas, "make_variable", make_zeros)
+    monkeypatch.setattr(layers.Conv, "_initial_kernel", zero_kernel)
+    kwargs = {"num_groups": 32, "group_width": 4, "identity_first_shortcut": True}
+    backbone = resnet.ResNet(depth=50, **kwargs)
+    classifier = 2048 * 1000 + 1000
+    trainable = variable_paths.num_parameters(backbone.trainable_variables)
+    # Source: torchvision's resnext50_32x4d.
+    assert trainable + classifier == 25_028_904
+    assert backbone.channels == {2: 256, 3: 512, 4: 1024, 5: 2048}
+    inner = [blocks[-1].convs[1].kernel.shape for blocks in backbone.stages]
+    assert inner == [(3, 3, 4 * 2**i, 128 * 2**i) for i in range(4)]
+
+
+def test_a_small_resnext_has_gradients_in_every_kernel():
+    backbone = resnet.ResNet(depth=14, width=16, num_groups=4, group_width=16)
+    x = tf.random.stateless_normal([2, 64, 64, 3], [0, 0])
+    kernels = [v for v in backbone.trainable_variables if v.name.endswith("kernel:0")]
+    for block in [block for blocks in backbone.stages for block in blocks]:
+        block.norms[-1].gamma.assign(tf.ones_like(block.norms[-1].gamma))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(backbone(x, is_training=True)[5] ** 2)
+    for gradient in tape.gradient(loss, kernels):
+        assert np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("kwargs", [{"num_groups": 32}, {"group_width": 4}])
+def test_groups_without_bottlenecks_are_an_error(kwargs):
+    with pytest.raises(ValueError, match="ResNet-18 has no bottlenecks"):
+        resnet.ResNet(depth=18, **kwargs)
