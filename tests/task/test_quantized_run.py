@@ -8,8 +8,9 @@ import tensorflow as tf
 
 import toy_data
 from retinanet_tpu import errors
+from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.estimator.model_dir import checkpoints
-from retinanet_tpu.task import serving_fn
+from retinanet_tpu.task import configurables, serving_fn
 
 pytestmark = pytest.mark.long
 
@@ -106,6 +107,16 @@ def test_int8_is_exported_and_agrees_with_the_checkpoint(trained, tmp_path):
         str(tmp_path), export, checkpoint_path=path
     )
     assert tf.io.gfile.exists(f"{directory}/model_int8.tflite")
+
+
+def test_the_gin_file_quantizes_the_run_before_it(data_dir):
+    files = ("quickstart.gin", "device/xla_tpu.gin", "model/int8.gin")
+    files = [str(toy_data.GIN_CONFIGS / name) for name in files]
+    text = gin_files.parse(
+        files, [f"DATA_DIR = '{data_dir}'"], known=configurables.CONFIGURABLES
+    )
+    assert "RetinaNet.quantize_fn = @FakeQuantization" in text
+    assert "COMPUTE_DTYPE = 'float32'" in text
 
 
 def test_other_dtypes_are_an_error(data_dir):

@@ -75,7 +75,7 @@ def main() -> None:
     int8_dir = f"{float_dir}_int8"
     if _STEPS.value:
         _train(float_dir, int8_dir)
-    cli.GIN_PARAM.value = []  # They are those of the quantized run, which saved them.
+    flags.FLAGS.gin_param = []  # They are those of the quantized run, which saved them.
     before, after = _evaluate(float_dir), _evaluate(int8_dir)
     names = ("float", "its int8", "quantized", "its int8")
     for name, results in zip(names, (*before, *after), strict=True):
@@ -112,7 +112,7 @@ def _train(float_dir: str, int8_dir: str) -> None:
 
 def _evaluate(model_dir: str) -> tuple[_Results, _Results]:
     """Returns the results of a checkpoint and of its int8 export."""
-    cli.MODEL_DIR.value = model_dir
+    flags.FLAGS.model_dir = model_dir
     cli.parse_model_dir("COMPUTE_DTYPE = 'float32'")
     run = configurables.make_run(
         model_dir, strategy_fn=lambda: strategy.make_strategy(single_process=True)
