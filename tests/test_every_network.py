@@ -1,0 +1,218 @@
+"""Trains, exports and compiles one network of each kind.
+
+Every network has its full backbone. Images and pyramids are small: 64 px and P4 to P6.
+
+The tests for TPUs need the extra [preflight], the ones for exports [export].
+"""
+
+import functools
+import importlib.util
+import re
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import toy_data
+from retinanet_tpu import export, preflight, replicas
+from retinanet_tpu.estimator import gin_files
+from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.planning import step_functions
+from retinanet_tpu.serving import formats
+from retinanet_tpu.task import configurables
+from retinanet_tpu.xla import compiler, lower, roofline
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason=f"needs {compiler.INSTALL}"
+)
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("tf2onnx") is None, reason="needs the extra [onnx]"
+)
+
+
+class Kind(NamedTuple):
+    """A kind of network.
+
+    Attributes:
+      file: The name of its file in gin_configs/model, without the suffix.
+      bindings: Further gin bindings.
+    """
+
+    file: str
+    bindings: tuple[str, ...] = ()
+
+
+KINDS = {
+    "r18": Kind("r18_fpn"),
+    "resnext50": Kind("resnext50_fpn"),
+    "efficientnet_lite0": Kind("efficientnet_lite0_fpn"),
+    "mobilenet_v3_large": Kind("mobilenet_v3_large_fpn"),
+    "mobilenet_v3_small": Kind("mobilenet_v3_small_fpn"),
+    "mobiledet_cpu": Kind("mobiledet_cpu_fpn"),
+    "mobiledet_edge_tpu": Kind("mobiledet_edge_tpu_fpn"),
+    "mobiledet_dsp": Kind("mobiledet_dsp_fpn"),
+    "mobiledet_gpu": Kind("mobiledet_gpu_fpn"),
+    "efficientdet_d0": Kind(
+        "efficientdet_d0",
+        ("BiFPN.min_level = 4", "BiFPN.max_level = 6", "PYRAMID_CHANNELS = 16"),
+    ),
+    "spinenet49s": Kind(
+        "spinenet49s",
+        (
+            "IMAGE_SIZE = (128, 128)",  # Its blocks reach level 7.
+            *(f"{name}.min_level = 4" for name in ("SpineNet", "Identity")),
+            *(f"{name}.max_level = 6" for name in ("SpineNet", "Identity")),
+        ),
+    ),
+    "attention_fusion": Kind("r18_fpn", ("FPN.fusion_fn = @AttentionFusion",)),
+    "pooled_fpn": Kind(
+        "r18_fpn",
+        (
+            "RetinaNet.neck_fn = @PooledFPN",
+            "PooledFPN.num_channels = 16",
+            "PooledFPN.min_level = 4",
+            "PooledFPN.max_level = 6",
+        ),
+    ),
+    "balanced_features": Kind(
+        "r18_fpn",
+        ("RetinaNet.neck_fn = @BalancedFeatures", "BalancedFeatures.level = 5"),
+    ),
+    "torchvision": Kind("torchvision_retinanet"),
+    "torchvision_v2": Kind("torchvision_retinanet_v2"),
+}
+_SMALL = (
+    *(binding for binding in toy_data.TINY if not binding.startswith("ResNet.")),
+    *toy_data.TWO_LEVELS,
+    "FPN.max_level = 6",
+    "Anchors.max_level = 6",
+)
+_TRAINED = (
+    # A weight that moves has a gradient: nothing decays.
+    "AdamW.weight_decay = 0.0",
+    "AdamW.learning_rate = @constant_rate",
+    "constant_rate.base = 0.003",
+    "TPUConfig.iterations_per_loop = 2",
+    "RunConfig.save_checkpoints_steps = %MAX_STEPS",
+    # After a few steps the moving averages must be those of the batches.
+    "BatchNorm.momentum = 0.5",
+    "WeightUpdate.averaging_decay = None",
+    # There must be detections to compare.
+    "Heads.prior = 0.3",
+)
+DTYPES = {
+    "float32": ("MAX_STEPS = 16",),
+    "bfloat16": ("COMPUTE_DTYPE = 'bfloat16'", "MAX_STEPS = 2"),
+    "float16": (
+        "COMPUTE_DTYPE = 'float16'",
+        "MAX_STEPS = 2",
+        "WeightUpdate.loss_scale = @DynamicLossScale()",
+    ),
+}
+_FORMATS = ("saved_model", "onnx", "tflite", "tflite_float16", "tflite_int8")
+TOPOLOGIES = ("v3-8", "v5litepod-8", "v6e-8")
+
+
+def parse(kind, data_dir, *bindings):
+    """Configures gin for a small network of a kind; returns the configuration."""
+    names = ("quickstart", f"model/{kind.file}")
+    return gin_files.parse(
+        [str(toy_data.GIN_CONFIGS / f"{name}.gin") for name in names],
+        [*_SMALL, *kind.bindings, f"DATA_DIR = '{data_dir}'", *bindings],
+        known=configurables.CONFIGURABLES,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return toy_data.write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+def train(model_dir, kind, data_dir, *bindings):
+    """Trains; returns the run and the tensors of its last checkpoint."""
+    text = parse(kind, data_dir, *_TRAINED, *bindings)
+    (model_dir / "config.gin").write_text(text)
+    run = configurables.make_run(
+        str(model_dir),
+        strategy_fn=functools.partial(strategy.make_strategy, "cpu", num_devices=1),
+    )
+    return run, checkpoints.read(toy_data.train(run))
+
+
+def assert_every_weight_moved(run, tensors):
+    """Compares a checkpoint with the first values of its network."""
+    network = run.make_network()
+    assert network.trainable_variables
+    still = [
+        path
+        for path, first in (
+            (replicas.variable_path(v), v) for v in network.trainable_variables
+        )
+        if np.array_equal(first.numpy(), tensors[f"weights/{path}"])
+    ]
+    assert not still, still
+
+
+@pytest.fixture(scope="module")
+def trained(kind, data_dir, tmp_path_factory):
+    """The directory of a run in float32, its run and its tensors."""
+    model_dir = tmp_path_factory.mktemp("run")
+    return model_dir, *train(model_dir, kind, data_dir, *DTYPES["float32"])
+
+
+def test_every_weight_moves_in_float32(trained):
+    _, run, tensors = trained
+    assert_every_weight_moved(run, tensors)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_weight_moves_in_half_precision(kind, data_dir, tmp_path, dtype):
+    run, tensors = train(tmp_path, kind, data_dir, *DTYPES[dtype])
+    assert_every_weight_moved(run, tensors)
+    if dtype == "float16":
+        assert tensors["loss_scale/num_finite"] == 2  # No step was skipped.
+
+
+@needs_onnx
+def test_every_format_detects_what_the_checkpoint_detects(trained):
+    model_dir, _, _ = trained
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    with flagsaver.flagsaver(model_dir=str(model_dir), format=list(_FORMATS)):
+        export.main()
+    (folder,) = (model_dir / "export" / "latest").glob("[0-9]*")
+    for name in _FORMATS[1:]:
+        assert (folder / formats.FORMATS[name].file).exists()
+    card = (folder / "model_card.md").read_text()
+    agreement = re.findall(r"(\d+) of (\d+) detections agree", card)
+    print(model_dir.name, dict(zip(_FORMATS, agreement, strict=True)))
+    assert all(int(compared) >= 10 for _, compared in agreement)
+
+
+@pytest.fixture(scope="module")
+def steps(kind):
+    """The steps in bfloat16 on 8 devices."""
+    parse(kind, "none", "COMPUTE_DTYPE = 'bfloat16'")
+    return step_functions.build(
+        configurables.make_run(
+            None, strategy_fn=lambda: lower.AheadOfTimeStrategy(8)
+        )
+    )
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["train", "predict"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_every_step_compiles_for_tpus(steps, topology, name):
+    target = roofline.accelerator(topology)
+    report = preflight.examine(name, steps[name], 1, target)
+    assert report.fits, report
