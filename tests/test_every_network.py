@@ -93,14 +93,16 @@ _TRAINED = (
     # A weight that moves has a gradient: nothing decays.
     "AdamW.weight_decay = 0.0",
     "AdamW.learning_rate = @constant_rate",
-    "constant_rate.base = 0.003",
+    "constant_rate.base = 0.01",
     "TPUConfig.iterations_per_loop = 2",
     "RunConfig.save_checkpoints_steps = %MAX_STEPS",
     # After a few steps the moving averages must be those of the batches.
     "BatchNorm.momentum = 0.5",
     "WeightUpdate.averaging_decay = None",
-    # There must be detections to compare.
+    # There must be detections to compare, which score 0.1 above the last one.
     "Heads.prior = 0.3",
+    "decode.num_candidates = 300",
+    "NMS.max_detections = 100",
 )
 DTYPES = {
     "float32": ("MAX_STEPS = 16",),
@@ -192,9 +194,9 @@ def run_export(model_dir, names):
     for name in names:
         assert (folder / formats.FORMATS[name].file).exists()
     card = (folder / "model_card.md").read_text()
-    agreement = re.findall(r"(\d+) of (\d+) detections agree", card)
+    agreement = re.findall(r"(\d+) of (\d+) detections agree|no detection to", card)
     print(dict(zip(names, agreement, strict=True)))
-    assert all(int(compared) >= 10 for _, compared in agreement)
+    assert all(int(compared or 0) >= 10 for _, compared in agreement)
 
 
 @needs_onnx
