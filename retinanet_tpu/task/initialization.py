@@ -1,6 +1,7 @@
 """The first weights of a new run: a warm start, a pretrained backbone, or random."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -95,12 +96,10 @@ def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
     saved = gin_files.read_saved_settings(config_file, RENAMED)
     differences = []
     backbone = type(network.backbone).__name__
-    for name in _LAYER_SETTINGS:
-        if not hasattr(network.backbone, name):
-            continue
-        value = saved.get(f"{backbone}.{name}", False)
-        if value != getattr(network.backbone, name):
-            differences.append(f"{backbone}.{name} = {value}")
+    for name, (value, default) in _layer_settings(network.backbone).items():
+        saved_value = saved.get(f"{backbone}.{name}", default)
+        if saved_value != value:
+            differences.append(f"{backbone}.{name} = {saved_value}")
     colors = {
         name: saved[f"normalize.{name}"]
         for name in _COLOR_SETTINGS
@@ -118,3 +117,18 @@ def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
             f"({config_file}), which differs from this run's settings; include the "
             "model/pretrained_*.gin of its run."
         )
+
+
+def _layer_settings(backbone: tf.Module) -> dict[str, tuple[bool, bool]]:
+    """Returns the value and the default of each of _LAYER_SETTINGS that it has."""
+    parameters = inspect.signature(type(backbone)).parameters
+    settings = {}
+    for name in _LAYER_SETTINGS:
+        # ResNet has its padding in its layers only.
+        owner = backbone if hasattr(backbone, name) else None
+        if owner is None and name in parameters:
+            owner = getattr(backbone, "stem_conv", None)
+        if owner is not None and hasattr(owner, name):
+            is_on = name in parameters and parameters[name].default is True
+            settings[name] = getattr(owner, name), is_on
+    return settings
