@@ -35,7 +35,9 @@ def main(name, images_file, checkpoint, detections_file):
     else:
         config.backbone.resnet.model_id = int(name)
     config.detection_generator.nms_version = "v1"
-    spec = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
+    # With unknown sides, Model Garden's SpineNet leaves out a block.
+    sides = images[0].shape[:2] if name.startswith("spinenet") else (None, None)
+    spec = tf.keras.layers.InputSpec(shape=[None, *sides, 3])
     model = factory.build_retinanet(spec, config)
     inputs = [preprocess_ops.normalize_image(tf.constant(x))[None] for x in images]
     model(inputs[0], training=True)  # Makes the variables.
