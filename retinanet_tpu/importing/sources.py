@@ -10,7 +10,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.importing import coco, detector, model_garden, torchvision
-from retinanet_tpu.model.backbones import weight_files
+from retinanet_tpu.model.pretrained import weight_files
 
 _NUM_NAMES = 4  # The number of names that a message contains.
 
