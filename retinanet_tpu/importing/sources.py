@@ -17,7 +17,7 @@ from retinanet_tpu.importing import (
     model_garden_spinenet,
     torchvision,
 )
-from retinanet_tpu.model.backbones import weight_files
+from retinanet_tpu.model.pretrained import weight_files
 
 _NUM_NAMES = 4  # The number of names that a message contains.
 

@@ -11,7 +11,7 @@ from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import gin_files, train_step, warm_start
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.model.backbones import pretrained
+from retinanet_tpu.model.pretrained import loading
 from retinanet_tpu.task.renamed_settings import RENAMED
 
 # Settings of the backbone that change what a weight means, not its shape.
@@ -30,7 +30,7 @@ def resolve_init(
 
     Args:
       warm_start_from: Another run, whose weights are taken where path and shape agree.
-      backbone_checkpoint: The origin of the backbone's weights; see pretrained.load.
+      backbone_checkpoint: The origin of the backbone's weights; see loading.load.
     Raises:
       UserError: Both are given, or a path contains characters of a glob pattern.
     """
@@ -43,7 +43,7 @@ def resolve_init(
             f"WARM_START is {warm_start_from.checkpoint} and BACKBONE_CHECKPOINT is "
             f"{backbone_checkpoint}; a warm start has a backbone, set one to None."
         )
-    if pretrained.is_run(backbone_checkpoint):
+    if loading.is_run(backbone_checkpoint):
         files.check_path(backbone_checkpoint, "BACKBONE_CHECKPOINT")
     return functools.partial(_load_backbone, backbone_checkpoint)
 
@@ -73,7 +73,7 @@ def check_frozen_are_initialized(
 
 
 def _load_backbone(checkpoint: str, network: retinanet.RetinaNet) -> None:
-    pretrained.load(
+    loading.load(
         network.backbone,
         checkpoint,
         normalize_fn=network.normalize_fn,
