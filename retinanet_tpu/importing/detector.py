@@ -116,14 +116,19 @@ def pyramid_settings(tensors: Mapping[str, np.ndarray]) -> list[str]:
     Args:
       tensors: The tensors by path.
     """
-    num_convs = sum(f"heads/class/conv{i}/kernel" in tensors for i in range(1, 100))
     pyramid_channels = tensors["fpn/lateral3/kernel"].shape[-1]
-    *_, heads_channels, _ = tensors["heads/class/logits/kernel"].shape
-    return [
-        f"FPN.num_channels = {pyramid_channels}",
-        f"Heads.num_channels = {heads_channels}",
-        f"Heads.num_convs = {num_convs}",
-    ]
+    return [f"FPN.num_channels = {pyramid_channels}", *heads_settings(tensors)]
+
+
+def heads_settings(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the settings of the heads that have these variables.
+
+    Args:
+      tensors: The tensors by path.
+    """
+    num_convs = sum(f"heads/class/conv{i}/kernel" in tensors for i in range(1, 100))
+    *_, num_channels, _ = tensors["heads/class/logits/kernel"].shape
+    return [f"Heads.num_channels = {num_channels}", f"Heads.num_convs = {num_convs}"]
 
 
 def reorder(

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from retinanet_tpu import errors
 from retinanet_tpu.importing import detector
 
+_T = TypeVar("_T")
 _SOURCE = "Model Garden's RetinaNet with ResNet and FPN"
 _END = "/.ATTRIBUTES/VARIABLE_VALUE"
 # Objects of the model, which a checkpoint contains once, by the shortest path to them.
@@ -45,22 +47,14 @@ def convert(tensors: Mapping[str, np.ndarray]) -> detector.Detector:
     Source: The settings are those of the experiment retinanet_resnetfpn_coco in
       official/vision/configs/retinanet.py.
     """
-    parts: dict[str, dict[str, np.ndarray]] = {
-        "backbone": {},
-        "decoder": {},
-        "head": {},
-    }
-    for name, tensor in tensors.items():
-        match = _PART.fullmatch(name.removesuffix(_END))
-        if match and name.endswith(_END) and ".OPTIMIZER_SLOT" not in name:
-            parts[match[1]][match[2]] = tensor
+    parts = split(tensors)
     renamed: dict[str, np.ndarray] = {}
     unknown = []
     blocks = _blocks(parts["backbone"])
     for part, path_fn in (
         ("backbone", lambda name: _backbone_path(name, blocks)),
         ("decoder", _decoder_path),
-        ("head", _head_path),
+        ("head", head_path),
     ):
         for name, tensor in parts[part].items():
             path = path_fn(name)
@@ -70,6 +64,20 @@ def convert(tensors: Mapping[str, np.ndarray]) -> detector.Detector:
                 renamed[path] = tensor
     detector.check_nothing_wrong(_SOURCE, unknown)
     return _finish(renamed)
+
+
+def split(values: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
+    """Returns the values of backbone, decoder and head, each by the rest of its name.
+
+    Args:
+      values: Values by the names of a checkpoint. Slots of an optimizer are left out.
+    """
+    parts: dict[str, dict[str, _T]] = {"backbone": {}, "decoder": {}, "head": {}}
+    for name, value in values.items():
+        match = _PART.fullmatch(name.removesuffix(_END))
+        if match and name.endswith(_END) and ".OPTIMIZER_SLOT" not in name:
+            parts[match[1]][match[2]] = value
+    return parts
 
 
 def _blocks(backbone: Mapping[str, np.ndarray]) -> dict[int, tuple[int, int]]:
@@ -112,8 +120,12 @@ def _decoder_path(name: str) -> str | None:
     return f"fpn/{_DECODER[int(match[1])]}/{match[2]}"
 
 
-def _head_path(name: str) -> str | None:
-    """Returns our path of a tensor of the head, or None."""
+def head_path(name: str) -> str | None:
+    """Returns our path of a tensor of the head, or None.
+
+    Args:
+      name: Its name in the head.
+    """
     if match := _LAST.fullmatch(name):
         return f"heads/{_LAST_PATHS[match[1]]}/{match[2]}"
     if not (match := _TOWER.fullmatch(name)):
@@ -129,27 +141,8 @@ def _head_path(name: str) -> str | None:
 
 def _finish(tensors: dict[str, np.ndarray]) -> detector.Detector:
     """Returns the detector of tensors by path, with anchors in our order."""
-    needed = [
-        "backbone/stem/conv/kernel",
-        "fpn/lateral3/kernel",
-        *(f"heads/class/{x}" for x in ("conv1/kernel", "logits/kernel", "logits/bias")),
-        *(f"heads/box/{x}" for x in ("deltas/kernel", "deltas/bias")),
-    ]
-    missing = [f"{path} is absent" for path in needed if path not in tensors]
-    detector.check_nothing_wrong(_SOURCE, missing)
-    num_anchors = len(tensors["heads/box/deltas/bias"]) // 4
-    if num_anchors != _NUM_SCALES * _NUM_RATIOS:
-        raise errors.UserError(
-            f"--checkpoint of {_SOURCE} has {num_anchors} anchors in a cell; only 9 of "
-            "3 scales and 3 ratios are supported, because the file does not contain "
-            "the scales."
-        )
-    num_classes = len(tensors["heads/class/logits/bias"]) // num_anchors
-    # From (scale, ratio) to (ratio, scale).
-    for name, depth in (("class/logits", num_classes), ("box/deltas", 4)):
-        shape = (_NUM_SCALES, _NUM_RATIOS, depth)
-        order = tuple(range(depth))
-        tensors |= detector.reorder(tensors, f"heads/{name}", shape, order, (0, 1))
+    needed = ("backbone/stem/conv/kernel", "fpn/lateral3/kernel")
+    num_classes, tensors = reorder_anchors(tensors, needed, _SOURCE)
     return detector.Detector(
         _SOURCE,
         "coco_r50_640_model_garden.gin",
@@ -162,3 +155,39 @@ def _finish(tensors: dict[str, np.ndarray]) -> detector.Detector:
         tensors,
         epsilon=1e-3,
     )
+
+
+def reorder_anchors(
+    tensors: Mapping[str, np.ndarray], needed: Collection[str], source: str
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Returns the number of classes, and the tensors with anchors in our order.
+
+    Args:
+      tensors: The tensors by path.
+      needed: Paths that must be among them, besides those of the heads.
+      source: The name of the library and of the model, for messages.
+    Raises:
+      UserError: A tensor is absent, or a cell does not have nine anchors.
+    """
+    needed = [
+        *needed,
+        *(f"heads/class/{x}" for x in ("conv1/kernel", "logits/kernel", "logits/bias")),
+        *(f"heads/box/{x}" for x in ("deltas/kernel", "deltas/bias")),
+    ]
+    missing = [f"{path} is absent" for path in needed if path not in tensors]
+    detector.check_nothing_wrong(source, missing)
+    num_anchors = len(tensors["heads/box/deltas/bias"]) // 4
+    if num_anchors != _NUM_SCALES * _NUM_RATIOS:
+        raise errors.UserError(
+            f"--checkpoint of {source} has {num_anchors} anchors in a cell; only 9 of "
+            "3 scales and 3 ratios are supported, because the file does not contain "
+            "the scales."
+        )
+    num_classes = len(tensors["heads/class/logits/bias"]) // num_anchors
+    result = dict(tensors)
+    # From (scale, ratio) to (ratio, scale).
+    for name, depth in (("class/logits", num_classes), ("box/deltas", 4)):
+        shape = (_NUM_SCALES, _NUM_RATIOS, depth)
+        order = tuple(range(depth))
+        result |= detector.reorder(result, f"heads/{name}", shape, order, (0, 1))
+    return num_classes, result

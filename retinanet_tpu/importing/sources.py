@@ -9,8 +9,15 @@ import tensorflow as tf
 from retinanet_tpu import errors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator.model_dir import checkpoints
-from retinanet_tpu.importing import coco, detector, model_garden, torchvision
-from retinanet_tpu.model.backbones import weight_files
+from retinanet_tpu.importing import (
+    coco,
+    detector,
+    keras_names,
+    model_garden,
+    model_garden_spinenet,
+    torchvision,
+)
+from retinanet_tpu.model.pretrained import weight_files
 
 _NUM_NAMES = 4  # The number of names that a message contains.
 
@@ -20,16 +27,18 @@ class _Source(NamedTuple):
 
     Attributes:
       is_source: Returns whether tensors of these names are of the library.
-      convert: Returns the detector of a file's tensors.
+      convert: Returns the detector of a file's tensors, and of the names of Keras's
+        variables by the names of the tensors.
     """
 
     is_source: Callable[[Collection[str]], bool]
-    convert: Callable[[Mapping[str, np.ndarray]], detector.Detector]
+    convert: Callable[[Mapping[str, np.ndarray], Mapping[str, str]], detector.Detector]
 
 
 _SOURCES = (
-    _Source(torchvision.is_source, torchvision.convert),
-    _Source(model_garden.is_source, model_garden.convert),
+    _Source(torchvision.is_source, lambda x, _: torchvision.convert(x)),
+    _Source(model_garden_spinenet.is_source, model_garden_spinenet.convert),
+    _Source(model_garden.is_source, lambda x, _: model_garden.convert(x)),
 )
 
 
@@ -43,16 +52,16 @@ def read(path: str) -> detector.Detector:
       MissingFileError: There is no such file.
       UserError: The file is of no known detector.
     """
-    tensors = _read_tensors(path)
+    tensors, variable_names = _read_tensors(path)
     for source in _SOURCES:
         if source.is_source(tensors):
-            return source.convert(tensors)
+            return source.convert(tensors, variable_names)
     names = ", ".join(sorted(tensors)[:_NUM_NAMES])
     raise errors.UserError(
         f"--checkpoint {path} is no detector of torchvision (retinanet_resnet50_fpn, "
         "retinanet_resnet50_fpn_v2) or of TensorFlow Model Garden (RetinaNet with "
-        f"ResNet and FPN). It has {len(tensors)} tensors, such as {names}. Weights of "
-        "a backbone are set with BACKBONE_CHECKPOINT."
+        f"ResNet and FPN, or with SpineNet). It has {len(tensors)} tensors, such as "
+        f"{names}. Weights of a backbone are set with BACKBONE_CHECKPOINT."
     )
 
 
@@ -80,22 +89,22 @@ def categories(num_classes: int, path: str | None) -> category_map.Categories:
     )
 
 
-def _read_tensors(path: str) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file by name."""
+def _read_tensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the tensors of a file by name, and the names of Keras's variables."""
     if path.endswith((weight_files.SAFETENSORS_SUFFIX, *weight_files.TORCH_SUFFIXES)):
         if not tf.io.gfile.exists(path):
             raise errors.MissingFileError(f"--checkpoint {path} does not exist.")
         is_torch = path.endswith(tuple(weight_files.TORCH_SUFFIXES))
-        return (
-            weight_files.read_torch(path)
-            if is_torch
-            else weight_files.read_safetensors(path)
-        )
+        read_fn = weight_files.read_torch if is_torch else weight_files.read_safetensors
+        return read_fn(path), {}
     prefix = path.removesuffix(".index").rstrip("/")
     if tf.io.gfile.isdir(prefix):
         prefix = _only_checkpoint(prefix)
     tensors = checkpoints.read(prefix)
-    return {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
+    graph = tensors.get(keras_names.OBJECT_GRAPH)
+    names = keras_names.read(graph) if isinstance(graph, bytes) else {}
+    arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
+    return arrays, names
 
 
 def _only_checkpoint(directory: str) -> str:

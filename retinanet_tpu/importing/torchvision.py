@@ -7,7 +7,7 @@ import numpy as np
 
 from retinanet_tpu import errors
 from retinanet_tpu.importing import detector
-from retinanet_tpu.model.backbones import resnet_weights
+from retinanet_tpu.model.pretrained import resnet_weights
 
 _SOURCE = "torchvision's RetinaNet"
 _LOGITS = "head.classification_head.cls_logits.weight"

@@ -16,6 +16,7 @@ _FIRST_SIZES = tuple(2 ** (exponent / 2) for exponent in range(7))
 _NUM_STARTS = 3
 # The standard deviation of a mutation's log factors, first and last generation.
 _MUTATION_SIGMAS = (0.3, 0.01)
+_WHOLE_PIXELS_LEVEL = 5  # Anchors of whole pixels need sides of multiples of 2^5.
 _DIGITS = 4  # Candidates are rounded, so that the gin file has the values evaluated.
 
 
@@ -56,8 +57,8 @@ def best_iou(
 ) -> np.ndarray:
     """Returns float32 [N], the highest IoU of each box with any anchor.
 
-    Among the anchors of one level and shape, the one whose cell contains the box's
-    center overlaps most, since overlap falls with the distance along either axis.
+    Among the anchors of one level and shape, the one nearest to the box's center
+    overlaps most, since overlap falls with the distance along either axis.
     So the result is exact without building the grid.
 
     Args:
@@ -70,13 +71,17 @@ def best_iou(
     boxes = np.asarray(boxes_yxyx, np.float32)
     sides = np.maximum(boxes[:, None, 2:] - boxes[:, None, :2], 0)
     centers = (boxes[:, None, 2:] + boxes[:, None, :2]) / 2
-    shapes = _shapes_hw(anchors)
+    all_sizes = _sizes_hw(anchors)
     best = np.zeros(len(boxes), np.float32)
-    for level, grid in zip(anchors.levels, anchors.grid_sizes(image_size), strict=True):
-        stride = 2**level
-        cells = np.clip(np.floor(centers / stride), 0, np.array(grid) - 1)
-        offsets = np.abs(centers - (cells + 0.5) * stride)
-        shape = (shapes * stride)[None]
+    grids = anchors.grid_sizes(image_size)
+    for level, grid, sizes in zip(anchors.levels, grids, all_sizes, strict=True):
+        stride: np.ndarray = np.full(2, 2**level)
+        if anchors.whole_pixels:
+            stride = np.array(image_size) // grid
+        nearest = np.floor(centers / stride - anchors.center + 0.5)
+        cells = np.clip(nearest, 0, np.array(grid) - 1)
+        offsets = np.abs(centers - (cells + anchors.center) * stride)
+        shape = sizes[None]
         # Along an axis the overlap is either side, or what the offset leaves.
         overlaps = np.minimum(sides, shape)
         overlaps = np.minimum(overlaps, (sides + shape) / 2 - offsets)
@@ -280,17 +285,25 @@ def _anchors(shapes: _Shapes, like: Anchors) -> Anchors:
         scales=shapes.scales,
         aspect_ratios=shapes.ratios,
         size=shapes.size,
+        center=like.center,
+        whole_pixels=like.whole_pixels,
     )
 
 
-def _shapes_hw(anchors: Anchors) -> np.ndarray:
-    """Returns float32 [shapes, 2], heights and widths in strides."""
+def _sizes_hw(anchors: Anchors) -> list[np.ndarray]:
+    """Returns float32 [shapes, 2] for each level, heights and widths in px."""
+    if anchors.whole_pixels:
+        # Sizes do not depend on the image. The smallest image has the fewest boxes.
+        side = 2**_WHOLE_PIXELS_LEVEL
+        levels = anchors.boxes_cyxhw((side, side))
+        return [boxes[: anchors.num_per_cell, 2:] for boxes in levels]
     sides = [
         (scale / ratio**0.5, scale * ratio**0.5)
         for ratio in anchors.aspect_ratios
         for scale in anchors.scales
     ]
-    return np.array(sides, np.float32) * np.float32(anchors.size)
+    shapes = np.array(sides, np.float32) * np.float32(anchors.size)
+    return [shapes * 2**level for level in anchors.levels]
 
 
 def _round(value: float) -> float:

@@ -14,7 +14,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import category_map, pipeline, record_files
 from retinanet_tpu.estimator import gin_files, train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints, files
-from retinanet_tpu.model.backbones import pretrained
+from retinanet_tpu.model.pretrained import loading
 from retinanet_tpu.task import configurables, setting_ranges
 from retinanet_tpu.task.renamed_settings import RENAMED
 from retinanet_tpu.task.run import Run
@@ -27,7 +27,7 @@ _MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
 _PATHS: dict[str, tuple[str, ...]] = {
     "Data.dir": (),
     "WarmStartSettings.checkpoint": (),
-    "make_run.backbone_checkpoint": (pretrained.IMAGENET,),
+    "make_run.backbone_checkpoint": (loading.IMAGENET,),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # A wheel contains gin_configs/; in a checkout it lies beside the package.

@@ -1,6 +1,7 @@
 """The first weights of a new run: a warm start, a pretrained backbone, or random."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import gin_files, train_step, warm_start
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.model.backbones import pretrained
+from retinanet_tpu.model.pretrained import loading
 from retinanet_tpu.task.renamed_settings import RENAMED
 
 # Settings of the backbone that change what a weight means, not its shape.
@@ -29,7 +30,7 @@ def resolve_init(
 
     Args:
       warm_start_from: Another run, whose weights are taken where path and shape agree.
-      backbone_checkpoint: The origin of the backbone's weights; see pretrained.load.
+      backbone_checkpoint: The origin of the backbone's weights; see loading.load.
     Raises:
       UserError: Both are given, or a path contains characters of a glob pattern.
     """
@@ -42,7 +43,7 @@ def resolve_init(
             f"WARM_START is {warm_start_from.checkpoint} and BACKBONE_CHECKPOINT is "
             f"{backbone_checkpoint}; a warm start has a backbone, set one to None."
         )
-    if pretrained.is_run(backbone_checkpoint):
+    if loading.is_run(backbone_checkpoint):
         files.check_path(backbone_checkpoint, "BACKBONE_CHECKPOINT")
     return functools.partial(_load_backbone, backbone_checkpoint)
 
@@ -72,7 +73,7 @@ def check_frozen_are_initialized(
 
 
 def _load_backbone(checkpoint: str, network: retinanet.RetinaNet) -> None:
-    pretrained.load(
+    loading.load(
         network.backbone,
         checkpoint,
         normalize_fn=network.normalize_fn,
@@ -95,12 +96,10 @@ def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
     saved = gin_files.read_saved_settings(config_file, RENAMED)
     differences = []
     backbone = type(network.backbone).__name__
-    for name in _LAYER_SETTINGS:
-        if not hasattr(network.backbone, name):
-            continue
-        value = saved.get(f"{backbone}.{name}", False)
-        if value != getattr(network.backbone, name):
-            differences.append(f"{backbone}.{name} = {value}")
+    for name, (value, default) in _layer_settings(network.backbone).items():
+        saved_value = saved.get(f"{backbone}.{name}", default)
+        if saved_value != value:
+            differences.append(f"{backbone}.{name} = {saved_value}")
     colors = {
         name: saved[f"normalize.{name}"]
         for name in _COLOR_SETTINGS
@@ -118,3 +117,18 @@ def _check_settings(network: retinanet.RetinaNet, config_file: str) -> None:
             f"({config_file}), which differs from this run's settings; include the "
             "model/pretrained_*.gin of its run."
         )
+
+
+def _layer_settings(backbone: tf.Module) -> dict[str, tuple[bool, bool]]:
+    """Returns the value and the default of each of _LAYER_SETTINGS that it has."""
+    parameters = inspect.signature(type(backbone)).parameters
+    settings = {}
+    for name in _LAYER_SETTINGS:
+        # ResNet has its padding in its layers only.
+        owner = backbone if hasattr(backbone, name) else None
+        if owner is None and name in parameters:
+            owner = getattr(backbone, "stem_conv", None)
+        if owner is not None and hasattr(owner, name):
+            is_on = name in parameters and parameters[name].default is True
+            settings[name] = getattr(owner, name), is_on
+    return settings

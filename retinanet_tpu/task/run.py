@@ -124,7 +124,7 @@ def make_run(
       warm_start_from: A checkpoint whose weights a new run starts from, where path and
         shape agree.
       backbone_checkpoint: The origin of the backbone's weights instead; see
-        pretrained.load.
+        loading.load.
       exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
         serving_fn.
     Raises:

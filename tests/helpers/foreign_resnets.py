@@ -9,7 +9,8 @@ import tensorflow as tf
 
 import repository
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.model.backbones import pretrained, resnet
+from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.pretrained import loading
 
 GIN_CONFIGS = repository.ROOT / "gin_configs/model"
 TORCHVISION = "pretrained_torchvision.gin"
@@ -43,7 +44,7 @@ def make_normalize_fn(gin_file):
 
 def load(backbone, checkpoint, gin_file, read_run_fn=None):
     """Loads pretrained weights as a run with this gin file does."""
-    return pretrained.load(
+    return loading.load(
         backbone,
         str(checkpoint),
         normalize_fn=make_normalize_fn(gin_file),

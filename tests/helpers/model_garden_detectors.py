@@ -1,8 +1,9 @@
 """Writes a random RetinaNet of Model Garden and its detections to files.
 
 A process of its own, because Model Garden needs Keras 2. Arguments: the depth of the
-ResNet, a file of images (.npz, uint8 [H, W, 3] each), the checkpoint to write, and the
-file of detections to write (.npz; boxes_0, scores_0, labels_0 of the first image).
+ResNet, or the variant of SpineNet such as spinenet49S; a file of images (.npz, uint8
+[H, W, 3] each); the checkpoint to write; and the file of detections to write (.npz;
+boxes_0, scores_0, labels_0 of the first image).
 """
 
 import os
@@ -16,7 +17,7 @@ import tensorflow as tf
 NUM_CLASSES = 6
 
 
-def main(depth, images_file, checkpoint, detections_file):
+def main(name, images_file, checkpoint, detections_file):
     """Writes the files."""
     from official.vision.configs import retinanet
     from official.vision.modeling import factory
@@ -24,9 +25,19 @@ def main(depth, images_file, checkpoint, detections_file):
 
     images = list(np.load(images_file).values())
     config = retinanet.RetinaNet(num_classes=NUM_CLASSES, input_size=[128, 128, 3])
-    config.backbone.resnet.model_id = int(depth)
+    if name.startswith("spinenet"):
+        # As in retinanet_spinenet_coco.
+        config.backbone.type = "spinenet"
+        config.backbone.spinenet.model_id = name.removeprefix("spinenet")
+        config.decoder.type = "identity"
+        config.norm_activation.activation = "swish"
+        config.anchor.anchor_size = 3
+    else:
+        config.backbone.resnet.model_id = int(name)
     config.detection_generator.nms_version = "v1"
-    spec = tf.keras.layers.InputSpec(shape=[None, None, None, 3])
+    # With unknown sides, Model Garden's SpineNet leaves out a block.
+    sides = images[0].shape[:2] if name.startswith("spinenet") else (None, None)
+    spec = tf.keras.layers.InputSpec(shape=[None, *sides, 3])
     model = factory.build_retinanet(spec, config)
     inputs = [preprocess_ops.normalize_image(tf.constant(x))[None] for x in images]
     model(inputs[0], training=True)  # Makes the variables.
@@ -68,7 +79,9 @@ def _randomize(model, x):
             value = rng.normal(0, 0.1, variable.shape)
         variable.assign(value)
     # Not model(x, training=True), which normalizes by the batch's moments.
-    features = model.decoder(model.backbone(x, training=False), training=False)
+    features = model.backbone(x, training=False)
+    if model.decoder is not None:
+        features = model.decoder(features, training=False)
     scores, boxes, _ = model.head(features, training=False)
     for outputs, layer, largest in (
         (scores, model.head._classifier, 4.0),

@@ -91,12 +91,14 @@ def test_torchvision_has_the_same_detections(version, tmp_path):
         assert_same(ours, theirs, i)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_model_garden_has_the_same_detections(depth, tmp_path):
+@pytest.mark.parametrize("name", ["18", "50", "spinenet49S"])
+def test_model_garden_has_the_same_detections(name, tmp_path):
     if not importlib.util.find_spec("official"):
         pytest.skip("tf-models-official is not installed")
-    images = draw_images((128, 256), (256, 128))
+    # Model Garden's SpineNet is made for images of one size.
+    sizes = [(128, 256)] if name.startswith("spinenet") else [(128, 256), (256, 128)]
+    images = draw_images(*sizes)
     weights = tmp_path / "ckpt-9"
-    theirs = run_helper(model_garden_detectors, depth, images, weights, tmp_path)
+    theirs = run_helper(model_garden_detectors, name, images, weights, tmp_path)
     for i, ours in enumerate(import_and_detect(weights, images, tmp_path)):
         assert_same(ours, theirs, i)

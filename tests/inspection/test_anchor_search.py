@@ -29,6 +29,8 @@ def any_boxes(count, seed=0):
     [
         anchors.Anchors(),
         anchors.Anchors(max_level=5, scales=(1, 3.1), aspect_ratios=(0.2,), size=1.3),
+        anchors.Anchors(center=0.0),
+        anchors.Anchors(center=0.0, whole_pixels=True, size=3.3),
     ],
 )
 def test_best_iou_is_that_of_the_whole_grid(shapes):
@@ -124,3 +126,11 @@ def test_no_boxes_or_no_scales_are_refused():
         anchor_search.fit(np.zeros([0, 4]), anchors.Anchors(), IMAGE_SIZE)
     with pytest.raises(ValueError, match="0 scales"):
         anchor_search.fit(any_boxes(3), anchors.Anchors(), IMAGE_SIZE, counts=(0, 3))
+
+
+def test_fitted_anchors_keep_their_places_in_the_cells():
+    start = anchors.Anchors(center=0.0, whole_pixels=True)
+    boxes = boxes_like(anchors.Anchors(size=2.5), 60)
+    fitted = anchor_search.fit(boxes, start, IMAGE_SIZE, generations=5)
+    assert fitted is not start
+    assert (fitted.center, fitted.whole_pixels) == (0.0, True)

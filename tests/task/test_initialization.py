@@ -117,6 +117,10 @@ def test_a_detector_of_other_layers_or_pixels_is_an_error(weights, data_dir, tmp
         ValueError, match=r"ResNet\.symmetric_pool_padding = False .*config"
     ):
         _start(run, tmp_path / "b", path)
+    # ResNet pads symmetrically unless a run says otherwise.
+    (tmp_path / "config.gin").write_text(f"{text}\nResNet.symmetric_padding = False\n")
+    with pytest.raises(ValueError, match=r"ResNet\.symmetric_padding = False .*config"):
+        _start(run, tmp_path / "b", path)
     (tmp_path / "config.gin").write_text(text.replace("0.485", "0.5"))
     with pytest.raises(ValueError, match=r"normalize\.mean_rgb = \(0\.5, "):
         _start(run, tmp_path / "b", path)

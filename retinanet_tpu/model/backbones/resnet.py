@@ -25,7 +25,7 @@ class ResNet(tf.Module):
 
     By default a bottleneck strides in its 3x3 convolution. The first block of every
     stage projects its shortcut, even if shapes would allow the identity. Published
-    weights require the layers that they were trained with, see `pretrained`.
+    weights require the layers that they were trained with, see `model/pretrained`.
     ResNeXt-50 32x4d is depth 50 with 32 groups of width 4.
 
     Source: arXiv:1512.03385; the stride as in v1.5 of public implementations; groups

@@ -6,12 +6,11 @@ import pytest
 import foreign_mobile
 import foreign_resnets
 from retinanet_tpu.model import retinanet
-from retinanet_tpu.model.backbones import (
-    efficientnet,
+from retinanet_tpu.model.backbones import efficientnet, mobilenet_v3
+from retinanet_tpu.model.pretrained import (
     efficientnet_weights,
-    mobilenet_v3,
+    loading,
     mobilenet_v3_weights,
-    pretrained,
 )
 
 LITE = "pretrained_efficientnet_lite.gin"
@@ -179,7 +178,7 @@ def test_settings_without_a_gin_file_are_in_the_error():
     origins = efficientnet_weights.ORIGINS
     (origin,) = (origin for origin in origins if origin.recognize_fn(tensors))
     with pytest.raises(ValueError, match=r"stddev_rgb = \(1.0, 1.0, 1.0\)"):
-        pretrained.matching_origin(
+        loading.matching_origin(
             make_efficientnet("b0"),
             [origin],
             normalize_fn=retinanet.normalize,

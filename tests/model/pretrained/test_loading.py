@@ -5,7 +5,8 @@ import tensorflow as tf
 import foreign_resnets
 from retinanet_tpu import replicas
 from retinanet_tpu.model import variable_paths
-from retinanet_tpu.model.backbones import pretrained, resnet, weight_files
+from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.pretrained import loading, weight_files
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_a_normalization_of_pixels_that_differs_from_the_weights_is_an_error(wei
     )
     message = r"`normalize` returns for black and white .*pretrained_torchvision.gin"
     with pytest.raises(ValueError, match=message):
-        pretrained.load(
+        loading.load(
             backbone,
             str(weights),
             normalize_fn=foreign_resnets.make_normalize_fn(foreign_resnets.KERAS),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from retinanet_tpu.model.backbones import key_mapping, resnet, weight_files
+from retinanet_tpu.model.backbones import resnet
+from retinanet_tpu.model.pretrained import key_mapping, weight_files
 
 _FIRST_CONV = re.compile(r"stage(\d)/block(\d+)/conv1/kernel")
 _TORCH_STEM = re.compile(r"(conv|bn)1\.(\w+)")

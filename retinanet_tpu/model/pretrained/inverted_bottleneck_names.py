@@ -6,7 +6,7 @@ EfficientNet and MobileNetV3 have the same names in each library.
 import re
 from collections.abc import Iterable, Sequence
 
-from retinanet_tpu.model.backbones import key_mapping
+from retinanet_tpu.model.pretrained import key_mapping
 
 TIMM_FIRST = "blocks.0.0.conv_dw.weight"
 TIMM_UNUSED = re.compile(r"(conv_head|bn2|norm_head|classifier)\.")

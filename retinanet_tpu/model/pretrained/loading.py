@@ -15,7 +15,7 @@ from absl import logging
 
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.model import layers
-from retinanet_tpu.model.backbones import (
+from retinanet_tpu.model.pretrained import (
     efficientnet_weights,
     key_mapping,
     mobilenet_v3_weights,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retinanet_tpu.model.backbones import (
+from retinanet_tpu.model.pretrained import (
     inverted_bottleneck_names,
     key_mapping,
     weight_files,

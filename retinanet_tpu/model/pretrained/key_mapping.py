@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retinanet_tpu.model.backbones import weight_files
+from retinanet_tpu.model.pretrained import weight_files
 
 Tensors = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]

@@ -12,12 +12,8 @@ import tensorflow as tf
 
 import foreign_resnets
 import torch_models
-from retinanet_tpu.model.backbones import (
-    efficientnet,
-    mobilenet_v3,
-    pretrained,
-    weight_files,
-)
+from retinanet_tpu.model.backbones import efficientnet, mobilenet_v3
+from retinanet_tpu.model.pretrained import loading, weight_files
 
 pytestmark = pytest.mark.long
 
@@ -129,7 +125,7 @@ def downloaded(keras_model, monkeypatch):
 
 def test_imagenet_loads_keras_weights_of_the_backbones_depth(downloaded):
     backbone = foreign_resnets.make_backbone(KERAS, depth=50)
-    foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
+    foreign_resnets.load(backbone, loading.IMAGENET, KERAS)
     kernel = downloaded.get_layer("conv1_conv").kernel.numpy()
     np.testing.assert_array_equal(backbone.stem_conv.kernel, kernel[:, :, ::-1])
 
@@ -137,7 +133,7 @@ def test_imagenet_loads_keras_weights_of_the_backbones_depth(downloaded):
 def test_a_depth_that_keras_lacks_is_an_error():
     backbone = foreign_resnets.make_backbone(KERAS, depth=10, width=4)
     with pytest.raises(ValueError, match=r"ResNet50, .*; the backbone is a ResNet-10"):
-        foreign_resnets.load(backbone, pretrained.IMAGENET, KERAS)
+        foreign_resnets.load(backbone, loading.IMAGENET, KERAS)
 
 
 @pytest.mark.usefixtures("downloaded")
@@ -147,7 +143,7 @@ def test_keras_weights_with_settings_of_torch_are_an_error():
         r"stride_in_1x1 is False, not True; `normalize` .*model/pretrained_keras.gin"
     )
     with pytest.raises(ValueError, match=message):
-        foreign_resnets.load(backbone, pretrained.IMAGENET, TORCHVISION)
+        foreign_resnets.load(backbone, loading.IMAGENET, TORCHVISION)
 
 
 def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
@@ -162,7 +158,7 @@ def test_a_failed_download_is_an_error_with_the_remedy(monkeypatch):
 def test_another_model_of_keras_is_an_error(tmp_path):
     layers = [tf.keras.Input([8, 8, 3]), tf.keras.layers.Conv2D(2, 3)]
     tf.keras.Sequential(layers).save_weights(tmp_path / "a.weights.h5")
-    applications = pretrained.KERAS_APPLICATIONS
+    applications = loading.KERAS_APPLICATIONS
     with pytest.raises(ValueError, match=r"has 1 convolutions.*ResNet101 has 104,"):
         weight_files.read_keras(str(tmp_path / "a.weights.h5"), applications)
     tf.io.gfile.copy(str(tmp_path / "a.weights.h5"), "ram://weights/a.h5")
