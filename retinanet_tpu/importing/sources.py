@@ -101,8 +101,10 @@ def _read_tensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if tf.io.gfile.isdir(prefix):
         prefix = _only_checkpoint(prefix)
     tensors = checkpoints.read(prefix)
-    graph = tensors.get(keras_names.OBJECT_GRAPH)
-    names = keras_names.read(graph) if isinstance(graph, bytes) else {}
+    graph: object = tensors.get(keras_names.OBJECT_GRAPH)
+    names: dict[str, str] = {}
+    if isinstance(graph, bytes):
+        names = keras_names.read(graph)
     arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
     return arrays, names
 
