@@ -30,8 +30,20 @@ def _zeros(conv, rng, shape, init_fn):
     return np.zeros(np.array(shape)[[0, 1, 3, 2]] if is_depthwise else shape, "f4")
 
 
+LARGE = ("d1_", "d2_", "d3_", "d4_", "net49_", "net96_", "net143_", "net190_")
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=pytest.mark.slow)
+        if any(x in p.stem for x in LARGE)
+        else p
+        for p in RUNS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_every_run_passes_its_dry_run(path, monkeypatch):
     # Random numbers for the largest kernels would take most of the time.
     monkeypatch.setattr(layers.Conv, "_initial_kernel", _zeros)

@@ -12,7 +12,7 @@ from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.task import configurables, serving_fn
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 RANGES = "quantization/moving_ranges"
 SETTINGS = (

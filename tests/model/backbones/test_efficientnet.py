@@ -26,6 +26,9 @@ PUBLISHED = {
 }
 
 
+SLOW = pytest.mark.slow  # They take half a minute in all.
+
+
 def _make_zeros(initial_value, *, name, trainable):
     return tf.Variable(tf.zeros(initial_value.shape), name=name, trainable=trainable)
 
@@ -37,7 +40,13 @@ def zeros(monkeypatch):
 
 
 @pytest.mark.usefixtures("zeros")
-@pytest.mark.parametrize("variant", efficientnet.VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        v if v in ("b0", "b3", "lite0", "lite4") else pytest.param(v, marks=SLOW)
+        for v in efficientnet.VARIANTS
+    ],
+)
 def test_parameters_equal_those_of_the_published_classifier(variant):
     backbone = efficientnet.EfficientNet(variant=variant)
     total, channels, last_channels = PUBLISHED[variant]

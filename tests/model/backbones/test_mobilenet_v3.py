@@ -119,7 +119,7 @@ def _assert_features_are(expected, backbone, images):
         np.testing.assert_allclose(features[level], other, atol=tolerance)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "width", "size"), [("large", 1.0, (64, 96)), ("small", 0.75, (50, 70))]
 )

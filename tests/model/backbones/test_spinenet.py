@@ -77,8 +77,8 @@ def test_the_whole_network_has_the_published_28_5_million_parameters(sizes):
     ("size", "min_level", "max_level"),
     [
         ((100, 132), 3, 7),
-        pytest.param((128, 128), 3, 7, marks=pytest.mark.long),
-        pytest.param((128, 256), 2, 6, marks=pytest.mark.long),
+        pytest.param((128, 128), 3, 7, marks=pytest.mark.slow),
+        pytest.param((128, 256), 2, 6, marks=pytest.mark.slow),
     ],
 )
 def test_features_have_the_strides_of_their_levels(size, min_level, max_level):
@@ -149,8 +149,8 @@ def _outputs(dtype="float32", batch=4):
     [
         ("bfloat16", True),
         ("float32", False),
-        pytest.param("float32", True, marks=pytest.mark.long),
-        pytest.param("bfloat16", False, marks=pytest.mark.long),
+        pytest.param("float32", True, marks=pytest.mark.slow),
+        pytest.param("bfloat16", False, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_reach_every_weight_of_a_block(dtype, jit_compile):
@@ -199,7 +199,7 @@ def test_an_impossible_setting_is_an_error(kwargs, message):
         spinenet.SpineNet(**kwargs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_gradients_reach_every_weight_of_the_network(jit_compile):
     backbone = spinenet.SpineNet(variant="49S")

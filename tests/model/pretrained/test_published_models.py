@@ -69,6 +69,7 @@ def test_files_of_keras_reproduce_its_features(keras_model, tmp_path, name):
     foreign_resnets.assert_same(ours, _keras_features(keras_model, preprocessed, names))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("application", "gin_file", "make_fn", "blocks"),
     [
