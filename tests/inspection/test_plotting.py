@@ -31,7 +31,7 @@ def test_a_chart_without_matplotlib_says_what_to_install(tmp_path, tool, flag):
 
 
 @pytest.mark.parametrize(
-    "program", sorted((repository.ROOT / "tools/benchmarks").glob("*model*.py"))
+    "program", sorted((repository.ROOT / "tools/benchmarks").glob("*model_garden*.py"))
 )
 def test_a_program_of_another_environment_says_what_that_needs(tmp_path, program):
     (tmp_path / "tensorflow.py").touch()

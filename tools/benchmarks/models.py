@@ -17,6 +17,8 @@ so the page can be filled in parts:
   write    the page, from all results
 """
 
+import retinanet_tpu.startup.cpu
+
 import argparse
 import fnmatch
 import json

@@ -47,7 +47,7 @@ class KerasApplication(NamedTuple):
     num_top_convs: int = 0
     settings: Mapping[str, float] = {}
 
-    def make(self, **kwargs: Any) -> tf.keras.Model:
+    def make(self, **kwargs: Any) -> "tf.keras.Model":
         """Returns the model.
 
         Args:
@@ -209,7 +209,7 @@ def download_keras(application: KerasApplication) -> dict[str, np.ndarray]:
     return keras_tensors(model)
 
 
-def keras_tensors(model: tf.keras.Model) -> dict[str, np.ndarray]:
+def keras_tensors(model: "tf.keras.Model") -> dict[str, np.ndarray]:
     """Returns the variables of a Keras model as "layer/variable".
 
     Args:
