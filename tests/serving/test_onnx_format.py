@@ -63,9 +63,23 @@ def run(session, **inputs):
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
+def ordered(detections):
+    """Returns the detections of each image by class and box.
+
+    Runtimes round differently, so almost equal scores may change places.
+    """
+    arrays = {name: np.asarray(values) for name, values in detections.items()}
+    rows = np.arange(len(arrays["scores"]))[:, None]
+    keys = [*np.moveaxis(np.round(arrays["boxes_xyxy"]), 2, 0), arrays["class_ids"]]
+    order = np.lexsort(keys, axis=1)
+    return {n: x if x.ndim == 1 else x[rows, order] for n, x in arrays.items()}
+
+
 def assert_same(actual, expected):
     assert set(actual) == set(expected)
-    for name, values in expected.items():
+    assert np.all(np.diff(actual["scores"], axis=1) <= 0)
+    actual = ordered(actual)
+    for name, values in ordered(expected).items():
         np.testing.assert_allclose(
             actual[name], values, atol=1e-3, rtol=1e-5, err_msg=name
         )
