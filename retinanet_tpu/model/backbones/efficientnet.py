@@ -1,6 +1,5 @@
 """EfficientNet and EfficientNet-Lite, backbones of inverted bottlenecks."""
 
-import functools
 import math
 
 from retinanet_tpu.model import activations, layers
@@ -90,10 +89,7 @@ class EfficientNet(mobile_backbone.MobileBackbone):
         self.variant = variant
         super().__init__(
             stem_channels,
-            [
-                functools.partial(inverted_bottleneck.InvertedBottleneck, settings=s)
-                for s in settings
-            ],
+            inverted_bottleneck.block_fns(settings),
             activation_fn=activation_fn,
             symmetric_padding=symmetric_padding,
             norm_fn=norm_fn,

@@ -1,6 +1,8 @@
 """The inverted bottleneck, the residual block of the mobile networks."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
@@ -148,3 +150,14 @@ class InvertedBottleneck(tf.Module):
             return y
         rate = self.settings.drop_rate
         return x + stochastic_depth.drop(y, rate=rate, layer=self.index, seeds=seeds)
+
+
+def block_fns(
+    settings: Iterable[BlockSettings],
+) -> list[Callable[..., InvertedBottleneck]]:
+    """Returns a function for each block, to be called with its input channels.
+
+    Args:
+      settings: The settings of the blocks, in the order of the network.
+    """
+    return [functools.partial(InvertedBottleneck, settings=x) for x in settings]

@@ -1,7 +1,5 @@
 """MobileNetV3, a backbone of inverted bottlenecks for phones."""
 
-import functools
-
 from retinanet_tpu.model import activations, layers
 from retinanet_tpu.model.backbones import inverted_bottleneck, mobile_backbone
 
@@ -102,10 +100,7 @@ class MobileNetV3(mobile_backbone.MobileBackbone):
         )
         super().__init__(
             stem_channels,
-            [
-                functools.partial(inverted_bottleneck.InvertedBottleneck, settings=s)
-                for s in settings
-            ],
+            inverted_bottleneck.block_fns(settings),
             activation_fn=activation_fn,
             symmetric_padding=symmetric_padding,
             norm_fn=norm_fn,
