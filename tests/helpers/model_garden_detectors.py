@@ -9,8 +9,6 @@ boxes_0, scores_0, labels_0 of the first image).
 import os
 import sys
 
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +17,7 @@ NUM_CLASSES = 6
 
 def main(name, images_file, checkpoint, detections_file):
     """Writes the files."""
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # TensorFlow reads it at Keras's first use.
     from official.vision.configs import retinanet
     from official.vision.modeling import factory
     from official.vision.ops import preprocess_ops
