@@ -45,7 +45,7 @@ _RUNS = _ROOT / "gin_configs"
 _RESULTS = _ROOT / "docs" / "models.json"
 _PAGE = _ROOT / "docs" / "models.md"
 _NOT_MEASURED = "not measured"
-_CHIPS = ("v3", "v5e", "v6e")
+_SLICES = {"v3": "v3-8", "v5e": "v5litepod-8", "v6e": "v6e-8"}  # By chip.
 _IMAGES_PER_CHIP = 8
 _TPU_KEYS = (
     "outcome",
@@ -84,9 +84,9 @@ Written by `python tools/benchmarks/models.py write` from `docs/models.json`.
 - **Parameters** are all trainable weights, with the classes of the run.
 - **Multiply-adds** are the products of convolutions and matrix multiplications, for
   one image.
-- **COCO AP** is published by others for the same network; none was measured here. The
-  results measured here on blood cells and insects are in [benchmarks](benchmarks.md).
-- **not measured** means that the command was not run for this run.
+- **Published AP** is that of others on COCO for the same network; none was measured
+  here. The results measured here on blood cells and insects are in
+  [benchmarks](benchmarks.md).
 """
 
 
@@ -116,7 +116,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("part", choices=("counts", "tpu", "latency", "write"))
     parser.add_argument("--runs", action="append", help="a pattern of run files")
-    parser.add_argument("--chips", nargs="+", choices=_CHIPS, default=_CHIPS)
+    parser.add_argument("--chips", nargs="+", choices=_SLICES, default=list(_SLICES))
     return parser.parse_args()
 
 
@@ -166,7 +166,7 @@ def counts(name: str) -> dict[str, Any]:
 
 def _tpu(name: str, chip: str) -> dict[str, Any]:
     """Returns the report of the training step on 8 devices."""
-    target = roofline.accelerator(f"{chip}-8")
+    target = roofline.accelerator(_SLICES[chip])
     _parse_run(name, f"BATCH_SIZE = {_IMAGES_PER_CHIP * target.num_devices}")
     run = configurables.make_run(
         None, strategy_fn=lambda: lower.AheadOfTimeStrategy(target.num_devices)
@@ -241,19 +241,11 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         _HEADER,
         "## Size and accuracy\n",
         _table(
-            ["run", "px", "parameters, M", "multiply-adds, G", "COCO AP"],
+            ["run", "px", "parameters, M", "multiply-adds, G", "published AP"],
             [_size_row(name, results.get(name, {})) for name in names],
         ),
         "## TPU: a training step of 8 images per device\n",
-        "HBM that a device needs, bytes that it moves, and the lower bound of the\n"
-        "time with its bottleneck; see [preflight](guides/preflight.md).\n",
-        _table(
-            ["run", *_CHIPS],
-            [
-                [name, *(_tpu_cell(results.get(name, {}).get(c)) for c in _CHIPS)]
-                for name in names
-            ],
-        ),
+        _tpu_table(results),
         "## CPU: one image of 512 px in TFLite\n",
         _latency_table(results),
     ]
@@ -262,14 +254,28 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _size_row(name: str, result: Mapping[str, Any]) -> list[str]:
     if "parameters" not in result:
-        return [name, *[_NOT_MEASURED] * 3, _PUBLISHED.get(name, _NOT_MEASURED)]
+        return [name, *[_NOT_MEASURED] * 3, _PUBLISHED.get(name, "")]
     return [
         name,
         " x ".join(map(str, result["image_size"])),
         f"{result['parameters'] / 1e6:.2f}",
         f"{result['multiply_adds'] / 1e9:.2f}",
-        _PUBLISHED.get(name, _NOT_MEASURED),
+        _PUBLISHED.get(name, ""),
     ]
+
+
+def _tpu_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [name, *(_tpu_cell(result.get(chip)) for chip in _SLICES)]
+        for name, result in sorted(results.items())
+        if not _SLICES.keys().isdisjoint(result)
+    ]
+    return (
+        "HBM that a device needs, bytes that it moves, and the lower bound of the\n"
+        "time with its bottleneck, as [preflight](guides/preflight.md) reports them.\n"
+        "Other runs take `python tools/benchmarks/models.py tpu --runs=NAME`.\n\n"
+        + _table(["run", *_SLICES], rows)
+    )
 
 
 def _tpu_cell(result: Mapping[str, Any] | None) -> str:
