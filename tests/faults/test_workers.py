@@ -1,9 +1,8 @@
 """Stops or kills one of several workers and checks the others.
 
-Two processes with a replica each stand for two machines with a GPU each. The first test
-is the short version; slow: with two replicas each, as the linear workers have that
-tests/estimator/cluster/test_worker_group.py starts. The second test injects faults many
-times, at random times.
+Two processes stand for two machines with one or two GPUs each. The second test injects
+faults many times, at random times. A short version of the first test, with a linear
+model, is in tests/estimator/cluster/test_worker_group.py.
 """
 
 import random
@@ -56,10 +55,8 @@ def stop_step(worker):
     return int(step)
 
 
-@pytest.mark.parametrize(
-    "num_devices",
-    [1, pytest.param(2, marks=pytest.mark.slow)],  # Traces collectives for 20 s.
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("num_devices", [1, 2])
 def test_workers_train_stop_and_resume_together(
     make_team, tmp_path, data_dir, num_devices
 ):

@@ -96,7 +96,9 @@ def test_matrix_multiplications_and_depthwise_convolutions_count(monkeypatch):
 @pytest.mark.parametrize(
     "run",
     [
-        run if run == "d0_512" else pytest.param(run, marks=pytest.mark.long)
+        run
+        if run == "d0_512"
+        else pytest.param(run, marks=[pytest.mark.long, pytest.mark.slow])
         for run in PUBLISHED
     ],
 )
@@ -110,6 +112,7 @@ def test_efficientdets_have_the_published_counts(run):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("zeros")
 @pytest.mark.parametrize("run", PARAMETERS_OF_80_CLASSES)
 def test_fewer_classes_only_have_smaller_heads(run):

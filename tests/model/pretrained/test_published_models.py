@@ -55,7 +55,14 @@ def _keras_features(model, images, names):
     return [x.numpy() for x in tf.keras.Model(model.inputs, outputs)(images)]
 
 
-@pytest.mark.parametrize("name", ["a.weights.h5", "a.keras", "legacy.h5"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.weights.h5",
+        pytest.param("a.keras", marks=pytest.mark.slow),
+        pytest.param("legacy.h5", marks=pytest.mark.slow),
+    ],
+)
 def test_files_of_keras_reproduce_its_features(keras_model, tmp_path, name):
     file = tmp_path / name
     keras_model.save_weights(file) if ".weights" in name else keras_model.save(file)

@@ -93,6 +93,7 @@ def test_artifacts_of_all_kinds_are_measured_in_turn(artifacts):
     assert order == ["any", "two", "lite", "two", "lite", "any"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_an_error(artifacts):
     process = run(f"two={artifacts / 'adder'}@pairs", *QUICK)
     assert process.returncode == 1
@@ -101,6 +102,7 @@ def test_a_batch_that_does_not_fit_is_an_error(artifacts):
     )
 
 
+@pytest.mark.slow  # A process for each.
 @pytest.mark.parametrize(
     ("artifact", "message"),
     [
