@@ -96,9 +96,7 @@ def test_matrix_multiplications_and_depthwise_convolutions_count(monkeypatch):
 @pytest.mark.parametrize(
     "run",
     [
-        run
-        if run == "d0_512"
-        else pytest.param(run, marks=[pytest.mark.long, pytest.mark.slow])
+        run if run == "d0_512" else pytest.param(run, marks=pytest.mark.slow)
         for run in PUBLISHED
     ],
 )
@@ -111,7 +109,6 @@ def test_efficientdets_have_the_published_counts(run):
     assert count == pytest.approx(multiply_adds, rel=0.02)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("zeros")
 @pytest.mark.parametrize("run", PARAMETERS_OF_80_CLASSES)
