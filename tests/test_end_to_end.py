@@ -60,6 +60,7 @@ def exported(trained):
     return run.estimator.export_saved_model(base, serving_fn.serving_fn)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(
     trained, work_dir, data_dir
 ):

@@ -51,6 +51,7 @@ def assert_finite(model_dir):
         assert all(np.isfinite(value).all() for value in values)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_notice_and_signal_equals_an_undisturbed_run(
     data_dir, tmp_path, monkeypatch, capsys
 ):

@@ -104,6 +104,7 @@ def test_a_second_trainer_is_refused_and_the_first_saves_when_its_terminal_close
     assert run.steps() == [20] and state_of(run)[:2] == ("preempted", 20)
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_read_only_directory_has_its_exit_code(make_run):
     run = make_run()
     trainer = start_and_stall(run)

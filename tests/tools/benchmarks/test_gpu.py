@@ -119,6 +119,7 @@ def test_a_saved_program_has_its_constants_but_not_its_weights(imported, tmp_pat
         tool.read(tmp_path / "absent")
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_all_stages_run_without_a_gpu(imported, monkeypatch, tmp_path, capsys):
     pytest.importorskip("jax")

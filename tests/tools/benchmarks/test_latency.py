@@ -68,6 +68,7 @@ def turns(*secs, objects=None):
     ]
 
 
+@pytest.mark.slow
 def test_artifacts_of_all_kinds_are_measured_in_turn(artifacts):
     process = run(
         f"any={artifacts / 'adder'}",
