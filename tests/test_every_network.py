@@ -114,7 +114,9 @@ DTYPES = {
     ),
 }
 # A normalization follows, which subtracts the bias again.
-_WITHOUT_GRADIENT = re.compile(r"(balanced/)?fpn/output\d/bias|bifpn/.*/bias")
+_WITHOUT_GRADIENT = re.compile(
+    r"(balanced/)?fpn/output\d/bias|(pooled_fpn|bifpn)/.*/bias|heads/.*/conv\d/bias"
+)
 _FORMATS = ("saved_model", "onnx", "tflite", "tflite_float16", "tflite_int8")
 TOPOLOGIES = ("v3-8", "v5litepod-8", "v6e-8")
 
