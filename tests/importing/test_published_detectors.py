@@ -13,6 +13,7 @@ import commands
 import model_garden_detectors
 import torch_detectors
 from retinanet_tpu import import_detector
+from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import gin_files, train_step
 from retinanet_tpu.task import configurables
@@ -30,7 +31,7 @@ def run_helper(helper, name, images, weights, folder):
 
 
 def import_and_detect(weights, images, folder):
-    """Imports a file; returns the detections of each image."""
+    """Imports a file; yields the detections and all candidates of each image."""
     model_dir = folder / "run"
     commands.run(import_detector.main, model_dir, None, checkpoint=str(weights))
     gin_files.parse(
@@ -44,33 +45,53 @@ def import_and_detect(weights, images, folder):
         size = image.shape[:2]
         recipe = dataclasses.replace(run.recipe, image_size=size, categories=categories)
         predictions = network(image[None], is_training=False)
-        yield recipe.detect(predictions, tf.ones([1, 2]), tf.constant([size]))
+        detections = recipe.detect(predictions, tf.ones([1, 2]), tf.constant([size]))
+        candidates = recipe.decode_fn(
+            predictions, recipe.anchors, size, num_classes=recipe.num_classes
+        )
+        yield rows_of(detections, size), rows_of(candidates, size)
 
 
-def assert_same(ours, theirs, i):
-    """Asserts that boxes, scores and classes agree one to one."""
-    count = len(theirs[f"scores_{i}"])
-    assert int(ours.num_detections[0]) == count >= 50
-    scores = ours.scores[0, :count].numpy()
-    np.testing.assert_allclose(scores, theirs[f"scores_{i}"], atol=1e-4)
-    rows = np.concatenate(
+def rows_of(detections, size):
+    """Returns [N, 6]: boxes (xyxy, px), scores and classes of one image."""
+    boxes = box_ops.clip(detections.boxes_yxyx[0], size)
+    rows = tf.concat(
         [
-            ours.boxes_yxyx[0, :count].numpy()[:, [1, 0, 3, 2]],
-            scores[:, None],
-            ours.classes[0, :count].numpy()[:, None],
+            box_ops.swap_xy(boxes),
+            detections.scores[0, :, None],
+            tf.cast(detections.classes[0, :, None], tf.float32),
         ],
         axis=1,
     )
+    return rows.numpy()
+
+
+def assert_same(ours, theirs, i):
+    """Asserts that boxes, scores and classes agree one to one.
+
+    Where several candidates have equal scores, NMS may keep another one. So up to 5 %
+    of the detections need only be among the candidates.
+    """
+    detections, candidates = ours
+    expected = np.column_stack(
+        [theirs[f"{key}_{i}"] for key in ("boxes", "scores", "labels")]
+    )
+    count = len(expected)
+    assert count >= 50
+    np.testing.assert_allclose(detections[:count, 4], expected[:, 4], atol=1e-4)
+    assert not detections[count:, 4].any()
     # Detections of nearly equal scores may have another order.
-    free = list(range(count))
-    for box, score, label in zip(
-        *(theirs[f"{key}_{i}"] for key in ("boxes", "scores", "labels")), strict=True
-    ):
-        row = [*box, score, label]
-        nearest = min(free, key=lambda j: np.abs(rows[j] - row).max())
-        free.remove(nearest)
+    free = list(detections[:count])
+    num_others = 0
+    for row in expected:
+        errors = [np.abs(other - row).max() for other in free]
         # Pixels; a box of 500 px has an error of 1e-4 in float32.
-        np.testing.assert_allclose(rows[nearest], row, atol=5e-3, rtol=0)
+        if min(errors) < 5e-3:
+            del free[int(np.argmin(errors))]
+        else:
+            num_others += 1
+            assert np.abs(candidates - row).max(axis=1).min() < 5e-3, row
+    assert num_others <= 0.05 * count
 
 
 def draw_images(*sizes):
