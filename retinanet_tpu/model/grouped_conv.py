@@ -32,50 +32,34 @@ class GroupedConv(layers.Conv):
     @tf.Module.with_name_scope
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
-        num_groups = x.shape[-1] // self.kernel.shape[2]
-        num_merged = _num_merged(num_groups, *self.kernel.shape[2:])
-        num_parts = num_groups // num_merged
+        kernel = _merged(self.kernel, x.shape[-1] // self.kernel.shape[2])
+        kernel = tf.cast(kernel, x.dtype)
+        num_parts = x.shape[-1] // kernel.shape[2]
         # Not one grouped convolution, because TensorFlow has its gradient on CPUs only
-        # with oneDNN, and not with explicit padding. On v3 it is 4 % cheaper. Each part
-        # has a small kernel of its own: TFLite's converter computes constants only up
-        # to 1 MB, and its int8 needs constant kernels.
-        parts = [
-            tf.nn.conv2d(
-                part,
-                tf.cast(_block_diagonal(kernel, num_merged), x.dtype),
-                self.stride,
-                self._padding(),
-            )
-            for part, kernel in zip(
-                tf.split(x, num_parts, -1),
-                tf.split(self.kernel, num_parts, -1),
-                strict=True,
-            )
-        ]
+        # with oneDNN, and not with explicit padding. On v3 it is 4 % cheaper.
+        pairs = zip(
+            tf.split(x, num_parts, -1), tf.split(kernel, num_parts, -1), strict=True
+        )
+        padding = self._padding()
+        parts = [tf.nn.conv2d(*pair, self.stride, padding) for pair in pairs]
         return tf.concat(parts, -1)
 
 
-def _num_merged(num_groups: int, group_in: int, out_channels: int) -> int:
-    """Returns the number of neighboring groups that are computed together."""
-    channels = max(group_in, out_channels // num_groups)
-    return max(
-        n
-        for n in range(1, num_groups + 1)
-        if num_groups % n == 0 and (n == 1 or n * channels <= _TILE)
-    )
-
-
-def _block_diagonal(kernel: tf.Tensor, num_groups: int) -> tf.Tensor:
-    """Returns the kernel of one convolution that computes several groups.
+def _merged(kernel: tf.Tensor, num_groups: int) -> tf.Tensor:
+    """Returns the kernel of a convolution with fewer groups and the same result.
 
     Args:
-      kernel: float [H, W, group_in, num_groups * group_out].
+      kernel: float [H, W, in_channels / num_groups, out_channels].
       num_groups: The number of groups.
-    Returns:
-      float [H, W, num_groups * group_in, num_groups * group_out].
     """
     height, width, group_in, out_channels = kernel.shape
-    blocks = [height, width, 1, group_in, num_groups, out_channels // num_groups]
-    is_own = tf.reshape(tf.eye(num_groups), [1, 1, num_groups, 1, num_groups, 1])
-    values = tf.reshape(kernel, blocks) * is_own
-    return tf.reshape(values, [height, width, num_groups * group_in, out_channels])
+    group_out = out_channels // num_groups
+    merged = max(
+        n
+        for n in range(1, num_groups + 1)
+        if num_groups % n == 0 and (n == 1 or n * max(group_in, group_out) <= _TILE)
+    )
+    shape = [height, width, 1, group_in, num_groups // merged, merged, group_out]
+    is_own = tf.reshape(tf.eye(merged), [1, 1, merged, 1, 1, merged, 1])
+    blocks = tf.reshape(kernel, shape) * is_own
+    return tf.reshape(blocks, [height, width, merged * group_in, out_channels])
