@@ -16,6 +16,9 @@ import flatbuffers
 import numpy as np
 import tensorflow as tf
 
+# TensorFlow's public interface has no function that replaces variables by constants.
+from tensorflow.python.framework import convert_to_constants
+
 from retinanet_tpu import errors
 
 KINDS = ("float32", "float16", "int8")
@@ -142,6 +145,8 @@ def _convert_part(
 ) -> bytes:
     """Converts a function from tensors to tensors, both by name."""
     concrete = tf.function(lambda **named: fn(named)).get_concrete_function(**specs)
+    if not _has_ranges(concrete):
+        concrete = _with_constant_kernels(concrete, specs)
     # The converter saves the owner of the variables; a ServingModule would add its
     # signatures.
     owner = tf.Module()
@@ -156,6 +161,51 @@ def _convert_part(
             [x[None]] for x in calibration_inputs
         )
     return converter.convert()
+
+
+def _with_constant_kernels(
+    concrete: tf.types.experimental.ConcreteFunction,
+    specs: Mapping[str, tf.TensorSpec],
+) -> tf.types.experimental.ConcreteFunction:
+    """Computes the kernels of convolutions that are functions of weights.
+
+    Those of grouped convolutions are. TFLite's converter leaves the computation to each
+    call, and its int8 convolutions require constant kernels.
+
+    Args:
+      concrete: A function from tensors by name to any structure of tensors.
+      specs: The specs of its inputs, by name.
+    Returns:
+      The function itself, if all kernels are weights; else one with constant kernels.
+    """
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        concrete, lower_control_flow=False
+    )
+    convs = [op for op in frozen.graph.get_operations() if op.type == "Conv2D"]
+    computed = [op for op in convs if op.inputs[1].op.type not in ("Const", "Identity")]
+    if not computed:
+        return concrete
+    graph = frozen.graph.as_graph_def()
+    nodes = {node.name: node for node in graph.node}
+    for op in computed:
+        value = frozen.prune([], op.inputs[1])()
+        name = f"{op.name}/constant_kernel"
+        constant = graph.node.add(name=name, op="Const")
+        constant.attr["dtype"].type = value.dtype.as_datatype_enum
+        constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+        nodes[op.name].input[1] = name
+    imported = tf.compat.v1.wrap_function(
+        lambda: tf.graph_util.import_graph_def(graph, name=""), []
+    )
+    tensors = imported.graph.get_tensor_by_name
+    inputs = [tensors(x.name) for x in frozen.inputs]
+    folded = imported.prune(inputs, [tensors(x.name) for x in frozen.outputs])
+
+    def fn(**named: tf.Tensor) -> Any:
+        flat = folded(*[named[x.op.name] for x in inputs])
+        return tf.nest.pack_sequence_as(concrete.structured_outputs, flat)
+
+    return tf.function(fn).get_concrete_function(**specs)
 
 
 def _join_models(first: bytes, second: bytes) -> bytes:

@@ -11,7 +11,7 @@ import servers
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.data import transforms
-from retinanet_tpu.model import variable_paths
+from retinanet_tpu.model import grouped_conv, variable_paths
 from retinanet_tpu.serving import parity, tflite_format
 
 pytestmark = pytest.mark.long
@@ -210,6 +210,26 @@ def test_both_parts_may_have_loops():
     assert_names_are_unique(content)
     (outputs,) = run(content, [inputs])
     np.testing.assert_allclose(outputs["y"], shrink(grow(inputs[None]))["y"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", tflite_format.KINDS)
+def test_grouped_convolutions_have_constant_kernels(kind):
+    conv = grouped_conv.GroupedConv(256, 256, 3, name="conv", num_groups=32)
+    x = np.float32(np.random.default_rng(0).uniform(-1, 1, [1, 8, 8, 256]))
+    content = tflite_format.convert(
+        conv,
+        lambda y: {"a": y, "b": 2 * y},
+        tf.TensorSpec(x.shape, name="x"),
+        kind=kind,
+        calibration_inputs=list(x),
+    )
+    interpreter = tflite_format.make_interpreter(content)
+    outputs = interpreter.get_signature_runner()(x=x)
+    expected = conv(tf.constant(x))
+    limit = {"float32": 1e-5, "float16": 2e-3, "int8": 0.05}[kind]
+    limit *= float(tf.reduce_max(tf.abs(expected)))
+    np.testing.assert_allclose(outputs["a"], expected, atol=limit)
+    np.testing.assert_allclose(outputs["b"], 2 * expected, atol=2 * limit)
 
 
 def test_error_for_an_unknown_kind_contains_the_known_kinds():
