@@ -83,7 +83,7 @@ KINDS = {
         ("RetinaNet.neck_fn = @BalancedFeatures", "BalancedFeatures.level = 5"),
     ),
     "torchvision": Kind("torchvision_retinanet"),
-    "torchvision_v2": Kind("torchvision_retinanet_v2"),
+    "torchvision_v2": Kind("torchvision_retinanet_v2", ("GroupNorm.num_groups = 8",)),
 }
 _SMALL = (
     *(binding for binding in toy_data.TINY if not binding.startswith("ResNet.")),
