@@ -182,8 +182,8 @@ def test_every_weight_moves_in_float32(trained):
 def test_every_weight_moves_in_half_precision(kind, data_dir, tmp_path, dtype):
     run, tensors = train(tmp_path, kind, data_dir, *DTYPES[dtype])
     assert_every_weight_moved(run, tensors)
-    if dtype == "float16":
-        assert tensors["loss_scale/num_finite"] == 2  # No step was skipped.
+    # The loss scale falls until the gradients of a step are finite.
+    assert tensors["num_skipped"] <= 1
 
 
 def run_export(model_dir, names):
