@@ -5,10 +5,11 @@
 
 --checkpoint is a .pth or .safetensors file of torchvision's retinanet_resnet50_fpn or
 retinanet_resnet50_fpn_v2, or a TensorFlow checkpoint of Model Garden's RetinaNet with
-ResNet and FPN or with SpineNet. The library is recognized from the names of the tensors. The command
-writes config.gin, categories.json and a checkpoint of step 0 to --model_dir, so that
-`export`, `evaluate` and WARM_START accept it. The settings are those of a run in
-gin_configs/. --gin_file and --gin_param change them, such as IMAGE_SIZE.
+ResNet and FPN or with SpineNet. The library is recognized from the names of the
+tensors. The command writes config.gin, categories.json and a checkpoint of step 0 to
+--model_dir, so that `export`, `evaluate` and WARM_START accept it. The settings are
+those of a run in gin_configs/. --gin_file and --gin_param change them, such as
+IMAGE_SIZE.
 """
 
 import retinanet_tpu.startup.cpu

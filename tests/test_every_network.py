@@ -34,16 +34,23 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
+_FORMATS = ("saved_model", "onnx", "tflite", "tflite_float16", "tflite_int8")
+# Calibration alone ruins networks with swish: of SpineNet-49S, no detection remains.
+_NOT_INT8 = _FORMATS[:-1]
+
+
 class Kind(NamedTuple):
     """A kind of network.
 
     Attributes:
       file: The name of its file in gin_configs/model, without the suffix.
       bindings: Further gin bindings.
+      formats: The formats whose detections are those of the checkpoint.
     """
 
     file: str
     bindings: tuple[str, ...] = ()
+    formats: tuple[str, ...] = _FORMATS
 
 
 KINDS = {
@@ -59,6 +66,7 @@ KINDS = {
     "efficientdet_d0": Kind(
         "efficientdet_d0",
         ("BiFPN.min_level = 4", "BiFPN.max_level = 5", "PYRAMID_CHANNELS = 16"),
+        _NOT_INT8,
     ),
     "spinenet49s": Kind(
         "spinenet49s",
@@ -67,6 +75,7 @@ KINDS = {
             *(f"{name}.min_level = 4" for name in ("SpineNet", "Identity")),
             *(f"{name}.max_level = 5" for name in ("SpineNet", "Identity")),
         ),
+        _NOT_INT8,
     ),
     "attention_fusion": Kind("r18_fpn", ("FPN.fusion_fn = @AttentionFusion",)),
     "pooled_fpn": Kind(
@@ -82,7 +91,8 @@ KINDS = {
         "r18_fpn",
         ("RetinaNet.neck_fn = @BalancedFeatures", "BalancedFeatures.level = 5"),
     ),
-    "torchvision": Kind("torchvision_retinanet"),
+    # Without norms, TFLite has no int8 kernels for the ranges after 16 steps.
+    "torchvision": Kind("torchvision_retinanet", formats=_NOT_INT8),
     "torchvision_v2": Kind("torchvision_retinanet_v2", ("GroupNorm.num_groups = 8",)),
 }
 _SMALL = (
@@ -117,7 +127,6 @@ DTYPES = {
 _WITHOUT_GRADIENT = re.compile(
     r"(balanced/)?fpn/output\d/bias|(pooled_fpn|bifpn)/.*/bias|heads/.*/conv\d/bias"
 )
-_FORMATS = ("saved_model", "onnx", "tflite", "tflite_float16", "tflite_int8")
 TOPOLOGIES = ("v3-8", "v5litepod-8", "v6e-8")
 
 
@@ -202,8 +211,8 @@ def run_export(model_dir, names):
 
 
 @needs_onnx
-def test_every_format_detects_what_the_checkpoint_detects(trained):
-    run_export(trained[0], _FORMATS)
+def test_every_format_detects_what_the_checkpoint_detects(kind, trained):
+    run_export(trained[0], kind.formats)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "spinenet49s"])

@@ -161,6 +161,8 @@ def load_tflite(path: str, *, num_threads: int | None = None) -> DetectFn:
         interpreter = tflite_format.make_interpreter(
             _read(path), num_threads=num_threads
         )
+        # int8 ranges may be such that the runtime has no kernel for them.
+        interpreter.allocate_tensors()
         signature = interpreter.get_signature_runner()
     inputs = {
         name: (np.dtype(x["dtype"]).name, x["shape"].tolist())

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import errors, structures
-from retinanet_tpu.serving import artifacts, request_limits
+from retinanet_tpu.serving import artifacts, request_limits, tflite_format
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
@@ -299,6 +299,22 @@ def test_corrupt_or_missing_model_is_an_error_with_its_path(tmp_path, name):
         artifacts.load(str(path))
     (tmp_path / name).write_bytes(b"no model")
     with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
+        artifacts.load(str(path))
+
+
+def test_a_model_that_the_runtime_cannot_prepare_is_an_error(tmp_path, monkeypatch):
+    class Interpreter:
+        def allocate_tensors(self):
+            raise RuntimeError("failed to create XNNPACK runtime")
+
+    monkeypatch.setattr(
+        tflite_format, "make_interpreter", lambda *_, **__: Interpreter()
+    )
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"")
+    with pytest.raises(
+        errors.UserError, match=r"model.tflite cannot be loaded: .*XNNPACK"
+    ):
         artifacts.load(str(path))
 
 
