@@ -80,6 +80,9 @@ class FakeQuantization(tf.Module):
           momentum: The decay of the ranges, in [0, 1).
         """
         super().__init__("quantization")
+        # TensorFlow 2.20's remapper, which fuses operations on CPUs, aborts the process
+        # on squeeze-and-excitation with rounded tensors. This holds for the process.
+        tf.config.optimizer.set_experimental_options({"remapping": False})
         self.momentum = momentum
         self.positions = _list_positions(forward_fn, input_spec)
         with self.name_scope:
