@@ -229,7 +229,13 @@ def test_a_network_trains_with_simulated_int8_and_exports_it(name, data_dir, tmp
             f"WARM_START = '{tmp_path / 'float'}'",
         )
     )
-    _, tensors = train(tmp_path / "int8", quantized, data_dir, "MAX_STEPS = 4")
+    _, tensors = train(
+        tmp_path / "int8",
+        quantized,
+        data_dir,
+        "MAX_STEPS = 4",
+        "constant_rate.base = 0.0001",
+    )
     ranges = tensors["weights/quantization/moving_ranges"]
     assert np.all(ranges[:, 0] < ranges[:, 1]) and np.isfinite(ranges).all()
     run_export(tmp_path / "int8", ["tflite_int8"])

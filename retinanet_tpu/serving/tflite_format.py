@@ -76,6 +76,7 @@ def convert(
             "TFLite int8 is calibrated on images and got none; give images like those "
             "that the model will process."
         )
+    network = _with_constant_kernels(network)
     predictions = network.structured_outputs
     specs = {
         name: tf.TensorSpec(x.shape, x.dtype, name=name)
@@ -145,8 +146,6 @@ def _convert_part(
 ) -> bytes:
     """Converts a function from tensors to tensors, both by name."""
     concrete = tf.function(lambda **named: fn(named)).get_concrete_function(**specs)
-    if not _has_ranges(concrete):
-        concrete = _with_constant_kernels(concrete, specs)
     # The converter saves the owner of the variables; a ServingModule would add its
     # signatures.
     owner = tf.Module()
@@ -164,27 +163,28 @@ def _convert_part(
 
 
 def _with_constant_kernels(
-    concrete: tf.types.experimental.ConcreteFunction,
-    specs: Mapping[str, tf.TensorSpec],
+    network: tf.types.experimental.ConcreteFunction,
 ) -> tf.types.experimental.ConcreteFunction:
     """Computes the kernels of convolutions that are functions of weights.
 
     Those of grouped convolutions are. TFLite's converter leaves the computation to each
     call, and its int8 convolutions require constant kernels.
 
+    The converter finds the scales of a kernel that `quantization.FakeQuantization` has
+    rounded in its values.
+
     Args:
-      concrete: A function from tensors by name to any structure of tensors.
-      specs: The specs of its inputs, by name.
+      network: A function from one tensor to any structure of tensors.
     Returns:
       The function itself, if all kernels are weights; else one with constant kernels.
     """
     frozen = convert_to_constants.convert_variables_to_constants_v2(
-        concrete, lower_control_flow=False
+        network, lower_control_flow=False
     )
     convs = [op for op in frozen.graph.get_operations() if op.type == "Conv2D"]
     computed = [op for op in convs if op.inputs[1].op.type not in ("Const", "Identity")]
     if not computed:
-        return concrete
+        return network
     graph = frozen.graph.as_graph_def()
     nodes = {node.name: node for node in graph.node}
     for op in computed:
@@ -198,14 +198,15 @@ def _with_constant_kernels(
         lambda: tf.graph_util.import_graph_def(graph, name=""), []
     )
     tensors = imported.graph.get_tensor_by_name
-    inputs = [tensors(x.name) for x in frozen.inputs]
-    folded = imported.prune(inputs, [tensors(x.name) for x in frozen.outputs])
+    folded = imported.prune(
+        *([tensors(x.name) for x in ends] for ends in (frozen.inputs, frozen.outputs))
+    )
 
-    def fn(**named: tf.Tensor) -> Any:
-        flat = folded(*[named[x.op.name] for x in inputs])
-        return tf.nest.pack_sequence_as(concrete.structured_outputs, flat)
+    def fn(x: tf.Tensor) -> Any:
+        return tf.nest.pack_sequence_as(network.structured_outputs, folded(x))
 
-    return tf.function(fn).get_concrete_function(**specs)
+    (input_spec,) = network.structured_input_signature[0]
+    return tf.function(fn).get_concrete_function(input_spec)
 
 
 def _join_models(first: bytes, second: bytes) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import activations, folding, layers, quantization
+from retinanet_tpu.model import activations, folding, grouped_conv, layers, quantization
 from retinanet_tpu.serving import tflite_format
 
 SHAPE = (8, 12, 12, 3)
@@ -226,6 +226,30 @@ def test_tflite_int8_has_the_ranges_and_equals_the_network(network):
             difference = np.abs(value - expected[name])
             assert difference.max() < 6 * step, name
             assert difference.mean() < step, name
+
+
+def test_kernels_of_grouped_convolutions_keep_their_scales_in_tflite():
+    conv = grouped_conv.GroupedConv(256, 256, 3, name="conv", num_groups=32)
+    spec = tf.TensorSpec([1, 8, 8, 256], tf.float32, name="inputs")
+    fake = quantization.FakeQuantization(conv, spec)
+    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, spec.shape), tf.float32)
+    fake(conv, x, is_training=True)
+    infer = functools.partial(fake, conv, is_training=False)
+    content = tflite_format.convert(infer, lambda y: {"y": y}, spec, kind="int8")
+    interpreter = tflite_format.make_interpreter(content)
+    runner = interpreter.get_signature_runner()
+    expected = infer(x).numpy()
+    step = np.ptp(expected) / 255
+    np.testing.assert_allclose(runner(inputs=x)["y"], expected, atol=2 * step)
+    scales = [
+        details["quantization_parameters"]["scales"]
+        for details in interpreter.get_tensor_details()
+        if details["dtype"] == np.int8 and tuple(details["shape"][1:3]) == (3, 3)
+    ]
+    greatest = np.abs(conv.kernel.numpy()).max(axis=(0, 1, 2))
+    np.testing.assert_allclose(
+        np.sort(np.concatenate(scales)), np.sort(greatest) / 127, rtol=1e-4
+    )
 
 
 def test_tflite_float16_of_a_quantized_network_is_an_error(network):
