@@ -1,6 +1,3 @@
-import inspect
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +7,7 @@ import tool_processes
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.model import layers
-from retinanet_tpu.task import configurables, setting_ranges, summary
+from retinanet_tpu.task import configurables, summary
 
 GIN_CONFIGS = repository.ROOT / "gin_configs"
 RUNS = sorted(GIN_CONFIGS.glob("*.gin"))
@@ -142,33 +139,3 @@ def test_a_folder_with_the_name_of_an_included_folder_is_no_obstacle(tmp_path):
     flag = "--gin_file=coco_r50_640_3x.gin"
     done = tool_processes.run_python(*command, flag, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def _unbound_defaults(text):
-    """Returns the settings whose default is a configurable that gin does not bind.
-
-    Gin's settings of that configurable would have no effect on them.
-    """
-    names = {target: name for name, target in configurables.CONFIGURABLES.items()}
-    return [
-        f"{name}.{parameter.name}"
-        for name, target in configurables.CONFIGURABLES.items()
-        for parameter in inspect.signature(target).parameters.values()
-        if isinstance(parameter.default, Callable)
-        and parameter.default in names
-        and names[parameter.default] in WITH_SETTINGS
-        and f"{name}.{parameter.name} = @{names[parameter.default]}" not in text
-    ]
-
-
-WITH_SETTINGS = {
-    "AttentionFusion",  # Its setting is no number.
-    *(name.partition(".")[0] for name in setting_ranges.RANGES),
-}
-
-
-def test_settings_of_default_parts_have_an_effect():
-    # RetinaNet passes its norm_fn to all other parts.
-    text = _parse(GIN_CONFIGS / "quickstart.gin", "DATA_DIR = 'none'")
-    unbound = [name for name in _unbound_defaults(text) if "norm_fn" not in name]
-    assert not unbound

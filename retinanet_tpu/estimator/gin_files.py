@@ -1,6 +1,7 @@
 """Reads gin files and single settings of a run; unknown names are errors."""
 
 import difflib
+import inspect
 import os
 import re
 import tokenize
@@ -72,6 +73,9 @@ def parse(
 ) -> str:
     """Reads gin files, then single settings, which override the files.
 
+    A parameter whose default is a configurable is that configurable with its settings,
+    also where no file sets the parameter. In gin alone, a default has no settings.
+
     Includes are read from the directory of the including file or from `search_path`. A
     file may import a module with configurables of its own, such as a backbone.
 
@@ -119,6 +123,7 @@ def parse(
         bindings = _bindings(text, known)
         _check_macros(bindings)
         _check_values(bindings, known, ranges)
+        _configure_defaults(known)  # After the text, which has what the user sets.
         gin.finalize()
     except errors.UserError:
         raise
@@ -303,6 +308,26 @@ def _quotes_hint(setting):
     if match[2] in words:
         return f'; write "{match[1]} = {words[match[2]]}".'
     return f"; a string needs quotes: --gin_param=\"{match[1]} = '{match[2]}'\"."
+
+
+def _configure_defaults(known):
+    """Sets the unset parameters whose default is a configurable."""
+    names = {target: name for name, target in known.items()}
+    for name, target in known.items():
+        for parameter in inspect.signature(target).parameters.values():
+            default = parameter.default
+            is_part = inspect.isfunction(default) or inspect.isclass(default)
+            setting = f"{name}.{parameter.name}"
+            if is_part and default in names and not _is_set(setting):
+                gin.parse_config(f"{setting} = @{names[default]}")
+
+
+def _is_set(setting):
+    try:
+        gin.query_parameter(setting)
+    except ValueError:
+        return False
+    return True
 
 
 def _bindings(text, known):

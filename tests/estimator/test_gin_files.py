@@ -12,7 +12,11 @@ def _paint(color="red", num_coats=1):
     return color, num_coats
 
 
-KNOWN = {"paint": _paint}
+def _room(paint_fn: Callable[..., Any] = _paint):
+    return paint_fn()
+
+
+KNOWN = {"paint": _paint, "room": _room}
 BOUND = gin_files.register(KNOWN)
 
 
@@ -23,6 +27,19 @@ def _parse(*bindings):
 def test_a_binding_reaches_the_function():
     _parse("paint.num_coats = 3")
     assert BOUND["paint"]() == ("red", 3)
+
+
+def test_a_default_that_is_a_configurable_has_its_settings():
+    text = _parse("paint.num_coats = 3")
+    assert BOUND["room"]() == ("red", 3)
+    assert "room" not in text
+    _parse(
+        "paint.num_coats = 3",
+        "thick/paint.num_coats = 5",
+        "room.paint_fn = @thick/paint",
+    )
+    assert BOUND["room"]() == ("red", 5)
+    assert BOUND["room"](lambda: "bare") == "bare"
 
 
 def test_a_misspelled_parameter_gets_a_suggestion():
