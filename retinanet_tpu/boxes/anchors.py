@@ -125,7 +125,7 @@ class Anchors:
             strides = np.array([2**level, 2**level])
             if self.whole_pixels:
                 strides = np.array(image_size) // (rows, columns)
-            sizes_hw = self._sizes_hw(level)
+            sizes_hw = self.sizes_hw(level)
             grid = np.empty((rows, columns, len(sizes_hw), 4), np.float32)
             grid[..., 0] = ((np.arange(rows) + self.center) * strides[0])[:, None, None]
             grid[..., 1] = ((np.arange(columns) + self.center) * strides[1])[:, None]
@@ -133,8 +133,8 @@ class Anchors:
             boxes.append(grid.reshape(-1, 4))
         return tuple(boxes)
 
-    def _sizes_hw(self, level: int) -> np.ndarray:
-        """Returns float [num_per_cell, 2], the sizes of a level's anchors, px."""
+    def sizes_hw(self, level: int) -> np.ndarray:
+        """Returns float [num_per_cell, 2], (height, width) of a level's anchors, px."""
         side = self.size * 2**level
         pairs = itertools.product(self.aspect_ratios, self.scales)
         if not self.whole_pixels:

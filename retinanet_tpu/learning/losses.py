@@ -1,25 +1,27 @@
-"""Computes the losses: focal loss of classes, Huber loss of boxes, L2 of kernels.
+"""Computes the loss of a batch: classes, boxes, and L2 of the kernels."""
 
-The losses are elementwise in the layout of the convolutions, with anchors and classes
-together in the channel axis. Splitting that axis would move every logit on a TPU.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas, structures
+from retinanet_tpu.boxes.anchors import Anchors
+from retinanet_tpu.learning import box_losses, class_losses
 from retinanet_tpu.learning.targets import Targets
+
+# Returns float32 [B, H, W, A * K] from logits, classes and IoU of predicted boxes.
+ClassLossFn = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# Returns float32 [] from offsets, their targets, classes and anchor sizes.
+BoxLossFn = Callable[..., tf.Tensor]
 
 
 class Losses(NamedTuple):
     """The parts of the detection loss.
 
     Attributes:
-      class_loss: float32 [], focal loss / normalizer.
-      box_loss: float32 [], Huber loss / normalizer.
+      class_loss: float32 [], loss of the classes / normalizer.
+      box_loss: float32 [], loss of the boxes / normalizer.
       weighted_loss: float32 [], the weighted sum, which is trained on together with the
         L2 of the kernels.
     """
@@ -27,63 +29,6 @@ class Losses(NamedTuple):
     class_loss: tf.Tensor
     box_loss: tf.Tensor
     weighted_loss: tf.Tensor
-
-
-def focal_loss(
-    logits: tf.Tensor,
-    classes: tf.Tensor,
-    *,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    label_smoothing: float = 0.0,
-) -> tf.Tensor:
-    """Returns -alpha_t (1 - p_t)^gamma log(p_t) for each anchor and class.
-
-    Args:
-      logits: float [B, H, W, A * K], anchor outer, class inner.
-      classes: int32 [B, A, H, W], the class index, BACKGROUND (none of the K classes),
-        or IGNORE (no loss).
-      alpha: The weight of the target class, in [0, 1]. Other classes have the weight
-        1 - alpha.
-      gamma: The exponent that reduces the loss of easy examples. 0 is weighted
-        cross-entropy.
-      label_smoothing: The smoothing s: the targets of the cross-entropy are s/2 and
-        1 - s/2 instead of 0 and 1. alpha_t and (1 - p_t)^gamma do not depend on it.
-    Returns:
-      float32 [B, H, W, A * K].
-    Source: RetinaNet, arXiv:1708.02002, equation 5.
-    """
-    num_anchors = classes.shape[1]
-    num_classes = logits.shape[-1] // num_anchors
-    ids = _repeat_per_channel(classes, num_classes)
-    is_target_class = ids == np.tile(np.arange(num_classes), num_anchors)
-    logits = tf.cast(logits, tf.float32)
-    # 1 - p_t = sigmoid(margin), so log(1 - p_t) = margin - softplus(margin). A power of
-    # 1 - p_t would have an infinite gradient at 0; this form has none.
-    margin = tf.where(is_target_class, -logits, logits)
-    cross_entropy = tf.nn.softplus(margin)
-    modulating_factor = tf.exp(gamma * (margin - cross_entropy))
-    if label_smoothing:
-        cross_entropy -= 0.5 * label_smoothing * margin
-    alpha_t = tf.where(is_target_class, alpha, 1.0 - alpha)
-    loss = alpha_t * modulating_factor * cross_entropy
-    return tf.where(ids == structures.IGNORE, 0.0, loss)
-
-
-def huber_loss(
-    deltas: tf.Tensor, target_deltas: tf.Tensor, *, delta: float = 0.1
-) -> tf.Tensor:
-    """Returns e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2), float32 [...].
-
-    Args:
-      deltas: float [...], the predicted deltas.
-      target_deltas: float32 [...].
-      delta: The error at which the loss becomes linear.
-    Source: Huber, "Robust Estimation of a Location Parameter", 1964.
-    """
-    error = tf.abs(tf.cast(deltas, tf.float32) - target_deltas)
-    quadratic = tf.minimum(error, delta)
-    return quadratic * (error - 0.5 * quadratic)
 
 
 def loss_normalizer(num_positives: tf.Tensor) -> tf.Tensor:
@@ -103,49 +48,37 @@ def loss_normalizer(num_positives: tf.Tensor) -> tf.Tensor:
 def detection_losses(
     predictions: structures.Predictions,
     targets: Targets,
+    anchors: Anchors,
     *,
     normalizer: tf.Tensor,
-    alpha: float = 0.25,
-    gamma: float = 2.0,
-    label_smoothing: float = 0.0,
-    huber_delta: float = 0.1,
+    class_loss_fn: ClassLossFn = class_losses.focal_loss,
+    box_loss_fn: BoxLossFn = box_losses.huber_loss,
     class_weight: float = 1.0,
     box_weight: float = 50.0,
 ) -> Losses:
     """Returns the losses, summed over all levels and images of this replica.
 
-    The box loss is the mean over the four coordinates of an anchor. Only matched
-    anchors have one.
+    Only positive anchors have a box loss.
 
     Args:
       predictions: The predictions of the network.
       targets: The targets of the same images.
+      anchors: The anchors that the predictions are offsets from.
       normalizer: float32 [], the divisor, see `loss_normalizer`.
-      alpha: The weight of the target class in the focal loss.
-      gamma: The exponent of the focal loss.
-      label_smoothing: The label smoothing of the focal loss.
-      huber_delta: The error at which the box loss becomes linear.
+      class_loss_fn: A loss of `class_losses`.
+      box_loss_fn: A loss of `box_losses`.
       class_weight: The weight of the class loss in the weighted loss.
-      box_weight: The weight of the box loss in the weighted loss. It is large because
-        deltas are small.
+      box_weight: The weight of the box loss in the weighted loss. It is large for
+        `huber_loss`, because offsets are small, and about 2 for losses of the IoU.
     """
     class_loss = box_loss = 0.0
-    for logits, deltas, classes, target_deltas in zip(
-        *predictions, targets.classes, targets.deltas, strict=True
+    for level, logits, deltas, classes, target_deltas in zip(
+        anchors.levels, *predictions, targets.classes, targets.deltas, strict=True
     ):
-        class_loss += tf.reduce_sum(
-            focal_loss(
-                logits,
-                classes,
-                alpha=alpha,
-                gamma=gamma,
-                label_smoothing=label_smoothing,
-            )
-        )
-        # Not target_deltas != 0: a delta of exactly 0 is a target, too.
-        is_positive = _repeat_per_channel(classes, 4) >= 0
-        box_losses = huber_loss(deltas, target_deltas, delta=huber_delta)
-        box_loss += tf.reduce_sum(tf.where(is_positive, box_losses, 0.0)) / 4.0
+        boxes = deltas, target_deltas, classes, anchors.sizes_hw(level)
+        ious = box_losses.predicted_ious(*boxes)
+        class_loss += tf.reduce_sum(class_loss_fn(logits, classes, ious))
+        box_loss += box_loss_fn(*boxes)
     class_loss /= normalizer
     box_loss /= normalizer
     return Losses(
@@ -162,20 +95,3 @@ def l2_loss(kernels: Sequence[tf.Tensor], coefficient: float) -> tf.Tensor:
     """
     halves = [tf.nn.l2_loss(tf.cast(kernel, tf.float32)) for kernel in kernels]
     return coefficient * tf.add_n(halves) if halves else tf.zeros([])
-
-
-def _repeat_per_channel(maps: tf.Tensor, num_channels: int) -> tf.Tensor:
-    """Returns [B, H, W, A * num_channels]: each of A maps `num_channels` times.
-
-    Args:
-      maps: [B, A, H, W].
-      num_channels: The number of channels of an anchor.
-    """
-    num_anchors = maps.shape[1]
-    anchor_of_channel = np.repeat(np.arange(num_anchors), num_channels)
-    # Selects of broadcasts fuse into the loss: a TPU never writes the repeated map.
-    repeated = maps[:, 0, :, :, None]
-    for anchor in range(1, num_anchors):
-        is_later = anchor_of_channel >= anchor
-        repeated = tf.where(is_later, maps[:, anchor, :, :, None], repeated)
-    return repeated

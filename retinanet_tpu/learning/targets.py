@@ -1,14 +1,16 @@
 """Assigns training targets to the anchors, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import box_coder, box_ops, matcher
+from retinanet_tpu.boxes import box_coder, matcher
 from retinanet_tpu.boxes.anchors import Anchors
+from retinanet_tpu.learning import channels
+
+MatchFn = Callable[[structures.Labels, matcher.AnchorGrid], tf.Tensor]
 
 
 class Targets(NamedTuple):
@@ -39,8 +41,7 @@ def assign_targets(
     anchors: Anchors,
     image_size: tuple[int, int],
     *,
-    positive_iou_threshold: float = 0.5,
-    negative_iou_threshold: float = 0.4,
+    match_fn: MatchFn = matcher.match_by_iou,
     is_valid: tf.Tensor | None = None,
 ) -> Targets:
     """Matches the anchors with boxes and returns what each should predict.
@@ -49,8 +50,8 @@ def assign_targets(
       labels: The padded boxes of B images, px of the network's input.
       anchors: The anchors that the network predicts from.
       image_size: The height and width of the network's input, px.
-      positive_iou_threshold: The lowest IoU of a positive anchor.
-      negative_iou_threshold: The IoU below which an anchor is background.
+      match_fn: Returns the index of each anchor's box, or BACKGROUND, or IGNORE, as
+        `matcher.match_by_iou`.
       is_valid: bool [B], False for padding images, which carry no loss. None means that
         all images are valid.
     Returns:
@@ -59,20 +60,8 @@ def assign_targets(
       UserError: The thresholds are out of order, or a side of image_size is not a
         multiple of the coarsest level's stride.
     """
-    grids = anchors.grid_sizes(image_size)
-    per_cell = anchors.num_per_cell
-    anchors_cyxhw = np.concatenate(
-        [
-            boxes.reshape(-1, per_cell, 4).swapaxes(0, 1).reshape(-1, 4)
-            for boxes in anchors.boxes_cyxhw(image_size)
-        ]
-    )
-    matches = matcher.match(
-        labels,
-        box_ops.cyxhw_to_yxyx(anchors_cyxhw),
-        positive_iou_threshold=positive_iou_threshold,
-        negative_iou_threshold=negative_iou_threshold,
-    )
+    grid = matcher.make_grid(anchors, image_size)
+    matches = match_fn(labels, grid)
     if is_valid is not None:
         matches = tf.where(is_valid[:, None], matches, structures.IGNORE)
     is_positive = matches >= 0
@@ -80,31 +69,22 @@ def assign_targets(
         ..., 0
     ]
     matched_yxyx = matcher.gather_by_one_hot(labels.boxes_yxyx, matches)
-    deltas = tf.unstack(box_coder.encode(matched_yxyx, anchors_cyxhw), axis=-1)
+    deltas = tf.unstack(box_coder.encode(matched_yxyx, grid.boxes_cyxhw), axis=-1)
 
     def per_anchor_maps(values: tf.Tensor) -> list[tf.Tensor]:
         """Returns [B, A, H_l, W_l] for each level, from [B, all anchors]."""
-        lengths = [rows * columns * per_cell for rows, columns in grids]
+        levels = tf.split(values, grid.lengths, 1)
         return [
-            tf.reshape(level, [-1, per_cell, *grid])
-            for level, grid in zip(tf.split(values, lengths, 1), grids, strict=True)
+            tf.reshape(level, [-1, grid.num_per_cell, *size])
+            for level, size in zip(levels, grid.sizes, strict=True)
         ]
 
     delta_maps = [per_anchor_maps(tf.where(is_positive, d, 0.0)) for d in deltas]
     return Targets(
         tuple(per_anchor_maps(tf.where(is_positive, matched_classes, matches))),
         tuple(
-            _interleave_anchor_channels(level)
-            for level in zip(*delta_maps, strict=True)
+            channels.interleave(list(level)) for level in zip(*delta_maps, strict=True)
         ),
         tf.reduce_sum(tf.cast(is_positive, tf.float32)),
         matches,
     )
-
-
-def _interleave_anchor_channels(maps: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns [B, H, W, A * n], anchor outer, from n tensors [B, A, H, W]."""
-    stacked = tf.stack(maps, axis=2)
-    _, per_cell, count, height, width = stacked.shape
-    flat = tf.reshape(stacked, [-1, per_cell * count, height, width])
-    return tf.transpose(flat, [0, 2, 3, 1])

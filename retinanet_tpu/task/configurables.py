@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from retinanet_tpu.boxes import anchors
+from retinanet_tpu.boxes import adaptive_matcher, anchors, matcher
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import exporters, gin_files, run_config, warm_start
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.learning import (
+    box_losses,
+    class_losses,
     loss_scale,
     losses,
     optimizers,
@@ -72,6 +74,16 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "RetinaNet": retinanet.RetinaNet,
     "normalize": retinanet.normalize,
     "assign_targets": targets.assign_targets,
+    "match_by_iou": matcher.match_by_iou,
+    "match_by_atss": adaptive_matcher.match_by_atss,
+    "focal_loss": class_losses.focal_loss,
+    "quality_focal_loss": class_losses.quality_focal_loss,
+    "varifocal_loss": class_losses.varifocal_loss,
+    "huber_loss": box_losses.huber_loss,
+    "iou_loss": box_losses.iou_loss,
+    "giou_loss": box_losses.giou_loss,
+    "diou_loss": box_losses.diou_loss,
+    "ciou_loss": box_losses.ciou_loss,
     "detection_losses": losses.detection_losses,
     "Recipe": recipe.Recipe,
     "scaled": schedules.scaled,

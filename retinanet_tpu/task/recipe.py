@@ -100,7 +100,7 @@ class Recipe:
         is_valid = features.image_ids != structures.PADDING_IMAGE
         assigned = self.assign(labels, is_valid)
         normalizer = losses.loss_normalizer(assigned.num_positives)
-        parts = self.loss_fn(predictions, assigned, normalizer=normalizer)
+        parts = self.loss_fn(predictions, assigned, self.anchors, normalizer=normalizer)
         l2 = losses.l2_loss(kernels, self.l2_coefficient)
         return {
             "box-loss": parts.box_loss,

@@ -5,9 +5,11 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors, box_ops, matcher
+from retinanet_tpu.boxes import adaptive_matcher, anchors, box_ops, matcher
 
 B, I = structures.BACKGROUND, structures.IGNORE  # noqa: E741
+GRID = matcher.make_grid(anchors.Anchors(min_level=4, max_level=6), (128, 128))
+MATCH_FNS = [matcher.match_by_iou, adaptive_matcher.match_by_atss]
 
 
 def make_labels(images, num_padded=6):
@@ -24,6 +26,16 @@ def make_labels(images, num_padded=6):
         tf.constant(is_crowd),
         tf.constant([len(image) for image in images], tf.int32),
     )
+
+
+def make_grid(anchors_yxyx):
+    """Returns anchors that are no grid; only their boxes count."""
+    cyxhw = box_ops.yxyx_to_cyxhw(tf.constant(anchors_yxyx, tf.float32)).numpy()
+    return matcher.AnchorGrid(cyxhw, ((len(cyxhw), 1),), 1)
+
+
+def match(labels, anchors_yxyx, **kwargs):
+    return matcher.match_by_iou(labels, make_grid(anchors_yxyx), **kwargs)
 
 
 def plain_iou(a, b):
@@ -69,62 +81,65 @@ def random_image(rng, num_boxes):
 @pytest.mark.parametrize("thresholds", [(0.5, 0.4), (0.5, 0.5), (0.7, 0.3)])
 def test_matches_agree_with_a_plain_loop(thresholds):
     rng = np.random.default_rng(0)
-    levels_cyxhw = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
-    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(levels_cyxhw, 0))
     images = [random_image(rng, n) for n in (6, 0, 1, 4)]
     images[3][1:3] = [images[3][0]] * 2
-    actual = tf.function(matcher.match, jit_compile=True)(
-        make_labels(images),
-        anchors_yxyx,
-        positive_iou_threshold=thresholds[0],
-        negative_iou_threshold=thresholds[1],
-    )
+    labels = make_labels(images)
+
+    @tf.function(jit_compile=True)
+    def compiled():
+        return matcher.match_by_iou(
+            labels,
+            GRID,
+            positive_iou_threshold=thresholds[0],
+            negative_iou_threshold=thresholds[1],
+        )
+
+    actual = compiled()
     expected = [
-        plain_match(image, anchors_yxyx.numpy(), *thresholds) for image in images
+        plain_match(image, GRID.boxes_yxyx.numpy(), *thresholds) for image in images
     ]
     np.testing.assert_array_equal(actual, expected)
     assert {B, 0, 3} <= set(np.ravel(expected))
 
 
-def test_compiled_and_eager_matches_agree():
+@pytest.mark.parametrize("match_fn", MATCH_FNS)
+def test_compiled_and_eager_matches_agree(match_fn):
     rng = np.random.default_rng(1)
-    levels_cyxhw = anchors.Anchors(min_level=4, max_level=6).boxes_cyxhw((128, 128))
-    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(levels_cyxhw, 0))
     labels = make_labels([random_image(rng, 5), random_image(rng, 3)])
-    compiled = tf.function(matcher.match, jit_compile=True)(labels, anchors_yxyx)
-    np.testing.assert_array_equal(compiled, matcher.match(labels, anchors_yxyx))
+    compiled = tf.function(lambda: match_fn(labels, GRID), jit_compile=True)()
+    np.testing.assert_array_equal(compiled, match_fn(labels, GRID))
 
 
 def test_thresholds_agree_with_matches_by_hand():
     anchors_yxyx = tf.constant([[0, 0, 10, w] for w in (10, 5, 4, 3.5, 9)], tf.float32)
     labels = make_labels([[(0, 0, 10, 10, False)]])
-    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[0, 0, I, B, 0]]
-    equal = matcher.match(labels, anchors_yxyx, negative_iou_threshold=0.5)
+    assert match(labels, anchors_yxyx).numpy().tolist() == [[0, 0, I, B, 0]]
+    equal = match(labels, anchors_yxyx, negative_iou_threshold=0.5)
     assert equal.numpy().tolist() == [[0, 0, B, B, 0]]
 
 
 def test_best_anchor_of_a_box_is_positive_at_any_overlap():
     anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60], [0, 30, 10, 40.0]])
     labels = make_labels([[(30, 30, 35, 35, False)]])
-    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, 0, B]]
+    assert match(labels, anchors_yxyx).numpy().tolist() == [[B, 0, B]]
 
 
 def test_box_without_an_overlapping_anchor_has_no_match():
     anchors_yxyx = tf.constant([[0, 0, 10, 10], [20, 20, 60, 60.0]])
     labels = make_labels([[(70, 70, 80, 80, False), (5, 5, 5, 5, False)]])
-    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[B, B]]
+    assert match(labels, anchors_yxyx).numpy().tolist() == [[B, B]]
 
 
 def test_first_of_boxes_that_share_a_best_anchor_wins():
     anchors_yxyx = tf.constant([[0, 0, 40, 40], [60, 60, 90, 90.0]])
     boxes = [(70, 70, 75, 75, False), (2, 2, 8, 8, False), (0, 0, 40, 38, False)]
     labels = make_labels([boxes])
-    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[1, 0]]
+    assert match(labels, anchors_yxyx).numpy().tolist() == [[1, 0]]
 
 
 def test_padding_is_never_matched():
     anchors_yxyx = tf.constant([[0, 0, 64, 64.0]])
-    assert matcher.match(make_labels([[]]), anchors_yxyx).numpy().tolist() == [[B]]
+    assert match(make_labels([[]]), anchors_yxyx).numpy().tolist() == [[B]]
 
 
 def test_background_in_crowds_is_ignored_and_crowds_are_never_matched():
@@ -132,7 +147,7 @@ def test_background_in_crowds_is_ignored_and_crowds_are_never_matched():
         [[0, 0, 10, 10], [0, 5, 10, 15], [0, 4, 10, 14], [0, 40, 10, 50.0]]
     )
     labels = make_labels([[(0, 0, 64, 10, True), (0, 0, 10, 9, False)]])
-    assert matcher.match(labels, anchors_yxyx).numpy().tolist() == [[1, B, I, B]]
+    assert match(labels, anchors_yxyx).numpy().tolist() == [[1, B, I, B]]
 
 
 @pytest.mark.parametrize("thresholds", [(0.4, 0.5), (0.5, 0.0), (1.1, 0.5)])
@@ -140,9 +155,9 @@ def test_thresholds_out_of_order_are_rejected(thresholds):
     with pytest.raises(
         ValueError, match="negative_iou_threshold <= positive_iou_threshold"
     ):
-        matcher.match(
+        match(
             make_labels([[]]),
-            tf.zeros([1, 4]),
+            [[0, 0, 8, 8]],
             positive_iou_threshold=thresholds[0],
             negative_iou_threshold=thresholds[1],
         )
@@ -157,20 +172,18 @@ def test_gathered_rows_are_exact_and_negative_indices_give_zeros():
     np.testing.assert_array_equal(rows[1], [[0, 0, 0], values[1, 2], values[1, 2]])
 
 
-def test_the_iou_matrix_is_never_written_to_memory():
+@pytest.mark.parametrize("match_fn", MATCH_FNS)
+def test_the_iou_matrix_is_never_written_to_memory(match_fn):
     # A buffer is the result of an instruction outside of all fusions.
     num_boxes = 13  # XLA for CPU splits longer reductions and writes parts.
-    boxes_cyxhw = anchors.Anchors(min_level=3, max_level=5).boxes_cyxhw((128, 128))
-    anchors_yxyx = box_ops.cyxhw_to_yxyx(tf.concat(boxes_cyxhw, 0)).numpy()
-    num_anchors = len(anchors_yxyx)
+    # No level is as small as the window of cells that is searched for candidates.
+    grid = matcher.make_grid(anchors.Anchors(min_level=3, max_level=4), (128, 128))
 
     @tf.function(jit_compile=True)
-    def match(boxes, classes, is_crowd, num):
-        return matcher.match(
-            structures.Labels(boxes, classes, is_crowd, num), anchors_yxyx
-        )
+    def compiled(boxes, classes, is_crowd, num):
+        return match_fn(structures.Labels(boxes, classes, is_crowd, num), grid)
 
-    hlo = match.experimental_get_compiler_ir(
+    hlo = compiled.experimental_get_compiler_ir(
         tf.TensorSpec([2, num_boxes, 4]),
         tf.TensorSpec([2, num_boxes], tf.int32),
         tf.TensorSpec([2, num_boxes], tf.bool),
@@ -189,4 +202,5 @@ def test_the_iou_matrix_is_never_written_to_memory():
         for shape in re.findall(r"= \(?\w+\[([\d,]+)\]", line)
     ]
     assert sorted([2, num_boxes]) in dimensions
-    assert sorted([2, num_boxes, num_anchors]) not in dimensions
+    for count in (*grid.lengths, sum(grid.lengths)):
+        assert sorted([2, num_boxes, count]) not in dimensions

@@ -84,9 +84,7 @@ def test_sizes_are_those_of_the_annotated_image(data_dir):
 
 
 def test_assigned_anchors_are_those_of_assign_fn(data_dir):
-    run = toy_data.make_run(
-        None, data_dir, "assign_targets.negative_iou_threshold = 0.4"
-    )
+    run = toy_data.make_run(None, data_dir, "match_by_iou.negative_iou_threshold = 0.4")
     recipe = run.recipe
     boxes = np.zeros([2, 4, 4], np.float32)
     boxes[0, :2] = [[8, 8, 40, 40], [60, 50, 100, 120]]

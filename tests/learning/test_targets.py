@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors, box_coder, box_ops, matcher
+from retinanet_tpu.boxes import adaptive_matcher, anchors, box_coder, matcher
 from retinanet_tpu.learning import targets
 
 IMAGE_SIZE = 64, 128
@@ -24,18 +24,33 @@ def make_labels(seed=0, num_images=3, num_boxes=5):
 
 def by_anchor(assigned):
     """Returns classes [B, n] and deltas [B, n, 4], in the order of the anchors."""
-    classes = [np.moveaxis(level, 1, -1).reshape(3, -1) for level in assigned.classes]
+    classes = [by_cell(level) for level in assigned.classes]
     deltas = [np.reshape(level, [3, -1, 4]) for level in assigned.deltas]
     return np.concatenate(classes, 1), np.concatenate(deltas, 1)
 
 
-def test_targets_contain_class_and_box_of_the_match():
+def by_cell(maps):
+    return np.moveaxis(maps, 1, -1).reshape(3, -1)
+
+
+def split(matches):
+    """Returns [B, A, H_l, W_l] of each level from [B, all anchors]."""
+    grid = matcher.make_grid(ANCHORS, IMAGE_SIZE)
+    levels = tf.split(matches, grid.lengths, axis=1)
+    return [np.reshape(x, [3, 9, *s]) for x, s in zip(levels, grid.sizes, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "match_fn", [matcher.match_by_iou, adaptive_matcher.match_by_atss]
+)
+def test_targets_contain_class_and_box_of_the_match(match_fn):
     labels = make_labels()
     assigned = tf.function(targets.assign_targets, jit_compile=True)(
-        labels, ANCHORS, IMAGE_SIZE
+        labels, ANCHORS, IMAGE_SIZE, match_fn=match_fn
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
-    matches = matcher.match(labels, box_ops.cyxhw_to_yxyx(anchors_cyxhw)).numpy()
+    maps = match_fn(labels, matcher.make_grid(ANCHORS, IMAGE_SIZE))
+    matches = np.concatenate([by_cell(x) for x in split(maps)], axis=1)
     classes, deltas = by_anchor(assigned)
     decoded = box_coder.decode(deltas, anchors_cyxhw).numpy()
     for image in range(3):
