@@ -21,6 +21,7 @@ COMMANDS = (
     "plan",
     "train",
     "evaluate",
+    "sweep",
     "import_detector",
     "export",
     "evaluate_export",

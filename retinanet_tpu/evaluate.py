@@ -7,6 +7,7 @@ settings of the run from MODEL_DIR/config.gin, except the device. It writes the 
 to MODEL_DIR/eval: lines of eval.jsonl and TensorBoard scalars. If it is started again,
 it resumes. Several sidecars may run at the same time.
 
+  --split=test       evaluate this split; the results are in MODEL_DIR/eval_test
   --once             evaluate the existing checkpoints and do not wait for the trainer
   --checkpoint=…     evaluate this checkpoint, even if it is already evaluated
 
@@ -48,6 +49,12 @@ _EXIT_CODES: dict[type[Exception], ExitCode] = {
 }
 
 _CHECKPOINT = cli.checkpoint_flag()
+_SPLIT = flags.DEFINE_string(
+    "split",
+    None,
+    "The split to evaluate, with results in MODEL_DIR/eval_SPLIT; default: the run's "
+    "eval_split, with results in MODEL_DIR/eval.",
+)
 _DEVICE = flags.DEFINE_enum(
     "device", "cpu", ["cpu", "gpu"], "The device that evaluates."
 )
@@ -94,20 +101,26 @@ def _evaluate() -> None:
     if not _ONCE.value and not _CHECKPOINT.value:
         _await_run(poll_secs)
     device: Literal["cpu", "gpu"] = "gpu" if _DEVICE.value == "gpu" else "cpu"
-    cli.parse_model_dir(*(["COMPUTE_DTYPE = 'float32'"] if device == "cpu" else []))
+    settings = ["COMPUTE_DTYPE = 'float32'"] if device == "cpu" else []
+    if _SPLIT.value:
+        settings.append(f"Data.eval_split = {_SPLIT.value!r}")
+    cli.parse_model_dir(*settings)
     run = configurables.make_run(
         cli.model_dir(),
         strategy_fn=lambda: strategy.make_strategy(
             device, num_devices=1, single_process=True
         ),
     )
+    eval_spec = run.eval_spec
+    if _SPLIT.value:  # Its results do not select what is exported.
+        eval_spec = eval_spec._replace(name=_SPLIT.value, exporters=())
     with cli.explain_data_errors(run):
         if _CHECKPOINT.value:
             _evaluate_one(run, _CHECKPOINT.value)
             return
         run_sidecar = sidecar.Sidecar(
             run.estimator,
-            run.eval_spec,
+            eval_spec,
             max_steps=run.train_spec.max_steps,
             policy=_POLICY.value,
             every_k_steps=_EVERY_K_STEPS.value,
@@ -142,7 +155,9 @@ def _evaluate_one(run: Run, path: str) -> None:
         if is_of_run
         else contextlib.nullcontext()
     ):
-        run.estimator.evaluate(run.eval_spec.input_fn, checkpoint_path=path)
+        run.estimator.evaluate(
+            run.eval_spec.input_fn, checkpoint_path=path, name=_SPLIT.value
+        )
 
 
 def _log_newest_results() -> None:
@@ -152,7 +167,8 @@ def _log_newest_results() -> None:
       MissingFileError: There is no checkpoint or none was evaluated.
       UserError: The newest line of eval.jsonl lacks results.
     """
-    records = summaries.read_evaluations(f"{cli.model_dir()}/eval")
+    folder = f"{cli.model_dir()}/eval" + (f"_{_SPLIT.value}" if _SPLIT.value else "")
+    records = summaries.read_evaluations(folder)
     if not records and not checkpoints.latest(cli.model_dir()):
         raise errors.MissingFileError(
             f"No checkpoint in {cli.model_dir()}; train first or check --model_dir."
@@ -167,7 +183,7 @@ def _log_newest_results() -> None:
         logging.info("%s is already evaluated\n%s", newest["checkpoint"], table)
     except (KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f"{cli.model_dir()}/eval/{summaries.EVALUATIONS} lacks results of step "
+            f"{folder}/{summaries.EVALUATIONS} lacks results of step "
             f"{newest['global_step']} ({error!r}); remove the line to "
             "evaluate it again."
         ) from error

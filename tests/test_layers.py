@@ -25,7 +25,7 @@ LAYERS = [
     {"data", "model", "learning", "detections", "evaluation", "estimator"},
     {"conversion", "importing", "inspection", "serving"},
     {"task"},
-    {"planning"},
+    {"planning", "sweeping"},
     set(__main__.COMMANDS),
     {"__main__"},
 ]

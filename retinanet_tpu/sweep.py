@@ -1,0 +1,147 @@
+r"""Trains variants of a run with several seeds and writes a table of their results.
+
+  python -m retinanet_tpu.sweep --gin_file=bccd_r18_256.gin --variants=losses.json \
+      --seeds=2 --sweep_dir=runs/losses
+
+The file of variants maps names to gin settings:
+
+  {"classic": [],
+   "giou": ["detection_losses.box_loss_fn = @giou_loss",
+            "detection_losses.box_weight = 2.0"]}
+
+Each run is a process of `retinanet_tpu.train` in SWEEP_DIR/VARIANT/SEED, one after the
+other. If the command is started again, it skips the finished runs and resumes the
+others. Several machines that share SWEEP_DIR divide the runs: --shard=0/4 to 3/4.
+
+SWEEP_DIR/table.md has the mean of the seeds and, in brackets, the lowest and the
+highest. SWEEP_DIR/results.json has every run. Both are written after each run.
+"""
+
+import retinanet_tpu.startup.cpu
+
+import re
+
+import tensorflow as tf
+from absl import flags, logging
+
+from retinanet_tpu import errors
+from retinanet_tpu.estimator.model_dir import files
+from retinanet_tpu.startup import guard
+from retinanet_tpu.sweeping import runs, tables
+from retinanet_tpu.task import cli
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "variants", None, "A JSON file: lists of gin settings by name.", required=True
+    )
+    flags.DEFINE_string(
+        "sweep_dir", None, "The directory of the runs and of the table.", required=True
+    )
+    flags.DEFINE_integer(
+        "seeds", 1, "The number of seeds; they are 0, 1, 2, ...", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "shard", "0/1", "The runs of this machine, INDEX/NUMBER of machines."
+    )
+    flags.DEFINE_string(
+        "split",
+        None,
+        "Evaluate the last checkpoint of each run once on this split, and tabulate "
+        "that.",
+    )
+
+
+def main() -> None:
+    """Runs the command."""
+    table = sweep(
+        FLAGS.variants,
+        FLAGS.sweep_dir,
+        num_seeds=FLAGS.seeds,
+        shard=FLAGS.shard,
+        split=FLAGS.split,
+    )
+    print(table)
+
+
+def sweep(
+    variants_path: str,
+    sweep_dir: str,
+    *,
+    num_seeds: int = 1,
+    shard: str = "0/1",
+    split: str | None = None,
+) -> str:
+    """Runs the variants of the run that --gin_file and --gin_param configure.
+
+    Args:
+      variants_path: A JSON file, see `runs.read_variants`.
+      sweep_dir: The directory of the runs.
+      num_seeds: The number of runs of a variant.
+      shard: INDEX/NUMBER: this process does every NUMBER-th run, from INDEX.
+      split: The split on which the last checkpoint of each run is evaluated, or None.
+    Returns:
+      The table.
+    Raises:
+      UserError: A setting is wrong, or runs failed. The other runs are finished first.
+    """
+    index, count = _parse_shard(shard)
+    sweep_dir = sweep_dir.rstrip("/")
+    files.check_path(sweep_dir, "--sweep_dir")
+    variants = runs.read_variants(variants_path)
+    for name, settings in variants.items():
+        cli.parse_files(*settings)  # A typing error must not stop the last run.
+        logging.info("Variant %s: %s", name, "; ".join(settings) or "no settings")
+    tf.io.gfile.makedirs(sweep_dir)
+    all_runs = [
+        runs.Run(sweep_dir, name, seed)
+        for seed in range(num_seeds)
+        for name in variants
+    ]
+    own_runs = all_runs[index::count]
+    for run in own_runs:
+        flag_values = [*_given_flags(), *map(_param, variants[run.variant])]
+        runs.finish(run, flag_values, split)
+        tables.write(sweep_dir, all_runs, split)
+    failed = [run for run in own_runs if not run.is_done(split)]
+    if failed:
+        raise errors.UserError(
+            f"{len(failed)} of {len(own_runs)} runs failed: "
+            f"{', '.join(run.name for run in failed)}. The cause is in "
+            f"{failed[0].log}. Start the same command again to resume them."
+        )
+    return tables.write(sweep_dir, all_runs, split)
+
+
+def _param(setting: str) -> str:
+    return f"--gin_param={setting}"
+
+
+def _given_flags() -> list[str]:
+    """Returns the flags that all runs share."""
+    gin_files = [f"--gin_file={path}" for path in cli.GIN_FILE.value]
+    return gin_files + list(map(_param, cli.GIN_PARAM.value))
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    """Returns the index and the number of machines.
+
+    Raises:
+      UserError: The text is not two numbers in order.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if not 0 <= index < count:
+        raise errors.UserError(
+            f"--shard is {text!r}; it must be INDEX/NUMBER with 0 <= INDEX < NUMBER, "
+            "such as 0/4."
+        )
+    return index, count
+
+
+if __name__ == "__main__":
+    define_flags()
+    guard.run(main)

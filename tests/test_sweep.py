@@ -1,0 +1,144 @@
+import json
+import pathlib
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import toy_data
+from retinanet_tpu import errors, sweep
+from retinanet_tpu.estimator.model_dir import run_state
+from retinanet_tpu.sweeping import runs, tables
+
+GIN_FILE = str(toy_data.GIN_CONFIGS / "quickstart.gin")
+
+
+def write_variants(tmp_path, variants):
+    path = tmp_path / "variants.json"
+    path.write_text(json.dumps(variants))
+    return str(path)
+
+
+def run_sweep(tmp_path, variants, *settings, **more):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["test"])
+    path = write_variants(tmp_path, variants)
+    with flagsaver.flagsaver(gin_file=[GIN_FILE], gin_param=list(settings)):
+        return sweep.sweep(path, str(tmp_path / "sweep"), **more)
+
+
+def write_result(run, split=None, **metrics):
+    folder = pathlib.Path(run.model_dir) / (f"eval_{split}" if split else "eval")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"global_step": 40, "checkpoint": "model.ckpt-40"} | metrics
+    (folder / "eval.jsonl").write_text(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Replaces the processes; returns the runs and flags that were started."""
+    calls = []
+
+    def finish(run, flag_values, split):
+        calls.append((run.name, flag_values, split))
+        state = run_state.RunState(run_state.FINISHED, 40, 1)
+        pathlib.Path(run.model_dir).mkdir(parents=True, exist_ok=True)
+        run_state.write(run.model_dir, state)
+        write_result(run, split, AP=0.1, AP50=0.2, AP75=0.1)
+
+    monkeypatch.setattr(runs, "finish", finish)
+    return calls
+
+
+VARIANTS = {"classic": [], "giou": ["detection_losses.box_weight = 2.0"]}
+
+
+def test_each_variant_runs_with_each_seed(tmp_path, started):
+    run_sweep(tmp_path, VARIANTS, "MAX_STEPS = 40", num_seeds=2, split="test")
+    names = [name for name, _, _ in started]
+    assert names == ["classic/0", "giou/0", "classic/1", "giou/1"]
+    shared = [f"--gin_file={GIN_FILE}", "--gin_param=MAX_STEPS = 40"]
+    own = "--gin_param=detection_losses.box_weight = 2.0"
+    assert started[0][1:] == (shared, "test")
+    assert started[1][1:] == ([*shared, own], "test")
+
+
+def test_machines_divide_the_runs(tmp_path, started):
+    for index in range(3):
+        run_sweep(tmp_path, VARIANTS, num_seeds=2, shard=f"{index}/3")
+    assert sorted(name for name, _, _ in started) == [
+        "classic/0",
+        "classic/1",
+        "giou/0",
+        "giou/1",
+    ]
+
+
+@pytest.mark.parametrize("shard", ["1", "2/2", "a/b", "0/0"])
+def test_an_invalid_shard_is_an_error(tmp_path, started, shard):
+    with pytest.raises(errors.UserError, match="INDEX/NUMBER"):
+        run_sweep(tmp_path, VARIANTS, shard=shard)
+    assert not started
+
+
+def test_a_wrong_setting_of_the_last_variant_stops_before_the_first_run(
+    tmp_path, started
+):
+    variants = {**VARIANTS, "typo": ["detection_losses.box_wait = 2.0"]}
+    with pytest.raises(errors.UserError, match="box_wait"):
+        run_sweep(tmp_path, variants)
+    assert not started
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ([], "must be an object that maps names"),
+        ({}, "must be an object that maps names"),
+        ({"a/b": []}, "names a directory"),
+        ({"..": []}, "names a directory"),
+        ({"a": "MAX_STEPS = 1"}, "must be a list of gin settings"),
+        ({"a": [1]}, "must be a list of gin settings"),
+    ],
+)
+def test_an_invalid_file_of_variants_is_an_error(tmp_path, variants, message):
+    with pytest.raises(errors.UserError, match=message):
+        runs.read_variants(write_variants(tmp_path, variants))
+
+
+def test_the_table_has_means_and_ranges_of_the_finished_runs(tmp_path):
+    all_runs = [
+        runs.Run(str(tmp_path), name, seed) for name in "ab" for seed in range(2)
+    ]
+    write_result(all_runs[0], AP=0.1, AP50=0.3, AP75=0.05)
+    write_result(all_runs[1], AP=0.2, AP50=0.5, AP75=0.05)
+    table = tables.write(str(tmp_path), all_runs, None)
+    assert (tmp_path / "table.md").read_text() == table
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    spread = ["0.150 (0.100 to 0.200)", "0.400 (0.300 to 0.500)"]
+    assert rows[2] == ["a", *spread, "0.050 (0.050 to 0.050)", "40", "0.0", "2 of 2"]
+    assert rows[3] == ["b", "none", "none", "none", "none", "0.0", "0 of 2"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["a/1"]["AP"] == 0.2 and results["b/0"] == {}
+
+
+@pytest.mark.long
+def test_a_sweep_trains_evaluates_and_continues(tmp_path, monkeypatch):
+    data_dir = toy_data.write(tmp_path / "data")
+    settings = [*toy_data.TINY, *toy_data.TWO_LEVELS, f"DATA_DIR = '{data_dir}'"]
+    settings += ["MAX_STEPS = 2", "TPUConfig.iterations_per_loop = 1"]
+    settings += ["RunConfig.save_checkpoints_steps = 1", "EVAL_EVERY = None"]
+    variants = {"good": [], "bad": ["DATA_DIR = '/nowhere'"]}
+    failed = r"1 of 2 runs failed: bad/0.*bad/0\.log"
+    with pytest.raises(errors.UserError, match=failed):
+        run_sweep(tmp_path, variants, *settings, split="train")
+    run = runs.Run(str(tmp_path / "sweep"), "good", 0)
+    assert run.is_finished() and run.cpu_minutes() > 0
+    assert run.result(None)["global_step"] == 2
+    assert run.result("train")["global_step"] == 2
+    assert run.result("train")["loss"] != run.result(None)["loss"]
+    assert "nowhere" in (tmp_path / "sweep/bad/0.log").read_text()
+    log = pathlib.Path(run.log).read_text()
+    with pytest.raises(errors.UserError, match=failed):
+        run_sweep(tmp_path, variants, *settings, split="train")
+    assert pathlib.Path(run.log).read_text() == log  # Nothing was done again.
