@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The range of a setting that is a number, several numbers or None.
+    """The range of a setting that is None or has one or more numbers.
 
     Attributes:
       words: The range in words, which follow "must be".
@@ -39,8 +39,9 @@ class Range(NamedTuple):
 
     def has(self, value: Any) -> bool:
         """Returns whether a value is in the range; None is in every range."""
-        if isinstance(value, tuple | list):
-            return all(map(self.has, value))
+        if isinstance(value, tuple | list | dict):
+            values = value.values() if isinstance(value, dict) else value
+            return all(map(self.has, values))
         return not isinstance(value, int | float) or self.contains(value)
 
 
@@ -90,7 +91,9 @@ def fits(value: Any, annotation: Any) -> bool:
             and all(map(fits, value, arguments))
         )
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
-        return isinstance(value, dict)
+        return isinstance(value, dict) and all(
+            all(map(fits, item, arguments)) for item in value.items()
+        )
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Collection):
         return isinstance(value, tuple | list) and all(
             fits(element, arguments[0]) for element in value
@@ -113,6 +116,8 @@ def words(annotation: Any) -> str:
         return f"({', '.join(words(x) for x in arguments)})"
     if origin is collections.abc.Callable or annotation is Callable:
         return "a function, @name"
+    if len(arguments) == 2:
+        return f"a dictionary {{{': '.join(map(words, arguments))}}}"
     if arguments:
         return f"a list, each element {words(arguments[0])}"
     return f"@{getattr(annotation, '__name__', annotation)}()"

@@ -7,6 +7,7 @@ Variables must be made by `replicas.make_variable`, and gradients must be reduce
 """
 
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -62,6 +63,7 @@ class SGD(Optimizer):
         *,
         momentum: float = 0.9,
         nesterov: bool = False,
+        rate_factors: Mapping[str, float] = types.MappingProxyType({}),
     ):
         """Initializes the optimizer; its state is in the slots.
 
@@ -70,13 +72,16 @@ class SGD(Optimizer):
           momentum: The factor of the last velocity, in [0, 1).
           nesterov: Whether to use Nesterov's momentum: w = w + m v - lr g with the new
             v.
+          rate_factors: Factors of the learning rate, see `rate_factor`.
         """
         self.learning_rate = learning_rate
         self._momentum = momentum
         self._nesterov = nesterov
+        self._rate_factors = rate_factors
 
     def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
         """Returns the velocities as "<path>/momentum", see `Optimizer`."""
+        _check_patterns(self._rate_factors, variables)
         return _make_slots(variables, ["momentum"])
 
     def apply(
@@ -89,8 +94,10 @@ class SGD(Optimizer):
         """Updates the variables once, see `Optimizer.apply`."""
         rate = self.learning_rate(step)
         for gradient, variable in zip(gradients, variables, strict=True):
-            slot = slots[f"{replicas.variable_path(variable)}/momentum"]
-            step_size = rate * tf.cast(gradient, tf.float32)
+            name = replicas.variable_path(variable)
+            slot = slots[f"{name}/momentum"]
+            factor = rate_factor(name, self._rate_factors)
+            step_size = factor * rate * tf.cast(gradient, tf.float32)
             velocity = self._momentum * slot - step_size
             slot.assign(velocity)
             if self._nesterov:
@@ -114,6 +121,7 @@ class AdamW(Optimizer):
         epsilon: float = 1e-7,
         weight_decay: float = 0.004,
         decayed: str = "kernel$",
+        rate_factors: Mapping[str, float] = types.MappingProxyType({}),
     ):
         """Initializes the optimizer; its state is in the slots.
 
@@ -128,15 +136,19 @@ class AdamW(Optimizer):
           decayed: The regular expression that is searched for in the paths of variables
             to find those that decay. Decay does not help biases and batch
             normalization.
+          rate_factors: Factors of the learning rate, and so of the decay, see
+            `rate_factor`.
         """
         self.learning_rate = learning_rate
         self._betas = (beta_1, beta_2)
         self._epsilon = epsilon
         self._weight_decay = weight_decay
         self._decayed = re.compile(decayed)
+        self._rate_factors = rate_factors
 
     def create_slots(self, variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
         """Returns the moments as "<path>/momentum" and "<path>/velocity"."""
+        _check_patterns(self._rate_factors, variables)
         return _make_slots(variables, ["momentum", "velocity"])
 
     def apply(
@@ -161,10 +173,37 @@ class AdamW(Optimizer):
             momentum.assign(mean)
             velocity.assign(square)
             value = tf.convert_to_tensor(variable)
+            factor = rate_factor(name, self._rate_factors)
             if self._decayed.search(name):
-                value -= rate * self._weight_decay * value
-            variable.assign(
-                value - adam_rate * mean / (tf.sqrt(square) + self._epsilon)
+                value -= factor * rate * self._weight_decay * value
+            update = adam_rate * mean / (tf.sqrt(square) + self._epsilon)
+            variable.assign(value - factor * update)
+
+
+def rate_factor(path: str, factors: Mapping[str, float]) -> float:
+    """Returns the factor of a variable's learning rate, 1 if no pattern is found.
+
+    A pretrained backbone learns at a lower rate with {"^backbone/": 0.1}.
+
+    Args:
+      path: The path of the variable.
+      factors: Factors by the regular expression that is searched for in the path. The
+        first one that is found applies.
+    """
+    found = (x for pattern, x in factors.items() if re.search(pattern, path))
+    return next(found, 1.0)
+
+
+def _check_patterns(
+    factors: Mapping[str, float], variables: Sequence[tf.Variable]
+) -> None:
+    """Raises an error for a pattern that no path contains."""
+    paths = [replicas.variable_path(variable) for variable in variables]
+    for pattern in factors:
+        if not any(re.search(pattern, path) for path in paths):
+            raise errors.UserError(
+                f"rate_factors has the pattern {pattern!r}, which is in no path of a "
+                f"trained variable, such as {paths[0] if paths else 'none'}."
             )
 
 

@@ -103,6 +103,8 @@ RANGES: dict[str, Range] = {
     "constant_rate.warmup_steps": _NATURAL,
     "constant_rate.warmup_from": _NATURAL,
     "SGD.momentum": _DECAY,
+    "SGD.rate_factors": _NATURAL,
+    "AdamW.rate_factors": _NATURAL,
     "AdamW.beta_1": _DECAY,
     "AdamW.beta_2": _DECAY,
     "AdamW.epsilon": _POSITIVE,

@@ -1,5 +1,6 @@
 import dataclasses
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -108,6 +109,7 @@ def _draw(
     sides: int = 3,
     size: tuple[int, int] = (1, 1),
     weights: Sequence[float] = (),
+    shares: Mapping[str, float] = types.MappingProxyType({}),
     name: str | None = None,
     is_filled: bool = False,
     shade_fn: Callable = len,
@@ -115,7 +117,18 @@ def _draw(
     style: Literal["dotted", "solid"] = "solid",
     anything: Any = None,
 ):
-    return sides, size, weights, name, is_filled, shade_fn, brush, style, anything
+    return (
+        sides,
+        size,
+        weights,
+        shares,
+        name,
+        is_filled,
+        shade_fn,
+        brush,
+        style,
+        anything,
+    )
 
 
 SHAPES = {"draw": _draw, "Brush": Brush, "shade": _paint}
@@ -123,6 +136,7 @@ gin_files.register(SHAPES)
 RANGES = {
     "draw.sides": setting_types.Range("at least 3", lambda x: x >= 3),
     "draw.weights": setting_types.Range("above 0", lambda x: x > 0),
+    "draw.shares": setting_types.Range("above 0", lambda x: x > 0),
 }
 
 
@@ -138,6 +152,7 @@ def _parse_shapes(*bindings, **more):
         "draw.size = [2, 3]",
         "draw.weights = (1, 2.5)",
         "draw.weights = ()",
+        "draw.shares = {'a': 1, 'b': 0.5}",
         "draw.name = None",
         "draw.name = 'x'",
         "draw.is_filled = True",
@@ -171,6 +186,10 @@ def test_a_value_of_the_right_type_is_accepted(binding):
         ("draw.weights = 2.0", "a list, each element a number"),
         ("draw.weights = ('a',)", "a list, each element a number"),
         ("draw.weights = (1, 0)", "must be above 0"),
+        ("draw.shares = {'a': 'b'}", r"a dictionary \{a string in quotes: a number\}"),
+        ("draw.shares = {1: 2}", r"a dictionary \{a string in quotes: a number\}"),
+        ("draw.shares = ('a', 2)", r"a dictionary \{a string in quotes: a number\}"),
+        ("draw.shares = {'a': 1, 'b': 0}", "must be above 0"),
         ("draw.name = 5", "a string in quotes or None"),
         ("draw.is_filled = 'False'", r"True or False\. Write False\."),
         ("draw.is_filled = 1", "True or False"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu import replicas
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.learning import optimizers, schedules
 
 NAMES = "head/kernel", "head/bias"
@@ -95,6 +95,28 @@ def test_weight_decay_is_selected_by_path(decayed, num_decayed):
     for i, variable in enumerate(variables):
         factor = 0.95 if i < num_decayed else 1.0
         np.testing.assert_allclose(variable, before[i] * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make_optimizer",
+    [
+        lambda rate, **more: optimizers.SGD(rate, **more),
+        lambda rate, **more: optimizers.AdamW(rate, weight_decay=0.1, **more),
+    ],
+)
+def test_a_rate_factor_is_a_lower_rate_of_the_paths_with_a_pattern(make_optimizer):
+    lower = our_result(make_optimizer(lambda step: 0.25 * RATE(step)))
+    whole = our_result(make_optimizer(RATE))
+    factors = {"^head/k": 0.25, "kernel": 7.0}  # The first one that is found applies.
+    kernel, bias = our_result(make_optimizer(RATE, rate_factors=factors))
+    np.testing.assert_allclose(kernel, lower[0], rtol=1e-5)
+    np.testing.assert_array_equal(bias, whole[1])
+
+
+def test_a_rate_factor_that_applies_to_nothing_is_an_error():
+    optimizer = optimizers.AdamW(RATE, rate_factors={"backbone": 0.1})
+    with pytest.raises(errors.UserError, match=r"'backbone'.*such as head/kernel"):
+        optimizer.create_slots(make_variables())
 
 
 def test_slots_are_named_by_the_path_of_their_variable():
