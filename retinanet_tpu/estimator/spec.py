@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import tensorflow as tf
 
 from retinanet_tpu import errors
+from retinanet_tpu.estimator.early_stopping import EarlyStopping
 
 T = TypeVar("T")
 
@@ -115,11 +116,13 @@ class TrainSpec(NamedTuple):
       input_fn: Returns the training data, which must repeat without end.
       max_steps: The global step to train up to; steps of earlier runs count.
       saving_listeners: Each is called with (checkpoint path, step) after a save.
+      early_stopping: When to end before max_steps; None never does.
     """
 
     input_fn: InputFn
     max_steps: int
     saving_listeners: tuple[SavingListener, ...] = ()
+    early_stopping: EarlyStopping | None = None
 
 
 class Serving(NamedTuple):

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import exporters, spec, tpu_estimator
+from retinanet_tpu.estimator import early_stopping, exporters, spec, tpu_estimator
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
@@ -29,6 +29,9 @@ def train_and_evaluate(
     prepare: Callable[[], None] = preemption.no_stop,
 ) -> dict[str, Any] | None:
     """Trains to the end; evaluates every `eval_spec.every_steps` steps and at the end.
+
+    With `train_spec.early_stopping` the end may come earlier. The evaluations of a
+    sidecar count, too.
 
     If the devices are lost, it reconnects and resumes from the last checkpoint, at most
     RunConfig.max_restarts times in a row. If an earlier run stopped before its last
@@ -113,17 +116,23 @@ def check_intervals(
 
     Args:
       estimator: The estimator, with the interval of saves.
-      train_spec: The number of steps.
+      train_spec: The number of steps, and when to end before.
       eval_spec: The interval of evaluations, and the exporters.
     Raises:
       UserError: A save or an evaluation would never be due, exporters share a name, or
-        several workers are to evaluate.
+        several workers are to evaluate, or a run with early stopping does not
+        evaluate.
     """
     if eval_spec:
         estimator.workers.check_alone()
     estimator.config.check_save_interval(train_spec.max_steps)
     exporters.check_names(eval_spec.exporters if eval_spec else ())
     every = eval_spec.every_steps if eval_spec else None
+    if eval_spec and train_spec.early_stopping and not every:
+        raise errors.UserError(
+            "Early stopping needs evaluations during training; set EVAL_EVERY "
+            "(EvalSpec.every_steps), or TrainingPlan.early_stopping = None."
+        )
     if not every:
         return
     saves = estimator.config.save_checkpoints_steps
@@ -138,17 +147,22 @@ def check_intervals(
 def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     """Trains and evaluates until the end, an error or a reason to stop."""
     results = {}
+    watch = early_stopping.Watch(
+        train_spec.early_stopping,
+        estimator.model_dir,
+        estimator.eval_dir(eval_spec.name if eval_spec else None),
+    )
 
     def is_stopped():
         heartbeat.check_seen()
-        return stop_reason()
+        return stop_reason() or watch.reason
 
     def report_step(path, step):
         heartbeat.step = step
 
     def evaluate(path, step):
         every = eval_spec.every_steps or train_spec.max_steps
-        is_final = step >= train_spec.max_steps
+        is_final = step >= train_spec.max_steps or watch.reason is not None
         if is_final or step % every == 0:
             results.update(
                 _evaluate(
@@ -160,22 +174,49 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
                 )
             )
 
-    path = checkpoints.latest_valid(estimator.model_dir)
-    if path:
-        report_step(path, checkpoints.step_of(path))
-        if eval_spec:
-            evaluate(path, checkpoints.step_of(path))
     listeners = [report_step, *train_spec.saving_listeners]
     if eval_spec:
         listeners.append(evaluate)
+    with watch:
+        path = checkpoints.latest_valid(estimator.model_dir)
+        watch.check()
+        if path:
+            report_step(path, checkpoints.step_of(path))
+            if eval_spec:
+                evaluate(path, checkpoints.step_of(path))
+                watch.check()
+        if watch.reason is None:
+            _train(
+                estimator,
+                train_spec,
+                [*listeners, lambda path, step: watch.check()],
+                stop_reason=is_stopped,
+                before_save=heartbeat.check_claim,
+                watch=watch,
+            )
+        path = checkpoints.latest(estimator.model_dir)
+        if path and watch.reason is not None:
+            step = checkpoints.step_of(path)
+            logging.info("Ended at step %d: %s", step, watch.reason)
+            if eval_spec:
+                evaluate(path, step)
+    return results or None
+
+
+def _train(estimator, train_spec, listeners, *, stop_reason, before_save, watch):
+    """Trains until the end, an error, a reason to stop, or one of the watch."""
     try:
         estimator.train(
             train_spec.input_fn,
             train_spec.max_steps,
             listeners,
-            stop_reason=is_stopped,
-            before_save=heartbeat.check_claim,
+            stop_reason=stop_reason,
+            before_save=before_save,
         )
+    except preemption.Preempted:
+        watch.check()  # Workers that do not save learn here why the chief stopped.
+        if watch.reason is None:
+            raise
     except worker_group.WORKER_LOST_ERRORS as error:
         if estimator.workers.count == 1:
             raise
@@ -184,7 +225,6 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
         step = _newest_step(estimator.model_dir)
         reason = "another worker was lost; start all of them again"
         raise preemption.Preempted(reason, step) from error
-    return results or None
 
 
 def _evaluate(estimator, eval_spec, path, *, is_final, stop_reason):

@@ -6,7 +6,13 @@ from typing import Any
 from retinanet_tpu.boxes import adaptive_matcher, anchors, matcher
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import exporters, gin_files, run_config, warm_start
+from retinanet_tpu.estimator import (
+    early_stopping,
+    exporters,
+    gin_files,
+    run_config,
+    warm_start,
+)
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.learning import (
     box_losses,
@@ -103,6 +109,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
+    "EarlyStopping": early_stopping.EarlyStopping,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,
     "make_strategy": strategy.make_strategy,

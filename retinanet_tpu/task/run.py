@@ -12,6 +12,7 @@ from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.estimator.early_stopping import EarlyStopping
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
 from retinanet_tpu.learning import update
@@ -41,6 +42,7 @@ class TrainingPlan:
         evaluation.
       evaluate_during_training: Whether the trainer evaluates; pods leave it to the
         sidecar.
+      early_stopping: When to end before max_steps; None never does.
 
     Raises:
       UserError: A count is below 1.
@@ -52,6 +54,7 @@ class TrainingPlan:
     eval_batch_per_replica: int = 8
     num_visualized_images: int = 8
     evaluate_during_training: bool = True
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self):
         """Checks the counts."""
@@ -158,7 +161,9 @@ def make_run(
     return Run(
         estimator=estimator,
         train_spec=spec.TrainSpec(
-            functools.partial(inputs, is_training=True), plan.max_steps
+            functools.partial(inputs, is_training=True),
+            plan.max_steps,
+            early_stopping=plan.early_stopping,
         ),
         eval_spec=spec.EvalSpec(
             functools.partial(inputs, is_training=False),

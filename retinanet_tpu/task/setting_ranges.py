@@ -132,6 +132,7 @@ RANGES: dict[str, Range] = {
     "FinalExporter.exports_to_keep": _COUNT,
     "RunConfig.save_checkpoints_steps": _COUNT,
     "RunConfig.save_checkpoints_secs": _COUNT,
+    "EarlyStopping.patience": _COUNT,
     "RunConfig.keep_checkpoint_max": _NATURAL,
     "RunConfig.heartbeat_secs": _POSITIVE,
     "RunConfig.max_restarts": _NATURAL,

@@ -1,0 +1,133 @@
+"""Ends a run whose evaluations no longer improve, and keeps its best checkpoint."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from retinanet_tpu import errors
+from retinanet_tpu.estimator import summaries
+from retinanet_tpu.estimator.model_dir import checkpoints, leases
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """The rule that ends a run.
+
+    Attributes:
+      patience: The number of evaluations in a row, after the best one, that end the
+        run.
+      metric: The name of a number in the results of an evaluation. Of two evaluations
+        with the same number the earlier is the better. A number that is not finite is
+        the worst.
+      is_lower_better: Whether a lower number is better, such as for a loss.
+    """
+
+    patience: int
+    metric: str = "AP"
+    is_lower_better: bool = False
+
+    def __post_init__(self):
+        """Checks the patience."""
+        if self.patience < 1:
+            raise errors.UserError(
+                f"EarlyStopping.patience is {self.patience}; it must be at least 1."
+            )
+
+    def best(self, records: Sequence[Mapping[str, Any]]) -> int:
+        """Returns the index of the best record.
+
+        Args:
+          records: The results of at least one evaluation, in the order of the steps.
+        Raises:
+          UserError: A record does not have the metric.
+        """
+        values = []
+        for record in records:
+            if self.metric not in record:
+                numbers = [k for k, v in record.items() if isinstance(v, int | float)]
+                raise errors.UserError(
+                    f"EarlyStopping.metric is {self.metric!r}, but the results of an "
+                    f"evaluation are {', '.join(sorted(numbers))}."
+                )
+            value = record[self.metric]
+            value = -math.inf if value is None or not math.isfinite(value) else value
+            is_negated = self.is_lower_better and value > -math.inf
+            values.append(-value if is_negated else value)
+        return values.index(max(values))
+
+
+class Watch:
+    """The evaluations of a run, which another process may write.
+
+    Attributes:
+      reason: Why the run must end, None while it improves.
+    """
+
+    def __init__(self, settings: EarlyStopping | None, model_dir: str, eval_dir: str):
+        """Initializes the watch; use it as a context.
+
+        Args:
+          settings: The rule; None never ends the run.
+          model_dir: The directory of the checkpoints.
+          eval_dir: The directory of the evaluations.
+        """
+        self.reason: str | None = None
+        self._settings = settings
+        self._model_dir = model_dir
+        self._eval_dir = eval_dir
+        self._best_step: int | None = None
+        self._lease = contextlib.ExitStack()
+
+    def __enter__(self) -> "Watch":
+        """Returns the watch."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Releases the lease on the best checkpoint."""
+        self._lease.close()
+
+    def check(self) -> None:
+        """Reads the evaluations; sets the reason, and keeps the best checkpoint."""
+        if self._settings is None:
+            return
+        newest = max(checkpoints.steps(self._model_dir), default=0)
+        records = sorted(
+            # A run that lost its newest checkpoints evaluates those steps again.
+            (
+                record
+                for record in summaries.read_evaluations(self._eval_dir)
+                if record["global_step"] <= newest
+            ),
+            key=lambda record: record["global_step"],
+        )
+        if not records:
+            return
+        best = self._settings.best(records)
+        step = records[best]["global_step"]
+        self._keep(step)
+        num_worse = len(records) - 1 - best
+        self.reason = None
+        if num_worse >= self._settings.patience:
+            metric = self._settings.metric
+            self.reason = (
+                f"{metric} was best at step {step} ({records[best][metric]}); "
+                f"{num_worse} evaluations since then, EarlyStopping.patience is "
+                f"{self._settings.patience}"
+            )
+
+    def _keep(self, step: int) -> None:
+        """Holds a lease on the checkpoint of a step, and on no other."""
+        if step != self._best_step and step in checkpoints.steps(self._model_dir):
+            path = checkpoints.path_of(self._model_dir, step)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(
+                    leases.lease_checkpoint(self._model_dir, path, "best")
+                )
+                self._lease.close()
+                self._lease = stack.pop_all()
+            self._best_step = step
+            logging.info("Keeping %s, the best so far", path)
