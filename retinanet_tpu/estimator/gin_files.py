@@ -1,7 +1,6 @@
 """Reads gin files and single settings of a run; unknown names are errors."""
 
 import difflib
-import inspect
 import os
 import re
 import tokenize
@@ -123,7 +122,7 @@ def parse(
         bindings = _bindings(text, known)
         _check_macros(bindings)
         _check_values(bindings, known, ranges)
-        _configure_defaults(known)  # After the text, which has what the user sets.
+        _bind_default_parts(known)  # After the text, which has what the user sets.
         gin.finalize()
     except errors.UserError:
         raise
@@ -310,24 +309,12 @@ def _quotes_hint(setting):
     return f"; a string needs quotes: --gin_param=\"{match[1]} = '{match[2]}'\"."
 
 
-def _configure_defaults(known):
-    """Sets the unset parameters whose default is a configurable."""
-    names = {target: name for name, target in known.items()}
-    for name, target in known.items():
-        for parameter in inspect.signature(target).parameters.values():
-            default = parameter.default
-            is_part = inspect.isfunction(default) or inspect.isclass(default)
-            setting = f"{name}.{parameter.name}"
-            if is_part and default in names and not _is_set(setting):
-                gin.parse_config(f"{setting} = @{names[default]}")
-
-
-def _is_set(setting):
-    try:
-        gin.query_parameter(setting)
-    except ValueError:
-        return False
-    return True
+def _bind_default_parts(known):
+    for setting, name in setting_types.default_parts(known).items():
+        try:
+            gin.query_parameter(setting)
+        except ValueError:  # It is not set.
+            gin.parse_config(f"{setting} = @{name}")
 
 
 def _bindings(text, known):

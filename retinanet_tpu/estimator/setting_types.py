@@ -61,6 +61,21 @@ def annotations(target: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(target.__init__ if is_class else target)
 
 
+def default_parts(known: Configurables) -> dict[str, str]:
+    """Returns the names of configurables that are defaults of others, by setting.
+
+    Args:
+      known: The functions and classes by name.
+    """
+    names = {target: name for name, target in known.items()}
+    return {
+        f"{name}.{parameter.name}": names[parameter.default]
+        for name, target in known.items()
+        for parameter in inspect.signature(target).parameters.values()
+        if callable(parameter.default) and parameter.default in names
+    }
+
+
 def fits(value: Any, annotation: Any) -> bool:
     """Returns whether a value has the type of an annotation.
 

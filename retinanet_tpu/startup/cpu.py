@@ -1,5 +1,6 @@
-"""Prepares a program that does not use the TPU; import it before TensorFlow."""
+"""Prepares a program that does not use the TPU; import it first."""
 
-from retinanet_tpu.startup import checks
+from retinanet_tpu.startup import checks, tensorflow_import
 
 checks.run(uses_tpu=False)
+tensorflow_import.run()

@@ -1,5 +1,6 @@
-"""Prepares a program that uses the TPU; import it before TensorFlow."""
+"""Prepares a program that uses the TPU; import it first."""
 
-from retinanet_tpu.startup import checks
+from retinanet_tpu.startup import checks, tensorflow_import
 
 checks.run(uses_tpu=True)
+tensorflow_import.run()
