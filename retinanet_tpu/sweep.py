@@ -28,7 +28,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.startup import guard
 from retinanet_tpu.sweeping import runs, tables
-from retinanet_tpu.task import cli
+from retinanet_tpu.task import cli, summary
 
 FLAGS = flags.FLAGS
 
@@ -91,9 +91,15 @@ def sweep(
     index, count = _parse_shard(shard)
     sweep_dir = sweep_dir.rstrip("/")
     files.check_path(sweep_dir, "--sweep_dir")
+    if "://" in sweep_dir:
+        raise errors.UserError(
+            f"--sweep_dir is {sweep_dir}; it must be a local directory or one that is "
+            "mounted, because the processes write their messages there."
+        )
     variants = runs.read_variants(variants_path)
     for name, settings in variants.items():
-        cli.parse_files(*settings)  # A typing error must not stop the last run.
+        cli.parse_files(*settings)
+        summary.summarize_run()  # An invalid setting must not stop the last run.
         logging.info("Variant %s: %s", name, "; ".join(settings) or "no settings")
     tf.io.gfile.makedirs(sweep_dir)
     all_runs = [
@@ -102,9 +108,14 @@ def sweep(
         for name in variants
     ]
     own_runs = all_runs[index::count]
+    flag_values = {
+        name: [*_given_flags(), *map(_param, settings)]
+        for name, settings in variants.items()
+    }
     for run in own_runs:
-        flag_values = [*_given_flags(), *map(_param, variants[run.variant])]
-        runs.finish(run, flag_values, split)
+        run.check_settings(flag_values[run.variant])
+    for run in own_runs:
+        runs.finish(run, flag_values[run.variant], split)
         tables.write(sweep_dir, all_runs, split)
     failed = [run for run in own_runs if not run.is_done(split)]
     if failed:

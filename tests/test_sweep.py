@@ -1,5 +1,9 @@
 import json
+import os
 import pathlib
+import signal
+import sys
+import threading
 
 import pytest
 from absl import flags
@@ -27,11 +31,12 @@ def run_sweep(tmp_path, variants, *settings, **more):
         return sweep.sweep(path, str(tmp_path / "sweep"), **more)
 
 
-def write_result(run, split=None, **metrics):
+def write_result(run, split=None, state=run_state.FINISHED, **metrics):
     folder = pathlib.Path(run.model_dir) / (f"eval_{split}" if split else "eval")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"global_step": 40, "checkpoint": "model.ckpt-40"} | metrics
     (folder / "eval.jsonl").write_text(json.dumps(record) + "\n")
+    run_state.write(run.model_dir, run_state.RunState(state, 40, 1))
 
 
 @pytest.fixture
@@ -41,10 +46,8 @@ def started(monkeypatch):
 
     def finish(run, flag_values, split):
         calls.append((run.name, flag_values, split))
-        state = run_state.RunState(run_state.FINISHED, 40, 1)
-        pathlib.Path(run.model_dir).mkdir(parents=True, exist_ok=True)
-        run_state.write(run.model_dir, state)
         write_result(run, split, AP=0.1, AP50=0.2, AP75=0.1)
+        run.record(flag_values, 1.0)
 
     monkeypatch.setattr(runs, "finish", finish)
     return calls
@@ -54,13 +57,29 @@ VARIANTS = {"classic": [], "giou": ["detection_losses.box_weight = 2.0"]}
 
 
 def test_each_variant_runs_with_each_seed(tmp_path, started):
-    run_sweep(tmp_path, VARIANTS, "MAX_STEPS = 40", num_seeds=2, split="test")
+    run_sweep(tmp_path, VARIANTS, "SEED = 5", num_seeds=2, split="test")
     names = [name for name, _, _ in started]
     assert names == ["classic/0", "giou/0", "classic/1", "giou/1"]
-    shared = [f"--gin_file={GIN_FILE}", "--gin_param=MAX_STEPS = 40"]
+    shared = [f"--gin_file={GIN_FILE}", "--gin_param=SEED = 5"]
     own = "--gin_param=detection_losses.box_weight = 2.0"
     assert started[0][1:] == (shared, "test")
     assert started[1][1:] == ([*shared, own], "test")
+
+
+def test_a_finished_run_with_other_settings_is_an_error(tmp_path, started):
+    run_sweep(tmp_path, VARIANTS)
+    run_sweep(tmp_path, VARIANTS)
+    changed = {**VARIANTS, "giou": ["detection_losses.box_weight = 5.0"]}
+    with pytest.raises(
+        errors.UserError, match=r"giou/0 is finished.*box_weight = 5\.0"
+    ):
+        run_sweep(tmp_path, changed)
+
+
+def test_a_remote_directory_is_an_error(tmp_path, started):
+    path = write_variants(tmp_path, VARIANTS)
+    with pytest.raises(errors.UserError, match="gs://bucket/sweep; it must be a local"):
+        sweep.sweep(path, "gs://bucket/sweep")
 
 
 def test_machines_divide_the_runs(tmp_path, started):
@@ -99,6 +118,8 @@ def test_a_wrong_setting_of_the_last_variant_stops_before_the_first_run(
         ({"..": []}, "names a directory"),
         ({"a": "MAX_STEPS = 1"}, "must be a list of gin settings"),
         ({"a": [1]}, "must be a list of gin settings"),
+        ({"table.md": []}, "names a directory"),
+        ({"a": ["SEED = 7"]}, "sets SEED"),
     ],
 )
 def test_an_invalid_file_of_variants_is_an_error(tmp_path, variants, message):
@@ -112,6 +133,7 @@ def test_the_table_has_means_and_ranges_of_the_finished_runs(tmp_path):
     ]
     write_result(all_runs[0], AP=0.1, AP50=0.3, AP75=0.05)
     write_result(all_runs[1], AP=0.2, AP50=0.5, AP75=0.05)
+    write_result(all_runs[2], state=run_state.FAILED, AP=0.9, AP50=0.9, AP75=0.9)
     table = tables.write(str(tmp_path), all_runs, None)
     assert (tmp_path / "table.md").read_text() == table
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
@@ -119,7 +141,46 @@ def test_the_table_has_means_and_ranges_of_the_finished_runs(tmp_path):
     assert rows[2] == ["a", *spread, "0.050 (0.050 to 0.050)", "40", "0.0", "2 of 2"]
     assert rows[3] == ["b", "none", "none", "none", "none", "0.0", "0 of 2"]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["a/1"]["AP"] == 0.2 and results["b/0"] == {}
+    assert results["a/1"]["AP"] == 0.2 and "b/0" not in results
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_run_and_ends_the_sweep(tmp_path, monkeypatch, number):
+    program = tmp_path / "program"
+    started = tmp_path / "started"
+    program.write_text(
+        f"#!/bin/sh\ntrap 'exit 42' TERM\n: > {started}\nwhile :; do sleep 0.05; done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    run = runs.Run(str(tmp_path), "a", 0)
+
+    def interrupt():
+        while not started.exists():
+            pass
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        runs.finish(run, [], None)
+    thread.join()
+    assert stop.value.code == 42
+    assert signal.getsignal(number) == before
+
+
+def test_runs_have_the_environment_from_before_the_start(tmp_path, monkeypatch):
+    # The start of a command that uses no TPU hides the TPU from its process.
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nenv\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setenv("TPU_LOAD_LIBRARY", "0")
+    run = runs.Run(str(tmp_path), "a", 0)
+    runs.finish(run, [], None)
+    text = pathlib.Path(run.log).read_text()
+    assert "PATH=" in text and "TPU_LOAD_LIBRARY" not in text
 
 
 @pytest.mark.long
@@ -139,6 +200,5 @@ def test_a_sweep_trains_evaluates_and_continues(tmp_path, monkeypatch):
     assert run.result("train")["loss"] != run.result(None)["loss"]
     assert "nowhere" in (tmp_path / "sweep/bad/0.log").read_text()
     log = pathlib.Path(run.log).read_text()
-    with pytest.raises(errors.UserError, match=failed):
-        run_sweep(tmp_path, variants, *settings, split="train")
+    run_sweep(tmp_path, {"good": []}, *settings, split="train")
     assert pathlib.Path(run.log).read_text() == log  # Nothing was done again.

@@ -17,6 +17,9 @@ from importlib import metadata
 
 from retinanet_tpu import errors
 
+# The environment before `run` changes it, for programs that this one starts.
+ENVIRONMENT = dict(os.environ)
+
 # The libtpu that each TPU build needs; docs/guides/tpu.md lists the tests.
 LIBTPU = {"2.19": "libtpu==0.0.10", "2.20": "libtpu>=0.0.14,<0.0.22"}
 _OPERATORS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +15,13 @@ from absl import logging
 
 from retinanet_tpu import errors, exit_codes, json_files
 from retinanet_tpu.estimator import summaries
+from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import files, run_state
+from retinanet_tpu.startup import checks
 
-_COST_FILE = "sweep_cost.json"
+# The settings of a run and the CPU time of its trainers.
+_RECORD_FILE = "sweep_run.json"
+_RESERVED = ("table.md", "results.json")
 
 
 class Run(NamedTuple):
@@ -57,8 +63,33 @@ class Run(NamedTuple):
 
     def cpu_minutes(self) -> float:
         """Returns the CPU time of all its trainers, in minutes."""
-        content = files.read_if_there(f"{self.model_dir}/{_COST_FILE}")
-        return 0.0 if content is None else float(json.loads(content)["cpu_minutes"])
+        return float(self._record().get("cpu_minutes", 0.0))
+
+    def check_settings(self, flag_values: Sequence[str]) -> None:
+        """Checks that a finished run had the flags of this sweep.
+
+        Args:
+          flag_values: The flags of its trainer, without model_dir and seed.
+        Raises:
+          UserError: It had others, so its results are not those of this sweep.
+        """
+        before = self._record().get("flags")
+        if self.is_finished() and before is not None and before != list(flag_values):
+            raise errors.UserError(
+                f"{self.model_dir} is finished, but it was trained with other flags: "
+                f"{before}; now they are {list(flag_values)}. Use another --sweep_dir "
+                "or another name of the variant, or delete the directory."
+            )
+
+    def record(self, flag_values: Sequence[str], cpu_minutes: float) -> None:
+        """Writes the flags of a run, and the CPU time of all its trainers."""
+        content = {"flags": list(flag_values), "cpu_minutes": cpu_minutes}
+        if tf.io.gfile.isdir(self.model_dir):
+            files.write_whole(f"{self.model_dir}/{_RECORD_FILE}", json.dumps(content))
+
+    def _record(self) -> dict[str, Any]:
+        content = files.read_if_there(f"{self.model_dir}/{_RECORD_FILE}")
+        return {} if content is None else json.loads(content)
 
     def result(self, split: str | None) -> dict[str, Any] | None:
         """Returns the last record of its evaluations, or None if there is none.
@@ -87,16 +118,21 @@ def read_variants(path: str) -> dict[str, list[str]]:
             'settings, such as {"short": ["MAX_STEPS = 100"]}.'
         )
     for name, settings in content.items():
-        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+        is_name = re.fullmatch(r"[\w.+-]+", name) and not name.startswith(".")
+        if not is_name or name in _RESERVED:
             raise errors.UserError(
                 f"{path}: the variant {name!r} names a directory; use letters, digits "
-                "and _ . + - only."
+                f"and _ . + - only, and neither {' nor '.join(_RESERVED)}."
             )
         is_list = isinstance(settings, list)
         if not is_list or not all(isinstance(s, str) for s in settings):
             raise errors.UserError(
                 f"{path}: the variant {name!r} must be a list of gin settings, such as "
                 f'["MAX_STEPS = 100"]; got {settings!r}.'
+            )
+        if any(re.match(r"\s*SEED\s*=", setting) for setting in settings):
+            raise errors.UserError(
+                f"{path}: the variant {name!r} sets SEED; remove it and use --seeds."
             )
     return content
 
@@ -114,38 +150,71 @@ def finish(run: Run, flag_values: Sequence[str], split: str | None) -> None:
     """
     tf.io.gfile.makedirs(os.path.dirname(run.model_dir))
     if not run.is_finished():
-        logging.info("%s: training; messages are in %s", run.name, run.log)
         minutes = run.cpu_minutes()
-        code, used = _start(
-            run, "train", *flag_values, f"--gin_param=SEED = {run.seed}"
-        )
-        cost = json.dumps({"cpu_minutes": minutes + used})
-        if tf.io.gfile.isdir(run.model_dir):
-            files.write_whole(f"{run.model_dir}/{_COST_FILE}", cost)
-        if code == exit_codes.ExitCode.PREEMPTED:
-            sys.exit(code)  # This process is to be stopped, too.
-        if code != exit_codes.ExitCode.OK:
-            logging.error(
-                "%s failed with exit code %d; see %s", run.name, code, run.log
-            )
-            return
-    if split is not None and run.result(split) is None:
-        logging.info("%s: evaluating on %s", run.name, split)
-        code, _ = _start(run, "evaluate", "--once", f"--split={split}")
-        if code != exit_codes.ExitCode.OK:
-            logging.error("%s: exit code %d; see %s", run.name, code, run.log)
+        seed = f"--gin_param=SEED = {run.seed}"
+        ended = _run_command(run, "train", *flag_values, seed)
+        run.record(flag_values, minutes + ended.cpu_minutes)
+        ended.check_stopped()
+    if run.is_finished() and not run.is_done(split):
+        _run_command(run, "evaluate", "--once", f"--split={split}").check_stopped()
 
 
-def _start(run: Run, command: str, *flag_values: str) -> tuple[int, float]:
-    """Runs a command; returns its exit code and its CPU time in minutes."""
+class _Ended(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+      code: Its exit code.
+      cpu_minutes: Its CPU time, in minutes.
+      signals: The signals that this process received meanwhile.
+    """
+
+    code: int
+    cpu_minutes: float
+    signals: list[int]
+
+    def check_stopped(self) -> None:
+        """Ends this process if it, or the command, was asked to stop."""
+        if self.signals or self.code == exit_codes.ExitCode.PREEMPTED:
+            logging.error("Stopped; the same command continues the sweep")
+            sys.exit(exit_codes.ExitCode.PREEMPTED)
+
+
+def _run_command(run: Run, command: str, *flag_values: str) -> _Ended:
+    """Runs a command on a run. A signal to this process is passed on to it."""
+    logging.info("%s: %s; messages are in %s", run.name, command, run.log)
     module = f"retinanet_tpu.{command}"
     model_dir = f"--model_dir={run.model_dir}"
-    with open(run.log, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, model_dir, *flag_values],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    processes: list[subprocess.Popen] = []
+    signals: list[int] = []
+
+    def pass_on(number: int, frame: types.FrameType | None) -> None:
+        signals.append(number)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+
+    handlers = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGINT, *preemption.stop_signals())
+    }
+    try:
+        with open(run.log, "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, model_dir, *flag_values],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=checks.ENVIRONMENT,
+                start_new_session=True,  # The terminal signals only this process.
+            )
+        processes.append(process)
+        if signals:
+            process.send_signal(signal.SIGTERM)
         _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, (usage.ru_utime + usage.ru_stime) / 60
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    if code != exit_codes.ExitCode.OK:
+        logging.error(
+            "%s: %s has exit code %d; see %s", run.name, command, code, run.log
+        )
+    return _Ended(code, (usage.ru_utime + usage.ru_stime) / 60, signals)

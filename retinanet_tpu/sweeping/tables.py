@@ -12,14 +12,15 @@ _COLUMNS = ("variant", *_METRICS, "step", "CPU minutes", "runs")
 
 
 def write(sweep_dir: str, all_runs: Sequence[runs.Run], split: str | None) -> str:
-    """Writes table.md and results.json; returns the table.
+    """Writes table.md and results.json of the finished runs; returns the table.
 
     Args:
       sweep_dir: The directory of the sweep.
-      all_runs: All runs of the sweep, also those that have not started.
+      all_runs: All runs of the sweep, also those that are not finished.
       split: The split whose results are read, see `runs.Run.result`.
     """
-    results = {run.name: (run.result(split) or {}) for run in all_runs}
+    finished = [run for run in all_runs if run.is_done(split)]
+    results = {run.name: run.result(split) or {} for run in finished}
     table = _table(all_runs, results)
     files.write_whole(f"{sweep_dir}/table.md", table)
     text = json.dumps(results, indent=1, sort_keys=True) + "\n"
@@ -32,7 +33,7 @@ def _table(all_runs: Sequence[runs.Run], results: dict[str, dict[str, float]]) -
     rows = [_COLUMNS, ["---"] * len(_COLUMNS)]
     for variant in variants:
         seeds = [run for run in all_runs if run.variant == variant]
-        done = [results[run.name] for run in seeds if results[run.name]]
+        done = [results[run.name] for run in seeds if results.get(run.name)]
         rows.append(
             [
                 variant,
