@@ -14,8 +14,8 @@ from retinanet_tpu import structures
 from retinanet_tpu.boxes import box_ops, matcher
 
 # The cells around a center that are searched for the nearest ones, in each direction.
-# The 9 nearest cells are at most 3 away, also in a corner of the image.
-_REACH = 3
+# The 9 nearest cells are at most 4 away, also on a level of one row.
+_REACH = 4
 # Two equal distances may differ by rounding: both cells are then candidates.
 _TOLERANCE = 1.0 + 1e-5
 

@@ -68,6 +68,11 @@ class CheckpointEvaluator:
         step = self._unexported
         return step if step is not None and step in self.valid_steps() else None
 
+    def export_again(self, step: int) -> None:
+        """Lets the next evaluation of a step, which has results, export it."""
+        if self._spec.exporters:
+            self._unexported = step
+
     def evaluate(self, step: int, *, is_final: bool) -> bool:
         """Evaluates and exports a checkpoint; returns whether this process did.
 

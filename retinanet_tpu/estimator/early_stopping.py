@@ -26,7 +26,7 @@ class EarlyStopping:
       is_lower_better: Whether a lower number is better, such as for a loss.
     """
 
-    patience: int
+    patience: int = 5
     metric: str = "AP"
     is_lower_better: bool = False
 
@@ -45,19 +45,22 @@ class EarlyStopping:
         Raises:
           UserError: A record does not have the metric.
         """
-        values = []
-        for record in records:
-            if self.metric not in record:
-                numbers = [k for k, v in record.items() if isinstance(v, int | float)]
-                raise errors.UserError(
-                    f"EarlyStopping.metric is {self.metric!r}, but the results of an "
-                    f"evaluation are {', '.join(sorted(numbers))}."
-                )
-            value = record[self.metric]
-            value = -math.inf if value is None or not math.isfinite(value) else value
-            is_negated = self.is_lower_better and value > -math.inf
-            values.append(-value if is_negated else value)
+        values = [self._value(record) for record in records]
         return values.index(max(values))
+
+    def _value(self, record: Mapping[str, Any]) -> float:
+        """Returns a number that is higher for a better record."""
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float | None)}
+        if self.metric not in numbers:
+            choices = sorted(numbers.keys() - {"global_step", "secs"})
+            raise errors.UserError(
+                f"EarlyStopping.metric is {self.metric!r}, which is no number in the "
+                f"results of an evaluation; use one of {', '.join(choices)}."
+            )
+        value = numbers[self.metric]
+        if value is None or not math.isfinite(value):
+            return -math.inf
+        return -value if self.is_lower_better else value
 
 
 class Watch:
@@ -67,18 +70,27 @@ class Watch:
       reason: Why the run must end, None while it improves.
     """
 
-    def __init__(self, settings: EarlyStopping | None, model_dir: str, eval_dir: str):
+    def __init__(
+        self,
+        settings: EarlyStopping | None,
+        model_dir: str,
+        eval_dir: str,
+        *,
+        keeps_best: bool = True,
+    ):
         """Initializes the watch; use it as a context.
 
         Args:
           settings: The rule; None never ends the run.
           model_dir: The directory of the checkpoints.
           eval_dir: The directory of the evaluations.
+          keeps_best: Whether to keep the best checkpoint, as one worker must.
         """
         self.reason: str | None = None
         self._settings = settings
         self._model_dir = model_dir
         self._eval_dir = eval_dir
+        self._keeps_best = keeps_best
         self._best_step: int | None = None
         self._lease = contextlib.ExitStack()
 
@@ -108,7 +120,9 @@ class Watch:
             return
         best = self._settings.best(records)
         step = records[best]["global_step"]
-        self._keep(step)
+        if self._keeps_best and step != self._best_step:
+            self._best_step = step
+            self._keep(step)
         num_worse = len(records) - 1 - best
         self.reason = None
         if num_worse >= self._settings.patience:
@@ -121,13 +135,16 @@ class Watch:
 
     def _keep(self, step: int) -> None:
         """Holds a lease on the checkpoint of a step, and on no other."""
-        if step != self._best_step and step in checkpoints.steps(self._model_dir):
-            path = checkpoints.path_of(self._model_dir, step)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(
-                    leases.lease_checkpoint(self._model_dir, path, "best")
-                )
-                self._lease.close()
-                self._lease = stack.pop_all()
-            self._best_step = step
+        path = checkpoints.path_of(self._model_dir, step)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(leases.lease_checkpoint(self._model_dir, path, "best"))
+            self._lease.close()
+            self._lease = stack.pop_all()
+        if step in checkpoints.steps(self._model_dir):
             logging.info("Keeping %s, the best so far", path)
+        else:
+            logging.warning(
+                "%s is the best so far, but it is already deleted; set "
+                "RunConfig.keep_checkpoint_max to more than the sidecar is behind",
+                path,
+            )

@@ -367,6 +367,8 @@ def _resolved(value, macros):
         return _resolved(macros[value.name], macros) if value.name in macros else value
     if type(value) in (list, tuple):
         return type(value)(_resolved(x, macros) for x in value)
+    if isinstance(value, dict):
+        return {_resolved(k, macros): _resolved(v, macros) for k, v in value.items()}
     return value
 
 

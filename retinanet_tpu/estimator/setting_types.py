@@ -62,15 +62,17 @@ def annotations(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def default_parts(known: Configurables) -> dict[str, str]:
-    """Returns the names of configurables that are defaults of others, by setting.
+    """Returns the configurables that are defaults of others, by setting.
+
+    The names contain modules, because a user's configurable may have the same name.
 
     Args:
       known: The functions and classes by name.
     """
-    names = {target: name for name, target in known.items()}
+    names = {target: f"{target.__module__}.{name}" for name, target in known.items()}
     return {
-        f"{name}.{parameter.name}": names[parameter.default]
-        for name, target in known.items()
+        f"{names[target]}.{parameter.name}": names[parameter.default]
+        for target in known.values()
         for parameter in inspect.signature(target).parameters.values()
         if callable(parameter.default) and parameter.default in names
     }

@@ -138,16 +138,22 @@ class Sidecar:
           UserError: A checkpoint is of another configuration.
         """
         evaluated: list[int] = []
+        newest_before_end: int | None = None
         while True:
             # Before the listing, so that it contains all checkpoints of a finished run.
             state = self._monitor.poll()
             is_finished = state is not None and state.state == run_state.FINISHED
             final = state.step if state and is_finished else self._max_steps
+            if is_finished and newest_before_end == final:
+                # It was evaluated before it was known to be the last.
+                self._evaluator.export_again(final)
+                newest_before_end = None
             step = self._next_step(final)
             if step is None and (once or self._is_over(state)):
                 return evaluated
             if step is not None and self._evaluate(step, is_final=step >= final):
                 evaluated.append(step)
+                newest_before_end = step if step < final else None
             else:
                 # A random wait, so that two sidecars do not collide again.
                 self._sleep(self._poll_secs * random.uniform(0.5, 1))

@@ -151,11 +151,16 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
         train_spec.early_stopping,
         estimator.model_dir,
         estimator.eval_dir(eval_spec.name if eval_spec else None),
+        keeps_best=estimator.workers.is_chief,
     )
 
     def is_stopped():
         heartbeat.check_seen()
         return stop_reason() or watch.reason
+
+    def before_save():
+        heartbeat.check_claim()
+        watch.check()  # The save deletes checkpoints, but not the best.
 
     def report_step(path, step):
         heartbeat.step = step
@@ -185,13 +190,14 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
             if eval_spec:
                 evaluate(path, checkpoints.step_of(path))
                 watch.check()
-        if watch.reason is None:
+        # The others read at another time than the chief, so perhaps other evaluations.
+        if not estimator.workers.any_worker(watch.reason is not None):
             _train(
                 estimator,
                 train_spec,
                 [*listeners, lambda path, step: watch.check()],
                 stop_reason=is_stopped,
-                before_save=heartbeat.check_claim,
+                before_save=before_save,
                 watch=watch,
             )
         path = checkpoints.latest(estimator.model_dir)

@@ -87,9 +87,9 @@ def varifocal_loss(
 ) -> tf.Tensor:
     """Returns w times the cross-entropy of the score p with the target y.
 
-    For the class of a positive anchor y and w are the IoU q of the predicted box.
-    Otherwise y is 0 and w is alpha p^gamma. So the score becomes an estimate of the
-    IoU, and well predicted objects count most.
+    For the class of a positive anchor y and w are the IoU q of the predicted box, if it
+    is above 0. Otherwise y is 0 and w is alpha p^gamma. So the score becomes an
+    estimate of the IoU, and well predicted objects count most.
 
     Args:
       logits: float [B, H, W, A * K], anchor outer, class inner.
@@ -107,7 +107,7 @@ def varifocal_loss(
     target = tf.where(is_target_class, quality, 0.0)
     # p^gamma as in `focal_loss`, with a finite gradient at 0.
     background = alpha * tf.exp(gamma * (logits - tf.nn.softplus(logits)))
-    weight = tf.where(is_target_class, quality, background)
+    weight = tf.where(is_target_class & (quality > 0.0), quality, background)
     loss = weight * _cross_entropy(logits, target)
     return tf.where(ids == structures.IGNORE, 0.0, loss)
 

@@ -197,9 +197,16 @@ def rate_factor(path: str, factors: Mapping[str, float]) -> float:
 def _check_patterns(
     factors: Mapping[str, float], variables: Sequence[tf.Variable]
 ) -> None:
-    """Raises an error for a pattern that no path contains."""
+    """Raises an error for a pattern that is invalid or that no path contains."""
     paths = [replicas.variable_path(variable) for variable in variables]
     for pattern in factors:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise errors.UserError(
+                f"rate_factors has {pattern!r}, which is no regular expression: "
+                f"{error}."
+            ) from error
         if not any(re.search(pattern, path) for path in paths):
             raise errors.UserError(
                 f"rate_factors has the pattern {pattern!r}, which is in no path of a "

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import linear
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import early_stopping, exporters, spec
+from retinanet_tpu.estimator import early_stopping, exporters, sidecar, spec
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 from retinanet_tpu.estimator.train_and_evaluate import train_and_evaluate
 
@@ -77,6 +77,23 @@ def test_evaluations_of_another_process_end_a_run(tmp_path):
     assert state(tmp_path) == ("finished", 15)
 
 
+def test_a_sidecar_makes_the_final_export_of_a_run_that_ends_early(tmp_path):
+    run(tmp_path, FIRST_IS_BEST)
+    (tmp_path / "eval/eval.jsonl").unlink()
+    ended = run_state.read(str(tmp_path))
+    # The sidecar evaluates step 20 before the trainer writes that it has ended.
+    run_state.write(str(tmp_path), ended._replace(state=run_state.RUNNING))
+    exporter = exporters.FinalExporter(serving_fn)
+    sidecar_run = sidecar.Sidecar(
+        linear.make_estimator(tmp_path),
+        EVERY_5._replace(exporters=(exporter,)),
+        max_steps=50,
+        sleep=lambda secs: run_state.write(str(tmp_path), ended),
+    )
+    assert sidecar_run.run() == [20, 20]
+    assert '"step": 20' in (tmp_path / "export/final/exports.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("values", "is_lower_better", "best"),
     [
@@ -95,9 +112,25 @@ def test_the_best_evaluation_is_the_first_of_the_best_finite_number(
     assert rule.best([{"x": value} for value in values]) == best
 
 
-def test_a_metric_that_no_evaluation_has_is_an_error(tmp_path):
-    with pytest.raises(errors.UserError, match=r"metric is 'AP', but .* loss"):
-        run(tmp_path, early_stopping.EarlyStopping(3))
+@pytest.mark.parametrize("metric", ["AP", "checkpoint"])
+def test_a_metric_that_is_no_number_of_an_evaluation_is_an_error(tmp_path, metric):
+    message = f"metric is '{metric}', .*; use one of loss, mean_output, num_outputs"
+    with pytest.raises(errors.UserError, match=message):
+        run(tmp_path, early_stopping.EarlyStopping(3, metric))
+
+
+def test_the_best_checkpoint_is_kept_if_its_result_is_late(tmp_path):
+    (tmp_path / "eval").mkdir()
+
+    def evaluate_too(path, step):
+        # The sidecar is one checkpoint behind.
+        record = {"global_step": step - 5, "AP": 1 / step}
+        with open(tmp_path / "eval/eval.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n" if step > 5 else "")
+
+    rule = early_stopping.EarlyStopping(4)
+    run(tmp_path, rule, None, listeners=[evaluate_too], max_steps=40)
+    assert checkpoints.steps(str(tmp_path))[0] == 5
 
 
 def test_early_stopping_without_evaluations_is_an_error(tmp_path):

@@ -153,6 +153,7 @@ def _parse_shapes(*bindings, **more):
         "draw.weights = (1, 2.5)",
         "draw.weights = ()",
         "draw.shares = {'a': 1, 'b': 0.5}",
+        "draw.shares = {'a': %COUNT}\nCOUNT = 4",
         "draw.name = None",
         "draw.name = 'x'",
         "draw.is_filled = True",

@@ -119,6 +119,12 @@ def test_a_rate_factor_that_applies_to_nothing_is_an_error():
         optimizer.create_slots(make_variables())
 
 
+def test_a_rate_factor_of_an_invalid_pattern_is_an_error():
+    optimizer = optimizers.SGD(RATE, rate_factors={"*kernel": 0.1})
+    with pytest.raises(errors.UserError, match=r"'\*kernel', which is no regular"):
+        optimizer.create_slots(make_variables())
+
+
 def test_slots_are_named_by_the_path_of_their_variable():
     slots = optimizers.SGD(RATE).create_slots(make_variables())
     assert list(slots) == ["head/kernel/momentum", "head/bias/momentum"]
