@@ -203,6 +203,7 @@ def fingerprint_of_preflight(data_dir, num_replicas, *bindings):
     return jax_program.lower_for(program, pjrt.connect("cpu", num_replicas)).fingerprint
 
 
+@pytest.mark.slow
 def test_two_devices_of_pjrt_take_the_steps_of_one_of_tf_distribute(
     train, first, data_dir
 ):

@@ -30,7 +30,18 @@ def _zeros(conv, rng, shape, init_fn):
     return np.zeros(np.array(shape)[[0, 1, 3, 2]] if is_depthwise else shape, "f4")
 
 
-LARGE = ("d1_", "d2_", "d3_", "d4_", "net49_", "net96_", "net143_", "net190_")
+LARGE = (
+    "r152_",
+    "net49s_",
+    "d1_",
+    "d2_",
+    "d3_",
+    "d4_",
+    "net49_",
+    "net96_",
+    "net143_",
+    "net190_",
+)
 
 
 @pytest.mark.long

@@ -229,7 +229,7 @@ def test_exporters_of_one_name_are_an_error_before_the_first_step(tmp_path):
         )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_evaluations_do_not_increase_the_memory_of_a_trainer(tmp_path):
     def eval_input_fn(params):
         ballast = tf.ones([2_000_000])  # 8 MB, for as long as the dataset lives.

@@ -44,7 +44,7 @@ def steps(last, every):
     )
 
 
-SHORT = steps(32, 4)
+SHORT = steps(20, 4)
 LONG = steps(1500, 25)
 KEEP_ALL = "RunConfig.keep_checkpoint_max = None"
 SIDECAR_FLAGS = ("--policy=all", "--timeout_secs=60")

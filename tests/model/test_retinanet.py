@@ -72,7 +72,10 @@ def _frozen_by_arithmetic(depth):
     return 3 * convs, kernels + 2 * channels
 
 
-@pytest.mark.parametrize("depth", sorted(COUNTS))
+@pytest.mark.parametrize(
+    "depth",
+    [pytest.param(d, marks=pytest.mark.slow) if d > 101 else d for d in sorted(COUNTS)],
+)
 def test_counts_equal_those_of_the_specification(monkeypatch, depth):
     network = _full_size(monkeypatch, depth, num_classes=91, frozen=STEM_AND_C2)
     num_weights, num_parameters = COUNTS[depth]
