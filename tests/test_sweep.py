@@ -183,7 +183,7 @@ def test_runs_have_the_environment_from_before_the_start(tmp_path, monkeypatch):
     assert "PATH=" in text and "TPU_LOAD_LIBRARY" not in text
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_sweep_trains_evaluates_and_continues(tmp_path, monkeypatch):
     data_dir = toy_data.write(tmp_path / "data")
     settings = [*toy_data.TINY, *toy_data.TWO_LEVELS, f"DATA_DIR = '{data_dir}'"]

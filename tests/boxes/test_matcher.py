@@ -177,7 +177,7 @@ def test_the_iou_matrix_is_never_written_to_memory(match_fn):
     # A buffer is the result of an instruction outside of all fusions.
     num_boxes = 13  # XLA for CPU splits longer reductions and writes parts.
     # No level is as small as the window of cells that is searched for candidates.
-    grid = matcher.make_grid(anchors.Anchors(min_level=3, max_level=4), (128, 128))
+    grid = matcher.make_grid(anchors.Anchors(min_level=3, max_level=4), (256, 256))
 
     @tf.function(jit_compile=True)
     def compiled(boxes, classes, is_crowd, num):

@@ -35,7 +35,7 @@ def state(model_dir):
 
 
 def test_a_run_ends_after_as_many_worse_evaluations_as_its_patience(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     exporter = exporters.FinalExporter(serving_fn)
     results = run(tmp_path, FIRST_IS_BEST, EVERY_5._replace(exporters=(exporter,)))
     assert results["global_step"] == 20

@@ -103,6 +103,7 @@ def make_run(tmp_path, data_dir):
         run.end()
 
 
+@pytest.mark.slow
 def test_a_run_with_many_faults_has_the_results_of_an_undisturbed_run(
     make_run, make_reference
 ):
