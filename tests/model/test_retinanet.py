@@ -182,7 +182,10 @@ def _gradients(network, images, jit_compile):
     return gradients(tf.constant(images)), gradients
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+_SLOW_FLOAT32 = pytest.param("float32", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", _SLOW_FLOAT32])
 def test_training_compiles_with_xla(compute_dtype):
     network = _tiny(compute_dtype=compute_dtype)
     gradients, _ = _gradients(network, _images(), jit_compile=True)
@@ -193,7 +196,7 @@ def test_training_compiles_with_xla(compute_dtype):
     assert not np.allclose(network.heads.class_tower.norms[0][0].moving_mean, 0)
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("compute_dtype", ["bfloat16", "float16", _SLOW_FLOAT32])
 def test_training_stays_in_the_compute_dtype_and_inference_ends_in_float32(
     compute_dtype,
 ):

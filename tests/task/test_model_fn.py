@@ -144,7 +144,9 @@ def test_frozen_layers_keep_their_initial_values(trained, plain):
         assert_trained(variables[f"slots/{name}/momentum"], name)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_half_precision_trains_like_float32(trained, plain, dtype):
     scale = ("WeightUpdate.loss_scale = @DynamicLossScale()",)
     variables, scalars, _ = trained(
@@ -244,7 +246,10 @@ def test_a_batch_without_objects_has_a_finite_loss(network_and_params):
     assert scalars["box-loss"] == 0 and np.isfinite(scalars["total-loss"])
 
 
-@pytest.mark.parametrize("mode", [spec.ModeKeys.EVAL, spec.ModeKeys.PREDICT])
+@pytest.mark.parametrize(
+    "mode",
+    [spec.ModeKeys.PREDICT, pytest.param(spec.ModeKeys.EVAL, marks=pytest.mark.slow)],
+)
 def test_the_compiled_predict_step_equals_the_traced_one(network_and_params, mode):
     network, params = network_and_params
     params = params | {
