@@ -167,7 +167,7 @@ def _log_newest_results() -> None:
       MissingFileError: There is no checkpoint or none was evaluated.
       UserError: The newest line of eval.jsonl lacks results.
     """
-    folder = f"{cli.model_dir()}/eval" + (f"_{_SPLIT.value}" if _SPLIT.value else "")
+    folder = summaries.eval_dir(cli.model_dir(), _SPLIT.value)
     records = summaries.read_evaluations(folder)
     if not records and not checkpoints.latest(cli.model_dir()):
         raise errors.MissingFileError(

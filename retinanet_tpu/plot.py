@@ -62,7 +62,7 @@ def metric_curves(model_dir: str) -> Curves:
     Raises:
       MissingFileError: The run has no evaluation.
     """
-    records = summaries.read_evaluations(f"{model_dir}/eval")
+    records = summaries.read_evaluations(summaries.eval_dir(model_dir))
     evaluated = [r for r in records if all(name in r for name in _METRICS)]
     if not evaluated:
         raise errors.MissingFileError(f"{model_dir}/eval/eval.jsonl has no results.")

@@ -38,10 +38,11 @@ class CheckpointEvaluator:
         self._spec = eval_spec
         self._leases = lease_table
         self._model_dir = estimator.model_dir
-        self._kind = f"eval_{eval_spec.name}" if eval_spec.name else "eval"
+        self._eval_dir = summaries.eval_dir(self._model_dir, eval_spec.name)
+        self._kind = self._eval_dir.rpartition("/")[2]
         # The fingerprints of corrupt checkpoints, by step.
         self._corrupt: dict[int, list[tuple[int, int]] | None] = {}
-        records = summaries.read_evaluations(f"{self._model_dir}/{self._kind}")
+        records = summaries.read_evaluations(self._eval_dir)
         # The writer of the last line may have been killed before it exported the step.
         is_unsure = records and eval_spec.exporters
         self._unexported = records[-1]["global_step"] if is_unsure else None
@@ -52,7 +53,7 @@ class CheckpointEvaluator:
 
     def evaluated_steps(self) -> set[int]:
         """Returns the steps that any process has evaluated."""
-        records = summaries.read_evaluations(f"{self._model_dir}/{self._kind}")
+        records = summaries.read_evaluations(self._eval_dir)
         return {record["global_step"] for record in records}
 
     def leased_steps(self, own: str = "") -> set[int]:

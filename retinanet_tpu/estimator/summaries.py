@@ -114,6 +114,11 @@ def write_evaluation(
         files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
 
 
+def eval_dir(model_dir: str, name: str | None = None) -> str:
+    """Returns the directory of the evaluations of a name, such as MODEL_DIR/eval."""
+    return f"{model_dir}/eval" + (f"_{name}" if name else "")
+
+
 def read_evaluations(directory: str) -> list[dict[str, Any]]:
     """Returns the records of eval.jsonl in the order of the lines.
 

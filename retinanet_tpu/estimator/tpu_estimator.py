@@ -228,14 +228,16 @@ class TPUEstimator:
         loss = float(np.mean(batches.losses))
         results = {**metrics, "loss": loss, "global_step": step}
         secs = time.monotonic() - start
-        summaries.write_evaluation(self.eval_dir(name), path, results, secs=secs)
+        summaries.write_evaluation(
+            summaries.eval_dir(self.model_dir, name), path, results, secs=secs
+        )
         return results
 
     def evaluation_results(
         self, checkpoint_path: str, name: str | None = None
     ) -> dict[str, Any] | None:
         """Returns the recorded results of a checkpoint; None if it has none."""
-        records = summaries.read_evaluations(self.eval_dir(name))
+        records = summaries.read_evaluations(summaries.eval_dir(self.model_dir, name))
         step = checkpoints.step_of(checkpoint_path)
         return next((r for r in records if r["global_step"] == step), None)
 
@@ -295,10 +297,6 @@ class TPUEstimator:
         self._inputs = inputs.Inputs(strategy, self._params, self._batch_sizes)
         self._eval_network = None
         self._forwards = {}
-
-    def eval_dir(self, name: str | None = None) -> str:
-        """Returns the directory of the evaluations of a name."""
-        return f"{self.model_dir}/eval" + (f"_{name}" if name else "")
 
     def _checkpoint(self, path):
         """Returns a path, or that of the latest checkpoint."""

@@ -12,7 +12,13 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import early_stopping, exporters, spec, tpu_estimator
+from retinanet_tpu.estimator import (
+    early_stopping,
+    exporters,
+    spec,
+    summaries,
+    tpu_estimator,
+)
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.estimator.model_dir import checkpoints, run_state
 
@@ -150,7 +156,7 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     watch = early_stopping.Watch(
         train_spec.early_stopping,
         estimator.model_dir,
-        estimator.eval_dir(eval_spec.name if eval_spec else None),
+        summaries.eval_dir(estimator.model_dir, eval_spec.name if eval_spec else None),
         keeps_best=estimator.workers.is_chief,
     )
 

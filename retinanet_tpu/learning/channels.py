@@ -43,11 +43,7 @@ def split(values: tf.Tensor, num_channels: int) -> list[tf.Tensor]:
       values: [B, H, W, A * num_channels], anchor outer.
       num_channels: The number of channels of an anchor.
     """
-    _, height, width, _ = values.shape
+    _, height, width, count = values.shape
     planes = tf.transpose(values, [0, 3, 1, 2])
-    per_anchor = tf.reshape(planes, [-1, *_pair(values, num_channels), height, width])
-    return tf.unstack(per_anchor, axis=2)
-
-
-def _pair(values: tf.Tensor, num_channels: int) -> tuple[int, int]:
-    return values.shape[-1] // num_channels, num_channels
+    shape = [-1, count // num_channels, num_channels, height, width]
+    return tf.unstack(tf.reshape(planes, shape), axis=2)

@@ -21,7 +21,9 @@ from retinanet_tpu.startup import checks
 
 # The settings of a run and the CPU time of its trainers.
 _RECORD_FILE = "sweep_run.json"
-_RESERVED = ("table.md", "results.json")
+# The files of `tables`, beside the directories of the variants.
+TABLE_FILE = "table.md"
+RESULTS_FILE = "results.json"
 
 
 class Run(NamedTuple):
@@ -97,7 +99,7 @@ class Run(NamedTuple):
         Args:
           split: The split of an evaluation after the run; None for those during it.
         """
-        folder = f"{self.model_dir}/eval" + (f"_{split}" if split else "")
+        folder = summaries.eval_dir(self.model_dir, split)
         records = summaries.read_evaluations(folder)
         return max(records, key=lambda r: r["global_step"]) if records else None
 
@@ -119,10 +121,10 @@ def read_variants(path: str) -> dict[str, list[str]]:
         )
     for name, settings in content.items():
         is_name = re.fullmatch(r"[\w.+-]+", name) and not name.startswith(".")
-        if not is_name or name in _RESERVED:
+        if not is_name or name in (TABLE_FILE, RESULTS_FILE):
             raise errors.UserError(
                 f"{path}: the variant {name!r} names a directory; use letters, digits "
-                f"and _ . + - only, and neither {' nor '.join(_RESERVED)}."
+                f"and _ . + - only, and neither {TABLE_FILE} nor {RESULTS_FILE}."
             )
         is_list = isinstance(settings, list)
         if not is_list or not all(isinstance(s, str) for s in settings):
@@ -192,11 +194,7 @@ def _run_command(run: Run, command: str, *flag_values: str) -> _Ended:
         for process in processes:
             process.send_signal(signal.SIGTERM)
 
-    handlers = {
-        number: signal.signal(number, pass_on)
-        for number in (signal.SIGINT, *preemption.stop_signals())
-    }
-    try:
+    with preemption.handle_signals(pass_on):
         with open(run.log, "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, model_dir, *flag_values],
@@ -209,9 +207,6 @@ def _run_command(run: Run, command: str, *flag_values: str) -> _Ended:
         if signals:
             process.send_signal(signal.SIGTERM)
         _, status, usage = os.wait4(process.pid, 0)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     code = process.returncode = os.waitstatus_to_exitcode(status)
     if code != exit_codes.ExitCode.OK:
         logging.error(

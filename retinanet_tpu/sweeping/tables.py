@@ -22,9 +22,9 @@ def write(sweep_dir: str, all_runs: Sequence[runs.Run], split: str | None) -> st
     finished = [run for run in all_runs if run.is_done(split)]
     results = {run.name: run.result(split) or {} for run in finished}
     table = _table(all_runs, results)
-    files.write_whole(f"{sweep_dir}/table.md", table)
+    files.write_whole(f"{sweep_dir}/{runs.TABLE_FILE}", table)
     text = json.dumps(results, indent=1, sort_keys=True) + "\n"
-    files.write_whole(f"{sweep_dir}/results.json", text)
+    files.write_whole(f"{sweep_dir}/{runs.RESULTS_FILE}", text)
     return table
 
 

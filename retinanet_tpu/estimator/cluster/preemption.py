@@ -77,14 +77,12 @@ class PreemptionListener:
         self._host = metadata_host
         self._poll_secs = poll_secs
         self._reason: str | None = None
-        self._handlers: dict[int, Any] = {}  # Any: the type that signal.signal returns.
+        self._handlers = contextlib.ExitStack()
         self._is_over = threading.Event()
 
     def __enter__(self) -> "PreemptionListener":
         """Installs the signal handlers and starts to poll the metadata server."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *stop_signals()):
-                self._handlers[number] = signal.signal(number, self._on_signal)
+        self._handlers.enter_context(handle_signals(self._on_signal))
         if self._host:
             logging.info("Polling %s for notices of preemption", self._host)
             args = (self._host,)
@@ -96,8 +94,7 @@ class PreemptionListener:
     def __exit__(self, *error: object) -> None:
         """Restores the previous signal handlers and stops polling."""
         self._is_over.set()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._handlers.close()
 
     def reason(self) -> str | None:
         """Returns why to stop, or None if there is no reason."""
@@ -118,21 +115,32 @@ class PreemptionListener:
 
 
 @contextlib.contextmanager
-def preserve_signal_handlers() -> Iterator[None]:
+def handle_signals(handler: Any) -> Iterator[None]:
+    """Handles SIGINT and the stop signals in a block; restores the handlers after it.
+
+    In another thread than the main one it does nothing.
+
+    Args:
+      handler: A handler as of `signal.signal`.
+    """
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = (signal.SIGINT, *stop_signals())
+        handlers = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in handlers.items():
+            signal.signal(number, previous or signal.SIG_DFL)
+
+
+def preserve_signal_handlers() -> contextlib.AbstractContextManager[None]:
     """Restores the signal handlers after code that sets its own.
 
     Inside the block a signal ends the process, unless that code handles it. A Python
     handler would not run there, because the code waits in C++.
     """
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGINT, *stop_signals())
-        handlers = {n: signal.signal(n, signal.SIG_DFL) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    return handle_signals(signal.SIG_DFL)
 
 
 def stop_signals() -> list[int]:
