@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 from typing import NamedTuple
 
@@ -13,11 +14,17 @@ from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import spec, summaries
 from retinanet_tpu.estimator.model_dir import checkpoints
-from retinanet_tpu.learning import losses
+from retinanet_tpu.learning import aligned_matcher, losses, targets
 from retinanet_tpu.task import model_fn, recipe
 
 pytestmark = pytest.mark.long
 
+ALIGNED = (
+    "assign_targets.match_fn = @match_by_task_alignment",
+    "detection_losses.class_loss_fn = @quality_focal_loss",
+    "detection_losses.box_loss_fn = @giou_loss",
+    "detection_losses.box_weight = 2.0",
+)
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 
@@ -111,6 +118,28 @@ def assert_trained(momentum, path):
     idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[3457]/bias", path)
     largest = np.abs(momentum).max()
     assert largest < 1e-9 if idle else largest > 0, f"{path}: {largest}"
+
+
+@pytest.fixture(scope="module")
+def aligned(trained):
+    return trained(*ALIGNED)
+
+
+def test_assignment_by_predictions_trains(aligned):
+    assert all(np.isfinite(value).all() for value in aligned.variables.values())
+    assert aligned.scalars["box-loss"] > 0 and aligned.scalars["class-loss"] > 0
+    assert aligned.scalars["gradient-norm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "num_replicas"), [((), 2), (("TPUConfig.jit_compile = True",), 1)]
+)
+def test_replicas_and_the_compiler_assign_by_the_same_predictions(
+    trained, aligned, settings, num_replicas
+):
+    got = trained(*ALIGNED, *settings, num_replicas=num_replicas)
+    assert_same_training(got, aligned, rtol=1e-4)
 
 
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
@@ -208,8 +237,8 @@ def training_losses(batch, network, params):
 
 
 def num_positives(batch, params):
-    targets = params["recipe"].assign(batch[1])
-    return float(losses.loss_normalizer(targets.num_positives))
+    assigned = params["recipe"].assign(batch[1])
+    return float(losses.loss_normalizer(assigned.num_positives))
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
@@ -226,6 +255,25 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
     assert whole["total-loss"] == pytest.approx(
         whole["weighted-loss"] + whole["l2-regularization"]
     )
+
+
+def test_targets_are_assigned_by_the_predictions_of_the_batch(network_and_params):
+    network, params = network_and_params
+    batch = make_batch(2)
+    seen = []
+
+    def match_fn(labels, grid, predictions):
+        seen.append(predictions)
+        return aligned_matcher.match_by_task_alignment(labels, grid, predictions)
+
+    assign_fn = functools.partial(targets.assign_targets, match_fn=match_fn)
+    detector = dataclasses.replace(params["recipe"], assign_fn=assign_fn)
+    detector.check_assignment()
+    assert seen == [None]
+    training_losses(batch, network, params | {"recipe": detector})
+    expected = network(batch[0].images, is_training=False)
+    for got, value in zip(*map(tf.nest.flatten, (seen[1], expected)), strict=True):
+        np.testing.assert_allclose(got, value, rtol=1e-5)
 
 
 def test_padding_images_carry_no_loss(network_and_params):
