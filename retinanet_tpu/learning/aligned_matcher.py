@@ -24,11 +24,15 @@ class _Level(NamedTuple):
       anchors_yxyx: float32 [A_l, 4], px.
       predicted_yxyx: float32 [B, A_l, 4], px; [1, A_l, 4] without predictions.
       logits: float [B, H_l, W_l, num_per_cell * K], or None without predictions.
+      num_per_cell: The number of anchors of a cell.
+      num_columns: W_l.
     """
 
     anchors_yxyx: tf.Tensor
     predicted_yxyx: tf.Tensor
     logits: tf.Tensor | None
+    num_per_cell: int
+    num_columns: int
 
 
 class _Powers(NamedTuple):
@@ -105,18 +109,23 @@ def match_by_task_alignment(
 def _levels(
     anchors: matcher.AnchorGrid, predictions: structures.Predictions | None
 ) -> list[_Level]:
-    boxes_yxyx = tf.split(anchors.boxes_yxyx, anchors.lengths)
-    if predictions is None:
-        return [_Level(boxes, boxes[None], None) for boxes in boxes_yxyx]
-    boxes_cyxhw = tf.split(anchors.boxes_cyxhw, anchors.lengths)
+    anchors_cyxhw = tf.split(anchors.boxes_cyxhw, anchors.lengths)
     levels = []
-    for yxyx, cyxhw, length, logits, deltas in zip(
-        boxes_yxyx, boxes_cyxhw, anchors.lengths, *predictions, strict=True
+    for index, (cyxhw, size) in enumerate(
+        zip(anchors_cyxhw, anchors.sizes, strict=True)
     ):
-        # In the order of the anchors: anchor of a cell, row, column.
-        maps = channels.split(tf.cast(deltas, tf.float32), 4)
-        by_anchor = tf.stack([tf.reshape(m, [-1, length]) for m in maps], axis=-1)
-        levels.append(_Level(yxyx, box_coder.decode(by_anchor, cyxhw), logits))
+        anchors_yxyx = box_ops.cyxhw_to_yxyx(cyxhw)
+        predicted_yxyx, logits = anchors_yxyx[None], None
+        if predictions is not None:
+            deltas = tf.cast(predictions.box_deltas[index], tf.float32)
+            # In the order of the anchors: anchor of a cell, row, column.
+            maps = tf.stack(channels.split(deltas, 4), axis=-1)
+            by_anchor = tf.reshape(maps, [-1, *cyxhw.shape])
+            predicted_yxyx = box_coder.decode(by_anchor, cyxhw)
+            logits = predictions.class_logits[index]
+        levels.append(
+            _Level(anchors_yxyx, predicted_yxyx, logits, anchors.num_per_cell, size[1])
+        )
     return levels
 
 
@@ -136,18 +145,42 @@ def _chosen_anchors(
     """
     values, indices, first_anchor = [], [], 0
     for level in levels:
-        length = level.anchors_yxyx.shape[0]
-        best = tf.math.top_k(
-            _values(objects, level, powers), min(num_candidates, length)
-        )
-        values.append(best.values)
-        indices.append(best.indices + first_anchor)
-        first_anchor += length
-    # Both top_k keep the order of equal values, so the first anchor of all levels wins.
-    value, index = tf.concat(values, axis=-1), tf.concat(indices, axis=-1)
-    best = tf.math.top_k(value, min(num_candidates, value.shape[-1]))
-    index = tf.gather(index, best.indices, batch_dims=2)
-    return tf.where(best.values > _NO_CANDIDATE, index, -1)
+        of_level = _values(objects, level, powers)
+        value, index = _in_best_rows(of_level, num_candidates, level.num_columns)
+        values.append(value)
+        indices.append(first_anchor + index)
+        first_anchor += of_level.shape[-1]
+    # In the order of the anchors, which top_k keeps for equal values.
+    all_values, all_indices = tf.concat(values, axis=-1), tf.concat(indices, axis=-1)
+    best = tf.math.top_k(all_values, min(num_candidates, all_values.shape[-1]))
+    chosen = tf.gather(all_indices, best.indices, batch_dims=2)
+    return tf.where(best.values > _NO_CANDIDATE, chosen, -1)
+
+
+def _in_best_rows(
+    values: tf.Tensor, num_best: int, num_columns: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the values and the indices of the rows that have the best values.
+
+    Sorting all values would take far longer. The rows of the highest maxima have all of
+    the highest values, because each of them has one.
+
+    Args:
+      values: float32 [B, N, A_l].
+      num_best: The number of values that are needed.
+      num_columns: The number of values of a row.
+    Returns:
+      float32 and int32 [B, N, at least min(num_best, A_l)], in the indices' order.
+    """
+    _, num_boxes, length = values.shape
+    num_rows = length // num_columns
+    rows = tf.reshape(values, [-1, num_boxes, num_rows, num_columns])
+    best = tf.math.top_k(tf.reduce_max(rows, axis=-1), min(num_best, num_rows))
+    best_rows = tf.sort(best.indices, axis=-1)
+    indices = best_rows[..., None] * num_columns + tf.range(num_columns)
+    shape = [-1, num_boxes, best_rows.shape[-1] * num_columns]
+    best_values = tf.gather(rows, best_rows, batch_dims=2)
+    return tf.reshape(best_values, shape), tf.reshape(indices, shape)
 
 
 def _values(objects: structures.Labels, level: _Level, powers: _Powers) -> tf.Tensor:
@@ -155,9 +188,7 @@ def _values(objects: structures.Labels, level: _Level, powers: _Powers) -> tf.Te
     boxes_yxyx = objects.boxes_yxyx
     alignments = box_ops.iou(boxes_yxyx, level.predicted_yxyx) ** powers.iou_power
     if level.logits is not None:
-        num_anchors = level.anchors_yxyx.shape[0]
-        logits = _class_logits(objects.classes, level.logits, num_anchors)
-        scores = tf.sigmoid(logits)
+        scores = tf.sigmoid(_class_logits(objects.classes, level.logits, level))
         alignments *= scores**powers.class_power
     values = _or_anchor_iou(alignments, box_ops.iou(boxes_yxyx, level.anchors_yxyx))
     y, x, _, _ = tf.unstack(box_ops.yxyx_to_cyxhw(level.anchors_yxyx), axis=-1)
@@ -166,17 +197,20 @@ def _values(objects: structures.Labels, level: _Level, powers: _Powers) -> tf.Te
     return tf.where(is_inside, values, _NO_CANDIDATE)
 
 
-def _class_logits(classes: tf.Tensor, logits: tf.Tensor, num_anchors: int) -> tf.Tensor:
+def _class_logits(classes: tf.Tensor, logits: tf.Tensor, level: _Level) -> tf.Tensor:
     """Returns float32 [B, N, A_l]: the logits of the objects' classes."""
-    _, rows, columns, depth = logits.shape
-    num_per_cell = num_anchors // (rows * columns)
-    shape = [-1, rows, columns, num_per_cell, depth // num_per_cell]
-    by_class = tf.reshape(logits, shape)
-    # A gather of columns is slow on a TPU. Its matrix product rounds float32 to
-    # bfloat16, which may only exchange anchors of almost equal alignment.
-    is_class = tf.one_hot(classes, by_class.shape[-1], dtype=by_class.dtype)
-    of_objects = tf.einsum("byxak,bnk->bnayx", by_class, is_class)
-    flat = tf.reshape(of_objects, [-1, classes.shape[1], num_anchors])
+    num_anchors = level.num_per_cell
+    num_classes = logits.shape[-1] // num_anchors
+    is_class = tf.one_hot(classes, num_classes, dtype=logits.dtype)
+    is_anchor = tf.eye(num_anchors, dtype=logits.dtype)
+    # A matrix product selects the channels, because a TPU is slow to gather columns. It
+    # rounds float32 to bfloat16 there, which may exchange almost equal alignments. The
+    # zeros of the other anchors save splitting the channels, which moves all logits.
+    selectors = tf.einsum("bnk,ac->bnack", is_class, is_anchor)
+    num_boxes = classes.shape[1]
+    selectors = tf.reshape(selectors, [-1, num_boxes, num_anchors, logits.shape[-1]])
+    selected = tf.einsum("bnad,byxd->bnayx", selectors, logits)
+    flat = tf.reshape(selected, [-1, num_boxes, level.anchors_yxyx.shape[0]])
     return tf.cast(flat, tf.float32)
 
 
