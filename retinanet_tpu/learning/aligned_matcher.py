@@ -70,9 +70,10 @@ def match_by_task_alignment(
       ignored.
 
     Unlike the other matchers, this one writes matrices of all anchors of a level and
-    all boxes: the logits of the objects' classes, and the alignments that are sorted.
-    With 8 images, 100 boxes and 640 px, each has 184 MB on P3. Levels are sorted one
-    after the other, so all levels together are never in one matrix.
+    all boxes: the logits of the objects' classes, and the alignments. With 8 images,
+    100 boxes and 640 px, each has 184 MB on P3, and more with a TPU's padding. No
+    matrix has the anchors of all levels. Compiled for a TPU v3 with 91 classes, the
+    matcher moves 3.4 GB and needs .6 GB of temporaries; `match_by_atss` moves .3 GB.
 
     Args:
       labels: The padded boxes of B images, px.

@@ -56,7 +56,7 @@ def split(matches):
 )
 def test_targets_contain_class_and_box_of_the_match(match_fn):
     labels = make_labels()
-    assigned = tf.function(targets.assign_targets, jit_compile=True)(
+    assigned = tf.function(targets.assign_targets, jit_compile=True, autograph=False)(
         labels, ANCHORS, IMAGE_SIZE, match_fn=match_fn
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
