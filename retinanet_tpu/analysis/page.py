@@ -28,6 +28,11 @@ _LINKS = (
     ("confident", "Confident errors"),
     ("labels", "Label errors"),
 )
+# A browser then refuses to load anything, also what a name might smuggle in.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
 
 
 def write(
@@ -81,6 +86,7 @@ def _html(
     links = "".join(f"<a href='#{key}'>{name}</a>" for key, name in _LINKS)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">",
         "<meta name='viewport' content='width=device-width'>",
         f"<title>{page_html.escape(title)}</title><style>{style}</style></head><body>",
         f"<h1>{page_html.escape(title)}</h1>",

@@ -41,8 +41,8 @@ def curves(whole: results.ClassResult, rows: Sequence[results.ClassResult]) -> s
     at_50, at_75 = whole.precision_by_recall
     line = svg_charts.Line
     mean = (
-        line("", "all classes", "var(--line)", recalls, at_50),
-        line("", "", "var(--line)", recalls, at_75),
+        line("", "all classes", "var(--faint)", recalls, at_50),
+        line("", "", "var(--faint)", recalls, at_75),
     )
     precision = svg_charts.line_chart(
         "precision-chart",
@@ -77,7 +77,8 @@ def curves(whole: results.ClassResult, rows: Sequence[results.ClassResult]) -> s
         "Precision, recall and thresholds",
         "The mean over all classes is gray. The dotted line is the threshold of the "
         "highest F1.",
-        f"<p><label>Class: <select id='curve-class'>{options}</select></label> "
+        f"<p class='wide'><label>Class: <select id='curve-class'>{options}</select>"
+        "</label> "
         f"<span id='curve-text' class='note'>{page_html.escape(data[0]['text'])}"
         "</span></p>"
         f"<div class='columns'>{precision}{threshold}</div>"

@@ -5,14 +5,14 @@ import json
 
 # CSS colors that differ in brightness too, for readers who see few hues.
 KIND_COLORS = {
-    "correct": "#2ea043",
+    "correct": "#4ade80",
     "class": "#d63fa6",
     "localization": "#e3b341",
     "both": "#8957e5",
     "duplicate": "#2f81f7",
     "background": "#ff7b1c",
     "missed": "#e5172f",
-    "found": "#2ea043",
+    "found": "#4ade80",
     "crowd": "#9198a1",
 }
 

@@ -115,12 +115,10 @@ def label_issues(
         if image is None:
             continue
         around = [issue.detection]
-        annotated = ""
         if issue.annotated is not None:
             around.append(issue.annotated)
-            annotated = f" annotated as {page_html.escape(issue.annotated.name)}<br>"
         caption = (
-            f"<b>{page_html.escape(issue.reason)}</b>{annotated} "
+            f"<b>{page_html.escape(issue.reason)}</b>: "
             f"{_caption(issue.detection, image)}"
         )
         crops.append(_Crop(image, around, [*image.objects, issue.detection], caption))
@@ -140,7 +138,7 @@ def _legend() -> str:
     marks += [("object", "crowd", "crowd")]
     marks += [("", f"{kind}", kind) for kind in _KINDS if kind != "missed"]
     return (
-        "<p class='legend'>"
+        "<p class='legend wide'>"
         + "".join(
             f"<span><i class='swatch {kind}' style='--color:"
             f"{page_html.KIND_COLORS[color]}'></i>{name}</span>"
@@ -271,10 +269,25 @@ def _title(box: results.ShownBox) -> str:
 
 
 def _caption(box: results.ShownBox, image: results.ImageResult) -> str:
+    """Returns the caption of a detection, with the name of the object that it is on."""
+    other = ""
+    if box.iou > 0 and image.objects:
+        nearest = max(image.objects, key=lambda each: _iou(each.box_yxyx, box.box_yxyx))
+        if nearest.name != box.name:
+            other = f", annotated as {page_html.escape(nearest.name)}"
+    iou = f" · IoU {box.iou:.2f}" if box.iou > 0 else ""
+    name = _name(image)
     return (
-        f"<b>{page_html.escape(box.name)} {box.score or 0:.2f}</b> · {box.kind}"
-        f"{f' · IoU {box.iou:.2f}' if box.iou > 0 else ''}<br>{_name(image)}"
+        f"<b>{page_html.escape(box.name)} {box.score or 0:.2f}</b> · {box.kind}{other}"
+        f"{iou}<br><span title='{name}'>{name.rpartition('/')[2]}</span>"
     )
+
+
+def _iou(box_yxyx: Sequence[float], other_yxyx: Sequence[float]) -> float:
+    top, left = max(box_yxyx[0], other_yxyx[0]), max(box_yxyx[1], other_yxyx[1])
+    bottom, right = min(box_yxyx[2], other_yxyx[2]), min(box_yxyx[3], other_yxyx[3])
+    shared = max(bottom - top, 0.0) * max(right - left, 0.0)
+    return shared / max(_area(box_yxyx) + _area(other_yxyx) - shared, 1e-9)
 
 
 def _name(image: results.ImageResult) -> str:

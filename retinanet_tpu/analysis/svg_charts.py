@@ -13,6 +13,7 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 46, 12, 12, 42
 _PLOT_WIDTH = _WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = _HEIGHT - _TOP - _BOTTOM
 _TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_THOUSANDS = ("", "k", "M", "G")
 _TENTHS = tuple((tick, f"{tick:.1f}") for tick in _TICKS)
 
 
@@ -21,7 +22,7 @@ class Line(NamedTuple):
 
     Attributes:
       key: The key by which the page's script finds the line, or "" if it never changes.
-      name: The name in the legend.
+      name: The name in the legend; without one, the line is not in it.
       color: A CSS color.
       x: float [N] in 0..1.
       y: float [N] in 0..1; points with a negative value are left out.
@@ -89,6 +90,7 @@ def line_chart(
         f"<span><i class='swatch{' dashed' * line.is_dashed}' "
         f"style='--color:{line.color}'></i>{html.escape(line.name)}</span>"
         for line in lines
+        if line.name
     )
     return (
         f"<figure>{''.join(parts)}</svg>"
@@ -171,7 +173,10 @@ def histogram(bins: Sequence[results.CalibrationBin]) -> str:
     """
     most = max((each.num_detections for each in bins), default=0)
     decades = max(len(str(most)), 1)
-    labels = [(power / decades, f"{10**power:,}") for power in range(decades + 1)]
+    labels = [
+        (power / decades, f"{10 ** (power % 3)}{_THOUSANDS[power // 3]}")
+        for power in range(decades + 1)
+    ]
     parts = [
         _opening("score-histogram", "number of detections by score"),
         _axes("score", "detections (logarithmic)", y_ticks=labels),
