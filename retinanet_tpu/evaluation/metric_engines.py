@@ -4,7 +4,6 @@ pycocotools is the reference. hotcoco, the extra `fast-eval`, has the same resul
 the last bit in 1 % of the time. `CheckedEngine` compares both before it uses hotcoco.
 """
 
-import collections
 import contextlib
 import importlib
 import importlib.metadata
@@ -126,18 +125,22 @@ def hotcoco_metrics(
         [{"id": i, "name": str(i)} for i in range(len(category_ids))],
         **_annotation_columns(ground_truth, image_ids, category_ids),
     )
+    images, categories = _positions(detected, image_ids, category_ids)
     detections = truth.load_res(
-        np.column_stack(
-            [
-                np.searchsorted(image_ids, detected.image_ids),
-                detected.boxes_xywh,
-                detected.scores,
-                np.searchsorted(category_ids, detected.category_ids),
-            ]
-        )
+        np.column_stack([images, detected.boxes_xywh, detected.scores, categories])
     )
     evaluator = hotcoco.COCOeval(truth, detections, "bbox")
     return _run(evaluator, f"hotcoco {hotcoco.__version__}")
+
+
+def _positions(
+    detected: DetectionColumns, image_ids: Sequence[int], category_ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions of the detections' images and categories among the ids."""
+    return (
+        np.searchsorted(image_ids, detected.image_ids),
+        np.searchsorted(category_ids, detected.category_ids),
+    )
 
 
 def _annotation_columns(
@@ -311,16 +314,21 @@ def _pycocotools_secs(
     The three costs are those of tools/benchmarks/coco_metric.py on a few numbers of
     images, classes, boxes and detections.
     """
-    num_boxes = collections.Counter(
-        (annotation["image_id"], annotation["category_id"])
-        for annotation in ground_truth.anns.values()
+    category_ids = sorted(ground_truth.cats)
+    num_pairs = len(image_ids) * len(category_ids)
+    truth = _annotation_columns(ground_truth, image_ids, category_ids)
+    boxes = truth["image_ids"] * len(category_ids) + truth["category_ids"]
+    images, categories = _positions(detected, image_ids, category_ids)
+    of_detections = images * len(category_ids) + categories
+    ordered = np.sort(boxes)
+    first, last = (
+        np.searchsorted(ordered, of_detections, s) for s in ("left", "right")
     )
-    pairs = zip(
-        detected.image_ids.tolist(), detected.category_ids.tolist(), strict=True
+    return (
+        12e-6 * np.sum(last - first)  # Each detection and box of an image and class.
+        + 70e-6 * len(of_detections)
+        + 40e-6 * num_pairs
     )
-    num_comparisons = sum(num_boxes[pair] for pair in pairs)
-    num_pairs = len(image_ids) * len(ground_truth.cats)
-    return 12e-6 * num_comparisons + 70e-6 * len(detected.scores) + 40e-6 * num_pairs
 
 
 def _difference(fast: EngineResult, reference: EngineResult) -> str:
