@@ -222,9 +222,9 @@ def results(records: list[dict]) -> dict[int, dict[str, float]]:
         assert record["checkpoint"] == f"model.ckpt-{record['global_step']}"
     others = ("checkpoint", "metric_engine", "secs")
     return {
-        record["global_step"]: _flat(
-            {k: v for k, v in record.items() if k not in others}
-        )
+        record["global_step"]: {
+            name: value for name, value in _flat(record).items() if name not in others
+        }
         for record in records
     }
 
