@@ -365,8 +365,8 @@ def test_per_class_table_is_sorted_down_the_columns():
     }
     assert coco_metric.per_class_table(result, columns=2).splitlines() == [
         "        AP  AP50  AP75 |         AP  AP50  AP75",
-        "crow  0.500 1.000 0.000 | bee       -     -     -",
-        "ant   0.250 0.450 0.350",
+        "crow 0.500 1.000 0.000 | bee      -     -     -",
+        "ant  0.250 0.450 0.350",
     ]
 
 
