@@ -9,9 +9,10 @@ The file of variants maps names to gin settings:
    "giou": ["detection_losses.box_loss_fn = @giou_loss",
             "detection_losses.box_weight = 2.0"]}
 
-Each run is a process of `retinanet_tpu.train` in SWEEP_DIR/VARIANT/SEED, one after the
-other. If the command is started again, it skips the finished runs and resumes the
-others. Several machines that share SWEEP_DIR divide the runs: --shard=0/4 to 3/4.
+Each run is a process of `retinanet_tpu.train` in SWEEP_DIR/VARIANT/SEED; --jobs of them
+run at the same time. If the command is started again, it skips the finished runs and
+resumes the others. Several machines that share SWEEP_DIR divide the runs, with the
+flags --shard=0/4 to --shard=3/4.
 
 SWEEP_DIR/table.md has the mean of the seeds and, in brackets, the lowest and the
 highest. SWEEP_DIR/results.json has every run. Both are written after each run.
@@ -20,17 +21,21 @@ highest. SWEEP_DIR/results.json has every run. Both are written after each run.
 import retinanet_tpu.startup.cpu
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 
 import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors
+from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.startup import guard
-from retinanet_tpu.sweeping import runs, tables
+from retinanet_tpu.sweeping import commands, runs, tables
 from retinanet_tpu.task import cli, summary
 
 FLAGS = flags.FLAGS
+_WAKE_SECS = 1.0
 
 
 def define_flags() -> None:
@@ -43,6 +48,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         "seeds", 1, "The number of seeds; they are 0, 1, 2, ...", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "jobs", 1, "The number of runs at the same time.", lower_bound=1
     )
     flags.DEFINE_string(
         "shard", "0/1", "The runs of this machine, INDEX/NUMBER of machines."
@@ -61,6 +69,7 @@ def main() -> None:
         FLAGS.variants,
         FLAGS.sweep_dir,
         num_seeds=FLAGS.seeds,
+        num_jobs=FLAGS.jobs,
         shard=FLAGS.shard,
         split=FLAGS.split,
     )
@@ -72,6 +81,7 @@ def sweep(
     sweep_dir: str,
     *,
     num_seeds: int = 1,
+    num_jobs: int = 1,
     shard: str = "0/1",
     split: str | None = None,
 ) -> str:
@@ -81,12 +91,14 @@ def sweep(
       variants_path: A JSON file, see `runs.read_variants`.
       sweep_dir: The directory of the runs.
       num_seeds: The number of runs of a variant.
+      num_jobs: The number of runs at the same time.
       shard: INDEX/NUMBER: this process does every NUMBER-th run, from INDEX.
       split: The split on which the last checkpoint of each run is evaluated, or None.
     Returns:
       The table.
     Raises:
       UserError: A setting is wrong, or runs failed. The other runs are finished first.
+      SystemExit: This process, or a run, was asked to stop.
     """
     index, count = _parse_shard(shard)
     sweep_dir = sweep_dir.rstrip("/")
@@ -114,9 +126,9 @@ def sweep(
     }
     for run in own_runs:
         run.check_settings(flag_values[run.variant])
-    for run in own_runs:
-        runs.finish(run, flag_values[run.variant], split)
+    for run in finish_all(own_runs, flag_values, split, num_jobs):
         tables.write(sweep_dir, all_runs, split)
+        logging.info("%s: done", run.name)
     failed = [run for run in own_runs if not run.is_done(split)]
     if failed:
         raise errors.UserError(
@@ -125,6 +137,42 @@ def sweep(
             f"{failed[0].log}. Start the same command again to resume them."
         )
     return tables.write(sweep_dir, all_runs, split)
+
+
+def finish_all(
+    own_runs: Sequence[runs.Run],
+    flag_values: Mapping[str, Sequence[str]],
+    split: str | None,
+    num_jobs: int,
+) -> Iterator[runs.Run]:
+    """Finishes the runs, several at the same time, and yields each once it has ended.
+
+    Args:
+      own_runs: The runs, the first to start first.
+      flag_values: The flags of the trainer by variant.
+      split: The split to evaluate, or None.
+      num_jobs: The number of runs at the same time.
+    Raises:
+      SystemExit: This process, or a run, was asked to stop. All runs have saved.
+    """
+    running = commands.Commands()
+    with (
+        preemption.handle_signals(running.stop),
+        futures.ThreadPoolExecutor(num_jobs) as pool,
+    ):
+        started = {
+            pool.submit(runs.finish, run, flag_values[run.variant], split, running): run
+            for run in own_runs
+        }
+        while started:
+            # Wakes up, because a handler only runs while the main thread does, and
+            # the system may deliver a signal to another thread.
+            done, _ = futures.wait(
+                started, _WAKE_SECS, return_when=futures.FIRST_COMPLETED
+            )
+            for future in done:
+                future.result()
+                yield started.pop(future)
 
 
 def _param(setting: str) -> str:

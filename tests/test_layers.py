@@ -22,7 +22,7 @@ LAYERS = [
     },
     {"boxes", "xla"},
     {"data", "model", "learning", "detections", "evaluation", "estimator"},
-    {"conversion", "importing", "inspection", "serving"},
+    {"analysis", "conversion", "importing", "inspection", "serving"},
     {"task"},
     {"planning", "sweeping"},
     set(__main__.COMMANDS),

@@ -44,7 +44,7 @@ def started(monkeypatch):
     """Replaces the processes; returns the runs and flags that were started."""
     calls = []
 
-    def finish(run, flag_values, split):
+    def finish(run, flag_values, split, running):
         calls.append((run.name, flag_values, split))
         write_result(run, split, AP=0.1, AP50=0.2, AP75=0.1)
         run.record(flag_values, 1.0)
@@ -144,19 +144,30 @@ def test_the_table_has_means_and_ranges_of_the_finished_runs(tmp_path):
     assert results["a/1"]["AP"] == 0.2 and "b/0" not in results
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_the_run_and_ends_the_sweep(tmp_path, monkeypatch, number):
+def write_program(tmp_path, monkeypatch, text):
+    """Replaces Python by a shell script, for the processes of the runs."""
     program = tmp_path / "program"
-    started = tmp_path / "started"
-    program.write_text(
-        f"#!/bin/sh\ntrap 'exit 42' TERM\n: > {started}\nwhile :; do sleep 0.05; done\n"
-    )
+    program.write_text(f"#!/bin/sh\n{text}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    run = runs.Run(str(tmp_path), "a", 0)
+
+
+def finish_all(tmp_path, *names, num_jobs):
+    own_runs = [runs.Run(str(tmp_path), name, 0) for name in names]
+    return list(sweep.finish_all(own_runs, {n: [n] for n in names}, None, num_jobs))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_runs_and_ends_the_sweep(tmp_path, monkeypatch, number):
+    write_program(
+        tmp_path,
+        monkeypatch,
+        f"trap 'echo saved; exit 42' TERM\n: > {tmp_path}/$4.started\n"
+        "while :; do sleep 0.05; done",
+    )
 
     def interrupt():
-        while not started.exists():
+        while not all((tmp_path / f"{name}.started").exists() for name in "ab"):
             pass
         os.kill(os.getpid(), number)
 
@@ -164,22 +175,42 @@ def test_a_signal_reaches_the_run_and_ends_the_sweep(tmp_path, monkeypatch, numb
     thread.start()
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
-        runs.finish(run, [], None)
+        finish_all(tmp_path, "a", "b", "c", num_jobs=2)
     thread.join()
     assert stop.value.code == 42
     assert signal.getsignal(number) == before
+    for name in "ab":
+        assert (tmp_path / name / "0.log").read_text() == "saved\n"
+    assert not (tmp_path / "c.started").exists()
+
+
+def test_a_run_that_was_asked_to_stop_ends_the_sweep(tmp_path, monkeypatch):
+    write_program(tmp_path, monkeypatch, f": > {tmp_path}/$4.started\nexit 42")
+    with pytest.raises(SystemExit) as stop:
+        finish_all(tmp_path, "a", "b", num_jobs=1)
+    assert stop.value.code == 42
+    assert (tmp_path / "a.started").exists() and not (tmp_path / "b.started").exists()
+
+
+def test_as_many_runs_as_jobs_are_at_work_at_once(tmp_path, monkeypatch):
+    # Each of the two waits for the other; one after the other they would never end.
+    write_program(
+        tmp_path,
+        monkeypatch,
+        f": > {tmp_path}/$4.started\n"
+        f"until [ -e {tmp_path}/a.started ] && [ -e {tmp_path}/b.started ]; do\n"
+        "sleep 0.02\ndone",
+    )
+    ended = finish_all(tmp_path, "a", "b", num_jobs=2)
+    assert {run.name for run in ended} == {"a/0", "b/0"}
 
 
 def test_runs_have_the_environment_from_before_the_start(tmp_path, monkeypatch):
     # The start of a command that uses no TPU hides the TPU from its process.
-    program = tmp_path / "program"
-    program.write_text("#!/bin/sh\nenv\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    write_program(tmp_path, monkeypatch, "env\nexit 1")
     monkeypatch.setenv("TPU_LOAD_LIBRARY", "0")
-    run = runs.Run(str(tmp_path), "a", 0)
-    runs.finish(run, [], None)
-    text = pathlib.Path(run.log).read_text()
+    finish_all(tmp_path, "a", num_jobs=1)
+    text = (tmp_path / "a" / "0.log").read_text()
     assert "PATH=" in text and "TPU_LOAD_LIBRARY" not in text
 
 

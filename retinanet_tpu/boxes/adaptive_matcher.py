@@ -47,7 +47,11 @@ class _Window(NamedTuple):
 
 
 def match_by_atss(
-    labels: structures.Labels, anchors: matcher.AnchorGrid, *, num_cells: int = 9
+    labels: structures.Labels,
+    anchors: matcher.AnchorGrid,
+    predictions: structures.Predictions | None = None,
+    *,
+    num_cells: int = 9,
 ) -> tf.Tensor:
     """Matches by adaptive training sample selection (ATSS).
 
@@ -64,11 +68,13 @@ def match_by_atss(
     Args:
       labels: The padded boxes of B images, px.
       anchors: A anchors.
+      predictions: Not used.
       num_cells: The number of cells per level, 1 to 9.
     Returns:
       int32 [B, A]: the index of the box, or BACKGROUND, or IGNORE.
     Source: arXiv:1912.02424, algorithm 1.
     """
+    del predictions
     objects_yxyx, crowds_yxyx = matcher.split_crowds(labels)
     levels = _levels(anchors)
     windows = [_window(objects_yxyx, level) for level in levels]

@@ -65,6 +65,7 @@ def make_grid(anchors: Anchors, image_size: tuple[int, int]) -> AnchorGrid:
 def match_by_iou(
     labels: structures.Labels,
     anchors: AnchorGrid,
+    predictions: structures.Predictions | None = None,
     *,
     positive_iou_threshold: float = 0.5,
     negative_iou_threshold: float = 0.4,
@@ -78,6 +79,7 @@ def match_by_iou(
     Args:
       labels: The padded boxes of B images, px.
       anchors: A anchors.
+      predictions: Not used.
       positive_iou_threshold: The lowest IoU of a positive anchor.
       negative_iou_threshold: The IoU below which an anchor is background. Anchors
         between the two thresholds are ignored.
@@ -89,6 +91,7 @@ def match_by_iou(
     Source: RetinaNet, arXiv:1708.02002, section 4 "Anchors"; the best anchor of a box
       as in Faster R-CNN, arXiv:1506.01497, section 3.1.2; crowds as in COCO's scoring.
     """
+    del predictions
     if not 0 < negative_iou_threshold <= positive_iou_threshold <= 1:
         raise errors.UserError(
             "match_by_iou needs 0 < negative_iou_threshold <= positive_iou_threshold "

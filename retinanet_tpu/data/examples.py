@@ -16,18 +16,35 @@ NUM_UNIFORMS = 8
 class Augmentation(NamedTuple):
     """The random changes that training makes to an image.
 
+    A mosaic or a mixup is made after the other changes, of images that follow each
+    other in the shuffled order.
+
     Attributes:
       scale_jitter: The range of the size. 1 fits the image into the output.
       horizontal_flip: Mirrors an image left to right with probability 1/2.
       vertical_flip: Independently mirrors it top to bottom with probability 1/2.
       color_jitter: Brightness, contrast and saturation are multiplied by factors in
         1 +- color_jitter.
+      mosaic: The probability that an image is joined with the next three.
+      mosaic_scale: The range of the size of the images in a mosaic, relative to their
+        size alone.
+      mixup: The probability that an image is blended with another one.
+      last_mixed_step: The last training step with mosaics and mixups; None for all.
     """
 
     scale_jitter: tuple[float, float] = (1.0, 1.0)
     horizontal_flip: bool = True
     vertical_flip: bool = False
     color_jitter: float = 0.0
+    mosaic: float = 0.0
+    mosaic_scale: tuple[float, float] = (0.5, 1.0)
+    mixup: float = 0.0
+    last_mixed_step: int | None = None
+
+    @property
+    def mixes(self) -> bool:
+        """Returns whether an example may show several images."""
+        return self.mosaic > 0 or self.mixup > 0
 
 
 class OutputSpec(NamedTuple):
@@ -40,6 +57,28 @@ class OutputSpec(NamedTuple):
 
     image_size: tuple[int, int]
     max_boxes: int = 100
+
+
+class LoadedImage(NamedTuple):
+    """An image at the size of the network's input, before padding.
+
+    Attributes:
+      image: uint8 [h, w, 3], RGB, at most of the output size.
+      boxes_yxyx: float32 [N, 4], px of `image`.
+      classes: int32 [N], the network's class indices.
+      is_crowd: bool [N].
+      image_id: int64 [].
+      image_size: int32 [2], height and width of the original image, px.
+      scales: float32 [2], (y, x) resized size / original size.
+    """
+
+    image: tf.Tensor
+    boxes_yxyx: tf.Tensor
+    classes: tf.Tensor
+    is_crowd: tf.Tensor
+    image_id: tf.Tensor
+    image_size: tf.Tensor
+    scales: tf.Tensor
 
 
 def load_example(
@@ -64,17 +103,43 @@ def load_example(
       tf.errors.InvalidArgumentError: At run time, if the record lacks a key, its image
         cannot be decoded, or a category is unknown.
     """
+    loaded = load_image(
+        serialized, categories, output.image_size, augmentation, uniforms
+    )
+    return pad(loaded, output)
+
+
+def load_image(
+    serialized: tf.Tensor,
+    categories: category_map.Categories,
+    output_size: tuple[int, int],
+    augmentation: Augmentation | None = None,
+    uniforms: tf.Tensor | None = None,
+) -> LoadedImage:
+    """Returns the image of one record, with all of its boxes.
+
+    Args:
+      serialized: string [], a serialized tf.train.Example.
+      categories: The classes of the data directory.
+      output_size: The height and width of the network's input, px.
+      augmentation: The random changes of a single image; None for none.
+      uniforms: float32 [NUM_UNIFORMS] in [0, 1).
+
+    Raises:
+      ValueError: An augmentation without random numbers.
+      tf.errors.InvalidArgumentError: At run time, see `load_example`.
+    """
     if augmentation is not None and uniforms is None:
         raise ValueError("An augmentation needs `uniforms`.")
     example = tf_example.parse(serialized)
 
     def window_fn(image_size: tf.Tensor) -> transforms.CropWindow:
         if augmentation is None or uniforms is None:
-            return transforms.crop_window(image_size, output.image_size)
+            return transforms.crop_window(image_size, output_size)
         low, high = augmentation.scale_jitter
         return transforms.crop_window(
             image_size,
-            output.image_size,
+            output_size,
             scale=low + uniforms[0] * (high - low),
             position=uniforms[1:3],
         )
@@ -86,14 +151,35 @@ def load_example(
     boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * corners, window)
     if augmentation is not None:
         image, boxes_yxyx = _flip_and_recolor(image, boxes_yxyx, augmentation, uniforms)
-    features = structures.Features(
-        images=transforms.pad_to_size(image, output.image_size),
-        image_ids=example.image_id,
-        image_sizes=original_size,
+    return LoadedImage(
+        image=image,
+        boxes_yxyx=boxes_yxyx,
+        classes=_class_indexes(example, categories),
+        is_crowd=example.is_crowd,
+        image_id=example.image_id,
+        image_size=original_size,
         scales=window.scales,
     )
-    classes = _class_indexes(example, categories)
-    labels = _padded_labels(boxes_yxyx, classes, example.is_crowd, output.max_boxes)
+
+
+def pad(
+    loaded: LoadedImage, output: OutputSpec
+) -> tuple[structures.Features, structures.Labels]:
+    """Returns an example of static shape, unbatched.
+
+    Args:
+      loaded: The image; boxes of less than a pixel are dropped.
+      output: The static shape of the example.
+    """
+    features = structures.Features(
+        images=transforms.pad_to_size(loaded.image, output.image_size),
+        image_ids=loaded.image_id,
+        image_sizes=loaded.image_size,
+        scales=loaded.scales,
+    )
+    labels = _padded_labels(
+        loaded.boxes_yxyx, loaded.classes, loaded.is_crowd, output.max_boxes
+    )
     return features, labels
 
 

@@ -16,6 +16,7 @@ from retinanet_tpu.data import (
     category_map,
     data_service,
     examples,
+    mixing,
     record_files,
     record_order,
 )
@@ -54,12 +55,14 @@ def make_train_dataset(
     batch_size: int,
     augmentation: examples.Augmentation = DEFAULT_AUGMENTATION,
     read_options: record_order.ReadOptions = DEFAULT_READ_OPTIONS,
+    num_mixed: int | None = None,
 ) -> tf.data.Dataset:
     """Returns an endless dataset of training batches.
 
     The order is a pure function of (seed, epoch). The augmentation of an example is a
     pure function of (seed, its number in the order). So a resumed run reads the same
     batches as an uninterrupted one. Boxes cropped to less than a pixel are dropped.
+    Mosaics and mixups join examples of a group: four that follow each other.
 
     With the tf.data service:
     - Each epoch still has every record of the host once, with another augmentation.
@@ -73,6 +76,8 @@ def make_train_dataset(
       batch_size: The number of examples in a batch. A batch may span two epochs.
       augmentation: The random changes.
       read_options: The seed, the shard and the first example.
+      num_mixed: The number of examples of all hosts, from the start of the run, among
+        which are mosaics and mixups; None for all.
 
     Returns:
       Dataset of (structures.Features, structures.Labels) with static shapes.
@@ -87,22 +92,20 @@ def make_train_dataset(
         data_service.connect(address)
     files = record_files.find(spec.data_dir, spec.split)
     shares = record_order.files_of_host(files, spec.split, read_options.shard)
-    read = (
-        record_order.read_records_in_order
-        if address is None
-        else record_order.read_records_for_data_service
-    )
+    if augmentation.mixes:
+        loaded = _mixed_examples(spec, augmentation, shares, read_options, num_mixed)
+    else:
 
-    def load(
-        number: tf.Tensor, serialized: tf.Tensor
-    ) -> tuple[structures.Features, structures.Labels]:
-        seed = tf.stack([read_options.seed, number])
-        uniforms = tf.random.stateless_uniform([examples.NUM_UNIFORMS], seed)
-        return examples.load_example(
-            serialized, spec.categories, spec.output, augmentation, uniforms
-        )
+        def load(
+            number: tf.Tensor, serialized: tf.Tensor
+        ) -> tuple[structures.Features, structures.Labels]:
+            uniforms = _uniforms(read_options.seed, number, examples.NUM_UNIFORMS)
+            return examples.load_example(
+                serialized, spec.categories, spec.output, augmentation, uniforms
+            )
 
-    loaded = read(shares, read_options).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        records = _read(shares, read_options)
+        loaded = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
     batches = _batched(loaded, batch_size)
     return batches if address is None else data_service.distribute(batches, address)
 
@@ -197,6 +200,75 @@ def _first_broken_record(
                 "again with retinanet-tpu convert, which skips broken images."
             )
         number += 1
+
+
+def _read(
+    shares: Sequence[record_order.Share], options: record_order.ReadOptions
+) -> tf.data.Dataset:
+    """Returns an endless dataset of (number, serialized record)."""
+    if options.service_address is None:
+        return record_order.read_records_in_order(shares, options)
+    return record_order.read_records_for_data_service(shares, options)
+
+
+def _uniforms(seed: int, number: tf.Tensor, count: int, stream: int = 0) -> tf.Tensor:
+    """Returns float32 [count] in [0, 1), a function of the arguments.
+
+    Args:
+      seed: The seed of the run.
+      number: int64 [], the number of the example.
+      count: The number of random numbers.
+      stream: Another stream gives other numbers.
+    """
+    key = tf.stack([seed, number])
+    if stream:
+        key = tf.random.experimental.stateless_fold_in(key, stream)
+    return tf.random.stateless_uniform([count], key)
+
+
+def _mixed_examples(
+    spec: DatasetSpec,
+    augmentation: examples.Augmentation,
+    shares: Sequence[record_order.Share],
+    options: record_order.ReadOptions,
+    num_mixed: int | None,
+) -> tf.data.Dataset:
+    """Returns an endless dataset of examples, some of which show several images."""
+
+    size = mixing.GROUP_SIZE
+
+    # Both are functions of their own, so that each is traced once and not four times.
+    @tf.function
+    def load(number: tf.Tensor, serialized: tf.Tensor) -> examples.LoadedImage:
+        uniforms = _uniforms(options.seed, number, examples.NUM_UNIFORMS)
+        return examples.load_image(
+            serialized, spec.categories, spec.image_size, augmentation, uniforms
+        )
+
+    @tf.function
+    def mix(
+        number: tf.Tensor, group: list[examples.LoadedImage]
+    ) -> tuple[structures.Features, structures.Labels]:
+        uniforms = _uniforms(options.seed, number, mixing.NUM_UNIFORMS, 1)
+        if num_mixed is not None:  # 1 is above every probability.
+            uniforms = tf.where(number < num_mixed, uniforms, 1.0)
+        mixed = mixing.mix(group, spec.image_size, augmentation, uniforms)
+        return examples.pad(mixed, spec.output)
+
+    def load_group(
+        numbers: tf.Tensor, serialized: tf.Tensor
+    ) -> tuple[structures.Features, structures.Labels]:
+        """Returns as many examples as records, stacked."""
+        group = [load(numbers[i], serialized[i]) for i in range(size)]
+        mixed = [mix(numbers[i], group[i:] + group[:i]) for i in range(size)]
+        return tf.nest.map_structure(lambda *parts: tf.stack(parts), *mixed)
+
+    # A group begins at a multiple of its size, also after a resume in its middle.
+    num_skipped = options.first_example % size
+    options = options._replace(first_example=options.first_example - num_skipped)
+    groups = _read(shares, options).batch(size, drop_remainder=True)
+    mixed = groups.map(load_group, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    return mixed if options.service_address else mixed.skip(num_skipped)
 
 
 def _batched(loaded: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

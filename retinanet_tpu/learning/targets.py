@@ -10,7 +10,10 @@ from retinanet_tpu.boxes import box_coder, matcher
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.learning import channels
 
-MatchFn = Callable[[structures.Labels, matcher.AnchorGrid], tf.Tensor]
+# Returns int32 [B, A] from the labels, the anchors, and the predictions if there are.
+MatchFn = Callable[
+    [structures.Labels, matcher.AnchorGrid, structures.Predictions | None], tf.Tensor
+]
 
 
 class Targets(NamedTuple):
@@ -42,6 +45,7 @@ def assign_targets(
     image_size: tuple[int, int],
     *,
     match_fn: MatchFn = matcher.match_by_iou,
+    predictions: structures.Predictions | None = None,
     is_valid: tf.Tensor | None = None,
 ) -> Targets:
     """Matches the anchors with boxes and returns what each should predict.
@@ -52,6 +56,8 @@ def assign_targets(
       image_size: The height and width of the network's input, px.
       match_fn: Returns the index of each anchor's box, or BACKGROUND, or IGNORE, as
         `matcher.match_by_iou`.
+      predictions: The predictions for these images, for a `match_fn` that reads them.
+        They get no gradient from the targets. None if there is no network yet.
       is_valid: bool [B], False for padding images, which carry no loss. None means that
         all images are valid.
     Returns:
@@ -61,7 +67,9 @@ def assign_targets(
         multiple of the coarsest level's stride.
     """
     grid = matcher.make_grid(anchors, image_size)
-    matches = match_fn(labels, grid)
+    if predictions is not None:
+        predictions = tf.nest.map_structure(tf.stop_gradient, predictions)
+    matches = match_fn(labels, grid, predictions)
     if is_valid is not None:
         matches = tf.where(is_valid[:, None], matches, structures.IGNORE)
     is_positive = matches >= 0

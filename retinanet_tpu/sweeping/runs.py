@@ -1,23 +1,17 @@
-"""Runs the variants of a sweep, each in a process of its own."""
+"""Trains and evaluates the runs of a sweep."""
 
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from absl import logging
 
-from retinanet_tpu import errors, exit_codes, json_files
+from retinanet_tpu import errors, json_files
 from retinanet_tpu.estimator import summaries
-from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import files, run_state
-from retinanet_tpu.startup import checks
+from retinanet_tpu.sweeping import commands
 
 # The settings of a run and the CPU time of its trainers.
 _RECORD_FILE = "sweep_run.json"
@@ -139,7 +133,12 @@ def read_variants(path: str) -> dict[str, list[str]]:
     return content
 
 
-def finish(run: Run, flag_values: Sequence[str], split: str | None) -> None:
+def finish(
+    run: Run,
+    flag_values: Sequence[str],
+    split: str | None,
+    running: commands.Commands,
+) -> None:
     """Trains a run to its end, and evaluates it; messages go to its log.
 
     Nothing is done twice: a finished run is not trained, and a run with a result is not
@@ -149,67 +148,21 @@ def finish(run: Run, flag_values: Sequence[str], split: str | None) -> None:
       run: The run.
       flag_values: The flags of its trainer, without model_dir and seed.
       split: The split to evaluate after the run, or None.
+      running: The commands of all runs.
+    Raises:
+      SystemExit: The commands were asked to stop.
     """
     tf.io.gfile.makedirs(os.path.dirname(run.model_dir))
+    model_dir = f"--model_dir={run.model_dir}"
     if not run.is_finished():
         minutes = run.cpu_minutes()
         seed = f"--gin_param=SEED = {run.seed}"
-        ended = _run_command(run, "train", *flag_values, seed)
-        run.record(flag_values, minutes + ended.cpu_minutes)
-        ended.check_stopped()
-    if run.is_finished() and not run.is_done(split):
-        _run_command(run, "evaluate", "--once", f"--split={split}").check_stopped()
-
-
-class _Ended(NamedTuple):
-    """How a command ended.
-
-    Attributes:
-      code: Its exit code.
-      cpu_minutes: Its CPU time, in minutes.
-      signals: The signals that this process received meanwhile.
-    """
-
-    code: int
-    cpu_minutes: float
-    signals: list[int]
-
-    def check_stopped(self) -> None:
-        """Ends this process if it, or the command, was asked to stop."""
-        if self.signals or self.code == exit_codes.ExitCode.PREEMPTED:
-            logging.error("Stopped; the same command continues the sweep")
-            sys.exit(exit_codes.ExitCode.PREEMPTED)
-
-
-def _run_command(run: Run, command: str, *flag_values: str) -> _Ended:
-    """Runs a command on a run. A signal to this process is passed on to it."""
-    logging.info("%s: %s; messages are in %s", run.name, command, run.log)
-    module = f"retinanet_tpu.{command}"
-    model_dir = f"--model_dir={run.model_dir}"
-    processes: list[subprocess.Popen] = []
-    signals: list[int] = []
-
-    def pass_on(number: int, frame: types.FrameType | None) -> None:
-        signals.append(number)
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-
-    with preemption.handle_signals(pass_on):
-        with open(run.log, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, model_dir, *flag_values],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=checks.ENVIRONMENT,
-                start_new_session=True,  # The terminal signals only this process.
-            )
-        processes.append(process)
-        if signals:
-            process.send_signal(signal.SIGTERM)
-        _, status, usage = os.wait4(process.pid, 0)
-    code = process.returncode = os.waitstatus_to_exitcode(status)
-    if code != exit_codes.ExitCode.OK:
-        logging.error(
-            "%s: %s has exit code %d; see %s", run.name, command, code, run.log
+        ended = running.run(
+            run.name, "train", model_dir, *flag_values, seed, log=run.log
         )
-    return _Ended(code, (usage.ru_utime + usage.ru_stime) / 60, signals)
+        run.record(flag_values, minutes + ended.cpu_minutes)
+        running.check_stopped()
+    if run.is_finished() and not run.is_done(split):
+        flags = model_dir, "--once", f"--split={split}"
+        running.run(run.name, "evaluate", *flags, log=run.log)
+        running.check_stopped()

@@ -15,6 +15,7 @@ from retinanet_tpu.estimator import (
 )
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.learning import (
+    aligned_matcher,
     box_losses,
     class_losses,
     loss_scale,
@@ -82,6 +83,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "assign_targets": targets.assign_targets,
     "match_by_iou": matcher.match_by_iou,
     "match_by_atss": adaptive_matcher.match_by_atss,
+    "match_by_task_alignment": aligned_matcher.match_by_task_alignment,
     "focal_loss": class_losses.focal_loss,
     "quality_focal_loss": class_losses.quality_focal_loss,
     "varifocal_loss": class_losses.varifocal_loss,

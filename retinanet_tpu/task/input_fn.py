@@ -59,17 +59,11 @@ class Data:
             raise errors.UserError(
                 "DATA_DIR is empty; set it to the directory that the converter wrote."
             )
-        low, high = self.augmentation.scale_jitter
-        if not 0 < low <= high:
+        _check_augmentation(self.augmentation)
+        if self.service_address and self.augmentation.last_mixed_step is not None:
             raise errors.UserError(
-                f"Augmentation.scale_jitter is {(low, high)}; it must be (smallest, "
-                "largest) size, both above 0, e.g. (0.8, 1.2)."
-            )
-        if not 0 <= self.augmentation.color_jitter < 1:
-            raise errors.UserError(
-                f"Augmentation.color_jitter is {self.augmentation.color_jitter}; it "
-                "must be 0 (none) or more and below 1, e.g. 0.2. Factors are drawn "
-                "from 1 - color_jitter to 1 + color_jitter."
+                "Augmentation.last_mixed_step does not work with "
+                "Data.service_address, whose batches belong to no step; unset one."
             )
         if self.shuffle_bytes < 1:
             raise errors.UserError(
@@ -148,6 +142,7 @@ def input_fn(
         max_boxes=data.max_boxes,
     )
     if is_training:
+        last_mixed_step = data.augmentation.last_mixed_step
         return pipeline.make_train_dataset(
             dataset_spec,
             batch_size=batch_size,
@@ -159,6 +154,9 @@ def input_fn(
                 shuffle_bytes=data.shuffle_bytes,
                 service_address=data.service_address,
             ),
+            num_mixed=None
+            if last_mixed_step is None
+            else last_mixed_step * step_size * context.num_hosts,
         )
     # A pass must end at the same step on every replica, so a host pads whole steps.
     dataset = pipeline.make_eval_dataset(
@@ -166,6 +164,34 @@ def input_fn(
     )
     is_whole = step_size == batch_size
     return dataset if is_whole else dataset.rebatch(batch_size, drop_remainder=True)
+
+
+def _check_augmentation(augmentation: examples.Augmentation) -> None:
+    """Checks the ranges of the settings.
+
+    Raises:
+      UserError: A setting is out of its range.
+    """
+    for name in ("scale_jitter", "mosaic_scale"):
+        low, high = getattr(augmentation, name)
+        if not 0 < low <= high:
+            raise errors.UserError(
+                f"Augmentation.{name} is {(low, high)}; it must be (smallest, "
+                "largest) size, both above 0, e.g. (0.8, 1.2)."
+            )
+    if not 0 <= augmentation.color_jitter < 1:
+        raise errors.UserError(
+            f"Augmentation.color_jitter is {augmentation.color_jitter}; it must be 0 "
+            "(none) or more and below 1, e.g. 0.2. Factors are drawn from "
+            "1 - color_jitter to 1 + color_jitter."
+        )
+    for name in ("mosaic", "mixup"):
+        probability = getattr(augmentation, name)
+        if not 0 <= probability <= 1:
+            raise errors.UserError(
+                f"Augmentation.{name} is {probability}; it is a probability, from 0 "
+                "(never) to 1."
+            )
 
 
 def _read_categories(

@@ -70,17 +70,28 @@ class Recipe:
         return request_limits.Limits(self.max_request_images, self.max_image_pixels)
 
     def assign(
-        self, labels: structures.Labels, is_valid: tf.Tensor | None = None
+        self,
+        labels: structures.Labels,
+        *,
+        predictions: structures.Predictions | None = None,
+        is_valid: tf.Tensor | None = None,
     ) -> targets.Targets:
         """Returns the targets of a batch.
 
         Args:
           labels: The boxes of B images.
+          predictions: The predictions for these images; None if there are none yet.
           is_valid: bool [B], False for padding images; None if all are valid.
         Raises:
           UserError: The thresholds of the matcher contradict each other.
         """
-        return self.assign_fn(labels, self.anchors, self.image_size, is_valid=is_valid)
+        return self.assign_fn(
+            labels,
+            self.anchors,
+            self.image_size,
+            predictions=predictions,
+            is_valid=is_valid,
+        )
 
     def loss_scalars(
         self,
@@ -98,7 +109,7 @@ class Recipe:
           kernels: The weights of the L2 loss.
         """
         is_valid = features.image_ids != structures.PADDING_IMAGE
-        assigned = self.assign(labels, is_valid)
+        assigned = self.assign(labels, predictions=predictions, is_valid=is_valid)
         normalizer = losses.loss_normalizer(assigned.num_positives)
         parts = self.loss_fn(predictions, assigned, self.anchors, normalizer=normalizer)
         l2 = losses.l2_loss(kernels, self.l2_coefficient)

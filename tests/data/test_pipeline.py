@@ -51,12 +51,16 @@ def data_dir(tmp_path_factory):
     return str(folder)
 
 
-def train(data_dir, *, batch_size=2, augmentation=JITTER, **options):
+MIXED = JITTER._replace(mosaic=0.7, mixup=0.3)
+
+
+def train(data_dir, *, batch_size=2, augmentation=JITTER, num_mixed=None, **options):
     return pipeline.make_train_dataset(
         pipeline.DatasetSpec(data_dir, "train", CATEGORIES, (32, 40), max_boxes=3),
         batch_size=batch_size,
         augmentation=augmentation,
         read_options=record_order.ReadOptions(**options),
+        num_mixed=num_mixed,
     )
 
 
@@ -129,6 +133,24 @@ def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     straight = take(train(data_dir), 12)
     resumed = take(train(data_dir, first_example=2 * num_used_up), 12 - num_used_up)
     assert_same(straight[num_used_up:], resumed)
+
+
+@pytest.mark.parametrize("num_used_up", [3])
+def test_mosaics_and_mixups_continue_after_a_resume(data_dir, num_used_up):
+    whole = take(train(data_dir, augmentation=MIXED, batch_size=1), num_used_up + 6)
+    resumed = train(
+        data_dir, augmentation=MIXED, batch_size=1, first_example=num_used_up
+    )
+    assert_same(whole[num_used_up:], take(resumed, 6))
+
+
+def test_mosaics_keep_the_order_and_end_after_the_given_number(data_dir):
+    plain = take(train(data_dir, batch_size=1), 12)
+    mixed = take(train(data_dir, augmentation=MIXED, batch_size=1, num_mixed=6), 12)
+    assert_same(mixed[6:], plain[6:])
+    assert [a[1] for a in mixed] == [b[1] for b in plain]
+    is_changed = [(a[0] != b[0]).any() for a, b in zip(mixed, plain, strict=True)]
+    assert 3 <= sum(is_changed) <= 6
 
 
 @pytest.mark.long

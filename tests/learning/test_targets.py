@@ -4,7 +4,13 @@ import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import adaptive_matcher, anchors, box_coder, matcher
-from retinanet_tpu.learning import targets
+from retinanet_tpu.learning import (
+    aligned_matcher,
+    box_losses,
+    class_losses,
+    losses,
+    targets,
+)
 
 IMAGE_SIZE = 64, 128
 ANCHORS = anchors.Anchors(min_level=4, max_level=6)
@@ -41,11 +47,16 @@ def split(matches):
 
 
 @pytest.mark.parametrize(
-    "match_fn", [matcher.match_by_iou, adaptive_matcher.match_by_atss]
+    "match_fn",
+    [
+        matcher.match_by_iou,
+        adaptive_matcher.match_by_atss,
+        aligned_matcher.match_by_task_alignment,
+    ],
 )
 def test_targets_contain_class_and_box_of_the_match(match_fn):
     labels = make_labels()
-    assigned = tf.function(targets.assign_targets, jit_compile=True)(
+    assigned = tf.function(targets.assign_targets, jit_compile=True, autograph=False)(
         labels, ANCHORS, IMAGE_SIZE, match_fn=match_fn
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
@@ -64,6 +75,67 @@ def test_targets_contain_class_and_box_of_the_match(match_fn):
                     decoded[image, anchor], labels.boxes_yxyx[image, match], atol=1e-3
                 )
     assert assigned.num_positives.numpy() == (matches >= 0).sum() > 5
+
+
+def make_predictions(num_classes=90):
+    """Returns random predictions for `make_labels`."""
+    rng = np.random.default_rng(1)
+    sizes = matcher.make_grid(ANCHORS, IMAGE_SIZE).sizes
+
+    def levels(depth):
+        arrays = [rng.normal(0, 0.3, (3, *size, depth)) for size in sizes]
+        return tuple(tf.constant(x, tf.float32) for x in arrays)
+
+    return structures.Predictions(levels(9 * num_classes), levels(9 * 4))
+
+
+def test_predictions_are_those_that_the_match_function_reads():
+    labels, predictions = make_labels(), make_predictions()
+    assigned = targets.assign_targets(
+        labels,
+        ANCHORS,
+        IMAGE_SIZE,
+        match_fn=aligned_matcher.match_by_task_alignment,
+        predictions=predictions,
+    )
+    grid = matcher.make_grid(ANCHORS, IMAGE_SIZE)
+    matches = aligned_matcher.match_by_task_alignment(labels, grid, predictions)
+    np.testing.assert_array_equal(assigned.matches, matches)
+    untrained = aligned_matcher.match_by_task_alignment(labels, grid)
+    assert (matches != untrained).numpy().any()
+
+
+def test_the_assignment_has_no_gradient():
+    labels, predictions = make_labels(), make_predictions()
+
+    def assign():
+        return targets.assign_targets(
+            labels,
+            ANCHORS,
+            IMAGE_SIZE,
+            match_fn=aligned_matcher.match_by_task_alignment,
+            predictions=predictions,
+        )
+
+    def gradients(assigned):
+        """Returns the gradients of the loss; assigned is targets, or makes them."""
+        with tf.GradientTape() as tape:
+            tape.watch(predictions)
+            result = assigned() if callable(assigned) else assigned
+            loss = losses.detection_losses(
+                predictions,
+                result,
+                ANCHORS,
+                normalizer=losses.loss_normalizer(result.num_positives),
+                class_loss_fn=class_losses.quality_focal_loss,
+                box_loss_fn=box_losses.giou_loss,
+            )
+        return tf.nest.flatten(tape.gradient(loss.weighted_loss, predictions))
+
+    got, expected = gradients(assign), gradients(assign())
+    assert sum(np.any(gradient) for gradient in expected) > len(expected) / 2
+    for gradient, value in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(gradient, value)
 
 
 def test_deltas_have_the_layout_of_predictions_and_classes_one_map_per_anchor():

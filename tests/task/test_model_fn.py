@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import re
 from typing import NamedTuple
 
@@ -13,11 +14,17 @@ from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import spec, summaries
 from retinanet_tpu.estimator.model_dir import checkpoints
-from retinanet_tpu.learning import losses
+from retinanet_tpu.learning import aligned_matcher, losses, targets
 from retinanet_tpu.task import model_fn, recipe
 
 pytestmark = pytest.mark.long
 
+ALIGNED = (
+    "assign_targets.match_fn = @match_by_task_alignment",
+    "detection_losses.class_loss_fn = @quality_focal_loss",
+    "detection_losses.box_loss_fn = @giou_loss",
+    "detection_losses.box_weight = 2.0",
+)
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 
@@ -103,6 +110,15 @@ def assert_trained(momentum, path):
     idle = re.fullmatch(r"heads/\w+/conv\d/bias|fpn/output[3457]/bias", path)
     largest = np.abs(momentum).max()
     assert largest < 1e-9 if idle else largest > 0, f"{path}: {largest}"
+
+
+@pytest.mark.slow
+def test_assignment_by_predictions_is_the_same_compiled_and_on_two_replicas(trained):
+    one = trained(*ALIGNED)
+    assert all(np.isfinite(value).all() for value in one.variables.values())
+    assert_same_training(trained(*ALIGNED, num_replicas=2), one, rtol=1e-4)
+    compiled = trained(*ALIGNED, "TPUConfig.jit_compile = True")
+    assert_same_training(compiled, one, rtol=1e-4)
 
 
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):
@@ -201,8 +217,8 @@ def training_losses(batch, network, params):
 
 
 def num_positives(batch, params):
-    targets = params["recipe"].assign(batch[1])
-    return float(losses.loss_normalizer(targets.num_positives))
+    assigned = params["recipe"].assign(batch[1])
+    return float(losses.loss_normalizer(assigned.num_positives))
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
@@ -219,6 +235,45 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
     assert whole["total-loss"] == pytest.approx(
         whole["weighted-loss"] + whole["l2-regularization"]
     )
+
+
+def test_the_loss_of_boxes_falls_with_assignment_by_predictions(data_dir):
+    run = toy_data.make_run(None, data_dir, *SMALL, *ALIGNED)
+    network, batch = run.make_network(), make_batch(2)
+    weights = [w for w in network.trainable_variables if "heads" in w.name]
+    history = []
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            predictions = network(batch[0].images, is_training=False)
+            scalars = run.recipe.loss_scalars(predictions, *batch, network.kernels())
+        history.append(scalars)
+        gradients = tape.gradient(scalars["total-loss"], weights)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.assign_sub(0.01 * gradient)
+    # The targets of the classes rise with the IoU of the boxes, so their loss may rise.
+    boxes = [float(scalars["box-loss"]) for scalars in history]
+    classes = [float(scalars["class-loss"]) for scalars in history]
+    assert boxes[0] > boxes[1] > boxes[2] > 0
+    assert len(set(classes)) == 3 and np.isfinite(classes).all()
+
+
+def test_targets_are_assigned_by_the_predictions_of_the_batch(network_and_params):
+    network, params = network_and_params
+    batch = make_batch(2)
+    seen = []
+
+    def match_fn(labels, grid, predictions):
+        seen.append(predictions)
+        return aligned_matcher.match_by_task_alignment(labels, grid, predictions)
+
+    assign_fn = functools.partial(targets.assign_targets, match_fn=match_fn)
+    detector = dataclasses.replace(params["recipe"], assign_fn=assign_fn)
+    detector.check_assignment()
+    assert seen == [None]
+    training_losses(batch, network, params | {"recipe": detector})
+    expected = network(batch[0].images, is_training=False)
+    for got, value in zip(*map(tf.nest.flatten, (seen[1], expected)), strict=True):
+        np.testing.assert_allclose(got, value, rtol=1e-5)
 
 
 def test_padding_images_carry_no_loss(network_and_params):
