@@ -115,15 +115,21 @@ class Detector:
             raise errors.UserError(f"batch_size is {batch_size}; it must be >= 1.")
         if _is_image(images):
             array = _read_image(images, "The image")
-            return self._detect([(0, array)], min_score=min_score, batch_size=1)[0]
+            return self._detect(array[None], min_score)[0]
         if not isinstance(images, Iterable):
             raise errors.UserError(
                 f"images is a {type(images).__name__}; give {_IMAGE}, or a list."
             )
-        arrays = batching.map_in_threads(_read_item, enumerate(images))
-        return self._detect(
-            enumerate(arrays), min_score=min_score, batch_size=batch_size
-        )
+        arrays = enumerate(batching.map_in_threads(_read_item, enumerate(images)))
+        results: dict[int, ImageDetections] = {}
+        for batch in batching.batch_by_size(arrays, batch_size):
+            try:
+                detected = self._detect(batch.images, min_score)
+            except errors.UserError as error:
+                positions = ", ".join(map(str, batch.ids))
+                raise errors.UserError(f"Images at {positions}: {error}") from error
+            results.update(zip(batch.ids, detected, strict=True))
+        return [results[position] for position in range(len(results))]
 
     def draw(
         self, image: Image, detections: ImageDetections, *, min_score: float = 0.3
@@ -148,33 +154,18 @@ class Detector:
             min_score=min_score,
         )
 
-    def _detect(
-        self,
-        images: Iterable[tuple[int, np.ndarray]],
-        *,
-        min_score: float,
-        batch_size: int,
-    ) -> list[ImageDetections]:
-        """Returns the detections of images in the order of their positions."""
+    def _detect(self, images: np.ndarray, min_score: float) -> list[ImageDetections]:
+        """Returns the detections in images of one size."""
+        detections = self._artifact.detect(images)
         names = self.names
-        results = {}
-        for batch in batching.batch_by_size(images, batch_size):
-            try:
-                detections = self._artifact.detect(batch.images)
-            except errors.UserError as error:
-                positions = ", ".join(map(str, batch.ids))
-                raise errors.UserError(f"Images at {positions}: {error}") from error
-            for row, position in enumerate(batch.ids):
-                boxes_yxyx, scores, class_ids, _ = artifacts.select_image(
-                    detections, row, min_score=min_score
-                )
-                results[position] = ImageDetections(
-                    boxes_yxyx,
-                    scores,
-                    class_ids,
-                    [names.get(int(i), str(i)) for i in class_ids],
-                )
-        return [results[position] for position in range(len(results))]
+        results = []
+        for row in range(len(images)):
+            boxes_yxyx, scores, class_ids, _ = artifacts.select_image(
+                detections, row, min_score=min_score
+            )
+            class_names = [names.get(int(i), str(i)) for i in class_ids]
+            results.append(ImageDetections(boxes_yxyx, scores, class_ids, class_names))
+        return results
 
 
 def load(path: str | os.PathLike[str]) -> Detector:
@@ -194,12 +185,7 @@ def load(path: str | os.PathLike[str]) -> Detector:
       UserError: A file is corrupt or no detector of this package, or an export has
         several files and no SavedModel.
     """
-    try:
-        path = os.fspath(path)
-    except TypeError as error:
-        raise errors.UserError(
-            f"path is {type(path).__name__}; give a string or pathlib.Path."
-        ) from error
+    path = os.fspath(path)
     directory = path.rstrip("/") or path
     folder, name = os.path.split(directory)
     if match := _CHECKPOINT.fullmatch(name):

@@ -1,11 +1,8 @@
 """Reads gin files and single settings of a run; unknown names are errors."""
 
-import contextlib
-import copy
 import difflib
 import os
 import re
-import threading
 import tokenize
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,17 +19,6 @@ CONFIG_FILE = "config.gin"  # The name of the configuration in a model_dir.
 # The errors of gin for wrong text; KeyError is that of an ambiguous name.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
 _REQUIRED = "gin.REQUIRED"
-# The global state of gin that `parse` and calls of configurables change.
-_STATE = (
-    "_CONFIG",
-    "_IMPORTS",
-    "_OPERATIVE_CONFIG",
-    "_SINGLETONS",
-    "_FINALIZE_HOOKS",
-    "_FILE_READERS",
-    "_LOCATION_PREFIXES",
-)
-_STATE_LOCK = threading.Lock()
 
 
 class _Macro(NamedTuple):
@@ -70,32 +56,6 @@ def register(
             name: gin.external_configurable(target, name=name)
             for name, target in configurables.items()
         }
-
-
-@contextlib.contextmanager
-def separate_configuration() -> Iterator[None]:
-    """Runs a block with a gin configuration of its own; restores the previous one.
-
-    The block starts without settings, scopes and finalize hooks. gin's configuration is
-    global: during the block, other threads see that of the block. A second thread waits
-    until the block ends.
-    """
-    with _STATE_LOCK:
-        was_locked = gin.config_is_locked()
-        state = [getattr(gin.config, name) for name in _STATE]
-        saved = [copy.copy(values) for values in state]
-        gin.config._FINALIZE_HOOKS.clear()
-        gin.clear_config()
-        try:
-            with gin.config_scope(None):
-                yield
-        finally:
-            gin.clear_config()  # Also unlocks it.
-            for values, saved_values in zip(state, saved, strict=True):
-                values.clear()
-                add = values.extend if isinstance(values, list) else values.update
-                add(saved_values)
-            gin.config._set_config_is_locked(was_locked)
 
 
 def parse(

@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import gin_files, train_step
+from retinanet_tpu.estimator import gin_files, gin_state, train_step
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.serving import artifacts, runtimes, server
 from retinanet_tpu.task import configurables, run as run_module, settings
@@ -18,9 +18,9 @@ _ATTEMPTS = 5
 def load(model_dir: str, checkpoint: str | None = None) -> artifacts.Artifact:
     """Loads a checkpoint as a model in float32.
 
-    Exports and `evaluate` on a CPU also compute in float32. The function writes nothing. It holds no lease: if the trainer deletes the newest
-    checkpoint meanwhile, the function reads the next one. The caller's gin
-    configuration is the same afterwards.
+    Exports and `evaluate` on a CPU also compute in float32. The function writes nothing
+    and holds no lease: if the trainer deletes the newest checkpoint during the read,
+    the function reads a newer one. It restores the caller's gin configuration.
 
     Args:
       model_dir: The directory of the run.
@@ -32,7 +32,8 @@ def load(model_dir: str, checkpoint: str | None = None) -> artifacts.Artifact:
       UserError: A file is corrupt, or the checkpoint is of another configuration.
     """
     files.check_path(model_dir, "The model_dir")
-    with gin_files.separate_configuration():
+    _check_exists(model_dir, checkpoint)  # First, because the network takes seconds.
+    with gin_state.separate_configuration():
         settings.parse(
             [],
             ["COMPUTE_DTYPE = 'float32'"],
@@ -66,14 +67,26 @@ def load(model_dir: str, checkpoint: str | None = None) -> artifacts.Artifact:
     )
 
 
+def _check_exists(model_dir: str, checkpoint: str | None) -> None:
+    """Raises MissingFileError without the checkpoint or, for None, without any."""
+    steps = checkpoints.steps(model_dir)
+    if not steps:
+        raise errors.MissingFileError(
+            f"No checkpoint in {model_dir}; train first or correct the path."
+        )
+    if checkpoint and not checkpoints.is_complete(checkpoint):
+        raise errors.MissingFileError(
+            f"No complete checkpoint at {checkpoint}; the run has those of the steps "
+            f"{', '.join(map(str, steps))}."
+        )
+
+
 def _load_weights(network: tf.Module, model_dir: str, checkpoint: str | None) -> str:
     """Loads a checkpoint or the newest one; returns its path prefix."""
     for attempt in range(_ATTEMPTS):
         path = checkpoint or checkpoints.latest(model_dir)
         if path is None:
-            raise errors.MissingFileError(
-                f"No checkpoint in {model_dir}; train first or correct the path."
-            )
+            break
         try:
             train_step.load(network, path)
             return path
@@ -84,7 +97,7 @@ def _load_weights(network: tf.Module, model_dir: str, checkpoint: str | None) ->
             if isinstance(error, errors.UserError):
                 raise
             raise errors.UserError(
-                f"{path} cannot be read: {error or 'its data are truncated'}. Give "
+                f"{path} is corrupt: {str(error) or 'its data are truncated'}. Load "
                 "another checkpoint of the run."
             ) from error
-    raise AssertionError("unreachable")
+    raise errors.MissingFileError(f"All checkpoints in {model_dir} were deleted.")
