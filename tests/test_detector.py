@@ -1,12 +1,14 @@
 """Tests the Python interface with artifacts that need no network."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+import repository
 import retinanet_tpu
 from retinanet_tpu import detector, errors, structures
 from retinanet_tpu.data import category_map
@@ -124,7 +126,7 @@ def test_an_image_that_the_export_rejects_is_named():
         rejecting([image(4, 6)] * 2)
 
 
-def test_a_folder_of_exports_is_loaded(tmp_path):
+def test_the_snippet_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     def detect(images):
         rows = tf.shape(images)[0]
         return {
@@ -136,15 +138,23 @@ def test_a_folder_of_exports_is_loaded(tmp_path):
 
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
     signature = tf.function(detect, input_signature=[spec])
-    export = tmp_path / "latest" / "1700000000"
+    export = tmp_path / "run1" / "export" / "latest" / "1700000000"
     tf.saved_model.save(tf.Module(), str(export), {"images": signature})
     (export / "assets.extra").mkdir()
     content = {"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "emu"}]}
     (export / "assets.extra" / category_map.FILE_NAME).write_text(json.dumps(content))
-    model = retinanet_tpu.load(tmp_path / "latest")
-    assert (model.kind, model.path) == ("SavedModel", str(export))
-    result = model(image(8, 8))
-    assert result.boxes_yxyx.tolist() == [[2, 1, 4, 3]] and result.names == ["emu"]
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(image(50, 60)).save(tmp_path / name)
+    guide = (repository.ROOT / "docs/guides/export.md").read_text()
+    (snippet,) = re.findall(r"```python\n(import retinanet_tpu\n.*?)```", guide, re.S)
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, names)
+    assert (names["model"].kind, names["model"].names) == ("SavedModel", {1: "emu"})
+    assert tmp_path / names["model"].path == export
+    assert names["second"].boxes_yxyx.tolist() == [[2, 1, 4, 3]]
+    assert capsys.readouterr().out == "emu 1.0 [2. 1. 4. 3.]\n"
+    assert Image.open("drawing.png").size == (60, 50)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,10 @@ _LOCK = threading.Lock()
 def separate_configuration() -> Iterator[None]:
     """Runs a block with a gin configuration of its own; restores the previous one.
 
-    The block starts without settings, scopes and the caller's hooks. Configurables that are
-    registered in it remain registered. The configuration of gin is global: during the
-    block, other threads see that of the block. A second block waits for the first.
+    The block starts without settings, scopes and the caller's hooks. Configurables
+    that are registered in it remain registered. The configuration of gin is global:
+    during the block, other threads see that of the block. A second block waits for the
+    first.
     """
     with _LOCK:
         was_locked = gin.config_is_locked()
