@@ -71,12 +71,12 @@ class ErrorCost(NamedTuple):
 
     Attributes:
       kind: A name of ERROR_KINDS.
-      count: The number of errors.
+      num_errors: The number of errors.
       ap50_cost: The AP at IoU 0.5 that is gained if these errors alone are corrected.
     """
 
     kind: str
-    count: int
+    num_errors: int
     ap50_cost: float
 
 
@@ -123,14 +123,14 @@ class CalibrationBin(NamedTuple):
       high: The score at which the next bin begins.
       mean_score: The mean score.
       precision: The share that are right at IoU 0.5.
-      count: The number of detections.
+      num_detections: The number of detections.
     """
 
     low: float
     high: float
     mean_score: float
     precision: float
-    count: int
+    num_detections: int
 
 
 class ShownBox(NamedTuple):

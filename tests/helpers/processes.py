@@ -220,9 +220,21 @@ def results(records: list[dict]) -> dict[int, dict[str, float]]:
     assert len(set(steps)) == len(steps), f"A step has two lines: {steps}"
     for record in records:
         assert record["checkpoint"] == f"model.ckpt-{record['global_step']}"
-    others = ("checkpoint", "per_class", "secs")
+    others = ("checkpoint", "metric_engine", "secs")
     return {
-        record["global_step"]: record["per_class"]
-        | {name: value for name, value in record.items() if name not in others}
+        record["global_step"]: {
+            name: value for name, value in _flat(record).items() if name not in others
+        }
         for record in records
     }
+
+
+def _flat(record):
+    """Replaces each dict by its numbers, under names such as "per_class/red"."""
+    flat = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}/{key}": number for key, number in value.items()}
+        else:
+            flat[name] = value
+    return flat
