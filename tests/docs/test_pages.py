@@ -5,6 +5,7 @@ import re
 import pytest
 
 import repository
+import retinanet_tpu
 
 PAGES = sorted(
     [*repository.ROOT.glob("*.md"), *(repository.ROOT / "docs").rglob("*.md")]
