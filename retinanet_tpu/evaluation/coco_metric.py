@@ -1,4 +1,4 @@
-"""Evaluates detections with pycocotools, by COCO's metrics.
+"""Evaluates detections by COCO's metrics, as pycocotools computes them.
 
   result = coco_metric.evaluate(batches, coco_metric.ground_truth(path))
   print(coco_metric.table(result))
@@ -6,18 +6,15 @@
 A metric is -1 if its area range or category has no annotated box, as in pycocotools.
 """
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from pycocotools import cocoeval
 from pycocotools.coco import COCO
 
 from retinanet_tpu import annotation_fields, errors, structures
-from retinanet_tpu.evaluation import annotation_file
+from retinanet_tpu.evaluation import annotation_file, metric_engines
 
 # Detections as arrays, with boxes in pixels of the original image and classes as
 # category ids of the annotation file, and int64 [B] image ids.
@@ -55,6 +52,12 @@ METRICS = (
     Metric("ARm", "0.50:0.95", "medium", 100),
     Metric("ARl", "0.50:0.95", "large", 100),
 )
+# The indices of the thresholds 0.5, 0.55, ..., 0.95 over which each result is a mean.
+_PER_CLASS = {
+    "per_class": slice(None),
+    "per_class_50": slice(0, 1),
+    "per_class_75": slice(5, 6),
+}
 _MAX_AREA = 1e10  # Larger boxes do not count in pycocotools, px.
 # Equal to data/category_map.py's, which this folder may not import.
 _NO_CATEGORY = -1
@@ -82,7 +85,7 @@ def ground_truth(path: str) -> COCO:
         annotation["id"] = number
     _complete(dataset["annotations"], path)
     _check_any_counts(dataset["annotations"], path)
-    return _coco(dataset)
+    return metric_engines.index(dataset)
 
 
 def _complete(annotations: list[dict[str, Any]], path: str) -> None:
@@ -122,12 +125,8 @@ def detection_records(
     Returns:
       D dicts with image_id, category_id, bbox (x, y, width, height) and score.
     """
-    boxes = np.asarray(boxes_yxyx, np.float64)
-    ymin, xmin, ymax, xmax = boxes.T
-    boxes_xywh = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
-    rows = zip(
-        boxes_xywh.tolist(), np.asarray(scores, np.float64), classes, strict=True
-    )
+    boxes_xywh = _boxes_xywh(boxes_yxyx).tolist()
+    rows = zip(boxes_xywh, np.asarray(scores, np.float64), classes, strict=True)
     return [
         {
             "image_id": int(image_id),
@@ -139,17 +138,30 @@ def detection_records(
     ]
 
 
+def _boxes_xywh(boxes_yxyx: np.ndarray) -> np.ndarray:
+    """Converts float [D, 4] to float64 [D, 4]."""
+    ymin, xmin, ymax, xmax = np.asarray(boxes_yxyx, np.float64).T
+    return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+
+
 class Evaluator:
     """The detections of an evaluation, to be compared with an annotation file."""
 
-    def __init__(self, ground_truth: COCO):
+    def __init__(
+        self,
+        ground_truth: COCO,
+        engine_fn: metric_engines.EngineFn = metric_engines.PROCESS_ENGINE,
+    ):
         """Initializes the evaluator.
 
         Args:
           ground_truth: The result of `ground_truth(path)`; may be used again.
+          engine_fn: Computes the metrics.
         """
         self._ground_truth = ground_truth
-        self._records: list[dict[str, Any]] = []
+        self._engine_fn = engine_fn
+        # Arrays: dicts of 500,000 detections would take 300 MB and 3 s.
+        self._images: list[_Image] = []
         self._image_ids: set[int] = set()
 
     def add(self, detections: structures.Detections, image_ids: np.ndarray) -> None:
@@ -183,7 +195,7 @@ class Evaluator:
                     "from the same dataset."
                 )
             self._image_ids.add(image_id)
-            self._records += _image_records(detections, row, image_id)
+            self._images.append(_select_image(detections, row, image_id))
 
     def result(self, *, is_partial: bool = False) -> dict[str, Any]:
         """Returns the metrics of all batches.
@@ -192,14 +204,16 @@ class Evaluator:
           is_partial: Whether annotated images may be missing; only the others count.
         Returns:
           The twelve metrics in the order of METRICS, `per_class` ({category name: AP}),
-          `num_images` and `num_detections`. A metric is 0 without detections and -1
-          without annotations.
+          `per_class_50` and `per_class_75` (the same at these IoUs), `num_images`,
+          `num_detections` and `metric_engine` (the name and version of the package that
+          computed them). A metric is 0 without detections and -1 without annotations.
         Raises:
           UserError: An image is missing, there is no image, or a detection has a
             category that is not in the file.
         """
         truth = self._ground_truth
-        self._check_categories()
+        detected = _columns(self._images)
+        self._check_categories(detected.category_ids)
         missing = sorted(set(truth.imgs) - self._image_ids)
         if missing and not is_partial:
             raise errors.UserError(
@@ -211,19 +225,22 @@ class Evaluator:
             raise errors.UserError(
                 "No image was predicted; check the evaluation files."
             )
-        cocoeval_result = _run_cocoeval(truth, self._records, sorted(self._image_ids))
-        stats = map(float, cocoeval_result.stats)
+        computed = self._engine_fn(truth, detected, sorted(self._image_ids))
         result: dict[str, Any] = {
-            metric.name: value for metric, value in zip(METRICS, stats, strict=True)
+            metric.name: value
+            for metric, value in zip(METRICS, computed.stats.tolist(), strict=True)
         }
-        result["per_class"] = _ap_per_class(cocoeval_result)
+        names = [truth.cats[category]["name"] for category in sorted(truth.cats)]
+        for name, ious in _PER_CLASS.items():
+            result[name] = _ap_per_class(computed.precision[ious], names)
         result["num_images"] = len(self._image_ids)
-        result["num_detections"] = len(self._records)
+        result["num_detections"] = len(detected.scores)
+        result["metric_engine"] = computed.engine
         return result
 
-    def _check_categories(self) -> None:
+    def _check_categories(self, category_ids: np.ndarray) -> None:
         known = self._ground_truth.cats
-        unknown = {record["category_id"] for record in self._records} - set(known)
+        unknown = set(np.unique(category_ids).tolist()) - set(known)
         if unknown:
             raise errors.UserError(
                 f"Detections have category ids {annotation_file.few(sorted(unknown))}; "
@@ -274,18 +291,25 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def per_class_table(result: Mapping[str, Any], *, columns: int = 3) -> str:
-    """Returns the AP of each category, in falling order down each column.
+def per_class_table(result: Mapping[str, Any], *, columns: int = 2) -> str:
+    """Returns AP, AP50 and AP75 of each category, by falling AP down each column.
 
     Args:
       result: The result of `evaluate`.
       columns: The number of categories per line.
     """
-    ranked = sorted(result["per_class"].items(), key=lambda item: -item[1])
-    width = max(len(name) for name, _ in ranked)
-    cells = [f"{name:<{width}} {_number(value)}" for name, value in ranked]
+    names = sorted(result["per_class"], key=lambda name: -result["per_class"][name])
+    width = max(map(len, names))
+    cells = [
+        " ".join(
+            [f"{name:<{width}}", *(_number(result[key][name]) for key in _PER_CLASS)]
+        )
+        for name in names
+    ]
     rows = -(-len(cells) // columns)
-    return "\n".join(" | ".join(cells[row::rows]) for row in range(rows))
+    head = f"{'':<{width}}    AP  AP50  AP75"
+    lines = [[head] * len(cells[::rows]), *(cells[row::rows] for row in range(rows))]
+    return "\n".join(" | ".join(line) for line in lines)
 
 
 def _number(value: float) -> str:
@@ -311,9 +335,17 @@ def _counts(annotation: dict[str, Any]) -> bool:
     return has_area and not annotation["iscrowd"]
 
 
-def _image_records(
-    detections: structures.Detections, row: int, image_id: int
-) -> list[dict[str, Any]]:
+class _Image(NamedTuple):
+    """The detections of one image."""
+
+    image_id: int
+    boxes_yxyx: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+def _select_image(detections: structures.Detections, row: int, image_id: int) -> _Image:
+    """Returns copies, so that the batch is freed."""
     count = int(detections.num_detections[row])
     boxes = np.asarray(detections.boxes_yxyx)[row, :count]
     scores = np.asarray(detections.scores)[row, :count]
@@ -324,45 +356,29 @@ def _image_records(
             "weights have probably diverged. Use an earlier checkpoint."
         )
     has_category = classes != _NO_CATEGORY
-    return detection_records(
-        boxes[has_category], scores[has_category], classes[has_category], image_id
+    return _Image(
+        image_id, boxes[has_category], scores[has_category], classes[has_category]
     )
 
 
-def _coco(dataset: dict[str, Any]) -> COCO:
-    """Returns pycocotools' index of a file's content."""
-    coco = COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+def _columns(images: list[_Image]) -> metric_engines.DetectionColumns:
+    """Joins the detections of all images."""
+    nothing = _Image(0, np.zeros([0, 4]), np.zeros(0), np.zeros(0, np.int64))
+    ids, boxes_yxyx, scores, classes = zip(nothing, *images, strict=True)
+    counts = [len(values) for values in scores]
+    return metric_engines.DetectionColumns(
+        image_ids=np.repeat(np.array(ids, np.int64), counts),
+        category_ids=np.concatenate(classes).astype(np.int64),
+        boxes_xywh=_boxes_xywh(np.concatenate(boxes_yxyx)),
+        scores=np.concatenate(scores).astype(np.float64),
+    )
 
 
-def _run_cocoeval(
-    ground_truth: COCO, records: list[dict[str, Any]], image_ids: list[int]
-) -> cocoeval.COCOeval:
-    # COCO.loadRes raises IndexError on an empty list and adds a polygon to each box.
-    for number, record in enumerate(records, start=1):
-        record["id"] = number
-        record["area"] = record["bbox"][2] * record["bbox"][3]
-        record["iscrowd"] = 0
-    dataset = {key: ground_truth.dataset[key] for key in ("images", "categories")}
-    detected = _coco({**dataset, "annotations": records})
-    evaluator = cocoeval.COCOeval(ground_truth, detected, iouType="bbox")
-    evaluator.params.imgIds = image_ids
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
-
-
-def _ap_per_class(evaluator: cocoeval.COCOeval) -> dict[str, float]:
-    # [IoU, recall, category], at all areas and 100 detections; -1 without annotations.
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]
+def _ap_per_class(precision: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Returns AP by category, at all areas and 100 detections."""
     values = {}
-    for index, category in enumerate(evaluator.params.catIds):
-        known = precision[:, :, index][precision[:, :, index] > -1]
-        name = evaluator.cocoGt.cats[category]["name"]
+    for index, name in enumerate(names):
+        of_category = precision[:, :, index, 0, -1]
+        known = of_category[of_category > -1]  # -1 without annotations.
         values[name] = float(known.mean()) if known.size else -1.0
     return values

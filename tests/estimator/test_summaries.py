@@ -36,14 +36,10 @@ def steps(directory):
 def test_an_evaluation_is_a_line(directory):
     assert summaries.read_evaluations(directory) == []
     images = np.zeros([2, 4, 4, 3], np.uint8)
-    write(directory, 10, detections=images, per_class={"red": 0.5})
-    record = {
-        "global_step": 10,
-        "checkpoint": "model.ckpt-10",
-        "AP": 0.1,
-        "per_class": {"red": 0.5},
-        "secs": 1.2,
-    }
+    others = {"per_class": {"red": 0.5}, "metric_engine": "hotcoco 1.3.0"}
+    write(directory, 10, detections=images, **others)
+    head = {"global_step": 10, "checkpoint": "model.ckpt-10", "AP": 0.1}
+    record = {**head, **others, "secs": 1.2}
     assert text(directory) == json.dumps(record) + "\n"
     assert summaries.read_evaluations(directory) == [record]
 

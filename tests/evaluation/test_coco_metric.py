@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,10 @@ CATEGORIES = [
     {"id": 7, "name": "dog"},
     {"id": 90, "name": "emu"},
 ]
+
+
+# The keys of a metric by class.
+PER_CLASS = {"AP": "per_class", "AP50": "per_class_50", "AP75": "per_class_75"}
 
 
 def annotation(image_id, category, xywh, **more):
@@ -107,7 +112,10 @@ def test_perfect_detections_score_one():
         "dog": pytest.approx(1),
         "emu": -1,
     }
+    for key in ("per_class_50", "per_class_75"):
+        assert result[key] == pytest.approx(result["per_class"])
     assert (result["num_images"], result["num_detections"]) == (2, 3)
+    assert re.fullmatch(r"(hotcoco|pycocotools) \d[\d.]+", result["metric_engine"])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -147,8 +155,22 @@ def test_ap_of_a_class_equals_evaluating_it_alone():
         )
         objects = [[o for o in image if o[0] == category["id"]] for image in detected]
         result = coco_metric.evaluate([(batch(*objects), ids)], alone)
-        assert result["AP"] == whole["per_class"][category["name"]]
-    assert whole["AP"] == pytest.approx(np.mean(list(whole["per_class"].values())))
+        for metric, key in PER_CLASS.items():
+            assert result[metric] == whole[key][category["name"]]
+    for metric, key in PER_CLASS.items():
+        assert whole[metric] == pytest.approx(np.mean(list(whole[key].values())))
+
+
+def test_ap_of_a_class_at_one_iou_ignores_worse_boxes():
+    box = [0, 0, 100, 100]
+    truth = read([annotation(1, c, box) for c in (3, 7, 90)], image_ids=[1])
+    # The IoUs with the annotation are 0.9, 0.6 and 0.4.
+    heights = ((3, 90), (7, 60), (90, 40))
+    detections = batch([(c, [0, 0, 100, height], 0.9) for c, height in heights])
+    result = coco_metric.evaluate([(detections, np.array([1]))], truth)
+    assert result["per_class_50"] == pytest.approx({"cat": 1, "dog": 1, "emu": 0})
+    assert result["per_class_75"] == pytest.approx({"cat": 1, "dog": 0, "emu": 0})
+    assert result["per_class"] == pytest.approx({"cat": 0.9, "dog": 0.3, "emu": 0})
 
 
 def test_detecting_half_of_the_objects_has_the_ap_computed_by_hand():
@@ -336,9 +358,16 @@ def test_nothing_is_printed(capsys):
 
 
 def test_per_class_table_is_sorted_down_the_columns():
-    result = {"per_class": {"ant": 0.25, "bee": -1.0, "crow": 0.5}}
-    expected = "crow 0.500 | bee      -\nant  0.250"
-    assert coco_metric.per_class_table(result, columns=2) == expected
+    result = {
+        "per_class": {"ant": 0.25, "bee": -1.0, "crow": 0.5},
+        "per_class_50": {"ant": 0.45, "bee": -1.0, "crow": 1.0},
+        "per_class_75": {"ant": 0.35, "bee": -1.0, "crow": 0.0},
+    }
+    assert coco_metric.per_class_table(result, columns=2).splitlines() == [
+        "        AP  AP50  AP75 |         AP  AP50  AP75",
+        "crow 0.500 1.000 0.000 | bee      -     -     -",
+        "ant  0.250 0.450 0.350",
+    ]
 
 
 def test_detection_records_are_coco_results():

@@ -23,7 +23,8 @@ def text(scores=None):
 
 
 def test_card_describes_the_model():
-    card = text({"AP": 0.61234, "global_step": 7, "per_class": {"Zelle": 0.5}})
+    scores = {"AP": 0.61234, "global_step": 7, "per_class": {"Zelle": 0.5}}
+    card = text({**scores, "metric_engine": "hotcoco 1.3.0"})
     for expected in (
         "run/model.ckpt-7", "384 x 512", "Zelle, 細胞", "| AP | 0.6123 |", "MAX_STEPS",
         "`saved_model.pb` | 4 of 4 agree |", "`model_int8.tflite` | 2 of 3 agree |",
@@ -31,7 +32,8 @@ def test_card_describes_the_model():
         "fails a request beyond 64 images",
     ):  # fmt: skip
         assert expected in card
-    assert "global_step" not in card and "{" not in card.split("```")[0]
+    assert "global_step" not in card and "metric_engine" not in card
+    assert "{" not in card.split("```")[0]
     assert card.count("get_signature_runner") == 1
 
 
