@@ -20,7 +20,10 @@ def confusion(matrix: results.Confusion) -> str:
         text += " The color is the share of the row."
         content = f"<div class='scroll'>{_matrix(matrix)}</div>"
     else:
-        text = text.partition(" Rows")[0] + f" The {_NUM_PAIRS} most frequent errors."
+        text = (
+            f"{text.partition(' Rows')[0]} The {_NUM_PAIRS} most frequent errors of "
+            "each sort. The share is that of the row of the matrix."
+        )
         content = _pairs(matrix)
     return page_html.section("confusion", "Confusion of classes", text, content)
 
