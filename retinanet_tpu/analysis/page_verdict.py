@@ -155,20 +155,26 @@ def _weakest_group(groups: Sequence[results.Group]) -> list[str]:
 
 
 def _scores(analysis: results.Analysis) -> list[str]:
-    error = analysis.calibration_error
+    error, best = analysis.calibration_error, best_index(analysis.all_classes)
     bins = [each for each in analysis.calibration if each.num_detections]
     if error < 0 or not bins:
         return []
-    if error < _CALIBRATED:
-        return [
-            f"Scores are calibrated: they differ from the precision by {error:.3f} on "
-            "average."
-        ]
-    weights = np.array([each.num_detections for each in bins], np.float64)
-    gaps = np.array([each.mean_score - each.precision for each in bins])
-    is_high = float(weights @ gaps) > 0
+    # Most detections have a low score and are right to have it, which hides the
+    # difference of those that are used.
+    threshold = 0.0 if best is None else analysis.all_classes.curve.thresholds[best]
+    used = [each for each in bins if each.mean_score >= threshold] or bins
+    weights = [each.num_detections for each in used]
+    score = float(np.average([each.mean_score for each in used], weights=weights))
+    precision = float(np.average([each.precision for each in used], weights=weights))
+    numbers = (
+        f"the mean difference to the precision is {error:.3f}, and above the best "
+        f"threshold the mean score is {score:.2f} where the precision is "
+        f"{precision:.2f}."
+    )
+    if error < _CALIBRATED and abs(score - precision) < _CALIBRATED:
+        return [f"Scores are calibrated: {numbers}"]
+    side = "high" if score > precision else "low"
     return [
-        f"Scores are not calibrated: they differ from the precision by {error:.3f} on "
-        f"average, and are mostly too {'high' if is_high else 'low'}. Do not read them "
+        f"Scores are not calibrated, and mostly too {side}: {numbers} Do not read them "
         "as probabilities; AP does not depend on it."
     ]

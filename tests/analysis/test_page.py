@@ -243,8 +243,16 @@ def test_the_verdict_names_the_largest_error_the_worst_class_and_the_scores():
     assert "worst class is cat with an AP of 0.200" in text
     assert "those by size differ most: AP is 0.100" in text
     assert "not calibrated" in text and "too high" in text
-    calibrated = make_analysis()._replace(calibration_error=0.01)
-    assert "Scores are calibrated" in " ".join(page_verdict.sentences(calibrated))
+
+
+def test_scores_are_calibrated_if_those_above_the_threshold_are_too():
+    analysis = make_analysis()._replace(calibration_error=0.01)
+    assert "not calibrated, and mostly too high" in " ".join(
+        page_verdict.sentences(analysis)
+    )
+    right = [each._replace(precision=each.mean_score) for each in analysis.calibration]
+    text = " ".join(page_verdict.sentences(analysis._replace(calibration=right)))
+    assert "Scores are calibrated" in text
 
 
 def test_at_most_the_given_number_of_images_is_embedded(tmp_path):
