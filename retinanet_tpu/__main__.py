@@ -21,6 +21,7 @@ COMMANDS = (
     "plan",
     "train",
     "evaluate",
+    "analyze",
     "sweep",
     "import_detector",
     "export",

@@ -9,6 +9,9 @@ exports, whose newest version is used. Files in --output_dir:
   detections.json  COCO results: image_id, category_id, bbox (xywh, pixels), score
   images.json      the file, width and height of each image_id
   NAME.jpg|.png    a drawing of each image
+The JSON contains all detections. The drawings show those with at least the threshold of
+the export: the score of the highest F1 in the evaluation of its checkpoint, or 0.3 if
+it was not evaluated. --min_score sets the lowest score of both.
 Images are rotated as their EXIF orientation requires. Files that cannot be read are
 logged and skipped. The exit code is 0 if at least one file could be read.
 """
@@ -34,6 +37,7 @@ from retinanet_tpu.serving import artifacts, batching
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
+_DRAWN_SCORE = 0.3  # Without an evaluation.
 
 
 class _Result(NamedTuple):
@@ -50,7 +54,7 @@ def predict_files(
     paths: Sequence[str],
     output_dir: str,
     *,
-    min_score: float = 0.3,
+    min_score: float | None = None,
     batch_size: int = 8,
 ) -> int:
     """Writes detections.json, images.json and the drawings of image files.
@@ -60,7 +64,8 @@ def predict_files(
       paths: The paths of the images; the id of an image is its position, from 1.
       output_dir: The output directory. It is made if necessary, and must not contain
         `paths`.
-      min_score: The lowest score that is written and drawn.
+      min_score: The lowest score that is written and drawn; None writes all, and draws
+        those with at least the threshold of the artifact, or 0.3.
       batch_size: The most images of one size that are processed together.
     Returns:
       The number of files that could be read.
@@ -84,14 +89,35 @@ def predict_files(
         skip_fn=functools.partial(_skip_batch, paths=paths),
     )
     drawing_paths = [os.path.join(output_dir, name) for name in _drawing_names(paths)]
-    draw_fn = functools.partial(_draw, paths=drawing_paths, names=artifact.names)
-    results = list(batching.map_in_threads(draw_fn, _iter_images(batches, min_score)))
+    draw_fn = functools.partial(
+        _draw,
+        paths=drawing_paths,
+        names=artifact.names,
+        min_score=_drawn_score(artifact, min_score),
+    )
+    images = _iter_images(batches, min_score or 0.0)
+    results = list(batching.map_in_threads(draw_fn, images))
     meter.close()
     _save_results(
         sorted(results, key=lambda result: result.image_id), paths, output_dir
     )
     logging.info("predict | done | %s | %s", meter, output_dir)
     return len(results)
+
+
+def _drawn_score(artifact: artifacts.Artifact, min_score: float | None) -> float:
+    """Returns the lowest score that is drawn, and logs its origin."""
+    if min_score is not None:
+        return min_score
+    if artifact.threshold is None:
+        logging.info("predict | drawings have scores from %.2f", _DRAWN_SCORE)
+        return _DRAWN_SCORE
+    logging.info(
+        "predict | drawings have scores from %.2f, that of the highest F1 in the "
+        "evaluation; the JSON has all",
+        artifact.threshold,
+    )
+    return artifact.threshold
 
 
 def _load_or_skip(path: str) -> np.ndarray | None:
@@ -129,6 +155,7 @@ def _draw(
     *,
     paths: Sequence[str],
     names: Mapping[int, str],
+    min_score: float,
 ) -> _Result:
     """Writes the drawing of an image."""
     image_id, image, detections = item
@@ -138,7 +165,7 @@ def _draw(
         detections.scores,
         detections.classes,
         names=names,
-        min_score=0,
+        min_score=min_score,
     )
     visualize.save(drawing, paths[image_id - 1])
     height, width = image.shape[:2]
@@ -186,7 +213,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_multi_string("images", [], "Folder, glob or file; may be repeated.")
     flags.DEFINE_string("output_dir", None, "Folder for the detections and drawings.")
-    flags.DEFINE_float("min_score", 0.3, "Lowest score that is written and drawn.")
+    flags.DEFINE_float(
+        "min_score",
+        None,
+        "Lowest score that is written and drawn; default: all are written, and drawn "
+        "from the export's threshold, or 0.3.",
+    )
     flags.DEFINE_integer(
         "batch_size",
         8,

@@ -13,7 +13,9 @@ import repository
 import retinanet_tpu
 import tool_processes
 import toy_data
-from retinanet_tpu import errors, export, optional_packages, train
+from retinanet_tpu import analyze, errors, export, optional_packages, train
+from retinanet_tpu.estimator import summaries
+from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.serving import artifacts, formats, parity, warm_up
 
 pytestmark = pytest.mark.long
@@ -148,6 +150,44 @@ def test_snippet_of_the_guide_runs(exported, data_dir):
     count = names["valid_detections"]
     assert 0 < count == len(names["boxes"]) == len(names["scores"])
     assert len(names["classes"]) == count and set(names["classes"]) <= {"red", "blue"}
+
+
+def test_the_page_of_a_run_has_the_metrics_of_its_evaluation(
+    model_dir, data_dir, tmp_path
+):
+    lines = {}
+
+    def analyze_run():
+        source = analyze.evaluation_of_run()
+        lines["run"] = analyze.write_page(source)
+        lines["num"] = sum(len(image.scores) for image in source.detections)
+        assert source.output == f"{model_dir}/eval/analysis-12.html"
+        results = [
+            record
+            for image in source.detections
+            for record in coco_metric.detection_records(
+                image.boxes_yxyx, image.scores, image.category_ids, image.image_id
+            )
+        ]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+
+    commands.run(analyze_run, model_dir, None)
+    (record,) = summaries.read_evaluations(f"{model_dir}/eval")
+    assert lines["num"] == record["num_detections"] > 0
+    assert f"AP {record['AP']:.3f} | " in lines["run"]
+    page = (model_dir / "eval" / "analysis-12.html").read_text()
+    assert "Analysis of run, step 12" in page and "data:image/jpeg" in page
+
+    source = analyze.evaluation_of_file(
+        str(tmp_path / "results.json"),
+        f"{data_dir}/val.json",
+        f"{data_dir}/pictures",
+        str(tmp_path / "page.html"),
+    )
+    assert analyze.write_page(source) == lines["run"]
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text()
+    with pytest.raises(errors.UserError, match="requires --annotations and --output"):
+        analyze.evaluation_of_file("results.json", None, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import photo_folder
 import tool_processes
 from retinanet_tpu import errors, predict
 from retinanet_tpu.data import image_files
+from retinanet_tpu.evaluation import visualize
 from retinanet_tpu.serving import artifacts
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
@@ -77,6 +78,7 @@ def test_command_writes_results_names_and_drawings(saved_model, photos, tmp_path
         f"--model={export_dir}",
         f"--images={photos}",
         f"--output_dir={output_dir}",
+        "--min_score=0.3",
     )
     done = tool_processes.run_python("-m", "retinanet_tpu.predict", *flags)
     assert done.returncode == 0, done.stderr
@@ -124,6 +126,36 @@ def test_low_min_score_keeps_weak_detections_but_no_padding_and_no_category(
         assert [record["category_id"] for record in records] == ids
 
 
+@pytest.mark.parametrize(
+    ("threshold", "min_score", "expected"),
+    [
+        (None, None, (1, 2)),
+        (0.8, None, (0, 2)),
+        (0.2, None, (2, 2)),
+        (0.2, 0.7, (1, 1)),
+        (0.8, 0.0, (2, 2)),
+    ],
+)
+def test_drawings_show_the_detections_from_the_threshold_on(
+    artifact, photos, tmp_path, monkeypatch, threshold, min_score, expected
+):
+    drawn = []
+
+    def draw(image, boxes_yxyx, scores, classes, *, names, min_score):
+        drawn.extend(score for score in scores if score >= min_score)
+        return image
+
+    monkeypatch.setattr(visualize, "draw_detections", draw)
+    predict.predict_files(
+        dataclasses.replace(artifact, threshold=threshold),
+        [str(photos / "a.jpg")],
+        str(tmp_path / "output"),
+        min_score=min_score,
+    )
+    written = read_json(tmp_path / "output" / "detections.json")
+    assert (len(drawn), len(written)) == expected
+
+
 def test_images_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_path):
     sizes = [(20, 10), (30, 10), (20, 10), (40, 10), (30, 10), (20, 10), (20, 10)]
     for number, size in enumerate(sizes):
@@ -131,7 +163,10 @@ def test_images_of_mixed_sizes_keep_their_ids_and_their_order(artifact, tmp_path
     (tmp_path / "3.png").write_bytes(b"no image")
     paths = image_files.find([str(tmp_path)])
     output_dir = tmp_path / "output"
-    assert predict.predict_files(artifact, paths, str(output_dir), batch_size=2) == 6
+    num_read = predict.predict_files(
+        artifact, paths, str(output_dir), min_score=0.3, batch_size=2
+    )
+    assert num_read == 6
     images, records = (
         read_json(output_dir / name) for name in ("images.json", "detections.json")
     )

@@ -38,7 +38,8 @@ def suggestion(
     if unknown:
         name = unknown[1].split("/")[-1]
         return (_renaming(name, renamed) or closest(name, known)) + (
-            " If it is of a module of your own, pass a --gin_file that imports it."
+            " If it is of a module of your own, pass a --gin_file that imports it; in "
+            "a program, import it before retinanet_tpu.load."
         )
     unknown = re.search(r"Configurable '([\w./]+)' .* parameter named '(\w+)'", message)
     if unknown:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import category_map
-from retinanet_tpu.serving import runtimes
+from retinanet_tpu.serving import runtimes, thresholds
 
 _LOADERS = {
     ".onnx": ("ONNX", runtimes.load_onnx),
@@ -33,12 +33,15 @@ class Artifact:
       kind: "SavedModel", "ONNX", "TFLite" or "checkpoint".
       categories: The dataset's classes; None if the export has no categories.json.
       detect_fn: The function that `detect` calls; it requires B > 0.
+      threshold: The score of the highest F1 in the checkpoint's evaluation; None if it
+        was not evaluated.
     """
 
     path: str
     kind: str
     categories: category_map.Categories | None
     detect_fn: runtimes.DetectFn
+    threshold: float | None = None
 
     @property
     def names(self) -> dict[int, str]:
@@ -146,14 +149,16 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
       num_threads: The number of CPU threads; None leaves it to the runtime. For a
         SavedModel they are TensorFlow's own, for the whole process.
     Raises:
-      UserError: The file is corrupt, not a detector of this package, or for TensorRT;
+      UserError: A file is corrupt, not a detector of this package, or for TensorRT;
         its runtime is missing; or TensorFlow already runs with other threads.
     """
     kind, load_fn = _LOADERS.get(
         os.path.splitext(path)[1], ("SavedModel", runtimes.load_saved_model)
     )
     detect_fn = load_fn(path, num_threads=num_threads)
-    return Artifact(path, kind, _read_categories(path), detect_fn)
+    return Artifact(
+        path, kind, _read_categories(path), detect_fn, thresholds.read(path)
+    )
 
 
 def _read_categories(path: str) -> category_map.Categories | None:

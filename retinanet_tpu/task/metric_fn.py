@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from retinanet_tpu import structures
+from retinanet_tpu.analysis import image_detections, thresholds
 from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import coco_metric, visualize
 
@@ -32,18 +33,21 @@ def make_metric_fn(
 
     def metric_fn(batches: Iterable[coco_metric.DetectionBatch]) -> dict[str, Any]:
         examples = examples_fn() if examples_fn else None
-        evaluator = coco_metric.Evaluator(coco_metric.ground_truth(annotation_file))
+        truth = coco_metric.ground_truth(annotation_file)
+        evaluator = coco_metric.Evaluator(truth)
+        found: list[image_detections.ImageDetections] = []
         example_ids = set() if examples is None else set(examples.image_ids.tolist())
         detections_by_id: dict[int, structures.Detections] = {}
         num_images = 0
         for detections, image_ids in batches:
             evaluator.add(detections, image_ids)
+            found += image_detections.from_batch(detections, image_ids)
             detections_by_id |= _detections_in(example_ids, detections, image_ids)
             before = num_images
             num_images += len(image_ids)
             if before // PROGRESS_EVERY != num_images // PROGRESS_EVERY:
                 logging.info("Evaluated %d images", num_images)
-        result = evaluator.result()
+        result = evaluator.result() | thresholds.best_thresholds(truth, found)
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
         if examples is not None and detections_by_id:

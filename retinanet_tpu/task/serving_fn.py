@@ -18,6 +18,7 @@ from retinanet_tpu.serving import (
     parity,
     request_limits,
     server,
+    thresholds,
     warm_up,
 )
 
@@ -46,7 +47,7 @@ class ExportJob:
     def finish(
         self, directory: str, checkpoint_path: str, scores: Mapping[str, Any] | None
     ) -> None:
-        """Writes and checks all formats, the warm-up requests and the model card.
+        """Writes and checks all formats; writes the other files of the export.
 
         Args:
           directory: The directory of the export, not yet committed.
@@ -77,6 +78,7 @@ class ExportJob:
         )
         with tf.io.gfile.GFile(f"{directory}/{model_card.FILE_NAME}", "w") as file:
             file.write(card)
+        thresholds.write(f"{directory}/assets.extra", scores)
 
 
 def serving_fn(

@@ -55,6 +55,8 @@ def test_metrics_and_drawings_of_the_examples_are_returned(tmp_path):
     )
     result = fn([batch_of(1), batch_of(2, structures.PADDING_IMAGE)])
     assert result["AP50"] > 0.99 and result["num_images"] == 2
+    assert 0.88 < result["best_threshold"] <= 0.9 and result["best_f1"] == 1
+    assert result["per_class_threshold"] == {"cat": result["best_threshold"]}
     (drawing,) = result["detections"]
     ys, xs = np.nonzero(drawing[:, :, 0] != 128)
     # The box in pixels of the network's input, and its label.
