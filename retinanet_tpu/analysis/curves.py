@@ -1,0 +1,137 @@
+"""Computes precision, recall and F1 by the threshold of the score."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from retinanet_tpu.analysis import arrays, average_precision, matching, results
+
+THRESHOLDS = np.linspace(0.0, 1.0, 101)
+
+
+class BestThresholds(NamedTuple):
+    """The score thresholds of the highest F1 at IoU 0.5.
+
+    Attributes:
+      all_classes: The one of all detections together; None if none is correct.
+      per_class: The one of each class by name; only of classes with a correct
+        detection.
+    """
+
+    all_classes: float | None
+    per_class: dict[str, float]
+
+
+def curve(
+    scores: np.ndarray, is_correct: np.ndarray, is_wrong: np.ndarray, num_objects: int
+) -> results.Curve:
+    """Returns the curve at the thresholds 0, 0.01, …, 1.
+
+    A detection counts if its score is the threshold or higher. Recall is 0 without
+    objects.
+
+    Args:
+      scores: float [N].
+      is_correct: bool [N].
+      is_wrong: bool [N].
+      num_objects: The number of objects.
+    """
+    correct = _num_above(scores[is_correct])
+    detected = correct + _num_above(scores[is_wrong])
+    precision = np.where(detected > 0, correct / np.maximum(detected, 1), 1.0)
+    recall = correct / max(num_objects, 1)
+    f1 = 2 * correct / np.maximum(detected + num_objects, 1)
+    return results.Curve(THRESHOLDS, precision, recall, f1)
+
+
+def class_results(
+    data: arrays.Data, matches: matching.Matches
+) -> tuple[results.ClassResult, list[results.ClassResult]]:
+    """Returns the result of all classes together, and that of each class.
+
+    Args:
+      data: The objects and detections.
+      matches: Their matches at matching.IOU_THRESHOLDS.
+    """
+    precision = average_precision.by_class(data, matches)
+    num_objects = average_precision.num_counted(data, matches)
+    classes = [
+        _result(
+            name,
+            data,
+            matches,
+            average_precision.of_class(data, label),
+            precision[:, :, [label]],
+            int(num_objects[label]),
+        )
+        for label, name in enumerate(data.names)
+    ]
+    everything = _result(
+        "all classes",
+        data,
+        matches,
+        data.by_score,
+        precision[:, :, num_objects > 0],
+        int(num_objects.sum()),
+    )
+    return everything, classes
+
+
+def best_thresholds(analysis: results.Analysis) -> BestThresholds:
+    """Returns the score thresholds of the highest F1.
+
+    Args:
+      analysis: The analysis.
+    """
+    per_class = {
+        result.name: threshold
+        for result in analysis.classes
+        if (threshold := best_threshold(result.curve)) is not None
+    }
+    return BestThresholds(best_threshold(analysis.all_classes.curve), per_class)
+
+
+def best_threshold(curve: results.Curve) -> float | None:
+    """Returns the threshold of the highest F1, or None if no detection is correct.
+
+    Args:
+      curve: The curve.
+    """
+    return float(curve.thresholds[curve.best]) if curve.f1.max() > 0 else None
+
+
+def _result(
+    name: str,
+    data: arrays.Data,
+    matches: matching.Matches,
+    rows: np.ndarray,
+    precision: np.ndarray,
+    num_objects: int,
+) -> results.ClassResult:
+    """Returns the result of some detections; precision is [T, 101, classes]."""
+    ious = [matching.AT_50, matching.AT_75]
+    if precision.size:
+        by_recall = precision[ious].mean(axis=-1)
+    else:
+        by_recall = np.full((2, len(average_precision.RECALLS)), -1.0)
+    return results.ClassResult(
+        name=name,
+        num_objects=num_objects,
+        num_detections=len(rows),
+        ap=average_precision.mean(precision),
+        ap50=average_precision.mean(precision[matching.AT_50]),
+        ap75=average_precision.mean(precision[matching.AT_75]),
+        curve=curve(
+            data.found.score[rows],
+            matches.is_correct[matching.AT_50, rows],
+            matches.is_wrong[matching.AT_50, rows],
+            num_objects,
+        ),
+        precision_by_recall=by_recall,
+    )
+
+
+def _num_above(scores: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Returns int [T], the number of scores at each threshold or above."""
+    return len(scores) - np.searchsorted(np.sort(scores), THRESHOLDS)
