@@ -3,6 +3,7 @@
 Source: TIDE, arXiv:2008.08115, sections 3.1 to 3.3.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -159,9 +160,7 @@ def corrected_ap50(
                     is_wrong[order[start:stop]],
                     int(total[k]),
                 )
-                for k, (start, stop) in enumerate(
-                    zip(edges[:-1], edges[1:], strict=True)
-                )
+                for k, (start, stop) in enumerate(itertools.pairwise(edges))
                 if before[k]
             ]
         )

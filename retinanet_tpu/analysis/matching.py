@@ -4,6 +4,7 @@ Detections of one image and class are matched in turn, from the highest score. D
 images and classes are independent, so that a round matches one detection of each.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def greedy(
     pairs, turn = pairs.where(order), turn[order]
     is_used = np.zeros((len(thresholds), len(is_ignored)), bool)
     edges = np.searchsorted(turn, np.arange(turn.max(initial=-1) + 2))
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         chosen, other, iou = pairs.where(np.arange(start, stop))
         is_free = ~is_used[:, other] | is_shared[other]
         # The first possible pair of each detection is its best one.
