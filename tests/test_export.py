@@ -2,6 +2,7 @@ import json
 import pathlib
 import re
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +10,7 @@ from PIL import Image
 
 import commands
 import repository
+import retinanet_tpu
 import tool_processes
 import toy_data
 from retinanet_tpu import errors, export, optional_packages, train
@@ -89,6 +91,28 @@ def test_every_format_returns_the_detections_of_the_saved_model(
     assert result.num_compared > 4
     assert result.is_within(formats.FORMATS[name].tolerance)
     assert artifact.names == {3: "red", 7: "blue"}
+
+
+def test_a_checkpoint_in_python_has_the_detections_of_its_saved_model(
+    exported, model_dir, data_dir
+):
+    paths = sorted(pathlib.Path(data_dir, "pictures").glob("50*.jpg"))[:3]
+    expected = retinanet_tpu.load(exported)(paths)
+    files = {path: path.stat().st_mtime_ns for path in model_dir.rglob("*")}
+    gin.clear_config()
+    gin.parse_config("NMS.max_detections = 1")
+    gin.finalize()
+    model = retinanet_tpu.load(model_dir)
+    assert gin.query_parameter("NMS.max_detections") == 1 and gin.config_is_locked()
+    gin.clear_config()
+    assert (model.kind, model.path) == ("checkpoint", f"{model_dir}/model.ckpt-12")
+    assert model.names == {3: "red", 7: "blue"}
+    for actual, wanted in zip(model(paths), expected, strict=True):
+        assert len(actual.scores) > 4 and actual.names == wanted.names
+        for array, wanted_array in zip(actual[:3], wanted[:3], strict=True):
+            assert array.dtype == wanted_array.dtype
+            np.testing.assert_array_equal(array, wanted_array)
+    assert files == {path: path.stat().st_mtime_ns for path in model_dir.rglob("*")}
 
 
 def test_export_contains_all_files_for_a_server(exported):

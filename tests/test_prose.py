@@ -1,11 +1,10 @@
 """Words of docstrings, comments, messages and pages: banned ones, first lines."""
 
 import ast
+import functools
 import io
 import re
 import tokenize
-
-import pytest
 
 import repository
 
@@ -54,6 +53,7 @@ def name_of(path):
     return str(path.relative_to(repository.ROOT))
 
 
+@functools.cache
 def texts_of(path):
     """Returns (line, text) of the comments and of the strings that are prose."""
     texts = []
@@ -80,53 +80,60 @@ def without_code(page):
     return re.sub(r"`[^`\n]+`", "", text)
 
 
-def docstrings(path):
-    """Yields (node, docstring) of the module and of all classes and functions."""
+@functools.cache
+def docstrings():
+    """Returns (place, docstring) of all modules, classes and functions."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
-            yield node, text
+    return [
+        (f"{name_of(path)}, {getattr(node, 'name', 'module')}", text)
+        for path in PRODUCT
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds) and (text := ast.get_docstring(node))
+    ]
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_no_source_has_a_banned_word(path):
-    assert banned_in(texts_of(path), BANNED) == []
+def found(patterns, texts):
+    """Returns what the patterns match in (file, texts) pairs, by file."""
+    matches = (
+        (name_of(path), banned_in(lines, pattern))
+        for path, lines in texts
+        for pattern in patterns
+    )
+    return [(name, places) for name, places in matches if places]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_the_spelling_of_sources_is_american(path):
-    assert banned_in(texts_of(path), BRITISH) == []
+def test_no_source_has_a_banned_word():
+    assert found([BANNED], ((path, texts_of(path)) for path in PRODUCT)) == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_no_page_has_a_banned_word(path):
-    texts = [(1, without_code(path.read_text("utf-8")))]
-    assert banned_in(texts, BANNED) == banned_in(texts, BRITISH) == []
+def test_the_spelling_of_sources_is_american():
+    assert found([BRITISH], ((path, texts_of(path)) for path in SOURCES)) == []
 
 
-@pytest.mark.parametrize("path", OTHERS, ids=name_of)
-def test_no_script_or_configuration_has_a_banned_word(path):
-    texts = [(1, path.read_text("utf-8"))]
-    assert banned_in(texts, BANNED) == banned_in(texts, BRITISH) == []
+def test_no_page_has_a_banned_word():
+    pages = ((p, [(1, without_code(p.read_text("utf-8")))]) for p in PAGES)
+    assert found([BANNED, BRITISH], pages) == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_first_lines_of_docstrings_are_short_sentences(path):
-    for node, text in docstrings(path):
+def test_no_script_or_configuration_has_a_banned_word():
+    others = ((path, [(1, path.read_text("utf-8"))]) for path in OTHERS)
+    assert found([BANNED, BRITISH], others) == []
+
+
+def test_first_lines_of_docstrings_are_short_sentences():
+    wrong = []
+    for where, text in docstrings():
         first = text.partition("\n")[0]
-        where = f"{getattr(node, 'name', 'module')}: {first}"
-        assert len(first) <= 84, where
-        assert len(first.split()) <= 20, where
-        assert first.split()[0] not in RIDDLES, where
+        words = first.split()
+        if len(first) > 84 or len(words) > 20 or words[0] in RIDDLES:
+            wrong.append(f"{where}: {first}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_arguments_are_named_not_described_by_halves(path):
-    for node, text in docstrings(path):
-        for entry in re.findall(
-            r"^ +(\w+: (?:of|for|to|that|as) .*)$", text, re.MULTILINE
-        ):
-            raise AssertionError(f"{getattr(node, 'name', 'module')}: {entry}")
+def test_arguments_are_named_not_described_by_halves():
+    half = re.compile(r"^ +(\w+: (?:of|for|to|that|as) .*)$", re.MULTILINE)
+    wrong = [(where, x) for where, text in docstrings() for x in half.findall(text)]
+    assert wrong == []
 
 
 def test_the_readme_is_short():
@@ -139,3 +146,6 @@ def test_a_banned_word_is_found():
     assert banned_in([(3, "It is\nmended.")], BANNED) == ["line 4: mended"]
     assert banned_in([(1, "of the colour")], BRITISH) == ["line 1: colour"]
     assert banned_in([(1, "of the color")], BRITISH) == []
+    assert found([BRITISH], [(SOURCES[0], [(1, "a"), (2, "grey")])]) == [
+        (name_of(SOURCES[0]), ["line 2: grey"])
+    ]

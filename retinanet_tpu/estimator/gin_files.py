@@ -15,6 +15,7 @@ from gin import config_parser
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_imports, setting_names, setting_types
 
+CONFIG_FILE = "config.gin"  # The name of the configuration in a model_dir.
 # The errors of gin for wrong text; KeyError is that of an ambiguous name.
 _WRONG = (ValueError, KeyError, NameError, SyntaxError, OSError, tokenize.TokenError)
 _REQUIRED = "gin.REQUIRED"
@@ -50,13 +51,11 @@ def register(
     Returns:
       The functions and classes that gin configures, by the same names.
     """
-    # gin's own readers also search Python's packages, and raise TypeError if a folder
-    # of the working directory has the name of an included folder, such as data/.
-    gin.config._FILE_READERS[:] = [(tf.io.gfile.GFile, tf.io.gfile.exists)]
-    return {
-        name: gin.external_configurable(target, name=name)
-        for name, target in configurables.items()
-    }
+    with gin.unlock_config():  # A program that loads a checkpoint may have locked it.
+        return {
+            name: gin.external_configurable(target, name=name)
+            for name, target in configurables.items()
+        }
 
 
 def parse(
@@ -100,6 +99,9 @@ def parse(
       MissingFileError: A file does not exist.
     """
     gin.clear_config()
+    # gin's own readers also search Python's packages, and raise TypeError if a folder
+    # of the working directory has the name of an included folder, such as data/.
+    gin.config._FILE_READERS[:] = [(tf.io.gfile.GFile, tf.io.gfile.exists)]
     texts = [] if saved is None else [read_saved(saved, renamed)]
     gin_files = [locate(path, search_path) for path in gin_files]
     for directory in [*search_path, *map(os.path.dirname, gin_files)]:

@@ -26,11 +26,11 @@ _LOADERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """A loaded exported model.
+    """A loaded exported model, or the model of a checkpoint.
 
     Attributes:
-      path: The path of the file or SavedModel.
-      kind: "SavedModel", "ONNX" or "TFLite".
+      path: The path of the file, SavedModel or checkpoint.
+      kind: "SavedModel", "ONNX", "TFLite" or "checkpoint".
       categories: The dataset's classes; None if the export has no categories.json.
       detect_fn: The function that `detect` calls; it requires B > 0.
     """
@@ -96,20 +96,22 @@ def select_image(
     )
 
 
-def find(path: str) -> str:
+def find(path: str, *, label: str = "--model=") -> str:
     """Returns the path of the artifact that a path refers to.
 
     Args:
       path: A .onnx or .tflite file, a SavedModel, an export (its SavedModel, or its
         only file), or a folder of exports named by 10 digits (the newest is used).
+      label: The text before the path in messages.
     Raises:
-      UserError: There is no artifact, or there are several files and no SavedModel.
+      MissingFileError: There is no artifact.
+      UserError: The file is no artifact, or there are several and no SavedModel.
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         if path.endswith(tuple(_LOADERS)):
             return path
         raise errors.UserError(
-            f"--model={path} is a file, but no .onnx or .tflite; for a SavedModel give "
+            f"{label}{path} is a file, but no .onnx or .tflite; for a SavedModel give "
             "its directory."
         )
     names = sorted(_list_directory(path), reverse=True)
@@ -126,11 +128,11 @@ def find(path: str) -> str:
             return os.path.join(directory, files[0])
         if files:
             raise errors.UserError(
-                f"--model={path} is ambiguous: {directory} has {', '.join(files)} "
+                f"{label}{path} is ambiguous: {directory} has {', '.join(files)} "
                 "and no SavedModel; give one of the files."
             )
-    raise errors.UserError(
-        f"--model={path} contains no saved_model.pb, .onnx or .tflite, and no folder "
+    raise errors.MissingFileError(
+        f"{label}{path} contains no saved_model.pb, .onnx or .tflite, and no folder "
         f"named by 10 digits that does; it contains {', '.join(names) or 'nothing'}. "
         "Run `python -m retinanet_tpu.export` or correct the path."
     )

@@ -21,6 +21,8 @@ from retinanet_tpu.serving import tflite_format
 # uint8 [B, H, W, 3] RGB images, with B > 0, -> Detections of NumPy arrays, in px of the
 # images and with the dataset's ids.
 DetectFn = Callable[[np.ndarray], structures.Detections]
+# The same as tensors, with the outputs by name.
+SignatureFn = Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
 
 _OUTPUTS = ("boxes_xyxy", "scores", "class_ids", "valid_detections")
 _IMAGES = {"images": "uint8 [?, ?, ?, 3]"}
@@ -79,16 +81,8 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
     )
 
     # These closures must hold `model`: it owns the weights, a signature does not.
-    def detect(images: np.ndarray) -> structures.Detections:
-        try:
-            with request_errors():
-                outputs = model.signatures["images"](images=tf.constant(images))
-        except errors.UserError:
-            if len(images) == 1:
-                raise
-            # The export may accept fewer images at once.
-            return _concatenate(map(detect, np.array_split(images, 2)))
-        return to_detections(outputs)
+    def detect_images(images: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        return model.signatures["images"](images=images)
 
     def detect_one_by_one(images: np.ndarray) -> structures.Detections:
         serve = model.signatures["serving_default"]
@@ -101,7 +95,29 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
         stacked = {key: np.stack([x[key] for x in outputs]) for key in _OUTPUTS_OF_ONE}
         return to_detections(stacked | {"boxes_xyxy": stacked["boxes"]})
 
-    return detect if is_batched else detect_one_by_one
+    return splitting(detect_images) if is_batched else detect_one_by_one
+
+
+def splitting(fn: SignatureFn) -> DetectFn:
+    """Returns a function that splits a batch with more images than fn accepts.
+
+    Args:
+      fn: The signature `images`: uint8 [B, H, W, 3] -> its outputs by name.
+    Returns:
+      The function. It raises UserError for an image that fn rejects.
+    """
+
+    def detect(images: np.ndarray) -> structures.Detections:
+        try:
+            with request_errors():
+                outputs = fn(tf.constant(images))
+        except errors.UserError:
+            if len(images) == 1:
+                raise
+            return _concatenate(map(detect, np.array_split(images, 2)))
+        return to_detections(outputs)
+
+    return detect
 
 
 def load_onnx(path: str, *, num_threads: int | None = None) -> DetectFn:

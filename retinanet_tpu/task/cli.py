@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import pathlib
 import zlib
 from collections.abc import Iterator
 
@@ -14,25 +13,14 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import category_map, pipeline, record_files
 from retinanet_tpu.estimator import gin_files, train_and_evaluate
 from retinanet_tpu.estimator.model_dir import checkpoints, files
-from retinanet_tpu.model.pretrained import loading
-from retinanet_tpu.task import configurables, setting_ranges
+from retinanet_tpu.task import settings
 from retinanet_tpu.task.renamed_settings import RENAMED
 from retinanet_tpu.task.run import Run
 
-CONFIG_FILE = "config.gin"
+CONFIG_FILE = gin_files.CONFIG_FILE
+GIN_CONFIGS = settings.GIN_CONFIGS
 # Settings that may change when a run resumes: the source of its batches.
 _MAY_CHANGE = ("DATA_SERVICE_ADDRESS", "Data.service_address")
-# Relative paths become absolute, so that a run can be resumed and evaluated from any
-# working directory. The values are no paths.
-_PATHS: dict[str, tuple[str, ...]] = {
-    "Data.dir": (),
-    "WarmStartSettings.checkpoint": (),
-    "make_run.backbone_checkpoint": (loading.IMAGENET,),
-}
-_PACKAGE = pathlib.Path(__file__).parents[1]
-# A wheel contains gin_configs/; in a checkout it lies beside the package.
-_CANDIDATES = [parent / "gin_configs" for parent in (_PACKAGE, _PACKAGE.parent)]
-GIN_CONFIGS = str(next(filter(pathlib.Path.is_dir, _CANDIDATES), _CANDIDATES[0]))
 
 MODEL_DIR = flags.DEFINE_string("model_dir", None, "The directory of the run.")
 GIN_FILE = flags.DEFINE_multi_string(
@@ -65,15 +53,7 @@ def parse_files(*overrides: str) -> str:
         raise errors.UserError(
             "--gin_file is missing: a gin file, such as coco_r50_640_3x.gin."
         )
-    return gin_files.parse(
-        GIN_FILE.value,
-        [*GIN_PARAM.value, *overrides],
-        known=configurables.CONFIGURABLES,
-        ranges=setting_ranges.RANGES,
-        paths=_PATHS,
-        search_path=[GIN_CONFIGS],
-        renamed=RENAMED,
-    )
+    return settings.parse(GIN_FILE.value, [*GIN_PARAM.value, *overrides])
 
 
 def parse_model_dir(*overrides: str) -> str:
@@ -90,16 +70,7 @@ def parse_model_dir(*overrides: str) -> str:
     path = f"{model_dir()}/{CONFIG_FILE}"
     if not tf.io.gfile.exists(path):
         raise errors.MissingFileError(f"No {path}; is --model_dir that of a run?")
-    return gin_files.parse(
-        GIN_FILE.value,
-        [*overrides, *GIN_PARAM.value],
-        known=configurables.CONFIGURABLES,
-        ranges=setting_ranges.RANGES,
-        saved=path,
-        paths=_PATHS,
-        search_path=[GIN_CONFIGS],
-        renamed=RENAMED,
-    )
+    return settings.parse(GIN_FILE.value, [*overrides, *GIN_PARAM.value], saved=path)
 
 
 def model_dir() -> str:

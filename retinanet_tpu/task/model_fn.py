@@ -36,7 +36,8 @@ def model_fn(
     predictions = network(features.images, is_training=is_training, seeds=seeds)
     if mode == spec.ModeKeys.PREDICT:
         detections = recipe.detect(predictions, features.scales, features.image_sizes)
-        return spec.TPUEstimatorSpec(mode, predictions=detections._asdict())
+        found = {**detections._asdict(), "image_ids": features.image_ids}
+        return spec.TPUEstimatorSpec(mode, predictions=found)
     scalars = recipe.loss_scalars(predictions, features, labels, network.kernels())
     if is_training:
         return spec.TPUEstimatorSpec(mode, loss=scalars["total-loss"], scalars=scalars)

@@ -138,7 +138,7 @@ def make_run(
     forward_size = plan.eval_batch_per_replica * compute_strategy.num_replicas_in_sync
     params: dict[str, Any] = {}
     if model_dir is not None:
-        categories = _read_categories(model_dir, data, recipe.num_classes)
+        categories = read_categories(model_dir, data, recipe.num_classes)
         recipe = dataclasses.replace(recipe, categories=categories)
         params = _evaluation_params(recipe, data, plan)
     params["recipe"] = recipe
@@ -200,10 +200,19 @@ def _start_update(
     return weight_update
 
 
-def _read_categories(
+def read_categories(
     model_dir: str, data: Data, num_classes: int
 ) -> category_map.Categories:
-    """Returns the categories of the model_dir's checkpoints, else those of the data."""
+    """Returns the categories of the model_dir's checkpoints, else those of the data.
+
+    Args:
+      model_dir: The directory of the run.
+      data: The dataset of the run.
+      num_classes: The number of classes of the network.
+    Raises:
+      MissingFileError: Neither has categories.
+      UserError: They are corrupt, or the network has another number of classes.
+    """
     path = f"{model_dir}/{category_map.FILE_NAME}"
     is_started = checkpoints.latest(model_dir) is not None
     has_categories = is_started and tf.io.gfile.exists(path)

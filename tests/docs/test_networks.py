@@ -49,6 +49,8 @@ def test_the_files_of_the_guide_train_and_evaluate(tmp_path):
     _write_files(tmp_path)
     settings = [f"DATA_DIR = '{toy_data.write(tmp_path / 'data')}'", *toy_data.TINY]
     settings += toy_data.TWO_LEVELS
+    # The command evaluate follows.
+    settings += ["TrainingPlan.evaluate_during_training = False"]
     settings = [x for x in settings if not x.startswith("ResNet")]
     options = [f"--gin_param={x}" for x in settings]
     _run("train", "--gin_file=my_run.gin", *options, cwd=tmp_path)

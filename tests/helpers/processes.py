@@ -6,7 +6,6 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -65,17 +64,14 @@ class Process:
         start = [str(FAULTY), fault, module] if fault else ["-m", module]
         self.log = log
         log.write_text("")
+        out = log
         if has_terminal:
-            self._popen = subprocess.Popen(
-                [sys.executable, *start, *flags],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=os.environ | ENVIRONMENT,
-            )
-        else:
-            self._popen = tool_processes.Fork(
-                *start, *flags, out=log, error=log, env=ENVIRONMENT
-            )
+            out = log.with_suffix(".pipe")
+            os.mkfifo(out)
+            self._terminal = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
+        self._popen = tool_processes.Fork(
+            *start, *flags, out=out, error=out, env=ENVIRONMENT
+        )
 
     @property
     def code(self) -> int | None:
@@ -89,7 +85,7 @@ class Process:
 
     def hang_up(self) -> None:
         """Closes the pipe and sends SIGHUP, as the end of an ssh session does."""
-        self._popen.stdout.close()
+        os.close(self._terminal)
         self.kill(signal.SIGHUP)
 
     def wait(self, secs: float = 120) -> int:

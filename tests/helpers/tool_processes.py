@@ -43,7 +43,8 @@ os._exit(0)  # Freeing all of TensorFlow's modules takes a second.
 # the import of TensorFlow; the fork runs the program and ends as Python does.
 _FORKS = """
 import gc, json, os, runpy, sys
-import tensorflow
+from retinanet_tpu.startup import tensorflow_import
+tensorflow_import.run()
 gc.freeze()  # At its end a fork does not free what it shares.
 while line := sys.stdin.readline():
     request = json.loads(line)
@@ -57,7 +58,8 @@ while line := sys.stdin.readline():
         print(pid, flush=True)
         continue
     for number, stream in enumerate(request["streams"]):
-        os.dup2(os.open(stream, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+        mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY
+        os.dup2(os.open(stream, mode), number)
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     first, *arguments = request["arguments"]

@@ -74,7 +74,7 @@ def _frozen_by_arithmetic(depth):
 
 @pytest.mark.parametrize(
     "depth",
-    [pytest.param(d, marks=pytest.mark.slow) if d > 101 else d for d in sorted(COUNTS)],
+    [pytest.param(d, marks=pytest.mark.slow) if d > 50 else d for d in sorted(COUNTS)],
 )
 def test_counts_equal_those_of_the_specification(monkeypatch, depth):
     network = _full_size(monkeypatch, depth, num_classes=91, frozen=STEM_AND_C2)

@@ -133,6 +133,7 @@ def test_int8_has_a_fraction_of_the_size_and_similar_detections(
     assert compare(run(content, inputs / 2), expected, **tolerance) < 0.6
 
 
+@pytest.mark.slow  # test_suppression.py converts each NMS alone.
 def test_soft_suppression_converts(inputs):
     # More candidates than a window of soft NMS.
     module = sensitive("NMS.variant = 'per_class_soft'", "decode.num_candidates = 540")

@@ -28,14 +28,6 @@ ALIGNED = (
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_graph_optimizer():
-    """Disables Grappler, which takes longer than these few steps."""
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return toy_data.write(tmp_path_factory.mktemp("data"))
@@ -173,6 +165,7 @@ def test_half_precision_trains_like_float32(trained, plain, dtype):
         np.testing.assert_allclose(scalars[name], plain.scalars[name], rtol=0.1)
 
 
+@pytest.mark.slow  # tests/learning/test_update.py tests it with a smaller network.
 def test_an_overflow_skips_the_step_and_lowers_the_scale(trained, network_and_params):
     variables, scalars, _ = trained(
         "COMPUTE_DTYPE = 'float16'",

@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -7,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import repository
+import tool_processes
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator.cluster import strategy, worker_group
 
@@ -130,23 +129,17 @@ def test_without_jax_the_error_names_the_extra(monkeypatch):
 @pytest.mark.long
 def test_the_package_works_without_jax():
     """Trains the linear model with tf.distribute in a process without jax."""
-    code = """
+    code = f"""
 import sys, tempfile
+assert "jax" not in sys.modules
 sys.modules["jax"] = None
+sys.path.append({str(repository.ROOT / "tests/helpers")!r})
 import linear
 from retinanet_tpu.estimator.engines import pjrt_engine
 from retinanet_tpu.planning import step_functions
 from retinanet_tpu.xla import compiler, lower
 print(linear.make_estimator(tempfile.mkdtemp()).train(linear.train_input_fn, 10))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=repository.ROOT,
-        env=os.environ
-        | {"PYTHONPATH": f"{repository.ROOT}:{repository.ROOT}/tests/helpers"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = tool_processes.run_python("-c", code)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("model.ckpt-10")

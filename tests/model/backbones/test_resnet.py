@@ -70,7 +70,9 @@ def test_symmetric_pool_padding_changes_only_images_of_even_sides():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stride_in_1x1", [False, True])
+@pytest.mark.parametrize(
+    "stride_in_1x1", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_layers_of_published_weights_train_with_xla(stride_in_1x1):
     backbone = resnet.ResNet(
         depth=14,
