@@ -21,7 +21,7 @@ def calibration(
     is_correct = matches.is_correct[0]
     is_counted = is_correct | matches.is_wrong[0]
     scores, is_correct = data.found.score[is_counted], is_correct[is_counted]
-    edges = np.linspace(0.0, 1.0, _NUM_BINS + 1)
+    edges = np.arange(_NUM_BINS + 1) / _NUM_BINS
     index = np.searchsorted(edges, scores, side="right") - 1
     index = np.minimum(index, _NUM_BINS - 1)  # The last bin contains the score 1.
     count = np.bincount(index, minlength=_NUM_BINS)

@@ -6,7 +6,8 @@ import numpy as np
 
 from retinanet_tpu.analysis import arrays, average_precision, matching, results
 
-THRESHOLDS = np.linspace(0.0, 1.0, 101)
+# Quotients are the doubles nearest to 0.01, 0.02, …, and so are rounded scores.
+THRESHOLDS = np.arange(101) / 100
 
 
 def curve(
