@@ -8,10 +8,12 @@ The page has the AP of each class, precision-recall curves, the cost of each kin
 errors, confused classes, groups of objects, calibration of the scores, and the worst
 images with their boxes. It loads nothing, so that it can be sent or archived.
 
-With --model_dir a checkpoint detects in the images of the run's evaluation split; the
-default page is MODEL_DIR/eval/analysis-STEP.html. The settings are those of the run.
-With --detections the file is in COCO's results format, such as those of `predict` and
-`evaluate_export`.
+With --model_dir a checkpoint detects in the images of the run's evaluation split. The
+settings are those of the run, and the default page is analysis-STEP.html beside the
+split's eval.jsonl.
+
+With --detections the file is in COCO's results format, such as that of
+`evaluate_export --output`. Its image ids must be those of --annotations.
 """
 
 import retinanet_tpu.startup.cpu
@@ -82,7 +84,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "The HTML file to write.")
     flags.DEFINE_integer(
-        "max_images", 24, "The most images that the page shows.", lower_bound=0
+        "max_images", 24, "The most images that the page shows.", lower_bound=1
     )
 
 
@@ -92,6 +94,10 @@ def main() -> None:
         raise errors.UserError(
             "Give either --model_dir of a run, or --detections with --annotations."
         )
+    unused = ("split", "checkpoint") if FLAGS.detections else ("annotations", "images")
+    if wrong := [f"--{name}" for name in unused if FLAGS[name].value is not None]:
+        mode = "--detections" if FLAGS.detections else "--model_dir"
+        raise errors.UserError(f"{mode} does not use {' and '.join(wrong)}; remove it.")
     if FLAGS.detections:
         source = evaluation_of_file(
             FLAGS.detections, FLAGS.annotations, FLAGS.images, FLAGS.output
@@ -129,11 +135,14 @@ def summarize(analysis: results.Analysis) -> str:
       analysis: The analysis.
     """
     whole = analysis.all_classes
-    best = whole.curve.best
+    threshold = whole.curve.best_threshold
+    f1 = (
+        "no detection is correct"
+        if threshold is None
+        else f"highest F1 {whole.curve.f1.max():.3f} at the score {threshold:.2f}"
+    )
     lines = [
-        f"AP {whole.ap:.3f} | AP50 {whole.ap50:.3f} | AP75 {whole.ap75:.3f} | "
-        f"highest F1 {whole.curve.f1[best]:.3f} at the score "
-        f"{whole.curve.thresholds[best]:.2f}",
+        f"AP {whole.ap:.3f} | AP50 {whole.ap50:.3f} | AP75 {whole.ap75:.3f} | {f1}"
     ]
     for kind, count, cost in sorted(analysis.errors, key=lambda e: -e.ap50_cost):
         lines.append(f"{kind:<12} {count:6d} errors cost {cost:.3f} AP50")
@@ -158,10 +167,11 @@ def evaluation_of_file(
     """
     if not annotations or not output:
         raise errors.UserError("--detections also requires --annotations and --output.")
+    _check_output(output)
     truth = coco_metric.ground_truth(annotations)
 
     def read_image(image_id: int) -> np.ndarray | None:
-        name = truth.imgs[image_id].get("file_name", "")
+        name = str(truth.imgs[image_id].get("file_name") or "")
         try:
             return image_files.load(os.path.join(images_dir or "", name))
         except errors.UserError as error:
@@ -210,7 +220,7 @@ def evaluation_of_run(
     step = path.rpartition("-")[2]
     folder = summaries.eval_dir(model_dir, split)
     output = output or f"{folder}/analysis-{step}.html"
-    tf.io.gfile.makedirs(output.rpartition("/")[0] or ".")
+    _check_output(output)
     return Source(
         truth=truth,
         detections=_detect(run, path),
@@ -220,6 +230,24 @@ def evaluation_of_run(
         image_fn=record_images.RecordImages(run.data.dir, run.data.eval_split),
         compared=_earlier(summaries.read_evaluations(folder), step),
     )
+
+
+def _check_output(path: str) -> None:
+    """Makes the folder of the page, before the work starts.
+
+    Raises:
+      UserError: The path is that of a directory, or the folder cannot be made.
+    """
+    folder = os.path.dirname(path)
+    try:
+        if folder:
+            tf.io.gfile.makedirs(folder)
+    except tf.errors.OpError as error:
+        raise errors.UserError(
+            f"--output={path}: its folder cannot be made: {error.message}"
+        ) from error
+    if tf.io.gfile.isdir(path):
+        raise errors.UserError(f"--output={path} is a directory; give an HTML file.")
 
 
 def _detect(run: Run, path: str) -> list[image_detections.ImageDetections]:

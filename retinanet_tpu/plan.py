@@ -57,7 +57,7 @@ _SCHEDULES = (1, 3, 6, 30)
 _GFLOP_OF_CPU_SEC = 100
 # The CPU time of pycocotools per image, s: 51 s for 5,000 images with 100 synthetic
 # detections each, 2026-11-21. It runs on one CPU. hotcoco, which may be missing, takes
-# 2 % of it.
+# 1 to 3 % of it.
 _METRIC_SECS = 51 / 5000
 _REMEDY = "run preflight --json again with the flags of this run."
 

@@ -164,15 +164,19 @@ def finish_all(
             pool.submit(runs.finish, run, flag_values[run.variant], split, running): run
             for run in own_runs
         }
-        while started:
-            # Wakes up, because a handler only runs while the main thread does, and
-            # the system may deliver a signal to another thread.
-            done, _ = futures.wait(
-                started, _WAKE_SECS, return_when=futures.FIRST_COMPLETED
-            )
-            for future in done:
-                future.result()
-                yield started.pop(future)
+        try:
+            while started:
+                # Wakes up, because a handler only runs while the main thread does, and
+                # the system may deliver a signal to another thread.
+                done, _ = futures.wait(
+                    started, _WAKE_SECS, return_when=futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    future.result()
+                    yield started.pop(future)
+        except BaseException:
+            running.stop()  # Otherwise the pool would finish all runs first.
+            raise
 
 
 def _param(setting: str) -> str:

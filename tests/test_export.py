@@ -188,6 +188,8 @@ def test_the_page_of_a_run_has_the_metrics_of_its_evaluation(
     assert "data:image/jpeg" in (tmp_path / "page.html").read_text()
     with pytest.raises(errors.UserError, match="requires --annotations and --output"):
         analyze.evaluation_of_file("results.json", None, None, None)
+    with pytest.raises(errors.UserError, match="is a directory; give an HTML file"):
+        analyze.evaluation_of_file("results.json", "val.json", None, str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -192,6 +192,18 @@ def test_a_run_that_was_asked_to_stop_ends_the_sweep(tmp_path, monkeypatch):
     assert (tmp_path / "a.started").exists() and not (tmp_path / "b.started").exists()
 
 
+def test_an_unexpected_error_stops_the_other_runs(tmp_path, monkeypatch):
+    write_program(tmp_path, monkeypatch, f": > {tmp_path}/$4.started\nexit 0")
+
+    def fail(self, flag_values, cpu_minutes):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(runs.Run, "record", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        finish_all(tmp_path, *"abcdefgh", num_jobs=1)
+    assert len(list(tmp_path.glob("*.started"))) < 8
+
+
 def test_as_many_runs_as_jobs_are_at_work_at_once(tmp_path, monkeypatch):
     # Each of the two waits for the other; one after the other they would never end.
     write_program(

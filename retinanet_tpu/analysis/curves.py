@@ -65,15 +65,6 @@ def class_results(
     return everything, classes
 
 
-def best_threshold(curve: results.Curve) -> float | None:
-    """Returns the threshold of the highest F1, or None if no detection is correct.
-
-    Args:
-      curve: The curve.
-    """
-    return float(curve.thresholds[curve.best]) if curve.f1.max() > 0 else None
-
-
 def _result(
     name: str,
     data: arrays.Data,

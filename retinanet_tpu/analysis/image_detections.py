@@ -4,7 +4,6 @@ A results file is a JSON list of {"image_id", "category_id", "bbox": [x, y, widt
 height], "score"}.
 """
 
-import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from retinanet_tpu.evaluation import annotation_file
 _KEYS = ("image_id", "category_id", "bbox", "score")
 # Equal to data/category_map.py's, which this folder may not import.
 _NO_CATEGORY = -1
+_MAX_NUMBER = 1e9
 
 
 class ImageDetections(NamedTuple):
@@ -161,4 +161,5 @@ def _score(score: Any, where: str) -> float:
 
 def _is_finite(value: Any) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    # False for NaN. Larger numbers are no pixels, and their sums may overflow.
+    return is_number and abs(value) <= _MAX_NUMBER

@@ -119,7 +119,7 @@ def _kept_points(curve: results.Curve) -> np.ndarray:
     if not size:
         return np.zeros([0], np.int64)
     kept = np.linspace(0, size - 1, min(size, _CURVE_POINTS)).round().astype(np.int64)
-    return np.union1d(kept, [curve.best])
+    return kept if curve.best is None else np.union1d(kept, [curve.best])
 
 
 def calibration(bins: Sequence[results.CalibrationBin], error: float) -> str:

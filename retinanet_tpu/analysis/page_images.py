@@ -134,7 +134,10 @@ def label_issues(
 
 
 def _legend() -> str:
-    marks = [("object", "found object", "found"), ("object", "missed object", "missed")]
+    marks = [
+        ("object", "detected object", "found"),
+        ("object", "missed object", "missed"),
+    ]
     marks += [("object", "crowd", "crowd")]
     marks += [("", f"{kind}", kind) for kind in _KINDS if kind != "missed"]
     return (
@@ -173,6 +176,7 @@ def _filters(shown: Sequence[results.ImageResult], threshold: float) -> str:
 
 def _shot(image: results.ImageResult, image_fn: ImageFn | None) -> str:
     pixels = image_fn(image.image_id) if image_fn else None
+    image = _with_size(image, pixels)
     frame = (0, 0, image.height, image.width)
     boxes = [*image.objects, *image.detections]
     kinds = [box.kind for box in boxes if box.kind in results.ERROR_KINDS]
@@ -196,6 +200,7 @@ def _crops(crops: Sequence[_Crop], image_fn: ImageFn | None) -> str:
         pixels = image_fn(image_id) if image_fn else None
         for number in numbers:
             crop = crops[number]
+            crop = crop._replace(image=_with_size(crop.image, pixels))
             drawing = _drawing(
                 crop.image,
                 _frame([box.box_yxyx for box in crop.around], crop.image),
@@ -207,6 +212,19 @@ def _crops(crops: Sequence[_Crop], image_fn: ImageFn | None) -> str:
                 f"<figure>{drawing}<figcaption>{crop.caption}</figcaption></figure>"
             )
     return f"<div class='shots crops'>{''.join(figures)}</div>" if crops else ""
+
+
+def _with_size(
+    image: results.ImageResult, pixels: np.ndarray | None
+) -> results.ImageResult:
+    """Returns an image whose size is known: annotated, or of its pixels or boxes."""
+    if image.height > 0 and image.width > 0:
+        return image
+    if pixels is not None:
+        return image._replace(height=pixels.shape[0], width=pixels.shape[1])
+    ends = [box.box_yxyx[2:] for box in (*image.objects, *image.detections)]
+    height, width = np.ceil(np.max([(1, 1), *ends], axis=0)).astype(int).tolist()
+    return image._replace(height=height, width=width)
 
 
 def _drawing(

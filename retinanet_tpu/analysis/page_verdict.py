@@ -50,9 +50,7 @@ def number(value: float) -> str:
 
 
 def best_index(result: results.ClassResult) -> int | None:
-    """Returns the index of the best threshold, or None if there is nothing to find."""
-    if not len(result.curve.f1) or not result.num_objects:
-        return None
+    """Returns the index of the best threshold, or None if no detection is correct."""
     return result.curve.best
 
 
@@ -176,5 +174,5 @@ def _scores(analysis: results.Analysis) -> list[str]:
     side = "high" if score > precision else "low"
     return [
         f"Scores are not calibrated, and mostly too {side}: {numbers} Do not read them "
-        "as probabilities; AP does not depend on it."
+        "as probabilities; AP does not depend on their calibration."
     ]

@@ -36,9 +36,19 @@ class Curve(NamedTuple):
     f1: np.ndarray
 
     @property
-    def best(self) -> int:
-        """Returns the index of the highest F1; of equal ones the highest threshold."""
+    def best(self) -> int | None:
+        """Returns the index of the highest F1; of equal ones the highest threshold.
+
+        None if no detection is correct.
+        """
+        if not len(self.f1) or self.f1.max() <= 0:
+            return None
         return len(self.f1) - 1 - int(np.argmax(self.f1[::-1]))
+
+    @property
+    def best_threshold(self) -> float | None:
+        """Returns the threshold of the highest F1; None if no detection is correct."""
+        return None if self.best is None else float(self.thresholds[self.best])
 
 
 class ClassResult(NamedTuple):
@@ -85,7 +95,8 @@ class Confusion(NamedTuple):
 
     Attributes:
       names: The K names of the classes.
-      threshold: The lowest score of the detections that count.
+      threshold: The lowest score of the detections that count: the best threshold of
+        all classes, or 0 if no detection is correct.
       counts: int [K + 1, K + 1]: the object's class in rows, the detection's in
         columns. The last row is background, the last column is missed.
     """
@@ -158,8 +169,8 @@ class ImageResult(NamedTuple):
     Attributes:
       image_id: The id in the annotation file.
       file_name: The file name in the annotation file, or "".
-      height: The height, px.
-      width: The width, px.
+      height: The height, px; 0 if it is not annotated.
+      width: The width, px; 0 if it is not annotated.
       f1: The F1 at the best threshold of all classes; 1 if there is nothing to find
         and nothing is detected.
       objects: The annotated objects.

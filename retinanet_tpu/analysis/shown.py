@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from retinanet_tpu import annotation_fields
 from retinanet_tpu.analysis import arrays, error_types, matching, results
 
 
@@ -121,9 +122,9 @@ def _image(
 ) -> results.ImageResult:
     return results.ImageResult(
         image_id=int(entry["id"]),
-        file_name=str(entry.get("file_name", "")),
-        height=int(entry.get("height") or 0),
-        width=int(entry.get("width") or 0),
+        file_name=str(entry.get("file_name") or ""),
+        height=annotation_fields.integer(entry.get("height")) or 0,
+        width=annotation_fields.integer(entry.get("width")) or 0,
         f1=f1,
         objects=objects,
         detections=detections,

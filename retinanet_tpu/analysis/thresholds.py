@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from pycocotools.coco import COCO
 
-from retinanet_tpu.analysis import arrays, curves, image_detections, matching
+from retinanet_tpu.analysis import (
+    arrays,
+    average_precision,
+    curves,
+    image_detections,
+    matching,
+    results,
+)
 
 
 def best_thresholds(
@@ -22,15 +30,26 @@ def best_thresholds(
       detected. Nothing if no object is.
     """
     data = arrays.collect(truth, detections, None)
-    all_classes, classes = curves.class_results(data, matching.match(data))
-    threshold = curves.best_threshold(all_classes.curve)
-    if threshold is None:
+    matches = matching.match(data, thresholds=matching.IOU_THRESHOLDS[:1])
+    num_objects = average_precision.num_counted(data, matches)
+
+    def curve(rows: np.ndarray, count: int) -> results.Curve:
+        is_correct, is_wrong = matches.is_correct[0, rows], matches.is_wrong[0, rows]
+        return curves.curve(data.found.score[rows], is_correct, is_wrong, count)
+
+    whole = curve(data.by_score, int(num_objects.sum()))
+    if whole.best_threshold is None:
         return {}
-    per_class = {result.name: curves.best_threshold(result.curve) for result in classes}
+    per_class = {
+        name: curve(average_precision.of_class(data, label), int(num_objects[label]))
+        for label, name in enumerate(data.names)
+    }
     return {
-        "best_threshold": threshold,
-        "best_f1": float(all_classes.curve.f1.max()),
+        "best_threshold": whole.best_threshold,
+        "best_f1": float(whole.f1.max()),
         "per_class_threshold": {
-            name: value for name, value in per_class.items() if value is not None
+            name: of_class.best_threshold
+            for name, of_class in per_class.items()
+            if of_class.best_threshold is not None
         },
     }

@@ -17,7 +17,8 @@ class Augmentation(NamedTuple):
     """The random changes that training makes to an image.
 
     A mosaic or a mixup is made after the other changes, of images that follow each
-    other in the shuffled order.
+    other in the shuffled order. It has the boxes of all its images; the largest
+    `max_boxes` of them are kept.
 
     Attributes:
       scale_jitter: The range of the size. 1 fits the image into the output.

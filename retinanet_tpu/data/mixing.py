@@ -13,8 +13,8 @@ GROUP_SIZE = 4
 NUM_UNIFORMS = 5
 # The range of the center of a mosaic, as a share of the output's sides.
 _CENTER = (0.25, 0.75)
-# The share of a box that must remain visible in a mosaic. Less shows little of the
-# object; training then ignores neither the rest nor its label, but drops the label.
+# The share of a box that must remain visible in a mosaic. If less is visible, the box
+# has no label, and its visible rest counts as background.
 _MIN_VISIBLE = 0.2
 
 

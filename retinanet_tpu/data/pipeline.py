@@ -250,7 +250,7 @@ def _mixed_examples(
         number: tf.Tensor, group: list[examples.LoadedImage]
     ) -> tuple[structures.Features, structures.Labels]:
         uniforms = _uniforms(options.seed, number, mixing.NUM_UNIFORMS, 1)
-        if num_mixed is not None:  # 1 is above every probability.
+        if num_mixed is not None:  # 1 is below no probability.
             uniforms = tf.where(number < num_mixed, uniforms, 1.0)
         mixed = mixing.mix(group, spec.image_size, augmentation, uniforms)
         return examples.pad(mixed, spec.output)
@@ -264,11 +264,12 @@ def _mixed_examples(
         return tf.nest.map_structure(lambda *parts: tf.stack(parts), *mixed)
 
     # A group begins at a multiple of its size, also after a resume in its middle.
-    num_skipped = options.first_example % size
+    # With a service each worker makes its own groups.
+    num_skipped = 0 if options.service_address else options.first_example % size
     options = options._replace(first_example=options.first_example - num_skipped)
     groups = _read(shares, options).batch(size, drop_remainder=True)
     mixed = groups.map(load_group, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
-    return mixed if options.service_address else mixed.skip(num_skipped)
+    return mixed.skip(num_skipped)
 
 
 def _batched(loaded: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -64,8 +64,9 @@ def match_by_task_alignment(
       object. So the choice is sensible and repeatable if no predicted box overlaps an
       object. Other ties go to the first anchor. An alignment below 1e-37 counts as 0.
     - An object that gets no anchor this way is matched with the anchor that overlaps it
-      most, unless another such object has the same. Objects between the centers of the
-      cells are therefore not lost.
+      most, unless another such object has the same. So small objects between the
+      centers of the cells are learned. The anchor may have been the only one of a third
+      object, which then has none.
     - Crowd regions and padding are never matched. Background inside a crowd region is
       ignored.
 

@@ -41,11 +41,12 @@ def read(path: str) -> float | None:
         file = os.path.join(directory, folder, FILE_NAME)
         if tf.io.gfile.exists(file):
             content = json_files.read(file)
-            threshold = isinstance(content, dict) and content.get("best_threshold")
-            if not isinstance(threshold, float) or not 0 <= threshold <= 1:
+            value: Any = isinstance(content, dict) and content.get("best_threshold")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= 1:
                 raise errors.UserError(
-                    f"{file} has the best_threshold {threshold!r}; expected a number "
+                    f"{file} has the best_threshold {value!r}; expected a number "
                     "from 0 to 1. Export again, or remove the file."
                 )
-            return threshold
+            return float(value)
     return None

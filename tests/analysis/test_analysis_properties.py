@@ -3,13 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import analyze as analyze_command, errors, structures
 from retinanet_tpu.analysis import (
     analyze,
     arrays,
     error_types,
     image_detections,
     matching,
+    page,
+    page_verdict,
     results,
     thresholds,
 )
@@ -207,6 +209,33 @@ def test_without_detections_every_object_is_missed(tmp_path):
     assert thresholds.best_thresholds(truth, []) == {}
 
 
+def test_without_a_correct_detection_there_is_no_threshold(tmp_path):
+    truth = truth_of(tmp_path, [(1, 1, BOX, False)])
+    analysis = analyze.analyze(truth, [found(1, (1, FAR, 0.9), (2, FAR, 0.8))])
+    assert analysis.all_classes.curve.best_threshold is None
+    assert analysis.confusion.threshold == 0
+    assert len(analysis.images[0].detections) == 2
+    text = " ".join(page_verdict.sentences(analysis))
+    assert "At a score of" not in text and "AP is 0.000" in text
+    page.write(str(tmp_path / "page.html"), analysis, title="a")
+    assert "There are no errors" not in (tmp_path / "page.html").read_text()
+    assert "no detection is correct" in analyze_command.summarize(analysis)
+
+
+def test_images_without_an_annotated_size_are_shown_whole(tmp_path):
+    truth = truth_of(tmp_path, [(1, 1, BOX, False)])
+    for image in truth.imgs.values():
+        image.update({"width": None, "height": "?", "file_name": None})
+    analysis = analyze.analyze(truth, [found(1, (1, FAR, 0.9))])
+    path = tmp_path / "page.html"
+    page.write(str(path), analysis, title="a")
+    assert "viewBox='0 0 500 400'" in path.read_text()  # The largest edges.
+    pixels = np.zeros([480, 640, 3], np.uint8)
+    page.write(str(path), analysis, title="a", image_fn=lambda _: pixels)
+    text = path.read_text()
+    assert "viewBox='0 0 640 480'" in text and ">None<" not in text
+
+
 def test_a_confident_detection_without_an_object_is_a_suspected_label(tmp_path):
     truth = truth_of(tmp_path, [(1, 1, BOX, False), (2, 1, BOX, False)])
     detections = [
@@ -268,6 +297,8 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([GOOD | {"category_id": 3}], r"entry \[0\] has category_id 3"),
         ([GOOD | {"bbox": [1, 2, 3]}], r"entry \[0\] has bbox"),
         ([GOOD | {"bbox": [1, 2, -3, 4]}], r"entry \[0\] has bbox"),
+        ([GOOD | {"bbox": [1e308, 0, 1e308, 1]}], r"entry \[0\] has bbox"),
+        ([GOOD | {"bbox": [10**400, 0, 1, 1]}], r"entry \[0\] has bbox"),
         ([GOOD | {"score": float("nan")}], r"entry \[0\] has score nan"),
         ([GOOD | {"score": 50}], r"Divide percentages by 100"),
     ],

@@ -25,7 +25,14 @@ def test_without_an_evaluation_there_is_no_file(tmp_path, scores):
     assert thresholds.read(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"best_threshold": 2.0}'])
+def test_a_whole_number_is_a_threshold(tmp_path):
+    (tmp_path / thresholds.FILE_NAME).write_text('{"best_threshold": 1}')
+    assert thresholds.read(str(tmp_path)) == 1.0
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"best_threshold": 2.0}', '{"best_threshold": true}']
+)
 def test_a_corrupt_file_is_an_error(tmp_path, content):
     (tmp_path / thresholds.FILE_NAME).write_text(content)
     with pytest.raises(errors.UserError, match="expected a number from 0 to 1"):
