@@ -18,7 +18,6 @@ With --detections the file is in COCO's results format, such as that of
 
 import retinanet_tpu.startup.cpu
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -41,11 +40,10 @@ from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 from retinanet_tpu.evaluation import coco_metric
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables
+from retinanet_tpu.task import cli, configurables, metric_fn
 from retinanet_tpu.task.run import Run
 
 FLAGS = flags.FLAGS
-_PROGRESS_EVERY = 1000  # Images between two log lines.
 
 
 class Source(NamedTuple):
@@ -252,13 +250,10 @@ def _check_output(path: str) -> None:
 
 def _detect(run: Run, path: str) -> list[image_detections.ImageDetections]:
     """Returns the detections of a checkpoint in the evaluation split."""
-    is_of_run = path.rpartition("/")[0] == cli.model_dir()
     found: list[image_detections.ImageDetections] = []
     with (
         cli.explain_data_errors(run),
-        leases.lease_checkpoint(cli.model_dir(), path)
-        if is_of_run
-        else contextlib.nullcontext(),
+        leases.lease_if_of_run(cli.model_dir(), path),
     ):
         batches = run.estimator.predict(run.eval_spec.input_fn, checkpoint_path=path)
         for batch in batches:
@@ -266,7 +261,8 @@ def _detect(run: Run, path: str) -> list[image_detections.ImageDetections]:
             before = len(found)
             detections = structures.Detections(**batch)
             found += image_detections.from_batch(detections, image_ids)
-            if before // _PROGRESS_EVERY != len(found) // _PROGRESS_EVERY:
+            every = metric_fn.PROGRESS_EVERY
+            if before // every != len(found) // every:
                 logging.info("Detected in %d images", len(found))
     return found
 

@@ -23,7 +23,6 @@ Exit codes:
 
 import retinanet_tpu.startup.cpu
 
-import contextlib
 import signal
 import sys
 import time
@@ -149,12 +148,7 @@ def _await_run(poll_secs: float) -> None:
 
 def _evaluate_one(run: Run, path: str) -> None:
     """Evaluates one checkpoint, which may be outside the model_dir."""
-    is_of_run = path.rpartition("/")[0] == cli.model_dir()
-    with (
-        leases.lease_checkpoint(cli.model_dir(), path)
-        if is_of_run
-        else contextlib.nullcontext()
-    ):
+    with leases.lease_if_of_run(cli.model_dir(), path):
         run.estimator.evaluate(
             run.eval_spec.input_fn, checkpoint_path=path, name=_SPLIT.value
         )

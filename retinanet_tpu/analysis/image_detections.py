@@ -12,11 +12,10 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from retinanet_tpu import annotation_fields, errors, json_files, structures
+from retinanet_tpu.data import category_map
 from retinanet_tpu.evaluation import annotation_file
 
 _KEYS = ("image_id", "category_id", "bbox", "score")
-# Equal to data/category_map.py's, which this folder may not import.
-_NO_CATEGORY = -1
 _MAX_NUMBER = 1e9
 
 
@@ -55,7 +54,7 @@ def from_batch(
             continue
         count = int(detections.num_detections[row])
         classes = np.asarray(detections.classes)[row, :count]
-        has_category = classes != _NO_CATEGORY
+        has_category = classes != category_map.NO_CATEGORY
         boxes = np.asarray(detections.boxes_yxyx)[row, :count][has_category]
         scores = np.asarray(detections.scores)[row, :count][has_category]
         images.append(ImageDetections(image_id, boxes, scores, classes[has_category]))

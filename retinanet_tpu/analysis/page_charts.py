@@ -37,7 +37,6 @@ def errors(costs: Sequence[results.ErrorCost]) -> str:
 def curves(whole: results.ClassResult, rows: Sequence[results.ClassResult]) -> str:
     """Returns the curves of all classes, and the data of the others for the script."""
     recalls, curve = np.linspace(0, 1, 101), whole.curve
-    best = page_verdict.best_index(whole)
     at_50, at_75 = whole.precision_by_recall
     line = svg_charts.Line
     mean = (
@@ -65,7 +64,7 @@ def curves(whole: results.ClassResult, rows: Sequence[results.ClassResult]) -> s
         ],
         x_label="score threshold",
         y_label="at IoU 0.5",
-        mark=0.0 if best is None else float(curve.thresholds[best]),
+        mark=curve.best_threshold or 0.0,
     )
     options = "".join(
         f"<option>{page_html.escape(row.name)}</option>"
@@ -87,9 +86,9 @@ def curves(whole: results.ClassResult, rows: Sequence[results.ClassResult]) -> s
 
 
 def _curve_data(row: results.ClassResult) -> dict[str, object]:
-    curve, best = row.curve, page_verdict.best_index(row)
+    curve, best = row.curve, row.curve.best
     kept = _kept_points(curve)
-    text = "No object is annotated."
+    text = "No detection is correct." if row.num_objects else "No object is annotated."
     if best is not None:
         text = (
             f"Best threshold {curve.thresholds[best]:.3f}: F1 {curve.f1[best]:.3f}, "

@@ -34,7 +34,8 @@ _CLASS_HEADS = (
 
 def headline(analysis: results.Analysis) -> str:
     """Returns the most important numbers and the verdict."""
-    whole, best = analysis.all_classes, page_verdict.best_index(analysis.all_classes)
+    whole = analysis.all_classes
+    best = whole.curve.best
     threshold = f1 = -1.0
     if best is not None:
         threshold = float(whole.curve.thresholds[best])
@@ -119,7 +120,7 @@ def _class_row(row: results.ClassResult) -> str:
     cells = [f"<td class='name'>{page_html.escape(row.name)}</td>"]
     cells += [_value_cell(value, "bar") for value in (row.ap, row.ap50, row.ap75)]
     cells += [f"<td data-value='{n}'>{n:,}</td>" for n in row[1:3]]
-    best, curve = page_verdict.best_index(row), row.curve
+    best, curve = row.curve.best, row.curve
     for values in (curve.thresholds, curve.f1, curve.precision, curve.recall):
         cells.append(_value_cell(-1.0 if best is None else float(values[best])))
     return f"<tr>{''.join(cells)}</tr>"

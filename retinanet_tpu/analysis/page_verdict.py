@@ -49,11 +49,6 @@ def number(value: float) -> str:
     return DASH if value < 0 or np.isnan(value) else f"{value:.3f}"
 
 
-def best_index(result: results.ClassResult) -> int | None:
-    """Returns the index of the best threshold, or None if no detection is correct."""
-    return result.curve.best
-
-
 def meaning(kind: str) -> str:
     """Returns what a kind of errors consists of."""
     return _WHAT_IT_MEANS[kind][0]
@@ -91,9 +86,9 @@ def _overall(analysis: results.Analysis) -> str:
     if len(analysis.classes) > 1:
         parts.append(f" of {len(analysis.classes):,} classes")
     parts.append(f" in {len(analysis.images):,} images.")
-    best = best_index(whole)
+    curve = whole.curve
+    best = curve.best
     if best is not None:
-        curve = whole.curve
         parts.append(
             f" At a score of {curve.thresholds[best]:.2f} or more, "
             f"{curve.recall[best]:.0%} of the objects are detected, and "
@@ -153,13 +148,13 @@ def _weakest_group(groups: Sequence[results.Group]) -> list[str]:
 
 
 def _scores(analysis: results.Analysis) -> list[str]:
-    error, best = analysis.calibration_error, best_index(analysis.all_classes)
+    error = analysis.calibration_error
     bins = [each for each in analysis.calibration if each.num_detections]
     if error < 0 or not bins:
         return []
     # Most detections have a low score and are right to have it, which hides the
     # difference of those that are used.
-    threshold = 0.0 if best is None else analysis.all_classes.curve.thresholds[best]
+    threshold = analysis.all_classes.curve.best_threshold or 0.0
     used = [each for each in bins if each.mean_score >= threshold] or bins
     weights = [each.num_detections for each in used]
     score = float(np.average([each.mean_score for each in used], weights=weights))

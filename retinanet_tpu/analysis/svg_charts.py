@@ -149,13 +149,10 @@ def calibration_chart(bins: Sequence[results.CalibrationBin]) -> str:
             f"scores {each.low:.2f} to {each.high:.2f}: mean {each.mean_score:.3f}, "
             f"precision {each.precision:.3f}, {each.num_detections:,} detections"
         )
-        top, bottom = _y(each.precision), _y(0)
-        width = max(_x(each.high) - _x(each.low) - 2, 1)
+        top = _y(each.precision)
         x, y = _x(each.mean_score), _y(each.mean_score)
         parts.append(
-            f"<g class='bin'><title>{title}</title>"
-            f"<rect x='{_x(each.low) + 1}' y='{top}' width='{width:.1f}' "
-            f"height='{bottom - top:.1f}'/>"
+            f"<g class='bin'><title>{title}</title>{_column(each, top)}"
             f"<line x1='{x}' x2='{x}' y1='{y}' y2='{top}'/>"
             f"<circle cx='{x}' cy='{top}' r='3.5'/></g>"
         )
@@ -186,14 +183,21 @@ def histogram(bins: Sequence[results.CalibrationBin]) -> str:
             continue
         # A single detection is at the bottom of the scale; it stays visible.
         height = max(np.log10(each.num_detections) / decades * _PLOT_HEIGHT, 2.0)
-        width = max(_x(each.high) - _x(each.low) - 2, 1)
         parts.append(
             f"<g class='bin'><title>scores {each.low:.2f} to {each.high:.2f}: "
             f"{each.num_detections:,} detections</title>"
-            f"<rect x='{_x(each.low) + 1}' y='{_y(0) - height:.1f}' "
-            f"width='{width:.1f}' height='{height:.1f}'/></g>"
+            f"{_column(each, _y(0) - height)}</g>"
         )
     return "".join([*parts, "</svg>"])
+
+
+def _column(each: results.CalibrationBin, top: float) -> str:
+    """Returns the rectangle of a bin, from a height down to the axis."""
+    width = max(_x(each.high) - _x(each.low) - 2, 1)
+    return (
+        f"<rect x='{_x(each.low) + 1}' y='{top:.1f}' width='{width:.1f}' "
+        f"height='{_y(0) - top:.1f}'/>"
+    )
 
 
 def _opening(chart_id: str, label: str) -> str:

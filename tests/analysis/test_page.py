@@ -205,7 +205,7 @@ def test_the_data_of_the_curves_are_those_of_the_classes(tmp_path):
 def test_a_long_curve_keeps_its_best_threshold():
     curve = make_curve(5000)
     result = make_class("cat")._replace(curve=curve)
-    assert page_verdict.best_index(result) == np.argmax(curve.f1)
+    assert result.curve.best == np.argmax(curve.f1)
     kept = page_charts._kept_points(curve)
     assert len(kept) <= 102 and curve.best in kept and kept[-1] == 4999
 

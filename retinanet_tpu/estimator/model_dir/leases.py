@@ -109,6 +109,21 @@ def lease_checkpoint(
 
 
 @contextlib.contextmanager
+def lease_if_of_run(model_dir: str, checkpoint_path: str) -> Iterator[None]:
+    """Holds a lease on a checkpoint, unless it is outside the model_dir.
+
+    Args:
+      model_dir: The directory of the run.
+      checkpoint_path: The path prefix of the checkpoint.
+    """
+    if checkpoint_path.rpartition("/")[0] != model_dir:
+        yield
+        return
+    with lease_checkpoint(model_dir, checkpoint_path):
+        yield
+
+
+@contextlib.contextmanager
 def directory_lock(
     directory: str, patience_secs: float = 10 * TIMEOUT_SECS
 ) -> Iterator[None]:
