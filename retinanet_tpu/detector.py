@@ -185,22 +185,35 @@ def load(path: str | os.PathLike[str]) -> Detector:
       UserError: A file is corrupt or no detector of this package, or an export has
         several files and no SavedModel.
     """
-    path = os.fspath(path)
+    return Detector(load_artifact(os.fspath(path)))
+
+
+def load_artifact(path: str, *, label: str = "") -> artifacts.Artifact:
+    """Loads an export of any format, or a checkpoint, for a command.
+
+    Args:
+      path: The path, see `load`.
+      label: The text before the path in messages, such as "--model=".
+    Raises:
+      MissingFileError, MissingPackageError, UserError: See `load`.
+    """
     directory = path.rstrip("/") or path
     folder, name = os.path.split(directory)
     if match := _CHECKPOINT.fullmatch(name):
-        return Detector(_load_checkpoint(folder or ".", os.path.join(folder, match[1])))
+        return _load_checkpoint(folder or ".", os.path.join(folder, match[1]))
     if not tf.io.gfile.exists(directory):
-        raise errors.MissingFileError(f"{path} does not exist; give {_EXPECTED}.")
+        raise errors.MissingFileError(
+            f"{label}{path} does not exist; give {_EXPECTED}."
+        )
     if tf.io.gfile.exists(os.path.join(directory, gin_files.CONFIG_FILE)):
-        return Detector(_load_checkpoint(directory, None))
+        return _load_checkpoint(directory, None)
     try:
-        file = artifacts.find(directory, label="")
+        file = artifacts.find(directory, label=label)
     except errors.MissingFileError as error:
         raise errors.MissingFileError(
             f"{error} It is no run either, because it has no {gin_files.CONFIG_FILE}."
         ) from error
-    return Detector(artifacts.load(file))
+    return artifacts.load(file)
 
 
 def _load_checkpoint(model_dir: str, checkpoint: str | None) -> artifacts.Artifact:

@@ -4,8 +4,9 @@
     --images=coco/val2017 --annotations=coco/annotations/instances_val2017.json \
     [--output=results.json]
 
---model is a SavedModel, a .onnx or .tflite file, or a folder of exports, whose newest
-version is used. --output saves the detections in COCO's results format.
+--model is an export of any format, a folder of exports, whose newest version is used,
+the directory of a run, or a checkpoint of it. --output saves the detections in COCO's
+results format.
 
 Images are decoded as in `retinanet-tpu convert` and the input pipeline. The metrics are
 computed by the code of `retinanet_tpu.evaluate`. A SavedModel therefore has exactly the
@@ -26,7 +27,7 @@ import tensorflow as tf
 from absl import flags, logging
 from pycocotools.coco import COCO
 
-from retinanet_tpu import errors
+from retinanet_tpu import detector, errors
 from retinanet_tpu.data import image_decoding
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric
@@ -185,7 +186,7 @@ def _detection_records(
 def main() -> None:
     """Runs the command."""
     truth = coco_metric.ground_truth(FLAGS.annotations)
-    artifact = artifacts.load(artifacts.find(FLAGS.model))
+    artifact = detector.load_artifact(FLAGS.model, label="--model=")
     check_categories(artifact, truth)
     logging.info("evaluate | %s %s", artifact.kind, artifact.path)
     meter = batching.Meter("evaluate", len(truth.imgs))
@@ -207,7 +208,9 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags; not on import, when another command may run."""
     flags.DEFINE_string(
-        "model", None, "SavedModel, .onnx or .tflite file, or folder of exports."
+        "model",
+        None,
+        "Export, folder of exports, .onnx or .tflite file, run or checkpoint.",
     )
     flags.DEFINE_string("images", None, "Folder of the images.")
     flags.DEFINE_string("annotations", None, "COCO JSON file of the same images.")

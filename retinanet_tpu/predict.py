@@ -1,16 +1,16 @@
-"""Detects objects in images with an exported model.
+"""Detects objects in images with a trained model.
 
-Requires only the exported model:
   python -m retinanet_tpu.predict --model=export/latest --images=photos \
       --output_dir=detections
 --images is a folder, a glob or a file, and may be repeated; further files may follow as
-plain arguments. --model is a SavedModel, a .onnx or .tflite file, or a folder of
-exports, whose newest version is used. Files in --output_dir:
+plain arguments. --model is an export of any format, a folder of exports, whose newest
+version is used, the directory of a run, or a checkpoint of it. An export requires no
+other file. Files in --output_dir:
   detections.json  COCO results: image_id, category_id, bbox (xywh, pixels), score
   images.json      the file, width and height of each image_id
   NAME.jpg|.png    a drawing of each image
 The JSON contains all detections. The drawings show those with at least the threshold of
-the export: the score of the highest F1 in the evaluation of its checkpoint, or 0.3 if
+the model: the score of the highest F1 in the evaluation of its checkpoint, or 0.3 if
 it was not evaluated. --min_score sets the lowest score of both.
 Images are rotated as their EXIF orientation requires. Files that cannot be read are
 logged and skipped. The exit code is 0 if at least one file could be read.
@@ -29,7 +29,7 @@ import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import detector, errors, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, visualize
@@ -209,7 +209,9 @@ def _save_results(
 def define_flags() -> None:
     """Defines this command's flags; not on import, when another command may run."""
     flags.DEFINE_string(
-        "model", None, "SavedModel, .onnx or .tflite file, or folder of exports."
+        "model",
+        None,
+        "Export, folder of exports, .onnx or .tflite file, run or checkpoint.",
     )
     flags.DEFINE_multi_string("images", [], "Folder, glob or file; may be repeated.")
     flags.DEFINE_string("output_dir", None, "Folder for the detections and drawings.")
@@ -231,7 +233,7 @@ def define_flags() -> None:
 def main(paths: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     paths = image_files.find([*FLAGS.images, *paths])
-    artifact = artifacts.load(artifacts.find(FLAGS.model))
+    artifact = detector.load_artifact(FLAGS.model, label="--model=")
     logging.info(
         "predict | %s %s | %d images to read", artifact.kind, artifact.path, len(paths)
     )

@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import gin_files, gin_state, train_step
+from retinanet_tpu.estimator import gin_files, gin_state, summaries, train_step
 from retinanet_tpu.estimator.model_dir import checkpoints, files
 from retinanet_tpu.serving import artifacts, runtimes, server
 from retinanet_tpu.task import configurables, run as run_module, settings
@@ -63,8 +63,22 @@ def load(model_dir: str, checkpoint: str | None = None) -> artifacts.Artifact:
         return serve(images=images)
 
     return artifacts.Artifact(
-        checkpoint, "checkpoint", categories, runtimes.splitting(detect_images)
+        checkpoint,
+        "checkpoint",
+        categories,
+        runtimes.splitting(detect_images),
+        _threshold(model_dir, checkpoint),
     )
+
+
+def _threshold(model_dir: str, checkpoint: str) -> float | None:
+    """Returns the score of the highest F1 in the checkpoint's evaluation, or None."""
+    step = int(checkpoint.rpartition("-")[2])
+    for record in summaries.read_evaluations(summaries.eval_dir(model_dir)):
+        if record["global_step"] == step:
+            value: float | None = record.get("best_threshold")
+            return value
+    return None
 
 
 def _check_exists(model_dir: str, checkpoint: str | None) -> None:
