@@ -49,6 +49,11 @@ def number(value: float) -> str:
     return DASH if value < 0 or np.isnan(value) else f"{value:.3f}"
 
 
+def signed(change: float) -> str:
+    """Returns a difference with its sign and three decimals."""
+    return "0.000" if abs(change) < 0.0005 else f"{change:+.3f}"
+
+
 def meaning(kind: str) -> str:
     """Returns what a kind of errors consists of."""
     return _WHAT_IT_MEANS[kind][0]
