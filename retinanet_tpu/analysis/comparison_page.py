@@ -70,11 +70,12 @@ def headline(compared: comparison.Comparison) -> str:
         f"<span>AP of {page_html.escape(each.name)}</span></div>"
         for each in compared.evaluations
     )
-    verdict = page_html.escape(" ".join(comparison_text.sentences(compared)))
-    return (
-        f"<section id='summary'><div class='tiles'>{tiles}</div>"
-        f"<p class='verdict'>{verdict}</p></section>"
+    verdicts = "".join(
+        f"<p class='verdict'>"
+        f"{page_html.escape(comparison_text.verdict(compared.baseline, other))}</p>"
+        for other in compared.others
     )
+    return f"<section id='summary'><div class='tiles'>{tiles}</div>{verdicts}</section>"
 
 
 def metrics(compared: comparison.Comparison) -> str:
@@ -97,17 +98,15 @@ def metrics(compared: comparison.Comparison) -> str:
             cells.append(
                 f"<td><b>{page_verdict.number(new)}</b></td>"
                 f"{page_sections.difference_cell(new, value)}"
-                f"<td class='same'>{text}</td>"
+                f"<td class='interval'>{text}</td>"
             )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        rows.append("".join(cells))
     heads = _heads(compared, "", ("", "difference", "95 % interval"))
     return page_html.section(
         "metrics",
         "Metrics",
         comparison_text.interval_note(compared),
-        f"<div class='scroll'><table><thead><tr><th class='name'>metric</th>"
-        f"<th class='name'></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-        "</table></div>",
+        _table(f"<th class='name'>metric</th><th class='name'></th>{heads}", rows),
     )
 
 
@@ -131,7 +130,7 @@ def errors(compared: comparison.Comparison) -> str:
                 max(new.ap50_cost, 0.0), max(cost.ap50_cost, 0.0), is_less_better=True
             )
             cells.append(f"{_cost_cells(new, longest)}{difference}")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        rows.append("".join(cells))
     heads = _heads(compared, "<th>errors</th>", ("", "errors", "difference"))
     terms = "; ".join(
         f"{cost.kind}: {page_verdict.meaning(cost.kind)}"
@@ -142,8 +141,7 @@ def errors(compared: comparison.Comparison) -> str:
         "Errors and their cost",
         "The AP50 that is gained if all errors of one kind, and no others, are "
         f"corrected. {terms[0].upper()}{terms[1:]}.",
-        f"<div class='scroll'><table><thead><tr><th class='name'>kind</th>{heads}</tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>",
+        _table(f"<th class='name'>kind</th>{heads}", rows),
     )
 
 
@@ -152,6 +150,15 @@ def _cost_cells(cost: results.ErrorCost, longest: float) -> str:
         max(cost.ap50_cost, 0.0), "bar", longest=max(longest, 1e-9)
     )
     return f"{value}<td>{cost.num_errors:,}</td>"
+
+
+def _table(heads: str, rows: Sequence[str], *, kind: str = "") -> str:
+    """Returns a table of the cells of each row."""
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f"<div class='scroll'><table class='{kind}compared'><thead><tr>{heads}</tr>"
+        f"</thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _heads(
@@ -194,7 +201,7 @@ def classes(compared: comparison.Comparison) -> str:
                 f"{page_sections.value_cell(new.ap, 'bar')}"
                 f"{page_sections.difference_cell(new.ap, old.ap)}"
             )
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        rows.append("".join(cells))
     names = ["class", "objects", compared.baseline.name]
     for other in compared.others:
         names += [other.evaluation.name, "difference"]
@@ -207,8 +214,7 @@ def classes(compared: comparison.Comparison) -> str:
         "classes",
         "AP of each class",
         "A click on a heading sorts.",
-        "<div class='scroll'><table class='sortable'><thead><tr>"
-        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
+        _table(heads, rows, kind="sortable "),
     )
 
 

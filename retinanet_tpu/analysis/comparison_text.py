@@ -62,23 +62,18 @@ def interval_note(compared: comparison.Comparison) -> str:
     )
 
 
-def sentences(compared: comparison.Comparison) -> list[str]:
-    """Explains the difference of each evaluation from the baseline.
+def verdict(baseline: comparison.Evaluation, other: comparison.Difference) -> str:
+    """Explains the difference of an evaluation from the baseline.
 
     Args:
-      compared: The comparison.
+      baseline: The baseline.
+      other: The evaluation with its difference.
     """
-    return [sentence for other in compared.others for sentence in _of(compared, other)]
-
-
-def _of(compared: comparison.Comparison, other: comparison.Difference) -> list[str]:
-    baseline, new = compared.baseline, other.evaluation
+    new = other.evaluation
     change = new.all_classes.ap - baseline.all_classes.ap
-    if new.all_classes.ap < 0:
-        return []
     interval = other.intervals["AP"]
     if interval.low == interval.high == 0:
-        return [f"“{new.name}” has the same AP as “{baseline.name}”."]
+        return f"“{new.name}” has the same AP as “{baseline.name}”."
     if interval.excludes_zero:
         meaning = (
             "It excludes 0, so other images of the same kind would probably give the "
@@ -86,14 +81,16 @@ def _of(compared: comparison.Comparison, other: comparison.Difference) -> list[s
         )
     else:
         meaning = "It includes 0, so other images could give the opposite order."
-    return [
+    sentences = [
         f"“{new.name}” has an AP of {page_verdict.number(new.all_classes.ap)}, "
         f"{page_verdict.signed(change)} against “{baseline.name}”; the 95 % interval "
-        f"is {interval_text(interval)}. {meaning}",
+        f"is {interval_text(interval)}.",
+        meaning,
         *_classes(baseline.classes, new.classes),
         *_errors(baseline.errors, new.errors),
         f"{len(other.better):,} images got better and {len(other.worse):,} worse.",
     ]
+    return " ".join(sentences)
 
 
 def _classes(
