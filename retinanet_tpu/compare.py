@@ -88,37 +88,64 @@ def main(arguments: Sequence[str]) -> None:
     Args:
       arguments: The evaluations, the baseline first.
     """
-    inputs = parse_inputs(arguments)
-    _check(inputs, FLAGS.images)
-    page_html.check_output(FLAGS.output)
-    truth = coco_metric.ground_truth(FLAGS.annotations)
-    detections = read_detections(
-        inputs, truth, FLAGS.images, batch_size=FLAGS.batch_size
+    summary = write_page(
+        arguments,
+        annotations=FLAGS.annotations,
+        images_dir=FLAGS.images,
+        output=FLAGS.output,
+        batch_size=FLAGS.batch_size,
+        max_images=FLAGS.max_images,
     )
+    print(summary)
+    print(f"The page is {FLAGS.output}")
+
+
+def write_page(
+    arguments: Sequence[str],
+    *,
+    annotations: str,
+    images_dir: str | None,
+    output: str,
+    batch_size: int = 8,
+    max_images: int = 12,
+) -> str:
+    """Compares evaluations and writes the page; returns the table of the metrics.
+
+    Args:
+      arguments: Paths, or names and paths as name=path; the baseline first.
+      annotations: The path of the COCO JSON file of the images.
+      images_dir: The folder of the images; None to draw boxes on gray.
+      output: The path of the page.
+      batch_size: The most images of one size that are processed together.
+      max_images: The most images that got worse, and of those that got better.
+    Raises:
+      MissingFileError, UserError: An argument, a file or a model is not valid, or does
+        not fit the annotations.
+    """
+    inputs = parse_inputs(arguments)
+    _check(inputs, images_dir)
+    page_html.check_output(output)
+    truth = coco_metric.ground_truth(annotations)
+    detections = read_detections(inputs, truth, images_dir, batch_size=batch_size)
     logging.info("compare | computing differences and intervals")
     compared = comparison.compare(truth, detections)
     names = [each.name for each in inputs]
+    paths = [f"{each.name}: {each.path}" for each in inputs]
     comparison_page.write(
-        FLAGS.output,
+        output,
         compared,
         title=f"Comparison of {', '.join(names[:-1])} and {names[-1]}",
-        subtitle="; ".join(
-            [
-                f"Against {os.path.basename(FLAGS.annotations)}",
-                *(f"{each.name}: {each.path}" for each in inputs),
-            ]
-        ),
-        image_fn=image_reader.of_folder(truth, FLAGS.images) if FLAGS.images else None,
-        max_images=FLAGS.max_images,
+        subtitle="; ".join([f"Against {os.path.basename(annotations)}", *paths]),
+        image_fn=image_reader.of_folder(truth, images_dir) if images_dir else None,
+        max_images=max_images,
     )
-    print(comparison_text.table(compared))
-    print(f"The page is {FLAGS.output}")
+    return comparison_text.table(compared)
 
 
 def parse_inputs(arguments: Sequence[str]) -> list[Input]:
     """Returns the names and paths of the arguments.
 
-    Without a name, the name is the path without the folders that all paths share.
+    Without a name, the name is the path without the folders that all such paths share.
 
     Args:
       arguments: Paths, or names and paths as name=path.
@@ -131,8 +158,8 @@ def parse_inputs(arguments: Sequence[str]) -> list[Input]:
             "retinanet-tpu compare BASELINE OTHER --annotations=FILE --output=FILE."
         )
     pairs = [_split(argument) for argument in arguments]
-    folders = [os.path.dirname(os.path.abspath(path)) for _, path in pairs]
-    shared = os.path.commonpath(folders)
+    unnamed = [os.path.abspath(path) for name, path in pairs if not name]
+    shared = os.path.commonpath([os.path.dirname(path) for path in unnamed] or ["/"])
     inputs = [
         Input(name or os.path.relpath(os.path.abspath(path), shared), path)
         for name, path in pairs
