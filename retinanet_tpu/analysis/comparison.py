@@ -105,14 +105,15 @@ def compare(
     truth: COCO,
     detections: Mapping[str, Sequence[image_detections.ImageDetections]],
     *,
-    num_resamplings: int = bootstrap.NUM_RESAMPLINGS,
+    num_resamplings: int | None = None,
 ) -> Comparison:
     """Returns the comparison of evaluations on all annotated images.
 
     Args:
       truth: The annotations, see `coco_metric.ground_truth`.
       detections: The detections of two or more evaluations by name, the baseline first.
-      num_resamplings: The number of resamplings of the intervals.
+      num_resamplings: The number of resamplings of the intervals; None for
+        bootstrap.default_num_resamplings.
     Raises:
       UserError: See `analyze.analyze`.
     """
@@ -123,6 +124,9 @@ def compare(
         for name, (data, matches) in zip(detections, matched, strict=True)
     ]
     baseline, *others = evaluations
+    if num_resamplings is None:
+        total = sum(each.num_detections for each in evaluations)
+        num_resamplings = bootstrap.default_num_resamplings(total)
     intervals = bootstrap.intervals(matched, num_resamplings=num_resamplings)
     return Comparison(
         baseline=baseline,

@@ -57,7 +57,7 @@ def interval_note(compared: comparison.Comparison) -> str:
     """
     return (
         f"Intervals: 95 %, paired bootstrap over {compared.num_images:,} images, "
-        f"{compared.num_resamplings} resamplings, seed {bootstrap.SEED}. They cover "
+        f"{compared.num_resamplings:,} resamplings, seed {bootstrap.SEED}. They cover "
         "the choice of the images, not the variation between training runs."
     )
 

@@ -83,7 +83,7 @@ def test_without_drawn_objects_there_is_no_ap():
 def test_identical_evaluations_have_the_interval_zero():
     case = prepared(*analysis_cases.random_case(2))
     zero = bootstrap.Interval(0, 0)
-    assert bootstrap.intervals([case] * 3) == [(zero, zero)] * 2
+    assert bootstrap.intervals([case] * 3, num_resamplings=30) == [(zero, zero)] * 2
     assert not zero.excludes_zero
 
 
@@ -116,3 +116,9 @@ def test_an_evaluation_that_is_worse_in_every_image_has_a_negative_interval():
     cases = [prepared(truth, perfect), prepared(truth, half)]
     ((ap, ap50),) = bootstrap.intervals(cases, num_resamplings=100)
     assert ap.high < 0 and ap.excludes_zero and ap50.excludes_zero
+
+
+def test_large_evaluations_have_fewer_resamplings():
+    assert bootstrap.default_num_resamplings(0) == 1000
+    assert bootstrap.default_num_resamplings(400_000) == 500
+    assert bootstrap.default_num_resamplings(10_000_000) == 200
