@@ -44,8 +44,7 @@ def write(
       max_images: The highest number of images that got worse, and of those that got
         better, of each evaluation.
     """
-    page_html.write(
-        path,
+    content = page_html.document(
         title=title,
         subtitle=subtitle,
         links=_LINKS,
@@ -57,6 +56,7 @@ def write(
             images(compared, image_fn, max_images),
         ],
     )
+    page_html.write(path, content)
 
 
 def headline(compared: comparison.Comparison) -> str:

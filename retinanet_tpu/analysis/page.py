@@ -1,6 +1,7 @@
 """Writes the page of an analysis: one HTML file that loads nothing."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from retinanet_tpu.analysis import (
     page_charts,
@@ -12,6 +13,8 @@ from retinanet_tpu.analysis import (
 )
 
 ImageFn = page_images.ImageFn
+# Names and metrics of evaluations.
+Compared = Sequence[tuple[str, Mapping[str, float]]]
 
 _LINKS = (
     ("metrics", "Metrics"),
@@ -34,13 +37,38 @@ def write(
     title: str,
     subtitle: str = "",
     image_fn: ImageFn | None = None,
-    compared: Sequence[tuple[str, Mapping[str, float]]] = (),
+    compared: Compared = (),
     max_images: int = 24,
 ) -> None:
     """Writes the page of an analysis.
 
     Args:
       path: The path of the HTML file.
+      analysis, title, subtitle, image_fn, compared, max_images: See `html`.
+    """
+    content = html(
+        analysis,
+        title=title,
+        subtitle=subtitle,
+        image_fn=image_fn,
+        compared=compared,
+        max_images=max_images,
+    )
+    page_html.write(path, content)
+
+
+def html(
+    analysis: results.Analysis,
+    *,
+    title: str,
+    subtitle: str = "",
+    image_fn: ImageFn | None = None,
+    compared: Compared = (),
+    max_images: int = 24,
+) -> str:
+    """Returns the page of an analysis.
+
+    Args:
       analysis: The analysis.
       title: The title of the page.
       subtitle: A line below the title, such as the checkpoint and the date.
@@ -50,8 +78,7 @@ def write(
       max_images: The highest number of images, of confident errors, and of suspected
         label errors.
     """
-    page_html.write(
-        path,
+    return page_html.document(
         title=title,
         subtitle=subtitle,
         links=_LINKS,
@@ -69,3 +96,25 @@ def write(
             page_images.label_issues(analysis, image_fn, max_images),
         ],
     )
+
+
+def previous_and_best(
+    records: Sequence[Mapping[str, Any]], step: int | None
+) -> Compared:
+    """Returns the evaluations that an evaluation is compared with.
+
+    Args:
+      records: The lines of eval.jsonl.
+      step: The step of the evaluation; None if it is unknown.
+    Returns:
+      The names and metrics of the evaluation before it, and of the best other one.
+    """
+    others = [r for r in records if r["global_step"] != step and "AP" in r]
+    if not others:
+        return ()
+    before = [r for r in others if step is None or r["global_step"] < step]
+    best = max(others, key=lambda r: r["AP"])
+    named = [("best", best)]
+    if before:
+        named.insert(0, ("previous", max(before, key=lambda r: r["global_step"])))
+    return tuple((f"{name}: step {r['global_step']}", r) for name, r in named)

@@ -55,18 +55,16 @@ def check_output(path: str) -> None:
         raise errors.UserError(f"--output={path} is a directory; give an HTML file.")
 
 
-def write(
-    path: str,
+def document(
     *,
     title: str,
     subtitle: str,
     links: Sequence[tuple[str, str]],
     sections: Iterable[str],
-) -> None:
-    """Writes a page: one HTML file that loads nothing.
+) -> str:
+    """Returns a page: the HTML of one file that loads nothing.
 
     Args:
-      path: The path of the HTML file.
       title: The title, plain text.
       subtitle: A line below the title, plain text.
       links: The ids and names of the sections that the page links to.
@@ -86,9 +84,19 @@ def write(
         *sections,
         f"<script>{script}</script></body></html>\n",
     ]
-    with tf.io.gfile.GFile(path, "wb") as file:
-        # Names with half of a surrogate pair cannot be encoded.
-        file.write("\n".join(parts).encode("utf-8", "replace"))
+    # Names with half of a surrogate pair cannot be encoded.
+    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
+
+
+def write(path: str, content: str) -> None:
+    """Writes a page.
+
+    Args:
+      path: The path of the HTML file.
+      content: The result of `document`.
+    """
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(content)
 
 
 def section(key: str, title: str, text: str, content: str) -> str:
