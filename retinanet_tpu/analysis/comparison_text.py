@@ -72,8 +72,8 @@ def verdict(baseline: comparison.Evaluation, other: comparison.Difference) -> st
     new = other.evaluation
     change = new.all_classes.ap - baseline.all_classes.ap
     interval = other.intervals["AP"]
-    if interval.low == interval.high == 0:
-        return f"“{new.name}” has the same AP as “{baseline.name}”."
+    if not any(page_verdict.is_shown(end) for end in (change, *interval)):
+        return f"“{new.name}” has the same AP as “{baseline.name}”, to three digits."
     if interval.excludes_zero:
         meaning = (
             "It excludes 0, so other images of the same kind would probably give the "
@@ -122,7 +122,7 @@ def _errors(
         for old, new in zip(before, after, strict=True)
     ]
     change, kind = max(changes, key=lambda each: abs(each[0]))
-    if abs(change) < 0.0005:
+    if not page_verdict.is_shown(change):
         return []
     direction = "more" if change > 0 else "less"
     return [

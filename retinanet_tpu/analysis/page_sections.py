@@ -99,9 +99,9 @@ def difference_cell(value: float, other: float, *, is_less_better: bool = False)
     if value < 0 or other < 0:
         return f"<td class='same' data-value='0'>{page_verdict.DASH}</td>"
     change = value - other
-    # Less is zero in the digits that are shown.
-    is_good = (change < 0) == is_less_better
-    kind = "same" if abs(change) < 0.0005 else "good" if is_good else "bad"
+    kind = "same"
+    if page_verdict.is_shown(change):
+        kind = "good" if (change < 0) == is_less_better else "bad"
     text = page_verdict.signed(change)
     return f"<td class='{kind}' data-value='{change:.6f}'>{text}</td>"
 

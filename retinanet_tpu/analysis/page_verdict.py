@@ -51,7 +51,12 @@ def number(value: float) -> str:
 
 def signed(change: float) -> str:
     """Returns a difference with its sign and three decimals."""
-    return "0.000" if abs(change) < 0.0005 else f"{change:+.3f}"
+    return f"{change:+.3f}" if is_shown(change) else "0.000"
+
+
+def is_shown(change: float) -> bool:
+    """Returns False for a difference that is zero in three decimals."""
+    return abs(change) >= 0.0005
 
 
 def meaning(kind: str) -> str:

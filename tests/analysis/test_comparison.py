@@ -88,7 +88,7 @@ def test_an_evaluation_compared_with_itself_differs_nowhere(random_pair):
     assert not difference.worse and not difference.better
     assert set(difference.intervals.values()) == {bootstrap.Interval(0, 0)}
     verdict = comparison_text.verdict(compared.baseline, difference)
-    assert verdict == "“b” has the same AP as “a”."
+    assert verdict == "“b” has the same AP as “a”, to three digits."
 
 
 def test_the_table_has_values_differences_and_intervals(random_pair):
