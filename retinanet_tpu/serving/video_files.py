@@ -123,7 +123,7 @@ class Video:
                 read = float(duration - missing)
                 found.append(f"{read:.1f} of {float(duration):.1f} s could be read")
         if self._num_errors:
-            found.append(f"{self._num_errors} parts have errors")
+            found.append(f"{self._num_errors} decoding errors")
         return ", ".join(found) or None
 
     def _pts(self, frame: Any, index: int) -> int:
