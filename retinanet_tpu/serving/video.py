@@ -62,7 +62,7 @@ def detect_in_videos(
 ) -> int:
     """Writes NAME.mp4 and NAME.json for each video.
 
-    A video that cannot be read is logged and skipped. Of a damaged one, the frames that
+    A video that cannot be read is logged and skipped. Of a corrupt one, the frames that
     can be read are kept. Both files of a video get their names when they are complete.
 
     Args:
@@ -124,11 +124,11 @@ def _detect_in_video(
                 records.add(detected)
         except errors.UserError as error:
             raise errors.UserError(f"{path}: {error}") from error
-    if damage := video.damage():
+    if corruption := video.corruption():
         batching.log_warning(
-            "predict | %s is damaged: %s; the %d frames that could be decoded are kept",
+            "predict | %s is corrupt: %s; the %d frames that could be decoded are kept",
             path,
-            damage,
+            corruption,
             meter.num_images,
         )
     logging.info("predict | done | %s | %s.mp4, %s.json", meter, stem, stem)

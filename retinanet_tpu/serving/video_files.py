@@ -112,8 +112,8 @@ class Video:
             yield Frame(index, pts, _image(frame, self.width, self.height))
             frame, index = next(self._decoded, None), index + 1
 
-    def damage(self) -> str | None:
-        """Returns the damage that was found while reading, None for an intact file."""
+    def corruption(self) -> str | None:
+        """Returns the errors that were found while reading, None for a valid file."""
         found = []
         duration = self._duration()
         if duration is not None:

@@ -150,7 +150,7 @@ def test_unusable_videos_are_named_and_skipped(clip, tmp_path, caplog):
     assert f"skipped {large_path}: An image has too many pixels." in caplog.text
 
 
-def test_the_frames_of_a_damaged_video_are_kept_with_a_warning(tmp_path, caplog):
+def test_the_frames_of_a_corrupt_video_are_kept_with_a_warning(tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
     clip = video_clips.write(tmp_path / "clip.mkv", noise, codec="mpeg4")
     os.truncate(clip, os.path.getsize(clip) // 2)
@@ -159,7 +159,7 @@ def test_the_frames_of_a_damaged_video_are_kept_with_a_warning(tmp_path, caplog)
     count = content["num_frames"]
     assert 2 < count < 18 and len(content["frames"]) == count
     assert len(video_clips.read(tmp_path / "output" / "clip.mp4")[0]) == count
-    assert f"{clip} is damaged" in caplog.text and f"the {count} frames" in caplog.text
+    assert f"{clip} is corrupt" in caplog.text and f"the {count} frames" in caplog.text
 
 
 def test_files_of_videos_have_unique_names():

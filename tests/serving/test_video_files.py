@@ -32,7 +32,7 @@ def test_frames_are_read_exactly_and_in_order(tmp_path):
     with video_files.read(path) as video:
         frames = list(video.frames())
         assert (video.width, video.height, video.frame_rate) == (32, 24, 10)
-        assert video.num_frames == 7 and video.damage() is None
+        assert video.num_frames == 7 and video.corruption() is None
     assert [frame.number for frame in frames] == list(range(7))
     times = [float(frame.pts * video.time_base) for frame in frames]
     np.testing.assert_allclose(times, np.arange(7) / 10)
@@ -64,7 +64,7 @@ def test_a_copy_has_the_size_the_times_and_the_colors(
         assert np.abs(difference[:, 2:13]).max() < 8  # Not at the edge of the colors.
         assert np.abs(difference[:, 20:]).max() < 8
     with video_files.read(target) as again:
-        assert len(list(again.frames())) == 5 and again.damage() is None
+        assert len(list(again.frames())) == 5 and again.corruption() is None
     seconds = float(again.num_ticks * again.time_base)
     assert seconds == pytest.approx(float(video.num_ticks * video.time_base), abs=1e-3)
 
@@ -110,11 +110,11 @@ def test_the_frames_of_a_truncated_file_are_kept(tmp_path, av, name):
     with video_files.read(path) as video:
         frames = list(video.frames())
     assert num_whole <= len(frames) <= num_whole + 1 and 4 <= num_whole <= 16
-    assert " of 2.0 s could be read" in video.damage()
+    assert " of 2.0 s could be read" in video.corruption()
 
 
 @needs_av
-def test_the_frames_after_a_damaged_part_are_kept(tmp_path, av):
+def test_the_frames_after_a_corrupt_part_are_kept(tmp_path, av):
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
     path = video_clips.write(tmp_path / "a.mov", noise)
     with av.open(path) as container:
@@ -124,7 +124,7 @@ def test_the_frames_after_a_damaged_part_are_kept(tmp_path, av):
         file.write(bytes(packet.size))
     with video_files.read(path) as video:
         frames = list(video.frames())
-    assert len(frames) == 19 and video.damage() == "1 decoding errors"
+    assert len(frames) == 19 and video.corruption() == "1 decoding errors"
     np.testing.assert_array_equal(frames[-1].image, noise[-1])
     assert float(frames[-1].pts * video.time_base) == pytest.approx(1.9)
 
