@@ -32,6 +32,7 @@ _X264_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
 _BITS_PER_PIXEL = 0.25  # For encoders that have no constant quality.
 _MAX_MPEG4_RATE = 60_000  # MPEG-4 stores at most 65,535 ticks per second.
 _DEFAULT_RATE = Fraction(25)  # If the file has none; then it has times.
+_JUMP_SECS = 0.5  # Smaller steps back are frames in a wrong order.
 _MISSING_SECS = 0.5  # Durations in files are imprecise by some frames.
 # Values of FFmpeg, equal in the color space, the primaries and the transfer function.
 _BT709 = 1
@@ -56,6 +57,7 @@ class Video:
       frame_rate: The average number of frames per second.
       time_base: The seconds of a tick.
       num_frames: The number of frames according to the file, or None. It is imprecise.
+      num_ticks: The ticks from the first frame to the end of the last one read.
       aspect_ratio: The width of a pixel divided by its height.
     """
 
@@ -72,8 +74,7 @@ class Video:
             raise errors.UserError(f"{path} cannot be read: it contains no video.")
         self._stream.thread_type = "AUTO"
         self._num_errors = 0
-        self._end = 0  # Ticks: the end of the last frame, from the start of the file.
-        self._next_pts = 0
+        self.num_ticks = 0
         self.time_base: Fraction = self._stream.time_base
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.frame_rate = Fraction(rate or _DEFAULT_RATE)
@@ -95,22 +96,22 @@ class Video:
         """Returns the ticks of a frame at the average rate."""
         return max(1, round(1 / (self.frame_rate * self.time_base)))
 
-    @property
-    def num_ticks(self) -> int:
-        """Returns the ticks from the first frame to the end of the last one read."""
-        return self._end - self._start
-
     def frames(self) -> Iterator[Frame]:
         """Yields the frames, once. Parts that cannot be decoded are left out."""
-        frame, index = self._first, 0
+        frame, number = self._first, 0
         self._first = None
-        self._start = self._pts(frame, 0)
+        self._start = start = self._pts(frame, 0)
+        pts = -1
         while frame is not None:
-            pts = max(self._next_pts, self._pts(frame, index) - self._start)
-            self._next_pts = pts + 1
-            self._end = self._start + pts + (frame.duration or self.frame_ticks)
-            yield Frame(index, pts, _image(frame, self.width, self.height))
-            frame, index = next(self._decoded, None), index + 1
+            next_pts = self._pts(frame, number) - start
+            if (next_pts - pts) * self.time_base < -_JUMP_SECS:
+                # The clock of a stream may start again, in the middle of a file.
+                start += next_pts - self.num_ticks
+                next_pts = self.num_ticks
+            pts = max(pts + 1, next_pts)
+            self.num_ticks = pts + (frame.duration or self.frame_ticks)
+            yield Frame(number, pts, _image(frame, self.width, self.height))
+            frame, number = next(self._decoded, None), number + 1
 
     def corruption(self) -> str | None:
         """Returns the errors that were found while reading, None for a valid file."""
@@ -118,7 +119,8 @@ class Video:
         duration = self._duration()
         if duration is not None:
             start = (self._stream.start_time or 0) * self.time_base
-            missing = start + duration - self._end * self.time_base
+            end = (self._start + self.num_ticks) * self.time_base
+            missing = start + duration - end
             if missing > _MISSING_SECS:
                 read = float(duration - missing)
                 found.append(f"{read:.1f} of {float(duration):.1f} s could be read")

@@ -1,4 +1,5 @@
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -111,6 +112,39 @@ def test_the_frames_of_a_truncated_file_are_kept(tmp_path, av, name):
         frames = list(video.frames())
     assert num_whole <= len(frames) <= num_whole + 1 and 4 <= num_whole <= 16
     assert " of 2.0 s could be read" in video.corruption()
+
+
+@needs_av
+def test_a_stream_that_starts_again_with_another_size_goes_on(tmp_path):
+    content = b""
+    for size in ((24, 32), (48, 64)):
+        images = video_clips.gray_images(25, height=size[0], width=size[1])
+        part = video_clips.write(tmp_path / "a.ts", images, codec="libx264", rate=25)
+        content += pathlib.Path(part).read_bytes()
+    path = tmp_path / "both.ts"
+    path.write_bytes(content)
+    with video_files.read(str(path)) as video:
+        frames = list(video.frames())
+    assert [frame.image.shape for frame in frames] == [(24, 32, 3)] * 50
+    times = [float(frame.pts * video.time_base) for frame in frames]
+    np.testing.assert_allclose(times, np.arange(50) / 25, atol=0.001)
+
+
+@needs_av
+@pytest.mark.parametrize(("height", "space"), [(720, "ITU709"), (704, "ITU601")])
+def test_colors_without_a_color_space_are_those_of_players(tmp_path, av, height, space):
+    image = np.full((height, 16, 3), (200, 30, 60), np.uint8)
+    path = str(tmp_path / "a.mp4")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", 10)
+        stream.width, stream.height, stream.pix_fmt = 16, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=space)
+        frame.colorspace = 2  # Unspecified.
+        container.mux(stream.encode(frame) + stream.encode(None))
+    with video_files.read(path) as video:
+        difference = next(video.frames()).image.astype(int) - image
+    assert np.abs(difference).max() < 6
 
 
 @needs_av
