@@ -31,7 +31,7 @@ _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 _X264_OPTIONS = {"crf": "20", "preset": "veryfast", "bf": "0"}
 _BITS_PER_PIXEL = 0.25  # For encoders that have no constant quality.
 _MAX_MPEG4_RATE = 60_000  # MPEG-4 stores at most 65,535 ticks per second.
-_DEFAULT_RATE = Fraction(25)  # If the file has none; then it has times.
+_DEFAULT_RATE = Fraction(25)  # For files without a frame rate.
 _JUMP_SECS = 0.5  # Smaller steps back are frames in a wrong order.
 _MISSING_SECS = 0.5  # Durations in files are imprecise by some frames.
 # Values of FFmpeg, equal in the color space, the primaries and the transfer function.
@@ -82,10 +82,11 @@ class Video:
         self._first = next(self._decoded, None)
         if self._first is None:
             raise errors.UserError(f"{path} cannot be read: no frame can be decoded.")
+        self._start = self._pts(self._first, 0)
         self.height, self.width = _image(self._first).shape[:2]
         ratio = self._stream.sample_aspect_ratio or Fraction(1)
         is_turned = _orientation(self._first)[0]
-        self.aspect_ratio = 1 / ratio if ratio and is_turned else ratio
+        self.aspect_ratio = 1 / ratio if is_turned else ratio
         self.num_frames = self._stream.frames or None
         duration = self._duration()
         if self.num_frames is None and duration is not None:
@@ -100,7 +101,7 @@ class Video:
         """Yields the frames, once. Parts that cannot be decoded are left out."""
         frame, number = self._first, 0
         self._first = None
-        self._start = start = self._pts(frame, 0)
+        start = self._start
         pts = -1
         while frame is not None:
             next_pts = self._pts(frame, number) - start
@@ -128,8 +129,8 @@ class Video:
             found.append(f"{self._num_errors} decoding errors")
         return ", ".join(found) or None
 
-    def _pts(self, frame: Any, index: int) -> int:
-        return index * self.frame_ticks if frame.pts is None else frame.pts
+    def _pts(self, frame: Any, number: int) -> int:
+        return number * self.frame_ticks if frame.pts is None else frame.pts
 
     def _decode(self) -> Iterator[Any]:
         """Yields the frames that can be decoded, and counts errors."""
