@@ -80,6 +80,7 @@ class Run:
       update_fn: The constructor of the WeightUpdate of a network.
       data: The dataset.
       plan: The plan of training and evaluation.
+      extra_metrics: The metrics beside COCO's.
     """
 
     estimator: tpu_estimator.TPUEstimator
@@ -91,6 +92,7 @@ class Run:
     update_fn: UpdateFn
     data: Data
     plan: TrainingPlan
+    extra_metrics: Sequence[metric_fn.ExtraMetric] = ()
 
     def make_network(self) -> retinanet.RetinaNet:
         """Returns a new network of the run."""
@@ -110,6 +112,7 @@ def make_run(
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),
+    extra_metrics: Sequence[metric_fn.ExtraMetric] = (),
 ) -> Run:
     """Joins all parts into a run.
 
@@ -130,6 +133,7 @@ def make_run(
         loading.load.
       exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
         serving_fn.
+      extra_metrics: Metrics beside COCO's, such as an OpenImagesMetric.
     Raises:
       UserError: The parts do not fit each other.
     """
@@ -140,7 +144,7 @@ def make_run(
     if model_dir is not None:
         categories = read_categories(model_dir, data, recipe.num_classes)
         recipe = dataclasses.replace(recipe, categories=categories)
-        params = _evaluation_params(recipe, data, plan)
+        params = _evaluation_params(recipe, data, plan, extra_metrics)
     params["recipe"] = recipe
     inputs = functools.partial(input_fn, data=data, seed=config.tf_random_seed)
     start_from = initialization.resolve_init(warm_start_from, backbone_checkpoint)
@@ -176,6 +180,7 @@ def make_run(
         update_fn=update_fn,
         data=data,
         plan=plan,
+        extra_metrics=extra_metrics,
     )
 
 
@@ -224,7 +229,10 @@ def read_categories(
 
 
 def _evaluation_params(
-    recipe: Recipe, data: Data, plan: TrainingPlan
+    recipe: Recipe,
+    data: Data,
+    plan: TrainingPlan,
+    extra_metrics: Sequence[metric_fn.ExtraMetric],
 ) -> dict[str, Any]:
     """Returns the params of evaluation and export."""
     examples_fn = functools.partial(
@@ -236,6 +244,7 @@ def _evaluation_params(
             data.annotation_file,
             categories=recipe.categories,
             examples_fn=examples_fn if plan.num_visualized_images else None,
+            extra_metrics=extra_metrics,
         ),
     }
 

@@ -155,13 +155,13 @@ def test_nothing_is_detected():
 def test_image_labels_that_are_no_categories_are_an_error(labels):
     content = content_of(annotation([0, 0, 10, 10]), pos_category_ids=labels)
     truth = metric_engines.index(content)
-    with pytest.raises(errors.UserError, match="Image 0 has pos_category_ids .*ids"):
+    with pytest.raises(errors.UserError, match=r"Image 0 has pos_category_ids .*ids"):
         open_images_metric.OpenImagesMetric().check(truth)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
 def test_weight_beyond_0_and_1_is_an_error(weight):
-    with pytest.raises(errors.UserError, match="group_of_weight is .*between 0 and 1"):
+    with pytest.raises(errors.UserError, match=r"group_of_weight is .*between 0 and 1"):
         open_images_metric.OpenImagesMetric(group_of_weight=weight)
 
 

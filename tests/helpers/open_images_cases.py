@@ -83,9 +83,7 @@ def _verified(content, image, ancestors):
         return set(ancestors)
     present = set(image["pos_category_ids"])
     present |= {
-        a["category_id"]
-        for a in content["annotations"]
-        if a["image_id"] == image["id"]
+        a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"]
     }
     verified = set().union(*(ancestors[i] for i in present))
     absent = set(image["neg_category_ids"])
@@ -105,7 +103,8 @@ def _of_image(image, label, content, found, *, ancestors, expands, weight):
         i
         for i in range(len(found.scores))
         if found.image_ids[i] == image["id"] and found.boxes_xywh[i, 2] > 0
-        if label in (ancestors if expands else {c: {c} for c in ancestors})[
+        if label
+        in (ancestors if expands else {c: {c} for c in ancestors})[
             int(found.category_ids[i])
         ]
     ]
