@@ -99,7 +99,7 @@ def _check_found(
             "converted again."
         )
     logging.info(
-        "%s: %d categories, and %d nodes that are no category",
+        "%s: %d categories; nodes that are no category: %d",
         path,
         len(categories),
         len(unknown),

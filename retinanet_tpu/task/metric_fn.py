@@ -1,16 +1,15 @@
 """Computes COCO metrics from the detections of an evaluation, and draws examples."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
-from pycocotools.coco import COCO
 
 from retinanet_tpu import structures
 from retinanet_tpu.analysis import image_detections, thresholds
 from retinanet_tpu.data import category_map
-from retinanet_tpu.evaluation import coco_metric, metric_engines, visualize
+from retinanet_tpu.evaluation import coco_metric, open_images_metric, visualize
 
 PROGRESS_EVERY = 1000  # Images between two log lines.
 
@@ -18,27 +17,12 @@ PROGRESS_EVERY = 1000  # Images between two log lines.
 MetricFn = Callable[[Iterable[coco_metric.DetectionBatch]], dict[str, Any]]
 
 
-class ExtraMetric(Protocol):
-    """A metric beside COCO's, such as `open_images_metric.OpenImagesMetric`."""
-
-    def check(self, ground_truth: COCO) -> None:
-        """Raises UserError if the annotations lack what the metric requires."""
-
-    def __call__(
-        self,
-        ground_truth: COCO,
-        detected: metric_engines.DetectionColumns,
-        image_ids: Sequence[int],
-    ) -> dict[str, Any]:
-        """Returns results of names that COCO's do not have."""
-
-
 def make_metric_fn(
     annotation_file: str,
     *,
     categories: category_map.Categories,
     examples_fn: Callable[[], structures.Features] | None = None,
-    extra_metrics: Sequence[ExtraMetric] = (),
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = (),
 ) -> MetricFn:
     """Returns the function that turns detections into metrics on the host.
 
@@ -69,10 +53,8 @@ def make_metric_fn(
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
         for metric in extra_metrics:
-            extra = metric(truth, *evaluator.detected())
-            numbers = {k: v for k, v in extra.items() if isinstance(v, float)}
-            logging.info("%s", numbers)
-            result |= extra
+            result |= metric(truth, *evaluator.detected())
+            logging.info("%s", open_images_metric.table(result))
         if examples is not None and detections_by_id:
             result["detections"] = _draw_examples(
                 examples, detections_by_id, categories

@@ -15,6 +15,7 @@ from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.early_stopping import EarlyStopping
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
+from retinanet_tpu.evaluation import open_images_metric
 from retinanet_tpu.learning import update
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import initialization, metric_fn
@@ -92,7 +93,7 @@ class Run:
     update_fn: UpdateFn
     data: Data
     plan: TrainingPlan
-    extra_metrics: Sequence[metric_fn.ExtraMetric] = ()
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = ()
 
     def make_network(self) -> retinanet.RetinaNet:
         """Returns a new network of the run."""
@@ -112,7 +113,7 @@ def make_run(
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),
-    extra_metrics: Sequence[metric_fn.ExtraMetric] = (),
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = (),
 ) -> Run:
     """Joins all parts into a run.
 
@@ -133,7 +134,7 @@ def make_run(
         loading.load.
       exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
         serving_fn.
-      extra_metrics: Metrics beside COCO's, such as an OpenImagesMetric.
+      extra_metrics: The metrics beside COCO's, such as an OpenImagesMetric.
     Raises:
       UserError: The parts do not fit each other.
     """
@@ -232,7 +233,7 @@ def _evaluation_params(
     recipe: Recipe,
     data: Data,
     plan: TrainingPlan,
-    extra_metrics: Sequence[metric_fn.ExtraMetric],
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric],
 ) -> dict[str, Any]:
     """Returns the params of evaluation and export."""
     examples_fn = functools.partial(
