@@ -163,21 +163,30 @@ class AdamW(Optimizer):
         count = tf.cast(step, tf.float32) + 1.0
         beta_1, beta_2 = self._betas
         adam_rate = rate * tf.sqrt(1.0 - beta_2**count) / (1.0 - beta_1**count)
-        for gradient, variable in zip(gradients, variables, strict=True):
+        # Shared by all variables, because tracing takes a millisecond per operation.
+        rest_1, rest_2 = tf.constant(1.0 - beta_1), tf.constant(1.0 - beta_2)
+        epsilon = tf.constant(self._epsilon)
+        factors = [
+            rate_factor(replicas.variable_path(variable), self._rate_factors)
+            for variable in variables
+        ]
+        decays = {factor: factor * rate * self._weight_decay for factor in set(factors)}
+        for gradient, variable, factor in zip(
+            gradients, variables, factors, strict=True
+        ):
             name = replicas.variable_path(variable)
             gradient = tf.cast(gradient, tf.float32)
-            momentum = slots[f"{name}/momentum"]
-            velocity = slots[f"{name}/velocity"]
-            mean = momentum + (gradient - momentum) * (1.0 - beta_1)
-            square = velocity + (gradient**2 - velocity) * (1.0 - beta_2)
-            momentum.assign(mean)
-            velocity.assign(square)
+            mean = tf.convert_to_tensor(slots[f"{name}/momentum"])
+            mean += (gradient - mean) * rest_1
+            square = tf.convert_to_tensor(slots[f"{name}/velocity"])
+            square += (tf.square(gradient) - square) * rest_2
+            slots[f"{name}/momentum"].assign(mean)
+            slots[f"{name}/velocity"].assign(square)
             value = tf.convert_to_tensor(variable)
-            factor = rate_factor(name, self._rate_factors)
             if self._decayed.search(name):
-                value -= factor * rate * self._weight_decay * value
-            update = adam_rate * mean / (tf.sqrt(square) + self._epsilon)
-            variable.assign(value - factor * update)
+                value -= decays[factor] * value
+            update = adam_rate * mean / (tf.sqrt(square) + epsilon)
+            variable.assign(value - (update if factor == 1 else factor * update))
 
 
 def rate_factor(path: str, factors: Mapping[str, float]) -> float:

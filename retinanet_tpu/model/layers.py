@@ -324,10 +324,10 @@ class BatchNorm(tf.Module):
         """
         bias = 0.0 if bias is None else bias
         if self.uses_batch(is_training):
-            moments = tf.stack(moments_fn())
+            mean, mean_square = moments_fn()
             if self.is_synchronized:
-                moments = replicas.cross_replica_mean(moments)
-            mean, mean_square = tf.unstack(moments)
+                moments = replicas.cross_replica_mean(tf.stack([mean, mean_square]))
+                mean, mean_square = tf.unstack(moments)
             variance = tf.maximum(mean_square - tf.square(mean), 0)
             mean += bias
             self._move(self.moving_mean, mean)
