@@ -162,9 +162,7 @@ def find_all(path: str, *, label: str = "--model=") -> list[str]:
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
         return [find(path, label=label)]
     directory = find_export(path, label=label)
-    saved_models = (
-        [directory] if tf.saved_model.contains_saved_model(directory) else []
-    )
+    saved_models = [directory] if tf.saved_model.contains_saved_model(directory) else []
     files = [os.path.join(directory, name) for name in _list_files(directory)]
     return saved_models + files
 
@@ -184,9 +182,7 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
         os.path.splitext(path)[1], ("SavedModel", runtimes.load_saved_model)
     )
     detect_fn = load_fn(path, num_threads=num_threads)
-    return Artifact(
-        path, kind, read_categories(path), detect_fn, thresholds.read(path)
-    )
+    return Artifact(path, kind, read_categories(path), detect_fn, thresholds.read(path))
 
 
 def read_categories(path: str) -> category_map.Categories | None:
