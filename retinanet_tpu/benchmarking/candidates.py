@@ -24,6 +24,7 @@ _NAMES = {
 }
 # Names by file, in the order of the table.
 _NAMES_BY_FILE = {formats.FORMATS[key].file: name for key, name in _NAMES.items()}
+_FILE_EXTENSIONS = (".onnx", ".tflite")
 _TENSORRT_FILE = formats.FORMATS["tensorrt"].file
 # An export's other files, such as its ONNX file, are not part of its SavedModel.
 _SAVED_MODEL_PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
@@ -51,7 +52,7 @@ class Candidate(NamedTuple):
     @property
     def is_saved_model(self) -> bool:
         """Returns True for a SavedModel."""
-        return not self.is_checkpoint and not os.path.splitext(self.path)[1]
+        return not self.is_checkpoint and not self.path.endswith(_FILE_EXTENSIONS)
 
     @property
     def directory(self) -> str:
@@ -68,21 +69,24 @@ def find(paths: Sequence[str]) -> list[Candidate]:
       MissingFileError, UserError: A path is no export, see `artifacts.find_all`; or no
         format can run here.
     """
-    results: dict[str, Candidate] = {}
+    found = []
     for path in paths:
         normalized = path.rstrip("/") or path
-        found = artifacts.find_all(normalized, label="--model=")
-        for file in sorted(found, key=_order):
-            name = _name(file)
-            if len(paths) > 1:
-                name = f"{normalized}: {name}"
-            results.setdefault(file, _make(name, file))
-    if not any(candidate.is_runnable for candidate in results.values()):
+        if not tf.io.gfile.exists(normalized):
+            raise errors.MissingFileError(
+                f"--model={path} does not exist; give an export, such as "
+                "run1/export/latest."
+            )
+        found += sorted(artifacts.find_all(normalized, label="--model="), key=_order)
+    results = [_make(file) for file in dict.fromkeys(found)]
+    if not any(candidate.is_runnable for candidate in results):
         raise errors.UserError(
             f"--model={','.join(paths)} has only {_TENSORRT_FILE}, which needs "
             "TensorRT; export another format too."
         )
-    return list(results.values())
+    if len({candidate.directory for candidate in results}) == 1:
+        return results
+    return [x._replace(name=f"{x.directory}: {x.name}") for x in results]
 
 
 def checkpoint(path: str) -> Candidate:
@@ -147,13 +151,14 @@ def _order(path: str) -> tuple[int, str]:
 
 
 def _name(path: str) -> str:
-    if not path.endswith((".onnx", ".tflite")):
+    if not path.endswith(_FILE_EXTENSIONS):
         return _NAMES["saved_model"]
     file = os.path.basename(path)
     return _NAMES_BY_FILE.get(file, file)
 
 
-def _make(name: str, path: str) -> Candidate:
+def _make(path: str) -> Candidate:
+    name = _name(path)
     is_runnable = os.path.basename(path) != _TENSORRT_FILE
     if not tf.io.gfile.isdir(path):
         return Candidate(name, path, _num_bytes(path), is_runnable=is_runnable)

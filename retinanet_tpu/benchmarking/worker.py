@@ -2,6 +2,7 @@
 
 import retinanet_tpu.startup.cpu
 
+import contextlib
 import multiprocessing.connection
 import os
 import pathlib
@@ -200,7 +201,8 @@ def serve(connection: multiprocessing.connection.Connection, model: Model) -> No
         except Exception as error:  # The runtimes' errors have no common class.
             logging.exception("benchmark | unexpected error")
             answer = (f"{type(error).__name__}: {error}", None)
-        connection.send(answer)
+        with contextlib.suppress(BrokenPipeError):  # The command was interrupted.
+            connection.send(answer)
 
 
 def _status_mb(key: str) -> float | None:
