@@ -169,6 +169,15 @@ def test_bad_input_is_an_error_before_a_model_is_loaded(
         run(**values)
 
 
+def test_an_unreadable_image_is_an_error_before_a_model_is_loaded(
+    run, data, monkeypatch
+):
+    monkeypatch.setattr(processes, "Process", None)
+    (data / "3.png").write_bytes(b"no image")
+    with pytest.raises(errors.UserError, match=r"3\.png cannot be read"):
+        run(images=str(data))
+
+
 def test_other_categories_are_an_error_before_a_model_is_loaded(run, data, monkeypatch):
     monkeypatch.setattr(processes, "Process", None)
     path = data / "truth.json"

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from pycocotools.coco import COCO
 
-from retinanet_tpu.serving import annotated_images, formats
+from retinanet_tpu.serving import annotated_images, batching, formats
 
-# Of these, the images of the most frequent size are timed.
-_NUM_READ = 32
+# Of the first ones, the images of the most frequent size are timed.
+_NUM_TIMED = 32
 
 
 class Images(NamedTuple):
@@ -39,7 +40,9 @@ def make(
     truth: COCO | None = None,
     description: str,
 ) -> Images:
-    """Reads the images that are timed.
+    """Reads all images once, and returns those that are timed.
+
+    An image that cannot be read is thus an error before models run for a long time.
 
     Args:
       files: The files of the images, at least one.
@@ -50,10 +53,12 @@ def make(
     Raises:
       UserError: An image cannot be read, or has another size than annotated.
     """
+    logging.info("benchmark | reading %d images", len(files))
     groups = collections.defaultdict(list)
-    for file in files[: max(_NUM_READ, batch_size)]:
-        image = annotated_images.load(file)
-        groups[image.shape].append(image)
+    loaded = batching.map_in_threads(annotated_images.load, files)
+    for number, image in enumerate(loaded):
+        if number < max(_NUM_TIMED, batch_size):
+            groups[image.shape].append(image)
     largest = max(groups.values(), key=len)
     timed = list(itertools.islice(itertools.cycle(largest), batch_size))
     return Images(files, np.stack(timed), truth, description)
