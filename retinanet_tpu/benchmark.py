@@ -54,6 +54,7 @@ RESULTS_FILE = "results.json"
 # Many short turns meet the load of other programs more evenly than few long ones. A
 # second holds several batches of most models.
 _TURN_SECS = 1.0
+_BUSY_LOAD = 0.5  # This command's own start is below.
 _CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
@@ -99,16 +100,16 @@ def _make_images(stack: contextlib.ExitStack, batch_size: int) -> images_module.
     if FLAGS.annotations:
         truth = coco_metric.ground_truth(FLAGS.annotations)
         annotated = annotated_images.find(truth, FLAGS.images)
-        text = f"{len(annotated)} images of {FLAGS.annotations}"
+        text = f"{len(annotated)} of {FLAGS.annotations}"
         return images_module.make(annotated, batch_size, truth=truth, description=text)
     if FLAGS.images:
         paths = image_files.find([FLAGS.images])
-        text = f"{len(paths)} images of {FLAGS.images}, without annotations"
+        text = f"{len(paths)} of {FLAGS.images}, without annotations"
     else:
         logging.warning("benchmark | no --images; measuring on synthetic images")
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         paths = images_module.write_synthetic(folder, batch_size)
-        text = f"{len(paths)} synthetic images, on which detections mean little"
+        text = f"{len(paths)} synthetic ones, on which detections mean little"
     unannotated = [
         annotated_images.ImageFile(number, path) for number, path in enumerate(paths)
     ]
@@ -128,12 +129,21 @@ def _models() -> list[candidates.Candidate]:
 
 
 def _description(images: images_module.Images, num_threads: int) -> str:
-    """Returns the machine and the amount of work in words."""
+    """Returns the machine, before it is loaded, and the amount of work in words."""
     height, width = images.timed.shape[1:3]
+    machine = f"{datetime.date.today().isoformat()}, {_processor()}"
+    if hasattr(os, "getloadavg"):  # Not on Windows.
+        load = os.getloadavg()[0]
+        machine += f", load {load:.1f} before the start"
+        if load > _BUSY_LOAD:
+            logging.warning(
+                "benchmark | other programs run on this machine (load %.1f); compare "
+                "the fastest batches and the CPU times",
+                load,
+            )
     return (
-        f"{datetime.date.today().isoformat()}, {_processor()}, {num_threads} threads, "
-        f"{FLAGS.rounds} rounds, batches of {height} x {width} px, "
-        f"{images.description}"
+        f"{machine}, threads: {num_threads}, rounds: {FLAGS.rounds}, batches of "
+        f"{height} x {width} px, images: {images.description}"
     )
 
 
@@ -165,6 +175,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         images = _make_images(stack, batch_sizes[-1])
         candidates.check_categories(models, images.truth)
+        description = _description(images, num_threads)
         if FLAGS.output:
             tf.io.gfile.makedirs(FLAGS.output)
         results = measure.run(
@@ -173,7 +184,6 @@ def main() -> int:
             measure.Plan(batch_sizes, FLAGS.rounds, _TURN_SECS),
             start_fn=functools.partial(processes.Process, num_threads=num_threads),
         )
-    description = _description(images, num_threads)
     text = f"{description}\n\n{tables.table(results, batch_sizes)}"
     print(text, end="")
     if FLAGS.output:

@@ -89,7 +89,7 @@ def test_the_command_measures_a_saved_model(run, data, tmp_path, capsys):
     assert code == 0
     text = (output / "table.md").read_text()
     assert capsys.readouterr().out == text
-    assert "2 rounds, batches of 20 x 30 px, 3 images of" in text
+    assert "rounds: 2, batches of 20 x 30 px, images: 3 of" in text
     assert " 1.0000 | 1.0000 | " in text and " reference | " in text
     content = json.loads((output / "results.json").read_text())
     assert content["description"] == text.splitlines()[0]
@@ -111,7 +111,7 @@ def test_a_format_that_fails_has_its_error_in_the_table(run, data, export, capsy
     finally:
         broken.unlink()
     lines = capsys.readouterr().out.splitlines()
-    assert "3 images of" in lines[0] and "without annotations" in lines[0]
+    assert "images: 3 of" in lines[0] and "without annotations" in lines[0]
     saved_model, tensorrt, int8 = lines[4:]
     assert " reference | " in saved_model
     assert "not run: it needs TensorRT" in tensorrt
@@ -121,7 +121,9 @@ def test_a_format_that_fails_has_its_error_in_the_table(run, data, export, capsy
 def test_images_are_synthetic_without_a_folder(run, capsys):
     assert run() == 0
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert "480 x 640 px, 2 synthetic images, on which detections mean" in first_line
+    assert (
+        "480 x 640 px, images: 2 synthetic ones, on which detections mean" in first_line
+    )
 
 
 @pytest.mark.long  # A process that imports TensorFlow.
