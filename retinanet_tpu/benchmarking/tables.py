@@ -43,17 +43,29 @@ def latency(turns: Sequence[worker.Turn]) -> Latency:
     )
 
 
-def best_rate(result: measure.Result) -> tuple[int, float] | None:
-    """Returns the batch size with the most images per second, and this number.
+class Throughput(NamedTuple):
+    """The throughput of the largest batch.
+
+    Attributes:
+      images_per_sec: The images per second, by the median latency.
+      cpu_ms_per_image: The CPU time of an image, of all threads.
+    """
+
+    images_per_sec: float
+    cpu_ms_per_image: float
+
+
+def throughput(result: measure.Result) -> Throughput | None:
+    """Returns the throughput of the largest timed batch; None without one.
 
     Args:
       result: The measurements of a model.
     """
-    rates = {
-        batch_size: batch_size * 1e3 / latency(turns).median_ms
-        for batch_size, turns in result.turns.items()
-    }
-    return max(rates.items(), key=lambda item: item[1]) if rates else None
+    if not result.turns:
+        return None
+    batch_size = max(result.turns)
+    values = latency(result.turns[batch_size])
+    return Throughput(1e3 * batch_size / values.median_ms, values.cpu_ms / batch_size)
 
 
 def table(results: Sequence[measure.Result], batch_sizes: Sequence[int]) -> str:
@@ -150,16 +162,13 @@ def _latency(result: measure.Result, batch_size: int) -> str:
 
 
 def _rate(result: measure.Result) -> str:
-    rate = best_rate(result)
-    return _EMPTY if rate is None else f"{rate[1]:,.1f}"
+    values = throughput(result)
+    return _number(values.images_per_sec if values else None, 1)
 
 
 def _cpu(result: measure.Result) -> str:
-    rate = best_rate(result)
-    if rate is None:
-        return _EMPTY
-    batch_size, _ = rate
-    return _number(latency(result.turns[batch_size]).cpu_ms / batch_size, 1)
+    values = throughput(result)
+    return _number(values.cpu_ms_per_image if values else None, 1)
 
 
 def _matched(result: measure.Result) -> str:
@@ -189,7 +198,7 @@ def to_json(result: measure.Result) -> dict[str, Any]:
       result: The measurements. Times are in seconds, without rounding.
     """
     candidate = result.candidate
-    rate = best_rate(result)
+    values = throughput(result)
     return {
         "model": candidate.name,
         "path": candidate.path,
@@ -208,7 +217,7 @@ def to_json(result: measure.Result) -> dict[str, Any]:
             }
             for batch_size, turns in result.turns.items()
         },
-        "images_per_sec": rate[1] if rate else None,
+        "throughput": values._asdict() if values else None,
         "peak_memory_mb": result.memory_mb,
         "drift": result.drift._asdict() if result.drift else None,
     }

@@ -130,7 +130,7 @@ def test_a_row_contains_medians_sizes_and_drift():
     content = json.loads(json.dumps(tables.to_json(results[2])))
     assert content["drift"]["num_matched"] == 4
     assert content["latency"]["8"]["round_secs"][1] == pytest.approx([0.24])
-    assert content["images_per_sec"] == pytest.approx(50)
+    assert content["throughput"]["images_per_sec"] == pytest.approx(50)
 
 
 def test_the_checkpoint_is_the_reference_of_all():
