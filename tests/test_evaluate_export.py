@@ -1,14 +1,34 @@
 """The metrics of an export are tested in test_end_to_end.py."""
 
+import json
+import pathlib
+
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import tool_processes
-from retinanet_tpu import evaluate_export
+import toy_data
+from retinanet_tpu import detector, errors, evaluate_export, structures
+from retinanet_tpu.data import category_map
+from retinanet_tpu.serving import artifacts
 
 pytestmark = pytest.mark.long
 
 COMMAND = ("-m", "retinanet_tpu.evaluate_export")
+CATEGORIES = category_map.from_coco(toy_data.CATEGORIES)
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return pathlib.Path(toy_data.write(tmp_path))
+
+
+def detect_nothing(images):
+    shapes = ([1, 4], [1], [1], [])
+    return structures.Detections(
+        *(np.zeros([len(images), *shape], int) for shape in shapes)
+    )
 
 
 def test_invalid_annotations_are_an_error_in_one_sentence(tmp_path):
@@ -26,4 +46,38 @@ def test_missing_annotation_file_is_an_error_with_its_path(tmp_path, monkeypatch
     flags = {"annotations": f"{tmp_path}/absent.json", "images": "", "model": ""}
     monkeypatch.setattr(evaluate_export, "FLAGS", type("Flags", (), flags))
     with pytest.raises(tf.errors.NotFoundError, match=r"absent\.json"):
+        evaluate_export.main()
+
+
+def with_flags(data_dir, monkeypatch, **values):
+    """Makes the command evaluate a model that detects nothing."""
+    flags = {
+        "annotations": f"{data_dir}/val.json",
+        "images": f"{data_dir}/pictures",
+        "model": "model.onnx",
+        "output": None,
+        "batch_size": 4,
+    }
+    monkeypatch.setattr(evaluate_export, "FLAGS", type("Flags", (), flags | values))
+    artifact = artifacts.Artifact("model.onnx", "ONNX", CATEGORIES, detect_nothing)
+    monkeypatch.setattr(detector, "load_artifact", lambda *_, **__: artifact)
+
+
+def test_metric_of_open_images_replaces_that_of_coco(data_dir, monkeypatch, capsys):
+    names = [{"LabelName": category["name"]} for category in toy_data.CATEGORIES]
+    hierarchy = names[0] | {"Subcategory": names[1:]}
+    path = data_dir / "hierarchy.json"
+    path.write_text(json.dumps(hierarchy))
+    options = {"metric": "open_images", "hierarchy": str(path)}
+    with_flags(data_dir, monkeypatch, **options)
+    evaluate_export.main()
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "Open Images AP50 0.000, mean over 2 classes"
+    assert len(others) == 2
+
+
+def test_hierarchy_without_the_metric_of_open_images_is_an_error(data_dir, monkeypatch):
+    options = {"metric": "coco", "hierarchy": "hierarchy.json"}
+    with_flags(data_dir, monkeypatch, **options)
+    with pytest.raises(errors.UserError, match="--hierarchy is for --metric=open_im"):
         evaluate_export.main()
