@@ -27,6 +27,7 @@ COMMANDS = (
     "import_detector",
     "export",
     "evaluate_export",
+    "benchmark",
     "predict",
     "plot",
     "data_service",

@@ -27,6 +27,7 @@ LAYERS = [
     {"analysis", "conversion", "importing", "inspection", "serving"},
     {"task"},
     {"detector", "planning", "sweeping"},
+    {"benchmarking"},
     set(__main__.COMMANDS),
     {"__main__"},
 ]

@@ -5,7 +5,8 @@
 
 PATH is a SavedModel's directory, a .onnx file or a .tflite file. The default SIGNATURE
 of a SavedModel is `images` if it exists, else `serving_default`. A .onnx file needs
-onnxruntime. The artifacts may be of any origin.
+onnxruntime. The artifacts may be of any origin; for our own exports,
+`retinanet-tpu benchmark` also measures AP, size, memory and drift.
 
 * The first artifact is the reference.
 * Each artifact has a process of its own with --threads threads. It waits while the
