@@ -6,7 +6,8 @@
 
 --model is an export of any format, a folder of exports, whose newest version is used,
 the directory of a run, or a checkpoint of it. --output saves the detections in COCO's
-results format.
+results format. --flip, --scales and --tile_size detect in several views of each image
+and merge the detections.
 
 Images are decoded as in `retinanet-tpu convert` and the input pipeline. The metrics are
 computed by the code of `retinanet_tpu.evaluate`. A SavedModel therefore has exactly the
@@ -31,7 +32,7 @@ from retinanet_tpu import detector, errors
 from retinanet_tpu.data import image_decoding
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.serving import artifacts, batching, view_flags
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -188,6 +189,7 @@ def main() -> None:
     truth = coco_metric.ground_truth(FLAGS.annotations)
     artifact = detector.load_artifact(FLAGS.model, label="--model=")
     check_categories(artifact, truth)
+    artifact = view_flags.wrap(artifact, FLAGS)
     logging.info("evaluate | %s %s", artifact.kind, artifact.path)
     meter = batching.Meter("evaluate", len(truth.imgs))
     batches = list(
@@ -221,6 +223,7 @@ def define_flags() -> None:
         "Images of one size that are processed together.",
         lower_bound=1,
     )
+    view_flags.define()
     flags.mark_flags_as_required(["model", "images", "annotations"])
 
 

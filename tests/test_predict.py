@@ -107,7 +107,8 @@ def test_exit_code_is_1_if_no_file_could_be_read(
 ):
     values = {"model": saved_model, "output_dir": str(tmp_path / "output")}
     values |= {"images": [str(photos / "broken.jpg")], "min_score": 0.3}
-    values |= {"batch_size": 8}
+    values |= {"batch_size": 8, "flip": False, "scales": None, "tile_size": None}
+    values |= {"tile_overlap": 0.2, "merge": "nms", "max_detections": None}
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
     more = str(photos / "notes.txt")
     assert predict.main([more]) == 1
