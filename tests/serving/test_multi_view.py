@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from retinanet_tpu import errors, structures
+from retinanet_tpu.data import transforms
 from retinanet_tpu.serving import artifacts, multi_view, view_flags, views
 from retinanet_tpu.serving.multi_view import Views
 
@@ -188,6 +189,39 @@ def test_large_views_are_reduced_and_batches_are_small(monkeypatch):
         assert_same(found, detect_rectangles(image[None]))
     assert max(np.prod(shape[:3]) for shape in shapes) <= limit
     assert (3, 20, 20, 3) in shapes
+
+
+def test_detections_in_the_padding_of_a_view_are_dropped():
+    def detect_corners(images):
+        """Detects the top left quarter, and the top right one with a higher score."""
+        count, height, width, _ = images.shape
+        y, x = height / 2, width / 2
+        return structures.Detections(
+            np.float32([[[0, x + 1, y, width], [0, 0, y, x]]] * count),
+            np.float32([[0.9, 0.5]] * count),
+            np.ones([count, 2], np.int32),
+            np.full(count, 2, np.int32),
+        )
+
+    artifact = dataclasses.replace(ARTIFACT, detect_fn=detect_corners)
+    wrapped = multi_view.wrap(artifact, Views(scales=(0.5,)))
+    found = wrapped.detect(np.zeros([1, 30, 40, 3], np.uint8))
+    assert found.num_detections == [1]
+    assert found.boxes_yxyx[0, 0].tolist() == [0, 0, 30, 40]
+
+
+def test_padding_has_the_color_of_the_models_padding(monkeypatch):
+    image = np.full([7, 9, 3], 50, np.uint8)
+    image[:, 8] = 60
+    monkeypatch.setattr(views, "MAX_PIXELS", 40)
+    # The last squares have fewer pixels of the image; their mean is not darkened.
+    pixels = views.cut(image, views.View(0, 0, 8, 12))
+    assert pixels.shape == (4, 6, 3)
+    assert (pixels[:, :4] == 50).all() and (pixels[:, 4] == 60).all()
+    assert (pixels[:, 5] == transforms.MEAN_COLOR).all()
+    mirrored = views.cut(image, views.View(0, 0, 8, 12, is_mirrored=True))
+    assert (mirrored[:, 0] == 55).all() and (mirrored[:, 1:5] == 50).all()
+    assert (mirrored[:, 5] == transforms.MEAN_COLOR).all()
 
 
 def test_max_detections_is_that_of_the_model_or_of_the_settings():
