@@ -23,6 +23,7 @@ class Candidates(NamedTuple):
       classes: int32 [N].
       views: int32 [N], the index of the view that contains the detection.
       num_views: int32 [N], the number of views that show the whole box.
+      is_part: bool [N], True for a box that touches an inner edge of its view.
     """
 
     boxes_yxyx: np.ndarray
@@ -30,6 +31,7 @@ class Candidates(NamedTuple):
     classes: np.ndarray
     views: np.ndarray
     num_views: np.ndarray
+    is_part: np.ndarray
 
 
 class Merged(NamedTuple):
@@ -48,6 +50,29 @@ class Merged(NamedTuple):
 
 # Candidates, the IoU above which boxes are of one object, and the most detections.
 MergeFn: TypeAlias = Callable[[Candidates, float, int], Merged]
+# The share of a part of an object that a box of the whole object covers at least.
+# Source: SAHI's postprocessing, arXiv:2202.06934, whose "IOS" threshold is 0.5.
+_COVERED = 0.5
+
+
+def without_parts(candidates: Candidates) -> Candidates:
+    """Removes parts of objects of which a better box shows more.
+
+    The IoU of an object and its part is low, so the merging functions would keep both.
+    A part is removed if a better box of its class and of another view covers it.
+
+    Args:
+      candidates: The detections of all views.
+    """
+    boxes_yxyx = candidates.boxes_yxyx
+    is_kept = np.ones(len(candidates.scores), bool)
+    for part in np.flatnonzero(candidates.is_part).tolist():
+        better = _others(candidates, part, is_kept)
+        better = better[better < part]
+        shared = _intersections(boxes_yxyx[part], boxes_yxyx[better])
+        area = _intersections(boxes_yxyx[part], boxes_yxyx[part : part + 1])
+        is_kept[part] = not (shared > _COVERED * area).any()
+    return Candidates(*(values[is_kept] for values in candidates))
 
 
 def nms(candidates: Candidates, iou_threshold: float, max_detections: int) -> Merged:
@@ -142,8 +167,15 @@ def _matches(
 def _iou(box_yxyx: np.ndarray, boxes_yxyx: np.ndarray) -> np.ndarray:
     """Returns float64 [N], the IoUs of a box with N boxes."""
     box, boxes = box_yxyx.astype(np.float64), boxes_yxyx.astype(np.float64)
-    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    intersections = np.maximum(shared, 0.0).prod(axis=1)
+    intersections = _intersections(box, boxes)
     areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0).prod(axis=1)
     unions = areas + np.maximum(box[2:] - box[:2], 0.0).prod() - intersections
     return np.divide(intersections, unions, out=np.zeros_like(unions), where=unions > 0)
+
+
+def _intersections(box_yxyx: np.ndarray, boxes_yxyx: np.ndarray) -> np.ndarray:
+    """Returns float64 [N], the areas that a box shares with N boxes."""
+    box, boxes = box_yxyx.astype(np.float64), boxes_yxyx.astype(np.float64)
+    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    result: np.ndarray = np.maximum(shared, 0.0).prod(axis=1)
+    return result

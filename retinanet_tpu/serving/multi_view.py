@@ -228,17 +228,23 @@ def _candidates(
     boxes_yxyx, scores, classes, indices = (
         np.concatenate(values) for values in zip(*parts, strict=True)
     )
-    is_kept, num_views = views_module.whole_boxes(
+    num_views, is_part = views_module.count_views(
         boxes_yxyx, indices, views, image_size
     )
-    order = np.flatnonzero(is_kept)
+    # A view that shows the whole box shows more of the object than a part of it does.
+    # An object that is larger than the overlap of all views is cut in each of them;
+    # its parts remain.
+    order = np.flatnonzero(~is_part | (num_views == 0))
     order = order[np.argsort(-scores[order], kind="stable")]
-    return merging.Candidates(
-        boxes_yxyx[order],
-        scores[order],
-        classes[order],
-        indices[order],
-        num_views[order],
+    return merging.without_parts(
+        merging.Candidates(
+            boxes_yxyx[order],
+            scores[order],
+            classes[order],
+            indices[order],
+            num_views[order],
+            is_part[order],
+        )
     )
 
 

@@ -135,18 +135,13 @@ def shows_whole(
     return is_whole
 
 
-def whole_boxes(
+def count_views(
     boxes_yxyx: np.ndarray,
     indices: np.ndarray,
     views: Sequence[View],
     image_size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which boxes to keep, and how many views show each box whole.
-
-    A box that touches an inner edge of its own view is kept only if no view shows the
-    whole box. Otherwise that view shows more of the object, so the box is a worse
-    detection of it. An object that is larger than the overlap of two windows and
-    smaller than the image is cut in both of them; its parts remain.
+    """Returns how many views show each box whole, and which boxes may be parts.
 
     Args:
       boxes_yxyx: float32 [N, 4], px of the image.
@@ -154,15 +149,15 @@ def whole_boxes(
       views: The views.
       image_size: The height and width of the image, px.
     Returns:
-      bool [N] and int32 [N].
+      int32 [N]; and bool [N], True for a box that touches an inner edge of its view.
     """
-    is_kept = np.zeros(len(boxes_yxyx), bool)
+    is_part = np.ones(len(boxes_yxyx), bool)
     num_views = np.zeros(len(boxes_yxyx), np.int32)
     for index, view in enumerate(views):
         is_whole = shows_whole(boxes_yxyx, view, image_size)
         num_views += is_whole
-        is_kept |= is_whole & (indices == index)
-    return is_kept | (num_views == 0), num_views
+        is_part &= ~(is_whole & (indices == index))
+    return num_views, is_part
 
 
 def _reduced(pixels: np.ndarray, ratio: int) -> np.ndarray:

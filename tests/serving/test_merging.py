@@ -18,22 +18,26 @@ def random_candidates(seed, count=40):
         rng.integers(0, 2, count).astype(np.int32),
         rng.integers(0, 4, count).astype(np.int32),
         rng.integers(1, 5, count).astype(np.int32),
+        rng.random(count) < 0.5,
     )
 
 
-def iou(a, b):
+def shared_area(a, b):
     height = min(a[2], b[2]) - max(a[0], b[0])
     width = min(a[3], b[3]) - max(a[1], b[1])
-    if height <= 0 or width <= 0:
-        return 0.0
+    return max(height, 0.0) * max(width, 0.0)
+
+
+def iou(a, b):
+    shared = shared_area(a, b)
     areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return height * width / (areas - height * width)
+    return shared / (areas - shared) if shared else 0.0
 
 
 def overlapping(rows, best, threshold):
     """Returns the rows of the best row's class and of other views, most overlap first.
 
-    A row is box, score, class, view, num_views, in float64.
+    A row is box, score, class, view, num_views and is_part, in float64.
     """
     pairs = [
         (iou(row[0], best[0]), row)
@@ -91,6 +95,25 @@ def test_merging_is_that_of_a_simple_loop_in_float64(name, maximum, seed):
     np.testing.assert_array_equal(merged.classes, classes)
     assert (np.diff(merged.scores) <= 0).all()
     assert [x.dtype for x in merged] == [np.float32, np.float32, np.int32]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_part_is_removed_if_a_better_box_of_another_view_covers_half_of_it(seed):
+    candidates = random_candidates(seed)
+    kept = []
+    for row in rows_of(candidates):
+        box = row[0]
+        size = (box[2] - box[0]) * (box[3] - box[1])
+        covering = [
+            other
+            for other in kept
+            if other[2] == row[2] and other[3] != row[3]
+            if shared_area(other[0], box) > 0.5 * size
+        ]
+        if not (row[5] and covering):
+            kept.append(row)
+    assert 1 < len(kept) < 40
+    assert rows_of(merging.without_parts(candidates)) == kept
 
 
 @pytest.mark.parametrize("merge_fn", [merging.nms, merging.fusion])
