@@ -2,12 +2,13 @@
 
   python -m retinanet_tpu.evaluate_export --model=run1/export/latest \
     --images=coco/val2017 --annotations=coco/annotations/instances_val2017.json \
-    [--output=results.json]
+    [--output=results.json] [--metric=open_images [--hierarchy=hierarchy.json]]
 
 --model is an export of any format, a folder of exports, whose newest version is used,
 the directory of a run, or a checkpoint of it. --output saves the detections in COCO's
-results format. --flip, --scales and --tile_size detect in several views of each image
-and merge the detections.
+results format. --metric=open_images computes the metric of the Open Images Challenge
+instead of COCO's. --flip, --scales and --tile_size detect in several views of each
+image and merge the detections.
 
 Images are decoded as in `retinanet-tpu convert` and the input pipeline. The metrics are
 computed by the code of `retinanet_tpu.evaluate`. A SavedModel therefore has exactly the
@@ -31,7 +32,7 @@ from pycocotools.coco import COCO
 from retinanet_tpu import detector, errors
 from retinanet_tpu.data import image_decoding
 from retinanet_tpu.estimator.model_dir import files
-from retinanet_tpu.evaluation import coco_metric
+from retinanet_tpu.evaluation import coco_metric, open_images_metric
 from retinanet_tpu.serving import artifacts, batching, view_flags
 from retinanet_tpu.startup import guard
 
@@ -184,9 +185,38 @@ def _detection_records(
     return records
 
 
+def _evaluate(
+    batches: Iterable[coco_metric.DetectionBatch],
+    truth: COCO,
+    metric: open_images_metric.OpenImagesMetric | None,
+) -> str:
+    """Returns the table of Open Images' metric, or of COCO's without one."""
+    if metric is None:
+        result = coco_metric.evaluate(batches, truth)
+        return f"{coco_metric.table(result)}\n{coco_metric.per_class_table(result)}"
+    evaluator = coco_metric.Evaluator(truth)
+    for detections, image_ids in batches:
+        evaluator.add(detections, image_ids)
+    return open_images_metric.table(metric(truth, *evaluator.detected()))
+
+
+def _open_images_metric(truth: COCO) -> open_images_metric.OpenImagesMetric | None:
+    """Returns the metric that the flags select, None for COCO's."""
+    if FLAGS.metric == "open_images":
+        metric = open_images_metric.OpenImagesMetric(FLAGS.hierarchy)
+        metric.check(truth)
+        return metric
+    if FLAGS.hierarchy:
+        raise errors.UserError(
+            "--hierarchy is for --metric=open_images; add that, or leave it out."
+        )
+    return None
+
+
 def main() -> None:
     """Runs the command."""
     truth = coco_metric.ground_truth(FLAGS.annotations)
+    metric = _open_images_metric(truth)
     artifact = detector.load_artifact(FLAGS.model, label="--model=")
     check_categories(artifact, truth)
     artifact = view_flags.wrap(artifact, FLAGS)
@@ -202,9 +232,7 @@ def main() -> None:
     logging.info("evaluate | done | %s", meter)
     if FLAGS.output:
         files.write_whole(FLAGS.output, json.dumps(_detection_records(batches)))
-    result = coco_metric.evaluate(batches, truth)
-    print(coco_metric.table(result))
-    print(coco_metric.per_class_table(result))
+    print(_evaluate(batches, truth, metric))
 
 
 def define_flags() -> None:
@@ -217,6 +245,14 @@ def define_flags() -> None:
     flags.DEFINE_string("images", None, "Folder of the images.")
     flags.DEFINE_string("annotations", None, "COCO JSON file of the same images.")
     flags.DEFINE_string("output", None, "JSON file to write the detections to.")
+    flags.DEFINE_enum(
+        "metric", "coco", ["coco", "open_images"], "The metric to compute."
+    )
+    flags.DEFINE_string(
+        "hierarchy",
+        None,
+        "JSON file of the hierarchy of the classes, for --metric=open_images.",
+    )
     flags.DEFINE_integer(
         "batch_size",
         8,

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tool_processes
 import toy_data
+import view_values
 from retinanet_tpu import errors, evaluate_export, structures
 from retinanet_tpu.data import category_map, pipeline
 from retinanet_tpu.evaluation import coco_metric
@@ -158,4 +159,43 @@ def test_missing_annotation_file_is_an_error_with_its_path(
     flags = {"annotations": f"{tmp_path}/absent.json", "images": "", "model": ""}
     monkeypatch.setattr(command, "FLAGS", type("Flags", (), flags))
     with pytest.raises(tf.errors.NotFoundError, match=r"absent\.json"):
+        command.main()
+
+
+def with_flags(command, data_dir, monkeypatch, **values):
+    """Makes the command evaluate a model that detects nothing."""
+    flags = {
+        "annotations": f"{data_dir}/val.json",
+        "images": f"{data_dir}/pictures",
+        "model": "model.onnx",
+        "output": None,
+        "batch_size": 4,
+        **view_values.NO_VIEWS,
+    }
+    monkeypatch.setattr(command, "FLAGS", type("Flags", (), flags | values))
+    artifact = artifact_of(detect_nothing)
+    monkeypatch.setattr(command.detector, "load_artifact", lambda *_, **__: artifact)
+
+
+def test_metric_of_open_images_replaces_that_of_coco(
+    command, data_dir, monkeypatch, capsys
+):
+    names = [{"LabelName": category["name"]} for category in toy_data.CATEGORIES]
+    hierarchy = names[0] | {"Subcategory": names[1:]}
+    path = data_dir / "hierarchy.json"
+    path.write_text(json.dumps(hierarchy))
+    options = {"metric": "open_images", "hierarchy": str(path)}
+    with_flags(command, data_dir, monkeypatch, **options)
+    command.main()
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "Open Images AP50 0.000, mean over 2 classes"
+    assert len(others) == 2
+
+
+def test_hierarchy_without_the_metric_of_open_images_is_an_error(
+    command, data_dir, monkeypatch
+):
+    options = {"metric": "coco", "hierarchy": "hierarchy.json"}
+    with_flags(command, data_dir, monkeypatch, **options)
+    with pytest.raises(errors.UserError, match="--hierarchy is for --metric=open_im"):
         command.main()
