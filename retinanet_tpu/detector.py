@@ -9,7 +9,7 @@ The functions print and log nothing about images, and write no files.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias, TypeGuard, overload
 
 import numpy as np
@@ -19,7 +19,7 @@ from retinanet_tpu import errors
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.evaluation import visualize
-from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.serving import artifacts, batching, multi_view
 
 # uint8 [H, W, 3], RGB, or the path of an image file.
 Image: TypeAlias = np.ndarray | str | os.PathLike[str]
@@ -130,6 +130,43 @@ class Detector:
                 raise errors.UserError(f"Images at {positions}: {error}") from error
             results.update(zip(batch.ids, detected, strict=True))
         return [results[position] for position in range(len(results))]
+
+    def with_views(
+        self,
+        *,
+        flip: bool = False,
+        scales: Sequence[float] | None = None,
+        tile_size: int | None = None,
+        tile_overlap: float = 0.2,
+        merge: str = "fusion",
+        iou_threshold: float = 0.55,
+        max_detections: int | None = None,
+    ) -> "Detector":
+        """Returns a detector that merges the detections in several views of an image.
+
+        Args:
+          flip: Whether each view is also mirrored left to right.
+          scales: The sizes of the image relative to the model's input, such as
+            (0.8, 1, 1.25). None is 1, the whole image, without tiles and no scale with
+            tiles.
+          tile_size: The side of square tiles, px of the image; None for no tiles.
+          tile_overlap: The part of a tile that at least overlaps the next, in [0, 1).
+          merge: "fusion" averages boxes and scores, "nms" keeps the best box.
+          iou_threshold: The IoU above which boxes of two views are of one object.
+          max_detections: The most detections of an image; None for the model's number.
+        Raises:
+          UserError: A value is out of range, or there is no view.
+        """
+        settings = multi_view.Views(
+            flip=flip,
+            scales=None if scales is None else tuple(scales),
+            tile_size=tile_size,
+            tile_overlap=tile_overlap,
+            merge=merge,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+        )
+        return Detector(multi_view.wrap(self._artifact, settings))
 
     def draw(
         self, image: Image, detections: ImageDetections, *, min_score: float = 0.3

@@ -7,7 +7,8 @@
 --model is an export of any format, a folder of exports, whose newest version is used,
 the directory of a run, or a checkpoint of it. --output saves the detections in COCO's
 results format. --metric=open_images computes the metric of the Open Images Challenge
-instead of COCO's.
+instead of COCO's. --flip, --scales and --tile_size detect in several views of each
+image and merge the detections.
 
 Images are decoded as in `retinanet-tpu convert` and the input pipeline. The metrics are
 computed by the code of `retinanet_tpu.evaluate`. A SavedModel therefore has exactly the
@@ -27,7 +28,7 @@ from pycocotools.coco import COCO
 from retinanet_tpu import detector, errors
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, open_images_metric
-from retinanet_tpu.serving import annotated_images, artifacts, batching
+from retinanet_tpu.serving import annotated_images, artifacts, batching, view_flags
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -81,6 +82,7 @@ def main() -> None:
     metric = _open_images_metric(truth)
     artifact = detector.load_artifact(FLAGS.model, label="--model=")
     annotated_images.check_categories(artifact.path, artifact.categories, truth)
+    artifact = view_flags.wrap(artifact, FLAGS)
     logging.info("evaluate | %s %s", artifact.kind, artifact.path)
     image_files = annotated_images.find(truth, FLAGS.images)
     meter = batching.Meter("evaluate", len(image_files))
@@ -121,6 +123,7 @@ def define_flags() -> None:
         "Images of one size that are processed together.",
         lower_bound=1,
     )
+    view_flags.define()
     flags.mark_flags_as_required(["model", "images", "annotations"])
 
 

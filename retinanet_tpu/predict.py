@@ -14,6 +14,7 @@ other file. Files in --output_dir:
 The JSON contains all detections. The drawings show those with at least the threshold of
 the model: the score of the highest F1 in the evaluation of its checkpoint, or 0.3 if
 it was not evaluated. --min_score sets the lowest score of both.
+--flip, --scales and --tile_size detect in several views of each image and merge.
 Images are rotated as their EXIF orientation requires, videos as their display matrix
 does. Files that cannot be read are logged and skipped. The exit code is 0 if at least
 one file could be read. Videos require the extra `video`.
@@ -35,7 +36,7 @@ from retinanet_tpu import detector, errors, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, visualize
-from retinanet_tpu.serving import artifacts, batching, video, video_files
+from retinanet_tpu.serving import artifacts, batching, video, video_files, view_flags
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -239,6 +240,7 @@ def define_flags() -> None:
         "are drawn with the last detections.",
         lower_bound=1,
     )
+    view_flags.define()
     flags.mark_flags_as_required(["model", "output_dir"])
 
 
@@ -252,6 +254,7 @@ def main(paths: Sequence[str]) -> int:
         video_files.require(videos[0])
         _check_output_dir(videos, FLAGS.output_dir)
     artifact = detector.load_artifact(FLAGS.model, label="--model=")
+    artifact = view_flags.wrap(artifact, FLAGS)
     logging.info(
         "predict | %s %s | %d images, %d videos to read",
         *(artifact.kind, artifact.path, len(images), len(videos)),

@@ -68,6 +68,16 @@ def test_min_score_is_the_lowest_score(model):
         assert result.boxes_yxyx.shape == (count, 4)
 
 
+def test_a_detector_with_views_merges_their_detections(model):
+    viewed = model.with_views(flip=True, scales=[1, 0.5], iou_threshold=0.3)
+    assert viewed is not model and viewed.names == model.names
+    assert viewed(image(4, 6)).boxes_yxyx[0].tolist() == [0, 0, 4, 6]
+    tiled = model.with_views(tile_size=4, tile_overlap=0, merge="nms", max_detections=2)
+    assert tiled(image(4, 8)).boxes_yxyx.tolist() == [[0, 0, 4, 4], [0, 4, 4, 8]]
+    with pytest.raises(errors.UserError, match="tile_size is -1; it must be >= 1"):
+        model.with_views(tile_size=-1)
+
+
 def test_a_drawing_has_the_size_of_the_image_and_leaves_it_unchanged(model):
     pixels = image(60, 80)
     drawing = model.draw(pixels, model(pixels))

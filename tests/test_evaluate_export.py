@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tool_processes
 import toy_data
+import view_values
 from retinanet_tpu import detector, errors, evaluate_export, structures
 from retinanet_tpu.data import category_map
 from retinanet_tpu.serving import artifacts
@@ -57,6 +58,7 @@ def with_flags(data_dir, monkeypatch, **values):
         "model": "model.onnx",
         "output": None,
         "batch_size": 4,
+        **view_values.NO_VIEWS,
     }
     monkeypatch.setattr(evaluate_export, "FLAGS", type("Flags", (), flags | values))
     artifact = artifacts.Artifact("model.onnx", "ONNX", CATEGORIES, detect_nothing)

@@ -12,6 +12,7 @@ from PIL import Image
 import photo_folder
 import tool_processes
 import video_clips
+import view_values
 from retinanet_tpu import errors, predict
 from retinanet_tpu.data import image_files
 from retinanet_tpu.evaluation import visualize
@@ -109,7 +110,7 @@ def test_exit_code_is_1_if_no_file_could_be_read(
 ):
     values = {"model": saved_model, "output_dir": str(tmp_path / "output")}
     values |= {"images": [str(photos / "broken.jpg")], "min_score": 0.3}
-    values |= {"batch_size": 8, "frame_step": 1}
+    values |= {"batch_size": 8, "frame_step": 1, **view_values.NO_VIEWS}
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
     more = str(photos / "notes.txt")
     assert predict.main([more]) == 1
@@ -232,6 +233,7 @@ def set_flags(monkeypatch, **values):
         "min_score": None,
         "batch_size": 8,
         "frame_step": 1,
+        **view_values.NO_VIEWS,
         **values,
     }
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
