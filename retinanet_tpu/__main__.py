@@ -27,6 +27,7 @@ COMMANDS = (
     "export",
     "evaluate_export",
     "predict",
+    "browser_page",
     "plot",
     "data_service",
 )
