@@ -28,6 +28,7 @@ from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
 _ONNX = formats.FORMATS["onnx"].file
+_OUTPUT = "browser.html"
 _SHOWN_SCORE = 0.3  # Without an evaluation.
 
 
@@ -68,10 +69,21 @@ def _versions(path: str) -> list[str]:
     return [os.path.join(path, name) for name in sorted(versions, reverse=True)]
 
 
-def main() -> None:
-    """Runs the command."""
-    path = find_onnx(FLAGS.model)
-    runtime = onnxruntime_web.read(FLAGS.onnxruntime_web)
+def write(model: str, *, output: str | None, package: str) -> str:
+    """Writes the page of a model.
+
+    Args:
+      model: The path that `find_onnx` accepts.
+      output: The HTML file; None for browser.html beside the model.
+      package: The path of onnxruntime-web, see `onnxruntime_web.read`.
+    Returns:
+      The path of the HTML file.
+    Raises:
+      UserError: The model, or its ONNX file, or onnxruntime-web is missing; or the file
+        is no detector of this package, or too large.
+    """
+    path = find_onnx(model)
+    runtime = onnxruntime_web.read(package)
     if runtime.version != onnxruntime_web.TESTED_VERSION:
         logging.warning(
             "browser_page | onnxruntime-web is version %s; tested with %s",
@@ -80,18 +92,23 @@ def main() -> None:
         )
     artifact = artifacts.load(path)  # Refuses a file that is no detector.
     with tf.io.gfile.GFile(path, "rb") as file:
-        model = file.read()
-    output = FLAGS.output or os.path.join(os.path.dirname(path), "browser.html")
+        content = file.read()
+    output = output or os.path.join(os.path.dirname(path), _OUTPUT)
     page.write(
         output,
-        model,
+        content,
         runtime,
         names=artifact.names,
         threshold=_SHOWN_SCORE if artifact.threshold is None else artifact.threshold,
     )
     size = tf.io.gfile.stat(output).length
     logging.info("browser_page | %s | %s, %.1f MB", path, output, size / 1e6)
-    print(output)
+    return output
+
+
+def main() -> None:
+    """Runs the command."""
+    print(write(FLAGS.model, output=FLAGS.output, package=FLAGS.onnxruntime_web))
 
 
 def define_flags() -> None:

@@ -97,6 +97,14 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait_for(self, condition, *, secs=120):
+        """Waits until a JavaScript expression is true; fails after some time."""
+        self.evaluate(
+            "new Promise((resolve, reject) => { const check = () => "
+            f"({condition}) ? resolve() : setTimeout(check, 50); check(); "
+            f"setTimeout(() => reject(Error('timeout')), {1000 * secs}); }})"
+        )
+
     def choose_files(self, selector, paths):
         """Chooses files in an input element, as a user would."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]

@@ -56,14 +56,13 @@ def read(path: str) -> Runtime:
         raise errors.MissingFileError(
             f"--onnxruntime_web={path} does not exist; {_DOWNLOAD}."
         )
-    if tf.io.gfile.isdir(path):
-        contents = _read_folder(path)
-    else:
-        contents = _read_archive(path)
+    read_fn = _read_folder if tf.io.gfile.isdir(path) else _read_archive
+    contents = read_fn(path)
     missing = [name for name in (_SCRIPT, _MODULE, _WASM) if name not in contents]
     if missing:
         raise errors.MissingFileError(
-            f"--onnxruntime_web={path} lacks dist/{', dist/'.join(missing)}; {_DOWNLOAD}."
+            f"--onnxruntime_web={path} lacks dist/{', dist/'.join(missing)}; "
+            f"{_DOWNLOAD}."
         )
     script = contents[_SCRIPT].decode("utf-8")
     version = re.search(r"ONNX Runtime Web v([\w.-]+)", script)
@@ -91,7 +90,7 @@ def _read_archive(path: str) -> dict[str, bytes]:
         stream = io.BytesIO(file.read())
     contents = {}
     try:
-        with tarfile.open(fileobj=stream, mode="r:*") as archive:
+        with tarfile.open(fileobj=stream, mode="r:gz") as archive:
             for member in archive:
                 folder, name = os.path.split(member.name)
                 opened = archive.extractfile(member)
