@@ -19,8 +19,8 @@ With --detections the file is in COCO's results format, such as that of
 import retinanet_tpu.startup.cpu
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -65,7 +65,7 @@ class Source(NamedTuple):
     subtitle: str
     output: str
     image_fn: Callable[[int], np.ndarray | None] | None = None
-    compared: tuple[tuple[str, Mapping[str, float]], ...] = ()
+    compared: page.Compared = ()
 
 
 def define_flags() -> None:
@@ -226,7 +226,9 @@ def evaluation_of_run(
         subtitle=f"{path}, split {run.data.eval_split}",
         output=output,
         image_fn=record_images.RecordImages(run.data.dir, run.data.eval_split),
-        compared=_earlier(summaries.read_evaluations(folder), step),
+        compared=page.previous_and_best(
+            summaries.read_evaluations(folder), int(step) if step.isdigit() else None
+        ),
     )
 
 
@@ -265,21 +267,6 @@ def _detect(run: Run, path: str) -> list[image_detections.ImageDetections]:
             if before // every != len(found) // every:
                 logging.info("Detected in %d images", len(found))
     return found
-
-
-def _earlier(
-    records: list[dict[str, Any]], step: str
-) -> tuple[tuple[str, Mapping[str, float]], ...]:
-    """Returns the previous and the best of the other evaluations, by name."""
-    others = [r for r in records if str(r["global_step"]) != step and "AP" in r]
-    if not others:
-        return ()
-    before = [r for r in others if not step.isdigit() or r["global_step"] < int(step)]
-    best = max(others, key=lambda r: r["AP"])
-    named = [("best", best)]
-    if before:
-        named.insert(0, ("previous", max(before, key=lambda r: r["global_step"])))
-    return tuple((f"{name}: step {r['global_step']}", r) for name, r in named)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ def curve(
 ) -> results.Curve:
     """Returns the curve at the thresholds 0, 0.01, …, 1.
 
-    A detection counts if its score is the threshold or higher. Recall is 0 without
-    objects.
+    A detection counts if its score is the threshold or higher.
 
     Args:
       scores: float [N].
@@ -24,12 +23,12 @@ def curve(
       is_wrong: bool [N].
       num_objects: The number of objects.
     """
-    correct = _num_above(scores[is_correct])
-    detected = correct + _num_above(scores[is_wrong])
-    precision = np.where(detected > 0, correct / np.maximum(detected, 1), 1.0)
-    recall = correct / max(num_objects, 1)
-    f1 = 2 * correct / np.maximum(detected + num_objects, 1)
-    return results.Curve(THRESHOLDS, precision, recall, f1)
+    return results.Curve(
+        THRESHOLDS,
+        num_correct=_num_above(scores[is_correct]),
+        num_wrong=_num_above(scores[is_wrong]),
+        num_objects=num_objects,
+    )
 
 
 def class_results(

@@ -2,6 +2,7 @@
 
 import importlib.resources
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -15,6 +16,8 @@ from retinanet_tpu.analysis import (
 )
 
 ImageFn = page_images.ImageFn
+# Names and metrics of evaluations.
+Compared = Sequence[tuple[str, Mapping[str, float]]]
 
 _LINKS = (
     ("metrics", "Metrics"),
@@ -42,13 +45,39 @@ def write(
     title: str,
     subtitle: str = "",
     image_fn: ImageFn | None = None,
-    compared: Sequence[tuple[str, Mapping[str, float]]] = (),
+    compared: Compared = (),
     max_images: int = 24,
 ) -> None:
     """Writes the page of an analysis.
 
     Args:
       path: The path of the HTML file.
+      analysis, title, subtitle, image_fn, compared, max_images: See `html`.
+    """
+    content = html(
+        analysis,
+        title=title,
+        subtitle=subtitle,
+        image_fn=image_fn,
+        compared=compared,
+        max_images=max_images,
+    )
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(content)
+
+
+def html(
+    analysis: results.Analysis,
+    *,
+    title: str,
+    subtitle: str = "",
+    image_fn: ImageFn | None = None,
+    compared: Compared = (),
+    max_images: int = 24,
+) -> str:
+    """Returns the page of an analysis.
+
+    Args:
       analysis: The analysis.
       title: The title of the page.
       subtitle: A line below the title, such as the checkpoint and the date.
@@ -58,28 +87,6 @@ def write(
       max_images: The highest number of images, of confident errors, and of suspected
         label errors.
     """
-    content = _html(
-        analysis,
-        title=title,
-        subtitle=subtitle,
-        image_fn=image_fn,
-        compared=compared,
-        max_images=max_images,
-    )
-    with tf.io.gfile.GFile(path, "wb") as file:
-        # Names with half of a surrogate pair cannot be encoded.
-        file.write(content.encode("utf-8", "replace"))
-
-
-def _html(
-    analysis: results.Analysis,
-    *,
-    title: str,
-    subtitle: str,
-    image_fn: ImageFn | None,
-    compared: Sequence[tuple[str, Mapping[str, float]]],
-    max_images: int,
-) -> str:
     files = importlib.resources.files("retinanet_tpu.analysis")
     style = files.joinpath("page.css").read_text("utf-8")
     script = files.joinpath("page.js").read_text("utf-8")
@@ -104,4 +111,27 @@ def _html(
         page_images.label_issues(analysis, image_fn, max_images),
         f"<script>{script}</script></body></html>\n",
     ]
-    return "\n".join(parts)
+    # Names with half of a surrogate pair cannot be encoded.
+    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
+
+
+def previous_and_best(
+    records: Sequence[Mapping[str, Any]], step: int | None
+) -> Compared:
+    """Returns the evaluations that an evaluation is compared with.
+
+    Args:
+      records: The lines of eval.jsonl.
+      step: The step of the evaluation; None if it is unknown.
+    Returns:
+      The names and metrics of the evaluation before it, and of the best other one.
+    """
+    others = [r for r in records if r["global_step"] != step and "AP" in r]
+    if not others:
+        return ()
+    before = [r for r in others if step is None or r["global_step"] < step]
+    best = max(others, key=lambda r: r["AP"])
+    named = [("best", best)]
+    if before:
+        named.insert(0, ("previous", max(before, key=lambda r: r["global_step"])))
+    return tuple((f"{name}: step {r['global_step']}", r) for name, r in named)

@@ -25,15 +25,32 @@ class Curve(NamedTuple):
 
     Attributes:
       thresholds: float [T], rising.
-      precision: float [T]; 1 where nothing is detected.
-      recall: float [T].
-      f1: float [T].
+      num_correct: int [T], the correct detections with at least this score.
+      num_wrong: int [T], the others.
+      num_objects: The number of annotated objects, without crowds.
     """
 
     thresholds: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
+    num_correct: np.ndarray
+    num_wrong: np.ndarray
+    num_objects: int
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Returns float [T]; 1 where nothing is detected."""
+        detected = self.num_correct + self.num_wrong
+        return np.where(detected > 0, self.num_correct / np.maximum(detected, 1), 1.0)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Returns float [T]; 0 without objects."""
+        return self.num_correct / max(self.num_objects, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Returns float [T]."""
+        total = self.num_correct + self.num_wrong + self.num_objects
+        return 2 * self.num_correct / np.maximum(total, 1)
 
     @property
     def best(self) -> int | None:
@@ -41,9 +58,10 @@ class Curve(NamedTuple):
 
         None if no detection is correct.
         """
-        if not len(self.f1) or self.f1.max() <= 0:
+        f1 = self.f1
+        if not len(f1) or f1.max() <= 0:
             return None
-        return len(self.f1) - 1 - int(np.argmax(self.f1[::-1]))
+        return len(f1) - 1 - int(np.argmax(f1[::-1]))
 
     @property
     def best_threshold(self) -> float | None:

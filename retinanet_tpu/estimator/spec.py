@@ -72,7 +72,8 @@ class TPUEstimatorSpec(NamedTuple):
       eval_metrics: EVAL: (metric_fn, tensors). `tensors` is a nest of tensors
         [B, ...]. metric_fn(batches) runs on the host and iterates over that nest as
         NumPy arrays of the global batch. It returns a dict: floats become scalars,
-        uint8 [n, H, W, 3] images; a nested dict goes to eval.jsonl only.
+        uint8 [n, H, W, 3] images, the types of result_types.py curves and files; a text
+        or a nested dict goes to eval.jsonl only.
     """
 
     mode: str

@@ -2,14 +2,16 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorboard.plugins.pr_curve import metadata
 
 from retinanet_tpu import json_files
+from retinanet_tpu.estimator import result_types
 from retinanet_tpu.estimator.model_dir import files, leases
 
 EVALUATIONS = "eval.jsonl"
@@ -27,11 +29,17 @@ class Writer:
         self._writer = tf.summary.create_file_writer(directory)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes floats as scalars and uint8 [n, H, W, 3] arrays as images."""
+        """Writes floats as scalars, uint8 [n, H, W, 3] as images, and curves.
+
+        Other values are left out.
+        """
         with self._writer.as_default():
             for name, value in values.items():
                 if is_image_batch(value):
                     tf.summary.image(name, value, step, max_outputs=len(value))
+                elif isinstance(value, result_types.Curves):
+                    for curve, counts in value.counts.items():
+                        _write_curve(f"{name}/{curve}", counts, step)
                 elif np.ndim(value) == 0 and not isinstance(value, str | Mapping):
                     tf.summary.scalar(name, value, step)
         self._writer.flush()
@@ -39,6 +47,19 @@ class Writer:
     def close(self) -> None:
         """Closes the events file."""
         self._writer.close()
+
+
+def _write_curve(tag: str, counts: np.ndarray, step: int) -> None:
+    """Writes a curve in the form of TensorBoard's plugin `pr_curves`."""
+    correct, wrong, missed = np.asarray(counts, np.float32)
+    detected = correct + wrong
+    precision = np.where(detected > 0, correct / np.maximum(detected, 1), 1)
+    recall = correct / np.maximum(correct + missed, 1)
+    # The plugin's third row, true negatives, does not exist in detection.
+    rows = [correct, wrong, np.zeros_like(correct), missed, precision, recall]
+    data = np.stack(rows).astype(np.float32)
+    about = metadata.create_summary_metadata(tag, "", num_thresholds=data.shape[1])
+    tf.summary.write(tag, data, step, metadata=about)
 
 
 class LoopWriter:
@@ -89,10 +110,10 @@ class LoopWriter:
 def write_evaluation(
     directory: str, checkpoint: str, results: Mapping[str, Any], *, secs: float
 ) -> None:
-    """Writes the numbers and images of an evaluation, then its line of eval.jsonl.
+    """Writes the results of an evaluation to TensorBoard, eval.jsonl and reports.
 
-    A step with a line counts as evaluated. A new line replaces an old one of the same
-    step. Several processes may write to one directory.
+    A step with a line in eval.jsonl counts as evaluated. A new line replaces an old one
+    of the same step. Several processes may write to one directory.
 
     Args:
       directory: The directory of the evaluation, such as MODEL_DIR/eval.
@@ -106,12 +127,30 @@ def write_evaluation(
     writer.close()
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
     record = head | dict(results) | {"secs": round(secs, 1)}
-    numbers = {k: _to_json(v) for k, v in record.items() if not is_image_batch(v)}
+    numbers = {k: _to_json(v) for k, v in record.items() if _has_json(v)}
     with leases.directory_lock(directory):
         files.remove_temporaries(directory)
-        others = [r for r in read_evaluations(directory) if r["global_step"] != step]
+        before = read_evaluations(directory)
+        others = [r for r in before if r["global_step"] != step]
         lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, numbers)]
         files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
+    for name, value in results.items():
+        if isinstance(value, result_types.Report):
+            _write_report(f"{directory}/{name}-{step}.html", value, step, others)
+
+
+def _write_report(
+    path: str,
+    report: result_types.Report,
+    step: int,
+    others: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes a report; an error is logged, because a report must not end a training."""
+    try:
+        files.write_whole(path, report.html_fn(step, others))
+        logging.info("Wrote %s", path)
+    except Exception:
+        logging.exception("%s is not written", path)
 
 
 def eval_dir(model_dir: str, name: str | None = None) -> str:
@@ -171,6 +210,11 @@ def hours(secs: float) -> str:
     """Returns a duration as HH:MM:SS."""
     minutes, secs = divmod(math.ceil(secs), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{secs:02d}"
+
+
+def _has_json(value: Any) -> bool:
+    is_file = isinstance(value, result_types.Report | result_types.Curves)
+    return not is_file and not is_image_batch(value)
 
 
 def _to_json(value):

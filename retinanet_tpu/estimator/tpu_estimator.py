@@ -210,28 +210,38 @@ class TPUEstimator:
           UserError: input_fn returned no batch.
         """
         start = time.monotonic()
-        mode = spec.ModeKeys.EVAL
         path = self._checkpoint(checkpoint_path)
-        step = checkpoints.step_of(path)
-        forward, run = self._load_forward(mode, path)
-        outputs = self._forward_outputs(
-            run, input_fn, mode, steps=steps, stop_reason=stop_reason
+        metric_fn, outputs = self._evaluate(path, input_fn, steps, stop_reason)
+        return self._compute_results(metric_fn, outputs, path, name, start)
+
+    def start_evaluation(
+        self,
+        input_fn: spec.InputFn,
+        *,
+        steps: int | None = None,
+        checkpoint_path: str | None = None,
+        name: str | None = None,
+        stop_reason: spec.StopReason = preemption.no_stop,
+    ) -> Callable[[], dict[str, Any]]:
+        """Runs the forward passes of `evaluate`, and leaves the rest to a function.
+
+        The eval tensors of all batches are in the host's memory until it has run.
+
+        Args:
+          input_fn, steps, checkpoint_path, name, stop_reason: See `evaluate`.
+        Returns:
+          The function that computes, writes and returns the results. It uses no
+          variable of the devices, so that a thread can run it while they train.
+        Raises:
+          MissingFileError, Preempted, UserError: See `evaluate`.
+        """
+        start = time.monotonic()
+        path = self._checkpoint(checkpoint_path)
+        metric_fn, outputs = self._evaluate(path, input_fn, steps, stop_reason)
+        computed = list(outputs)
+        return lambda: self._compute_results(
+            metric_fn, iter(computed), path, name, start
         )
-        outputs = preemption.stop_when(stop_reason, outputs, step)
-        # The first batch traces model_fn, which returns metric_fn.
-        if (first := next(outputs, None)) is None:
-            raise errors.UserError("The input_fn of the evaluation returned no batch.")
-        batches = inference.EvaluatedBatches(itertools.chain([first], outputs))
-        metrics = forward.metric_fn(batches) if forward.metric_fn else {}
-        for _ in batches:  # The loss includes batches that metric_fn did not read.
-            pass
-        loss = float(np.mean(batches.losses))
-        results = {**metrics, "loss": loss, "global_step": step}
-        secs = time.monotonic() - start
-        summaries.write_evaluation(
-            summaries.eval_dir(self.model_dir, name), path, results, secs=secs
-        )
-        return results
 
     def evaluation_results(
         self, checkpoint_path: str, name: str | None = None
@@ -328,6 +338,33 @@ class TPUEstimator:
         forward, run = self._forwards[mode]
         run.reload()
         return forward, run
+
+    def _evaluate(self, path, input_fn, steps, stop_reason):
+        """Returns metric_fn, and an iterator over (loss, eval tensors) of batches."""
+        mode = spec.ModeKeys.EVAL
+        forward, run = self._load_forward(mode, path)
+        outputs = self._forward_outputs(
+            run, input_fn, mode, steps=steps, stop_reason=stop_reason
+        )
+        outputs = preemption.stop_when(stop_reason, outputs, checkpoints.step_of(path))
+        # The first batch traces model_fn, which returns metric_fn.
+        if (first := next(outputs, None)) is None:
+            raise errors.UserError("The input_fn of the evaluation returned no batch.")
+        return forward.metric_fn, itertools.chain([first], outputs)
+
+    def _compute_results(self, metric_fn, outputs, path, name, start):
+        """Computes, writes and returns the results of an evaluation."""
+        batches = inference.EvaluatedBatches(outputs)
+        metrics = metric_fn(batches) if metric_fn else {}
+        for _ in batches:  # The loss includes batches that metric_fn did not read.
+            pass
+        loss = float(np.mean(batches.losses))
+        results = {**metrics, "loss": loss, "global_step": checkpoints.step_of(path)}
+        secs = time.monotonic() - start
+        summaries.write_evaluation(
+            summaries.eval_dir(self.model_dir, name), path, results, secs=secs
+        )
+        return results
 
     def _forward_outputs(
         self, run, input_fn, mode, *, steps=None, stop_reason=preemption.no_stop

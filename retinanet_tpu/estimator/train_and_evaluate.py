@@ -3,7 +3,6 @@
 A run survives the loss of its devices. It reports its state in run_state.json.
 """
 
-import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from absl import logging
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import (
     early_stopping,
+    evaluations,
     exporters,
     spec,
     summaries,
@@ -152,50 +152,55 @@ def check_intervals(
 
 def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     """Trains and evaluates until the end, an error or a reason to stop."""
-    results = {}
+    name = eval_spec.name if eval_spec else None
     watch = early_stopping.Watch(
         train_spec.early_stopping,
         estimator.model_dir,
-        summaries.eval_dir(estimator.model_dir, eval_spec.name if eval_spec else None),
+        summaries.eval_dir(estimator.model_dir, name),
         keeps_best=estimator.workers.is_chief,
     )
+    runner = evaluations.Evaluations(
+        estimator,
+        eval_spec or spec.EvalSpec(train_spec.input_fn),  # Then it is never used.
+        stop_reason=stop_reason,
+        # An early end depends on the results of the step.
+        in_background=train_spec.early_stopping is None,
+    )
+    every = (eval_spec.every_steps if eval_spec else None) or train_spec.max_steps
+
+    reasons = []
 
     def is_stopped():
         heartbeat.check_seen()
-        return stop_reason() or watch.reason
+        reason = stop_reason() or watch.reason or runner.failure
+        reasons.extend([reason] if reason else [])
+        return reason
 
     def before_save():
         heartbeat.check_claim()
+        if not reasons:  # A machine that is taken away leaves little time to save.
+            runner.finish()
         watch.check()  # The save deletes checkpoints, but not the best.
 
     def report_step(path, step):
         heartbeat.step = step
 
     def evaluate(path, step):
-        every = eval_spec.every_steps or train_spec.max_steps
+        runner.check()
         is_final = step >= train_spec.max_steps or watch.reason is not None
-        if is_final or step % every == 0:
-            results.update(
-                _evaluate(
-                    estimator,
-                    eval_spec,
-                    path,
-                    is_final=is_final,
-                    stop_reason=stop_reason,
-                )
-            )
+        if eval_spec and (is_final or step % every == 0):
+            runner.evaluate(path, is_final=is_final)
 
-    listeners = [report_step, *train_spec.saving_listeners]
-    if eval_spec:
-        listeners.append(evaluate)
-    with watch:
+    listeners = [report_step, *train_spec.saving_listeners, evaluate]
+    with watch, runner:
         path = checkpoints.latest_valid(estimator.model_dir)
         watch.check()
         if path:
             report_step(path, checkpoints.step_of(path))
             if eval_spec:
-                evaluate(path, checkpoints.step_of(path))
-                watch.check()
+                _evaluate_interrupted(runner, path, every)
+            evaluate(path, checkpoints.step_of(path))
+            watch.check()
         # The others read at another time than the chief, so perhaps other evaluations.
         if not estimator.workers.any_worker(watch.reason is not None):
             _train(
@@ -210,9 +215,24 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
         if path and watch.reason is not None:
             step = checkpoints.step_of(path)
             logging.info("Ended at step %d: %s", step, watch.reason)
-            if eval_spec:
-                evaluate(path, step)
-    return results or None
+            evaluate(path, step)
+    return runner.results or None
+
+
+def _evaluate_interrupted(runner, latest, every):
+    """Evaluates and exports the last due checkpoint before the latest.
+
+    The run may have ended while that was going on.
+    """
+    model_dir, _, _ = latest.rpartition("/")
+    newest = checkpoints.step_of(latest)
+    due = [s for s in checkpoints.steps(model_dir) if s < newest and s % every == 0]
+    if due:
+        path = checkpoints.path_of(model_dir, max(due))
+        if corruption := checkpoints.find_corruption(path):
+            logging.warning("Not evaluating %s: %s", path, corruption)
+        else:
+            runner.evaluate(path, is_final=False)
 
 
 def _train(estimator, train_spec, listeners, *, stop_reason, before_save, watch):
@@ -237,31 +257,6 @@ def _train(estimator, train_spec, listeners, *, stop_reason, before_save, watch)
         step = _newest_step(estimator.model_dir)
         reason = "another worker was lost; start all of them again"
         raise preemption.Preempted(reason, step) from error
-
-
-def _evaluate(estimator, eval_spec, path, *, is_final, stop_reason):
-    """Evaluates and exports a checkpoint.
-
-    Returns the results, or an empty dict if they were recorded before.
-    """
-    results = {}
-    recorded = estimator.evaluation_results(path, eval_spec.name)
-    if recorded is None:
-        logging.info("Evaluating %s", path)
-        results = estimator.evaluate(
-            eval_spec.input_fn,
-            steps=eval_spec.steps,
-            checkpoint_path=path,
-            name=eval_spec.name,
-            stop_reason=stop_reason,
-        )
-    exporters.export_all(
-        eval_spec.exporters, estimator, path, results or recorded, is_final=is_final
-    )
-    # Each evaluation leaves datasets of 5 MB in reference cycles. Training creates too
-    # few objects to start Python's collector.
-    gc.collect()
-    return results
 
 
 def _newest_step(model_dir):

@@ -1,14 +1,23 @@
 """Computes COCO metrics from the detections of an evaluation, and draws examples."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
+from pycocotools.coco import COCO
 
 from retinanet_tpu import structures
-from retinanet_tpu.analysis import image_detections, thresholds
+from retinanet_tpu.analysis import (
+    analyze,
+    image_detections,
+    page,
+    results,
+    thresholds,
+)
 from retinanet_tpu.data import category_map
+from retinanet_tpu.estimator import result_types
 from retinanet_tpu.evaluation import coco_metric, visualize
 
 PROGRESS_EVERY = 1000  # Images between two log lines.
@@ -22,6 +31,7 @@ def make_metric_fn(
     *,
     categories: category_map.Categories,
     examples_fn: Callable[[], structures.Features] | None = None,
+    analysis_image_fn: page.ImageFn | None = None,
 ) -> MetricFn:
     """Returns the function that turns detections into metrics on the host.
 
@@ -29,6 +39,8 @@ def make_metric_fn(
       annotation_file: The path of a COCO JSON file of the evaluated images.
       categories: The categories, for their names.
       examples_fn: Returns the images to draw detections on, as a batch of Features.
+      analysis_image_fn: Returns an image by its id. With it, the results contain a page
+        that analyzes the detections.
     """
 
     def metric_fn(batches: Iterable[coco_metric.DetectionBatch]) -> dict[str, Any]:
@@ -47,16 +59,53 @@ def make_metric_fn(
             num_images += len(image_ids)
             if before // PROGRESS_EVERY != num_images // PROGRESS_EVERY:
                 logging.info("Evaluated %d images", num_images)
-        result = evaluator.result() | thresholds.best_thresholds(truth, found)
+        curves = thresholds.curves_at_50(truth, found)
+        result = evaluator.result() | thresholds.best_thresholds(curves)
+        result["precision-recall"] = _tensorboard_curves(curves)
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
         if examples is not None and detections_by_id:
             result["detections"] = _draw_examples(
                 examples, detections_by_id, categories
             )
+        if analysis_image_fn:
+            result["analysis"] = result_types.Report(
+                functools.partial(_analysis_page, truth, found, analysis_image_fn)
+            )
         return result
 
     return metric_fn
+
+
+def _tensorboard_curves(
+    curves: thresholds.Curves,
+) -> result_types.Curves:
+    """Returns the curves in the form that the estimator writes."""
+
+    def counts(curve: results.Curve) -> np.ndarray:
+        missed = curve.num_objects - curve.num_correct
+        return np.stack([curve.num_correct, curve.num_wrong, missed])
+
+    whole = {"all classes": counts(curves.all_classes)}
+    return result_types.Curves(
+        whole | {name: counts(curve) for name, curve in curves.per_class.items()}
+    )
+
+
+def _analysis_page(
+    truth: COCO,
+    found: Sequence[image_detections.ImageDetections],
+    image_fn: page.ImageFn,
+    step: int,
+    records: Sequence[Mapping[str, Any]],
+) -> str:
+    """Returns the HTML page that `retinanet_tpu.analyze` writes."""
+    return page.html(
+        analyze.analyze(truth, found),
+        title=f"Analysis of step {step}",
+        image_fn=image_fn,
+        compared=page.previous_and_best(records, step),
+    )
 
 
 def _detections_in(

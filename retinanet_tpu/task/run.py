@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors, structures
-from retinanet_tpu.data import category_map, pipeline
+from retinanet_tpu.data import category_map, pipeline, record_images
 from retinanet_tpu.estimator import spec, tpu_estimator, warm_start
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.early_stopping import EarlyStopping
@@ -40,6 +40,8 @@ class TrainingPlan:
       eval_batch_per_replica: The number of images in a replica's evaluation step.
       num_visualized_images: The number of images that detections are drawn on at each
         evaluation.
+      write_analysis: Whether each evaluation also writes the page of
+        `retinanet_tpu.analyze`.
       evaluate_during_training: Whether the trainer evaluates; pods leave it to the
         sidecar.
       early_stopping: When to end before max_steps; None never does.
@@ -53,6 +55,7 @@ class TrainingPlan:
     eval_every_steps: int | None = None
     eval_batch_per_replica: int = 8
     num_visualized_images: int = 8
+    write_analysis: bool = False
     evaluate_during_training: bool = True
     early_stopping: EarlyStopping | None = None
 
@@ -236,6 +239,9 @@ def _evaluation_params(
             data.annotation_file,
             categories=recipe.categories,
             examples_fn=examples_fn if plan.num_visualized_images else None,
+            analysis_image_fn=record_images.RecordImages(data.dir, data.eval_split)
+            if plan.write_analysis
+            else None,
         ),
     }
 

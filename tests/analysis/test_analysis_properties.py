@@ -130,7 +130,8 @@ def test_curves_agree_with_a_plain_count(seed, tmp_path):
     matches = matching.match(data)
     curve = analyze.analyze(truth, detections).all_classes.curve
     num_objects = sum(not a["iscrowd"] for a in truth.anns.values())
-    for threshold, precision, recall, f1 in zip(*curve, strict=True):
+    rows = zip(curve.thresholds, curve.precision, curve.recall, curve.f1, strict=True)
+    for threshold, precision, recall, f1 in rows:
         is_above = data.found.score >= threshold
         correct = (matches.is_correct[0] & is_above).sum()
         wrong = (matches.is_wrong[0] & is_above).sum()
@@ -206,7 +207,7 @@ def test_without_detections_every_object_is_missed(tmp_path):
     assert analysis.metrics["AP"] == 0 and analysis.all_classes.num_detections == 0
     assert {c.kind: c.num_errors for c in analysis.errors}["missed"] == 2
     assert not analysis.label_issues
-    assert thresholds.best_thresholds(truth, []) == {}
+    assert thresholds.best_thresholds(thresholds.curves_at_50(truth, [])) == {}
 
 
 def test_without_a_correct_detection_there_is_no_threshold(tmp_path):
@@ -278,7 +279,7 @@ def test_the_best_threshold_separates_right_from_wrong(tmp_path):
         found(1, (1, BOX, 0.8), (1, FAR, 0.3)),
         found(2, (2, BOX, 0.6), (2, FAR, 0.55)),
     ]
-    best = thresholds.best_thresholds(truth, detections)
+    best = thresholds.best_thresholds(thresholds.curves_at_50(truth, detections))
     assert best["best_f1"] == 1 and 0.55 < best["best_threshold"] <= 0.6
     assert 0.3 < best["per_class_threshold"]["cat"] <= 0.8
     assert set(best["per_class_threshold"]) == {"cat", "dog"}

@@ -206,7 +206,7 @@ def test_perfect_detections_have_no_errors():
     assert result.metrics["AP"] == pytest.approx(1)
     assert not result.label_issues
     assert all(image.f1 == 1 for image in result.images)
-    best = thresholds.best_thresholds(truth, detections)
+    best = thresholds.best_thresholds(thresholds.curves_at_50(truth, detections))
     assert best["best_threshold"] == 0.75
     assert set(best["per_class_threshold"].values()) == {0.75}
     assert "class 3" not in best["per_class_threshold"]  # It has no objects.

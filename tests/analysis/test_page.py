@@ -57,12 +57,14 @@ class Reader(html.parser.HTMLParser):
         ]
 
 
+NO_CURVE = results.Curve(*np.zeros([3, 0]), num_objects=0)
+
+
 def make_curve(size=30):
     thresholds = np.linspace(0.01, 0.99, size)
-    recall = 0.8 * (1 - thresholds)
-    precision = 0.3 + 0.7 * thresholds
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    return results.Curve(thresholds, precision, recall, f1)
+    num_correct = np.round(16 * (1 - thresholds)).astype(int)
+    num_wrong = np.round(30 * (1 - thresholds) ** 2).astype(int)
+    return results.Curve(thresholds, num_correct, num_wrong, num_objects=20)
 
 
 def make_class(name, *, objects=20, detections=50, ap=0.4):
@@ -71,7 +73,7 @@ def make_class(name, *, objects=20, detections=50, ap=0.4):
         by_recall = np.stack([falling, falling**2])
     else:
         ap, by_recall = -1.0, np.full([2, 101], -1.0)
-    curve = make_curve() if detections else results.Curve(*np.zeros([4, 0]))
+    curve = make_curve() if detections else NO_CURVE
     return results.ClassResult(name, objects, detections, ap, ap, ap, curve, by_recall)
 
 
@@ -205,7 +207,7 @@ def test_the_data_of_the_curves_are_those_of_the_classes(tmp_path):
 def test_a_long_curve_keeps_its_best_threshold():
     curve = make_curve(5000)
     result = make_class("cat")._replace(curve=curve)
-    assert result.curve.best == np.argmax(curve.f1)
+    assert curve.f1[result.curve.best] == curve.f1.max()
     kept = page_charts._kept_points(curve)
     assert len(kept) <= 102 and curve.best in kept and kept[-1] == 4999
 
@@ -231,8 +233,7 @@ def test_an_empty_analysis_has_a_page(tmp_path):
 
 def test_without_detections_the_verdict_says_so():
     analysis = make_analysis()
-    empty = results.Curve(*np.zeros([4, 0]))
-    whole = analysis.all_classes._replace(num_detections=0, curve=empty)
+    whole = analysis.all_classes._replace(num_detections=0, curve=NO_CURVE)
     (sentence,) = page_verdict.sentences(analysis._replace(all_classes=whole))
     assert sentence.startswith("Nothing is detected, although 20 objects")
 

@@ -4,8 +4,10 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.pr_curve import metadata
 
-from retinanet_tpu.estimator import summaries
+from retinanet_tpu.estimator import result_types, summaries
 
 
 @pytest.fixture(params=["local", "ram"])
@@ -42,6 +44,39 @@ def test_an_evaluation_is_a_line(directory):
     record = {**head, **others, "secs": 1.2}
     assert text(directory) == json.dumps(record) + "\n"
     assert summaries.read_evaluations(directory) == [record]
+
+
+def test_a_report_is_a_file_beside_and_sees_the_other_evaluations(directory):
+    def html_fn(step, records):
+        return f"{step} after {[r['global_step'] for r in records]}"
+
+    write(directory, 10)
+    write(directory, 20, analysis=result_types.Report(html_fn))
+    with tf.io.gfile.GFile(f"{directory}/analysis-20.html") as file:
+        assert file.read() == "20 after [10]"
+    assert "analysis" not in text(directory)
+
+
+def test_a_report_that_fails_loses_no_results(directory, caplog):
+    with caplog.at_level("ERROR", logger="absl"):
+        write(directory, 10, analysis=result_types.Report(lambda step, records: 1 / 0))
+    assert steps(directory) == [10] and "ZeroDivisionError" in caplog.text
+
+
+def test_tensorboard_reads_the_curves(tmp_path):
+    counts = np.array([[8, 5, 0], [2, 0, 0], [2, 5, 10]])
+    write(str(tmp_path), 10, pr=result_types.Curves({"cat": counts}))
+    assert "pr" not in json.loads(text(tmp_path))
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+    about = events.SummaryMetadata("pr/cat").plugin_data
+    assert about.plugin_name == "pr_curves"
+    assert metadata.parse_plugin_metadata(about.content).num_thresholds == 3
+    (event,) = events.Tensors("pr/cat")
+    rows = tf.make_ndarray(event.tensor_proto)
+    assert event.step == 10 and rows.shape == (6, 3)
+    np.testing.assert_array_equal(rows[[0, 1, 3]], counts)
+    np.testing.assert_allclose(rows[metadata.PRECISION_INDEX], [0.8, 1, 1])
+    np.testing.assert_allclose(rows[metadata.RECALL_INDEX], [0.8, 0.5, 0])
 
 
 def test_numbers_that_are_not_finite_become_null(directory):

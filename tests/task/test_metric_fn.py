@@ -63,8 +63,35 @@ def test_metrics_and_drawings_of_the_examples_are_returned(tmp_path):
     assert ys.max() <= 31 and 4 <= xs.min() <= 5
 
 
-def test_result_without_examples_has_no_drawings(tmp_path):
+def test_result_without_examples_has_no_drawings_and_no_page(tmp_path):
     fn = metric_fn.make_metric_fn(
         write_annotations(tmp_path / "val.json"), categories=CATEGORIES
     )
-    assert "detections" not in fn([batch_of(1, 2)])
+    result = fn([batch_of(1, 2)])
+    assert "detections" not in result and "analysis" not in result
+
+
+def test_the_curves_count_correct_wrong_and_missed(tmp_path):
+    fn = metric_fn.make_metric_fn(
+        write_annotations(tmp_path / "val.json"), categories=CATEGORIES
+    )
+    curves = fn([batch_of(1), batch_of(2)])["precision-recall"].counts
+    assert list(curves) == ["all classes", "cat"]
+    for counts in curves.values():
+        assert counts.shape == (3, 101)
+        assert counts[:, 50].tolist() == [2, 0, 0]  # Both have a score of 0.9.
+        assert counts[:, 95].tolist() == [0, 0, 2]
+
+
+def test_the_page_has_the_step_the_image_and_earlier_evaluations(tmp_path):
+    fn = metric_fn.make_metric_fn(
+        write_annotations(tmp_path / "val.json"),
+        categories=CATEGORIES,
+        analysis_image_fn=lambda image_id: np.full([64, 64, 3], 9, np.uint8),
+    )
+    detections, ids = batch_of(1, 2)
+    elsewhere = detections._replace(boxes_yxyx=detections.boxes_yxyx + 200)
+    report = fn([(elsewhere, ids)])["analysis"]
+    html = report.html_fn(40, [{"global_step": 20, "AP": 0.3}])
+    assert "Analysis of step 40" in html and "previous: step 20" in html
+    assert "data:image/" in html
