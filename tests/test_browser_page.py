@@ -108,6 +108,10 @@ CAPTIONS = "[...document.querySelectorAll('figcaption')].map((x) => x.textConten
 COUNT_SHOWN = "document.querySelectorAll('.box:not(.hidden)').length"
 MOVE_SLIDER = """(() => { const slider = document.getElementById("score");
   slider.value = "%s"; slider.dispatchEvent(new Event("input")); })()"""
+# A file that is dropped on the page, without a mouse.
+DROP = """(() => { const data = new DataTransfer();
+  data.items.add(new File(["no image"], "dropped.png"));
+  dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true})); })()"""
 
 
 @pytest.mark.slow
@@ -136,6 +140,7 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         page.open(f"file://{output}")
         page.wait_for(READY)
         page.choose_files("#files", files)
+        page.evaluate(DROP)
         page.wait_for(DONE)
         found = page.evaluate(BOXES)
         captions = page.evaluate(CAPTIONS)
@@ -155,4 +160,5 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         np.testing.assert_allclose(boxes_yxyx, each.boxes_yxyx, atol=5e-3)
         assert f"{width} x {height} px" in caption
     assert num_shown == np.sum(all_scores >= middle) > 5
-    assert "text.png this browser cannot decode it as an image." in captions[2]
+    reason = "this browser cannot decode it as an image."
+    assert captions[2:] == [f"text.png {reason}", f"dropped.png {reason}"]
