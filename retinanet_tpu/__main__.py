@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "analyze",
+    "compare",
     "sweep",
     "import_detector",
     "export",

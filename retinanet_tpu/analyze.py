@@ -23,7 +23,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from absl import flags, logging
 from pycocotools.coco import COCO
 
@@ -31,10 +30,12 @@ from retinanet_tpu import errors, structures
 from retinanet_tpu.analysis import (
     analyze as analysis_of,
     image_detections,
+    image_reader,
     page,
+    page_html,
     results,
 )
-from retinanet_tpu.data import image_files, record_images
+from retinanet_tpu.data import record_images
 from retinanet_tpu.estimator import summaries
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
@@ -165,24 +166,15 @@ def evaluation_of_file(
     """
     if not annotations or not output:
         raise errors.UserError("--detections also requires --annotations and --output.")
-    _check_output(output)
+    page_html.check_output(output)
     truth = coco_metric.ground_truth(annotations)
-
-    def read_image(image_id: int) -> np.ndarray | None:
-        name = str(truth.imgs[image_id].get("file_name") or "")
-        try:
-            return image_files.load(os.path.join(images_dir or "", name))
-        except errors.UserError as error:
-            logging.warning("The page lacks an image: %s", error)
-            return None
-
     return Source(
         truth=truth,
         detections=image_detections.read_results(detections, truth),
         title=f"Analysis of {os.path.basename(detections)}",
         subtitle=f"Against {os.path.basename(annotations)}",
         output=output,
-        image_fn=read_image if images_dir else None,
+        image_fn=image_reader.of_folder(truth, images_dir) if images_dir else None,
     )
 
 
@@ -218,7 +210,7 @@ def evaluation_of_run(
     step = path.rpartition("-")[2]
     folder = summaries.eval_dir(model_dir, split)
     output = output or f"{folder}/analysis-{step}.html"
-    _check_output(output)
+    page_html.check_output(output)
     return Source(
         truth=truth,
         detections=_detect(run, path),
@@ -230,24 +222,6 @@ def evaluation_of_run(
             summaries.read_evaluations(folder), int(step) if step.isdigit() else None
         ),
     )
-
-
-def _check_output(path: str) -> None:
-    """Makes the folder of the page, before the work starts.
-
-    Raises:
-      UserError: The path is that of a directory, or the folder cannot be made.
-    """
-    folder = os.path.dirname(path)
-    try:
-        if folder:
-            tf.io.gfile.makedirs(folder)
-    except tf.errors.OpError as error:
-        raise errors.UserError(
-            f"--output={path}: its folder cannot be made: {error.message}"
-        ) from error
-    if tf.io.gfile.isdir(path):
-        raise errors.UserError(f"--output={path} is a directory; give an HTML file.")
 
 
 def _detect(run: Run, path: str) -> list[image_detections.ImageDetections]:

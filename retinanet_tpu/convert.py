@@ -37,7 +37,6 @@ from retinanet_tpu.conversion.formats import (
     readers,
     recognition,
     split_classes,
-    split_lists,
     splits,
 )
 from retinanet_tpu.data import annotations, category_map, record_files
@@ -72,6 +71,11 @@ _CLASSES = flags.DEFINE_string(
 )
 _CLASS_ATTRIBUTE = flags.DEFINE_string(
     "class_attribute", None, "via: the region attribute that contains the class."
+)
+_IMAGE_LABELS = flags.DEFINE_string(
+    "image_labels",
+    None,
+    "openimages: the CSV of classes that were verified in the images.",
 )
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write.")
 _SPLIT = flags.DEFINE_multi_string(
@@ -114,9 +118,10 @@ _USED_BY = {
     "names": readers.TAKE_NAMES,
     "classes": readers.TAKE_CLASSES,
     "class_attribute": readers.TAKE_CLASS_ATTRIBUTE,
+    "image_labels": readers.TAKE_IMAGE_LABELS,
 }
 _PATHS = ("images", "annotations", "split_file")
-_Paths: TypeAlias = tuple[str | None, str | None]
+_Paths: TypeAlias = tuple[str | None, ...]
 
 
 class Part(NamedTuple):
@@ -174,6 +179,7 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFo
             names=_NAMES.value,
             classes=_path("classes", word),
             class_attribute=_CLASS_ATTRIBUTE.value,
+            image_labels=_path("image_labels", word),
         )
     return annotated, folder
 
@@ -207,12 +213,12 @@ def read_splits() -> dict[str, Part]:
         checks.check_splits(**parts)
         return {name: Part(part, folder.folder) for name, part in parts.items()}
     words = splits.parse(_SPLIT.value or [])
-    _check_words(words)
+    splits.check_words(words, [flags.FLAGS[flag].value or "" for flag in _PATHS])
     read: dict[_Paths, tuple[annotations.AnnotatedSet, files.ImageFolder]] = {}
     split_parts = {}
     for split, word in words.items():
         # Splits that differ only in their --split_file share one reading.
-        paths = _path("images", word), _path("annotations", word)
+        paths = tuple(_path(f, word) for f in ("images", "annotations", "image_labels"))
         logging.info("Reading %s from %s", split, paths[1])
         is_first = paths not in read
         if is_first:
@@ -306,7 +312,7 @@ def write_split(part: Part, split: str, categories: category_map.Categories) -> 
 
 def main() -> None:
     """Converts the splits that the flags describe."""
-    for flag in (*_PATHS, "classes", "output_dir"):
+    for flag in (*_PATHS, "classes", "image_labels", "output_dir"):
         if path := flags.FLAGS[flag].value:  # Shells do not expand a ~ after =.
             flags.FLAGS[flag].value = os.path.expanduser(path)
     check_flags()
@@ -354,18 +360,6 @@ def _given(flag: flags.FlagHolder[str | None]) -> str:
 
 def _missing(flag: str) -> NoReturn:
     raise errors.UserError(f"--{flag} is empty; give it a path.")
-
-
-def _check_words(words: dict[str, str]) -> None:
-    """Raises UserError if several splits would have the same images."""
-    paths = [flags.FLAGS[flag].value or "" for flag in _PATHS]
-    has_placeholder = any(splits.PLACEHOLDER in path for path in paths)
-    if len(words) > 1 and not has_placeholder and not split_lists.is_yaml(paths[-1]):
-        raise errors.UserError(
-            f"--split={','.join(words)} writes several splits, and no path "
-            "distinguishes them: write {split} for the name of the split in --images, "
-            "--annotations or --split_file."
-        )
 
 
 def _remedy(names: str) -> str:

@@ -1,4 +1,4 @@
-"""Detects objects in images with a trained model.
+"""Detects objects in images and videos with a trained model.
 
   python -m retinanet_tpu.predict --model=export/latest --images=photos \
       --output_dir=detections
@@ -9,11 +9,14 @@ other file. Files in --output_dir:
   detections.json  COCO results: image_id, category_id, bbox (xywh, pixels), score
   images.json      the file, width and height of each image_id
   NAME.jpg|.png    a drawing of each image
+  NAME.mp4         a drawing of each video, without sound
+  NAME.json        the detections in each frame of a video
 The JSON contains all detections. The drawings show those with at least the threshold of
 the model: the score of the highest F1 in the evaluation of its checkpoint, or 0.3 if
 it was not evaluated. --min_score sets the lowest score of both.
-Images are rotated as their EXIF orientation requires. Files that cannot be read are
-logged and skipped. The exit code is 0 if at least one file could be read.
+Images are rotated as their EXIF orientation requires, videos as their display matrix
+does. Files that cannot be read are logged and skipped. The exit code is 0 if at least
+one file could be read. Videos require the extra `video`.
 """
 
 import retinanet_tpu.startup.cpu
@@ -26,14 +29,13 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from absl import flags, logging
 
 from retinanet_tpu import detector, errors, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, visualize
-from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.serving import artifacts, batching, video, video_files
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -72,12 +74,7 @@ def predict_files(
     Raises:
       UserError: A drawing would overwrite an image.
     """
-    folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
-    if os.path.realpath(output_dir) in folders:
-        raise errors.UserError(
-            f"--output_dir={output_dir} contains the images themselves, which the "
-            "drawings would overwrite; choose another folder."
-        )
+    _check_output_dir(paths, output_dir)
     tf.io.gfile.makedirs(output_dir)
     meter = batching.Meter("predict", len(paths))
     loaded = enumerate(batching.map_in_threads(_load_or_skip, paths), start=1)
@@ -103,6 +100,15 @@ def predict_files(
     )
     logging.info("predict | done | %s | %s", meter, output_dir)
     return len(results)
+
+
+def _check_output_dir(paths: Sequence[str], output_dir: str) -> None:
+    folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
+    if os.path.realpath(output_dir) in folders:
+        raise errors.UserError(
+            f"--output_dir={output_dir} contains the images or videos themselves, "
+            "which the drawings would overwrite; choose another folder."
+        )
 
 
 def _drawn_score(artifact: artifacts.Artifact, min_score: float | None) -> float:
@@ -136,8 +142,7 @@ def _skip_batch(
 
 
 def _log_skipped(reason: object) -> None:
-    with tqdm.tqdm.external_write_mode():
-        logging.warning("predict | skipped %s", reason)
+    batching.log_warning("predict | skipped %s", reason)
 
 
 def _iter_images(
@@ -213,7 +218,7 @@ def define_flags() -> None:
         None,
         "Export, folder of exports, .onnx or .tflite file, run or checkpoint.",
     )
-    flags.DEFINE_multi_string("images", [], "Folder, glob or file; may be repeated.")
+    flags.DEFINE_multi_string("images", [], "Folder, glob or file of images or videos.")
     flags.DEFINE_string("output_dir", None, "Folder for the detections and drawings.")
     flags.DEFINE_float(
         "min_score",
@@ -224,7 +229,14 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "batch_size",
         8,
-        "Images of one size that are processed together.",
+        "Images of one size, or frames, that are processed together.",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "frame_step",
+        1,
+        "Videos: the step between frames in which objects are detected; frames between "
+        "are drawn with the last detections.",
         lower_bound=1,
     )
     flags.mark_flags_as_required(["model", "output_dir"])
@@ -232,18 +244,35 @@ def define_flags() -> None:
 
 def main(paths: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    paths = image_files.find([*FLAGS.images, *paths])
+    extensions = image_files.EXTENSIONS + video_files.EXTENSIONS
+    paths = image_files.find([*FLAGS.images, *paths], extensions=extensions)
+    images = [path for path in paths if not video_files.is_video(path)]
+    videos = [path for path in paths if video_files.is_video(path)]
+    if videos:
+        video_files.require(videos[0])
+        _check_output_dir(videos, FLAGS.output_dir)
     artifact = detector.load_artifact(FLAGS.model, label="--model=")
     logging.info(
-        "predict | %s %s | %d images to read", artifact.kind, artifact.path, len(paths)
+        "predict | %s %s | %d images, %d videos to read",
+        *(artifact.kind, artifact.path, len(images), len(videos)),
     )
-    num_read = predict_files(
-        artifact,
-        paths,
-        FLAGS.output_dir,
-        min_score=FLAGS.min_score,
-        batch_size=FLAGS.batch_size,
-    )
+    num_read = 0
+    if images:
+        num_read = predict_files(
+            artifact,
+            images,
+            FLAGS.output_dir,
+            min_score=FLAGS.min_score,
+            batch_size=FLAGS.batch_size,
+        )
+    if videos:
+        options = video.Options(
+            min_score=FLAGS.min_score or 0.0,
+            drawn_score=_drawn_score(artifact, FLAGS.min_score),
+            batch_size=FLAGS.batch_size,
+            frame_step=FLAGS.frame_step,
+        )
+        num_read += video.detect_in_videos(artifact, videos, FLAGS.output_dir, options)
     if num_read == 0:
         logging.error("predict | none of the %d files could be read.", len(paths))
         return 1

@@ -272,6 +272,28 @@ def test_a_wrong_format_is_recognized(convert, tmp_path, kind, given, is_folder)
     assert done.stderr.rstrip().endswith(message)
 
 
+def test_verified_labels_of_images_are_in_the_annotations(convert, tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("openimages", tmp_path / "annotations")
+    labels = tmp_path / "train-labels.csv"
+    labels.write_text("ImageID,Source,LabelName,Confidence\nsub/c,v,/m/2,0\n")
+    options = [f"--images={tmp_path / 'images'}", f"--annotations={path}"]
+    options += ["--split=train", f"--image_labels={tmp_path}/{{split}}-labels.csv"]
+    done = convert(tmp_path / "out", "--format=voc", *options)
+    assert "--image_labels is for --format=openimages, not for voc" in done.stderr
+    classes = f"--classes={path.parent}/class-descriptions.csv"
+    done = convert(tmp_path / "out", "--format=openimages", classes, *options)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    ids = {entry["machine_id"]: entry["id"] for entry in content["categories"]}
+    labeled = {
+        image["file_name"]: image["neg_category_ids"]
+        for image in content["images"]
+        if "neg_category_ids" in image
+    }
+    assert labeled == {"sub/c.jpg": [ids["/m/2"]]}
+
+
 def test_the_class_attribute_is_only_for_via(convert, tmp_path):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write("via", tmp_path / "annotations")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import types
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 import photo_folder
 import tool_processes
+import video_clips
 from retinanet_tpu import errors, predict
 from retinanet_tpu.data import image_files
 from retinanet_tpu.evaluation import visualize
@@ -107,7 +109,7 @@ def test_exit_code_is_1_if_no_file_could_be_read(
 ):
     values = {"model": saved_model, "output_dir": str(tmp_path / "output")}
     values |= {"images": [str(photos / "broken.jpg")], "min_score": 0.3}
-    values |= {"batch_size": 8}
+    values |= {"batch_size": 8, "frame_step": 1}
     monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
     more = str(photos / "notes.txt")
     assert predict.main([more]) == 1
@@ -222,3 +224,52 @@ def test_images_are_never_overwritten(artifact, photos):
     with pytest.raises(ValueError, match="would overwrite"):
         predict.predict_files(artifact, [str(photos / "a.jpg")], f"{photos}/../photos/")
     assert (photos / "a.jpg").read_bytes() == before
+
+
+def set_flags(monkeypatch, **values):
+    values = {
+        "images": [],
+        "min_score": None,
+        "batch_size": 8,
+        "frame_step": 1,
+        **values,
+    }
+    monkeypatch.setattr(predict, "FLAGS", types.SimpleNamespace(**values))
+
+
+def test_images_and_videos_of_a_folder_are_read(
+    saved_model, photos, tmp_path, monkeypatch
+):
+    pytest.importorskip("av")
+    video_clips.write(photos / "clip.mov", video_clips.gray_images(5))
+    output_dir = tmp_path / "output"
+    set_flags(
+        monkeypatch,
+        model=saved_model,
+        images=[str(photos)],
+        output_dir=str(output_dir),
+        frame_step=2,
+    )
+    assert predict.main([]) == 0
+    names = ["a.jpg", "b.png", "clip.json", "clip.mp4", "detections.json"]
+    assert sorted(os.listdir(output_dir)) == [*names, "images.json"]
+    assert [image["id"] for image in read_json(output_dir / "images.json")] == [1, 2]
+    frames = read_json(output_dir / "clip.json")["frames"]
+    assert [frame["index"] for frame in frames] == [0, 2, 4]
+    boxes = [entry["bbox"] for entry in frames[0]["detections"]]
+    assert boxes == [[0, 0, 16, 24], [16, 0, 16, 24]]
+
+
+def test_videos_that_cannot_be_written_are_errors_before_the_model_is_loaded(
+    photos, monkeypatch
+):
+    clip = photos / "clip.mp4"
+    clip.write_bytes(b"")
+    set_flags(monkeypatch, model="absent", output_dir=str(photos))
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "av", None)
+        with pytest.raises(errors.MissingPackageError, match="requires av"):
+            predict.main([str(clip)])
+    pytest.importorskip("av")
+    with pytest.raises(errors.UserError, match="would overwrite"):
+        predict.main([str(clip)])

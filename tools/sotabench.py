@@ -26,9 +26,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from retinanet_tpu import errors, evaluate_export
+from retinanet_tpu import errors
 from retinanet_tpu.evaluation import coco_metric
-from retinanet_tpu.serving import artifacts, batching
+from retinanet_tpu.serving import annotated_images, artifacts, batching
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -96,10 +96,11 @@ def feed(
         cannot be read, there are no detections, or the evaluator fails.
     """
     truth = evaluator.coco
-    evaluate_export.check_categories(artifact, truth)
+    annotated_images.check_categories(artifact.path, artifact.categories, truth)
     meter, records = batching.Meter("sotabench", len(truth.imgs)), []
-    batches = evaluate_export.detect_annotated_images(
-        artifact, truth, images_dir, batch_size=batch_size, meter=meter
+    image_files = annotated_images.find(truth, images_dir)
+    batches = annotated_images.detect(
+        artifact, image_files, batch_size=batch_size, meter=meter
     )
     evaluator.reset_time()
     is_first = True

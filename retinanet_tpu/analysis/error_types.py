@@ -1,5 +1,16 @@
 """Classifies errors and computes the AP that each kind costs.
 
+Counts and costs are those of the package tidecv 1.0.1, with these exceptions:
+
+- A class or localization error is corrected if it is the best error of its kind on the
+  object, as in the paper. In tidecv it must be the best of both kinds.
+- Classes without objects are left out, as in pycocotools. In tidecv their AP is 0.
+- Detections inside crowds are no errors. In tidecv they are.
+- The best 100 detections of each class in an image count. In tidecv the best 100 of all
+  classes count.
+- Equal scores keep their order. tidecv moves errors before correct detections, which
+  lowers the costs.
+
 Source: TIDE, arXiv:2008.08115, sections 3.1 to 3.3.
 """
 

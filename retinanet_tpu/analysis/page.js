@@ -3,7 +3,8 @@
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
   // Curves: the script moves the points of lines that are already there.
-  const curves = read("curve-data");
+  const choice = document.getElementById("curve-class");
+  const curves = choice && read("curve-data");
   const place = (chart, x, y) => {
     const {left, top, width, height} = chart.dataset;
     return x.map((value, i) => [value, y[i]]).filter(([, b]) => b >= 0)
@@ -30,7 +31,6 @@
     }
     document.getElementById("curve-text").textContent = text;
   };
-  const choice = document.getElementById("curve-class");
   if (choice) choice.addEventListener("change", () => show(choice.selectedIndex));
 
   // Tables: a click on a heading sorts, a second click reverses.
@@ -58,8 +58,8 @@
     });
   }
 
-  // Images: filters by kind, by class and by score.
-  const state = {kind: "", name: "", score: 0};
+  // Images: filters by group, by kind, by class and by score.
+  const state = {group: "", kind: "", name: "", score: 0};
   const shots = document.querySelectorAll("#shots figure");
   const apply = () => {
     let count = 0;
@@ -76,7 +76,8 @@
         box.classList.toggle("dim", isObject && !fits);
         box.classList.toggle("hidden", !isObject && !fits);
       }
-      const isShown = matches > 0 || !(state.kind || state.name);
+      const isInGroup = !state.group || shot.dataset.group === state.group;
+      const isShown = isInGroup && (matches > 0 || !(state.kind || state.name));
       shot.classList.toggle("hidden", !isShown);
       count += isShown;
     }
@@ -92,11 +93,13 @@
       apply();
     });
   }
-  const names = document.getElementById("shot-class");
-  if (names) names.addEventListener("change", () => {
-    state.name = names.value;
-    apply();
-  });
+  for (const key of ["name", "group"]) {
+    const select = document.getElementById(key === "name" ? "shot-class" : "shot-group");
+    if (select) select.addEventListener("change", () => {
+      state[key] = select.value;
+      apply();
+    });
+  }
   const slider = document.getElementById("shot-score");
   if (slider) slider.addEventListener("input", () => {
     state.score = +slider.value;

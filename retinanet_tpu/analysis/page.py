@@ -1,10 +1,7 @@
 """Writes the page of an analysis: one HTML file that loads nothing."""
 
-import importlib.resources
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import tensorflow as tf
 
 from retinanet_tpu.analysis import (
     page_charts,
@@ -30,11 +27,6 @@ _LINKS = (
     ("images", "Images"),
     ("confident", "Confident errors"),
     ("labels", "Label errors"),
-)
-# A browser then refuses to load anything, also what a name might smuggle in.
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'"
 )
 
 
@@ -62,8 +54,7 @@ def write(
         compared=compared,
         max_images=max_images,
     )
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(content)
+    page_html.write(path, content)
 
 
 def html(
@@ -87,32 +78,24 @@ def html(
       max_images: The highest number of images, of confident errors, and of suspected
         label errors.
     """
-    files = importlib.resources.files("retinanet_tpu.analysis")
-    style = files.joinpath("page.css").read_text("utf-8")
-    script = files.joinpath("page.js").read_text("utf-8")
-    links = "".join(f"<a href='#{key}'>{name}</a>" for key, name in _LINKS)
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>{page_html.escape(title)}</title><style>{style}</style></head><body>",
-        f"<h1>{page_html.escape(title)}</h1>",
-        f"<p class='text'>{page_html.escape(subtitle)}</p><nav>{links}</nav>",
-        page_sections.headline(analysis),
-        page_sections.metrics(analysis.metrics, compared),
-        page_charts.errors(analysis.errors),
-        page_sections.classes(analysis.classes),
-        page_charts.curves(analysis.all_classes, analysis.classes),
-        page_confusion.confusion(analysis.confusion),
-        page_sections.groups(analysis.groups),
-        page_charts.calibration(analysis.calibration, analysis.calibration_error),
-        page_images.worst(analysis, image_fn, max_images),
-        page_images.confident_errors(analysis, image_fn, max_images),
-        page_images.label_issues(analysis, image_fn, max_images),
-        f"<script>{script}</script></body></html>\n",
-    ]
-    # Names with half of a surrogate pair cannot be encoded.
-    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
+    return page_html.document(
+        title=title,
+        subtitle=subtitle,
+        links=_LINKS,
+        sections=[
+            page_sections.headline(analysis),
+            page_sections.metrics(analysis.metrics, compared),
+            page_charts.errors(analysis.errors),
+            page_sections.classes(analysis.classes),
+            page_charts.curves(analysis.all_classes, analysis.classes),
+            page_confusion.confusion(analysis.confusion),
+            page_sections.groups(analysis.groups),
+            page_charts.calibration(analysis.calibration, analysis.calibration_error),
+            page_images.worst(analysis, image_fn, max_images),
+            page_images.confident_errors(analysis, image_fn, max_images),
+            page_images.label_issues(analysis, image_fn, max_images),
+        ],
+    )
 
 
 def previous_and_best(

@@ -1,7 +1,20 @@
-"""Writes the elements that all sections of the page of an analysis share."""
+"""Writes the frame of a page, and the elements that its sections share."""
 
 import html
+import importlib.resources
 import json
+import os
+from collections.abc import Iterable, Sequence
+
+import tensorflow as tf
+
+from retinanet_tpu import errors
+
+# A browser then refuses to load anything, also what a name might smuggle in.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
 
 # CSS colors that differ in brightness too, for readers who see few hues.
 KIND_COLORS = {
@@ -20,6 +33,70 @@ KIND_COLORS = {
 def escape(text: object) -> str:
     """Returns a text that is safe in HTML, also inside of attributes."""
     return html.escape(str(text), quote=True)
+
+
+def check_output(path: str) -> None:
+    """Makes the folder of a page, before the work starts.
+
+    Args:
+      path: The path of the HTML file.
+    Raises:
+      UserError: The path is that of a directory, or the folder cannot be made.
+    """
+    folder = os.path.dirname(path)
+    try:
+        if folder:
+            tf.io.gfile.makedirs(folder)
+    except tf.errors.OpError as error:
+        raise errors.UserError(
+            f"--output={path}: its folder cannot be made: {error.message}"
+        ) from error
+    if tf.io.gfile.isdir(path):
+        raise errors.UserError(f"--output={path} is a directory; give an HTML file.")
+
+
+def document(
+    *,
+    title: str,
+    subtitle: str,
+    links: Sequence[tuple[str, str]],
+    sections: Iterable[str],
+) -> str:
+    """Returns a page: the HTML of one file that loads nothing.
+
+    Args:
+      title: The title, plain text.
+      subtitle: A line below the title, plain text.
+      links: The ids and names of the sections that the page links to.
+      sections: The sections, as HTML.
+    """
+    files = importlib.resources.files("retinanet_tpu.analysis")
+    style = files.joinpath("page.css").read_text("utf-8")
+    script = files.joinpath("page.js").read_text("utf-8")
+    anchors = "".join(f"<a href='#{key}'>{name}</a>" for key, name in links)
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<meta http-equiv='Content-Security-Policy' content=\"{_POLICY}\">",
+        "<meta name='viewport' content='width=device-width'>",
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+        f"<p class='text'>{escape(subtitle)}</p><nav>{anchors}</nav>",
+        *sections,
+        f"<script>{script}</script></body></html>\n",
+    ]
+    # Names with half of a surrogate pair cannot be encoded.
+    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
+
+
+def write(path: str, content: str) -> None:
+    """Writes a page.
+
+    Args:
+      path: The path of the HTML file.
+      content: The result of `document`.
+    """
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(content)
 
 
 def section(key: str, title: str, text: str, content: str) -> str:

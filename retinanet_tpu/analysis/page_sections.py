@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from retinanet_tpu.analysis import page_html, page_verdict, results
 
-_METRIC_MEANINGS = {
+METRIC_MEANINGS = {
     "AP": "mean of IoU 0.50 to 0.95",
     "AP50": "IoU 0.50",
     "AP75": "IoU 0.75",
@@ -69,13 +69,13 @@ def metrics(
     for name, value in values.items():
         cells = [
             f"<td class='name'><b>{page_html.escape(name)}</b></td>"
-            f"<td class='name'>{page_html.escape(_METRIC_MEANINGS.get(name, ''))}</td>",
+            f"<td class='name'>{page_html.escape(METRIC_MEANINGS.get(name, ''))}</td>",
             f"<td><b>{page_verdict.number(value)}</b></td>",
         ]
         for _, others in compared:
             other = others.get(name, -1.0)
             cells.append(
-                f"<td>{page_verdict.number(other)}</td>{_difference(value, other)}"
+                f"<td>{page_verdict.number(other)}</td>{difference_cell(value, other)}"
             )
         rows.append(f"<tr>{''.join(cells)}</tr>")
     table = (
@@ -88,14 +88,22 @@ def metrics(
     )
 
 
-def _difference(value: float, other: float) -> str:
+def difference_cell(value: float, other: float, *, is_less_better: bool = False) -> str:
+    """Returns a cell with a value minus another one, in the color of the change.
+
+    Args:
+      value: The value, negative if there is none.
+      other: The value that is subtracted, negative if there is none.
+      is_less_better: Whether a negative difference is good.
+    """
     if value < 0 or other < 0:
-        return f"<td class='same'>{page_verdict.DASH}</td>"
+        return f"<td class='same' data-value='0'>{page_verdict.DASH}</td>"
     change = value - other
-    # Less is zero in the digits that are shown.
-    kind = "same" if abs(change) < 0.0005 else "good" if change > 0 else "bad"
-    text = "0.000" if kind == "same" else f"{change:+.3f}"
-    return f"<td class='{kind}'>{text}</td>"
+    kind = "same"
+    if page_verdict.is_shown(change):
+        kind = "good" if (change < 0) == is_less_better else "bad"
+    text = page_verdict.signed(change)
+    return f"<td class='{kind}' data-value='{change:.6f}'>{text}</td>"
 
 
 def classes(rows: Sequence[results.ClassResult]) -> str:
@@ -118,16 +126,24 @@ def classes(rows: Sequence[results.ClassResult]) -> str:
 
 def _class_row(row: results.ClassResult) -> str:
     cells = [f"<td class='name'>{page_html.escape(row.name)}</td>"]
-    cells += [_value_cell(value, "bar") for value in (row.ap, row.ap50, row.ap75)]
+    cells += [value_cell(value, "bar") for value in (row.ap, row.ap50, row.ap75)]
     cells += [f"<td data-value='{n}'>{n:,}</td>" for n in row[1:3]]
     best, curve = row.curve.best, row.curve
     for values in (curve.thresholds, curve.f1, curve.precision, curve.recall):
-        cells.append(_value_cell(-1.0 if best is None else float(values[best])))
+        cells.append(value_cell(-1.0 if best is None else float(values[best])))
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _value_cell(value: float, kind: str = "") -> str:
-    share = f" class='{kind}' style='--share:{max(value, 0.0):.3f}'" if kind else ""
+def value_cell(value: float, kind: str = "", *, longest: float = 1.0) -> str:
+    """Returns a cell with a value of 0..1, which the page's script can sort.
+
+    Args:
+      value: The value, negative if there is none.
+      kind: "bar" to draw the value as a bar, too.
+      longest: The value whose bar fills the cell.
+    """
+    width = max(value, 0.0) / longest
+    share = f" class='{kind}' style='--share:{width:.3f}'" if kind else ""
     return (
         f"<td{share} data-value='{value:.6f}'>{page_verdict.number(float(value))}</td>"
     )
@@ -139,8 +155,8 @@ def groups(rows: Sequence[results.Group]) -> str:
     for dimension in dict.fromkeys(row.dimension for row in rows):
         body = "".join(
             f"<tr><td class='name'>{page_html.escape(row.name)}</td>"
-            f"<td>{row.num_objects:,}</td>{_value_cell(row.ap, 'bar')}"
-            f"{_value_cell(row.ap50, 'bar')}{_value_cell(row.recall50, 'bar')}</tr>"
+            f"<td>{row.num_objects:,}</td>{value_cell(row.ap, 'bar')}"
+            f"{value_cell(row.ap50, 'bar')}{value_cell(row.recall50, 'bar')}</tr>"
             for row in rows
             if row.dimension == dimension
         )

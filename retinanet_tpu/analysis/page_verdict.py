@@ -49,6 +49,16 @@ def number(value: float) -> str:
     return DASH if value < 0 or np.isnan(value) else f"{value:.3f}"
 
 
+def signed(change: float) -> str:
+    """Returns a difference with its sign and three decimals."""
+    return f"{change:+.3f}" if is_shown(change) else "0.000"
+
+
+def is_shown(change: float) -> bool:
+    """Returns False for a difference that is zero in three decimals."""
+    return abs(change) >= 0.0005
+
+
 def meaning(kind: str) -> str:
     """Returns what a kind of errors consists of."""
     return _WHAT_IT_MEANS[kind][0]

@@ -175,9 +175,11 @@ def _image_from_json(entry: list[Any]) -> annotations.AnnotatedImage:
     image = annotations.AnnotatedImage(*entry)
     objects = [annotations.AnnotatedObject(*item) for item in image.objects]
     return image._replace(
+        positive_ids=tuple(image.positive_ids),
+        negative_ids=tuple(image.negative_ids),
         objects=tuple(
             item._replace(box_xywh=(left, top, width, height))
             for item in objects
             for left, top, width, height in [item.box_xywh]
-        )
+        ),
     )

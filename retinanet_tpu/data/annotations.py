@@ -57,6 +57,8 @@ class AnnotatedImage(NamedTuple):
       source: The annotation file.
       unit: The unit that `source_line` counts, such as "line" or "object".
       is_norm: Whether boxes are fractions of the image's sides instead of px.
+      positive_ids: The dataset ids of categories that were verified to be present.
+      negative_ids: The dataset ids of categories that were verified to be absent.
     """
 
     image_id: int
@@ -67,6 +69,8 @@ class AnnotatedImage(NamedTuple):
     source: str = ""
     unit: str = ""
     is_norm: bool = False
+    positive_ids: tuple[int, ...] = ()
+    negative_ids: tuple[int, ...] = ()
 
 
 class ConversionEvent(NamedTuple):
@@ -180,12 +184,16 @@ def _write_list(file: tf.io.gfile.GFile, entries: Iterable[dict[str, Any]]) -> N
 
 
 def _image_entry(image: AnnotatedImage) -> dict[str, Any]:
-    return {
+    entry: dict[str, Any] = {
         "id": image.image_id,
         "file_name": image.file_name,
         "height": image.height,
         "width": image.width,
     }
+    if image.positive_ids or image.negative_ids:  # LVIS has the second key, too.
+        entry["pos_category_ids"] = list(image.positive_ids)
+        entry["neg_category_ids"] = list(image.negative_ids)
+    return entry
 
 
 def _object_entries(images: list[AnnotatedImage]) -> Iterator[dict[str, Any]]:

@@ -13,12 +13,15 @@ from retinanet_tpu.data import image_decoding
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
-def find(patterns: Sequence[str]) -> list[str]:
+def find(
+    patterns: Sequence[str], *, extensions: tuple[str, ...] = EXTENSIONS
+) -> list[str]:
     """Returns the files of folders, globs and file names, each once.
 
     Args:
-      patterns: The folders, globs and file names. A folder stands for the files with an
-        image extension directly in it.
+      patterns: The folders, globs and file names. A folder stands for the files with
+        one of the extensions directly in it.
+      extensions: The extensions, in lower case.
     Raises:
       UserError: There are no patterns, or a pattern matches no file.
     """
@@ -28,11 +31,11 @@ def find(patterns: Sequence[str]) -> list[str]:
         )
     paths = []
     for pattern in patterns:
-        matches = _matches(pattern)
+        matches = _matches(pattern, extensions)
         if not matches:
             raise errors.UserError(
                 f"--images={pattern} matches no image; give a folder with "
-                f"{', '.join(EXTENSIONS)} files, a glob in quotes, or a file."
+                f"{', '.join(extensions)} files, a glob in quotes, or a file."
             )
         paths += sorted(matches)
     return list(dict.fromkeys(paths))
@@ -66,11 +69,11 @@ def load(path: str) -> np.ndarray:
         raise errors.UserError(message) from error
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str, extensions: tuple[str, ...]) -> list[str]:
     """Returns the files of one folder, glob or file name."""
     try:
         if tf.io.gfile.isdir(pattern):
-            names = [n for n in _names(pattern) if n.lower().endswith(EXTENSIONS)]
+            names = [n for n in _names(pattern) if n.lower().endswith(extensions)]
             return [os.path.join(pattern, name) for name in names]
         if tf.io.gfile.exists(pattern):
             return [pattern]

@@ -112,6 +112,11 @@ class Evaluations:
             self.finish()
             self.check()
 
+    def prepare_save(self) -> None:
+        """Exports the pending checkpoint, because the save may delete it."""
+        if self._spec.exporters:
+            self.finish()
+
     def finish(self, *, exports: bool = True) -> None:
         """Waits for the pending results and exports; keeps an error for `check`.
 

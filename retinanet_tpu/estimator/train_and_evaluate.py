@@ -179,7 +179,7 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     def before_save():
         heartbeat.check_claim()
         if not reasons:  # A machine that is taken away leaves little time to save.
-            runner.finish()
+            runner.prepare_save()
         watch.check()  # The save deletes checkpoints, but not the best.
 
     def report_step(path, step):

@@ -197,19 +197,15 @@ class Evaluator:
             self._image_ids.add(image_id)
             self._images.append(_select_image(detections, row, image_id))
 
-    def result(self, *, is_partial: bool = False) -> dict[str, Any]:
-        """Returns the metrics of all batches.
+    def detected(
+        self, *, is_partial: bool = False
+    ) -> tuple[metric_engines.DetectionColumns, list[int]]:
+        """Returns the detections of all batches, and the rising ids of their images.
 
         Args:
-          is_partial: Whether annotated images may be missing; only the others count.
-        Returns:
-          The twelve metrics in the order of METRICS, `per_class` ({category name: AP}),
-          `per_class_50` and `per_class_75` (the same at these IoUs), `num_images`,
-          `num_detections` and `metric_engine` (the name and version of the package that
-          computed them). A metric is 0 without detections and -1 without annotations.
+          is_partial: Whether annotated images may be missing.
         Raises:
-          UserError: An image is missing, there is no image, or a detection has a
-            category that is not in the file.
+          UserError: See `result`.
         """
         truth = self._ground_truth
         detected = _columns(self._images)
@@ -225,7 +221,25 @@ class Evaluator:
             raise errors.UserError(
                 "No image was predicted; check the evaluation files."
             )
-        computed = self._engine_fn(truth, detected, sorted(self._image_ids))
+        return detected, sorted(self._image_ids)
+
+    def result(self, *, is_partial: bool = False) -> dict[str, Any]:
+        """Returns the metrics of all batches.
+
+        Args:
+          is_partial: Whether annotated images may be missing; only the others count.
+        Returns:
+          The twelve metrics in the order of METRICS, `per_class` ({category name: AP}),
+          `per_class_50` and `per_class_75` (the same at these IoUs), `num_images`,
+          `num_detections` and `metric_engine` (the name and version of the package that
+          computed them). A metric is 0 without detections and -1 without annotations.
+        Raises:
+          UserError: An image is missing, there is no image, or a detection has a
+            category that is not in the file.
+        """
+        truth = self._ground_truth
+        detected, image_ids = self.detected(is_partial=is_partial)
+        computed = self._engine_fn(truth, detected, image_ids)
         result: dict[str, Any] = {
             metric.name: value
             for metric, value in zip(METRICS, computed.stats.tolist(), strict=True)
@@ -233,7 +247,7 @@ class Evaluator:
         names = [truth.cats[category]["name"] for category in sorted(truth.cats)]
         for name, ious in _PER_CLASS.items():
             result[name] = _ap_per_class(computed.precision[ious], names)
-        result["num_images"] = len(self._image_ids)
+        result["num_images"] = len(image_ids)
         result["num_detections"] = len(detected.scores)
         result["metric_engine"] = computed.engine
         return result

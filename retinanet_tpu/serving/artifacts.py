@@ -117,28 +117,54 @@ def find(path: str, *, label: str = "--model=") -> str:
             f"{label}{path} is a file, but no .onnx or .tflite; for a SavedModel give "
             "its directory."
         )
+    directory = find_export(path, label=label)
+    if tf.saved_model.contains_saved_model(directory):
+        return directory
+    files = _list_files(directory)
+    if len(files) == 1:
+        return os.path.join(directory, files[0])
+    raise errors.UserError(
+        f"{label}{path} is ambiguous: {directory} has {', '.join(files)} "
+        "and no SavedModel; give one of the files."
+    )
+
+
+def find_export(path: str, *, label: str = "--model=") -> str:
+    """Returns the directory of the export that a directory refers to.
+
+    Args:
+      path: An export, or a folder of exports named by 10 digits (the newest is used).
+      label: The text before the path in messages.
+    Raises:
+      MissingFileError: There is no export.
+    """
     names = sorted(_list_directory(path), reverse=True)
     versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
     for directory in (path, *(os.path.join(path, version) for version in versions)):
-        if tf.saved_model.contains_saved_model(directory):
+        if tf.saved_model.contains_saved_model(directory) or _list_files(directory):
             return directory
-        files = sorted(
-            name
-            for name in _list_directory(directory)
-            if name.endswith(tuple(_LOADERS))
-        )
-        if len(files) == 1:
-            return os.path.join(directory, files[0])
-        if files:
-            raise errors.UserError(
-                f"{label}{path} is ambiguous: {directory} has {', '.join(files)} "
-                "and no SavedModel; give one of the files."
-            )
     raise errors.MissingFileError(
         f"{label}{path} contains no saved_model.pb, .onnx or .tflite, and no folder "
         f"named by 10 digits that does; it contains {', '.join(names) or 'nothing'}. "
         "Run `python -m retinanet_tpu.export` or correct the path."
     )
+
+
+def find_all(path: str, *, label: str = "--model=") -> list[str]:
+    """Returns the paths of all artifacts of an export, the SavedModel first.
+
+    Args:
+      path: See `find`. A file is the only artifact of its export.
+      label: The text before the path in messages.
+    Raises:
+      MissingFileError, UserError: See `find`.
+    """
+    if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+        return [find(path, label=label)]
+    directory = find_export(path, label=label)
+    saved_models = [directory] if tf.saved_model.contains_saved_model(directory) else []
+    files = [os.path.join(directory, name) for name in _list_files(directory)]
+    return saved_models + files
 
 
 def load(path: str, *, num_threads: int | None = None) -> Artifact:
@@ -156,18 +182,27 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
         os.path.splitext(path)[1], ("SavedModel", runtimes.load_saved_model)
     )
     detect_fn = load_fn(path, num_threads=num_threads)
-    return Artifact(
-        path, kind, _read_categories(path), detect_fn, thresholds.read(path)
-    )
+    return Artifact(path, kind, read_categories(path), detect_fn, thresholds.read(path))
 
 
-def _read_categories(path: str) -> category_map.Categories | None:
+def read_categories(path: str) -> category_map.Categories | None:
+    """Returns the categories beside an artifact or checkpoint; None without them.
+
+    Args:
+      path: The path of the SavedModel, file, checkpoint or directory.
+    """
     directory = path if tf.io.gfile.isdir(path) else os.path.dirname(path)
     for folder in ("assets.extra", ""):
         file = os.path.join(directory, folder, category_map.FILE_NAME)
         if tf.io.gfile.exists(file):
             return category_map.read(file)
     return None
+
+
+def _list_files(directory: str) -> list[str]:
+    """Returns the sorted names of the files in a directory that `load` accepts."""
+    names = sorted(_list_directory(directory))
+    return [name for name in names if name.endswith(tuple(_LOADERS))]
 
 
 def _list_directory(path: str) -> list[str]:

@@ -32,6 +32,7 @@ _MAX_PIXELS = 1 << 24
 # Full batches' worth of images that may wait for more images of their size.
 _MAX_WAITING = 4
 _LOG_LINES = 10
+_LOG_STEP = 100  # Images between two lines if the total is unknown.
 
 
 class Batch(NamedTuple):
@@ -51,23 +52,26 @@ class Meter:
     On a terminal it displays a progress bar, elsewhere it logs about ten lines.
     """
 
-    def __init__(self, name: str, total: int):
+    def __init__(self, name: str, total: int | None, *, unit: str = "images"):
         """Initializes the meter and starts its clock.
 
         Args:
           name: The name of the command, for the bar and the log.
-          total: The greatest number of images.
+          total: The greatest number of images; None if it is unknown.
+          unit: The plural of what is counted.
         """
         self._name = name
         self._total = total
-        self._batches: list[tuple[int, float]] = []  # Images and seconds of the model.
-        self._bar = tqdm.tqdm(desc=name, total=total, unit=" images", disable=None)
+        self._unit = unit
+        self._first = (0, 0.0)  # Images of the first batch and seconds of the model.
+        self._later = (0, 0.0)  # The same of all later batches.
+        self._bar = tqdm.tqdm(desc=name, total=total, unit=f" {unit}", disable=None)
         self._start_secs = time.perf_counter()
 
     @property
     def num_images(self) -> int:
         """Returns the number of images so far."""
-        return sum(count for count, _ in self._batches)
+        return self._first[0] + self._later[0]
 
     @property
     def rate(self) -> float:
@@ -80,9 +84,8 @@ class Meter:
 
         The first batch is left out if there are more, because it prepares the model.
         """
-        batches = self._batches[1:] or self._batches
-        secs = sum(secs for _, secs in batches)
-        return sum(count for count, _ in batches) / secs if secs else 0.0
+        count, secs = self._later if self._later[0] else self._first
+        return count / secs if secs else 0.0
 
     def add(self, num_images: int, model_secs: float) -> None:
         """Adds a batch.
@@ -92,9 +95,13 @@ class Meter:
           model_secs: The seconds that the model needed for the batch.
         """
         before = self.num_images
-        self._batches.append((num_images, model_secs))
+        if before:
+            count, secs = self._later
+            self._later = count + num_images, secs + model_secs
+        else:
+            self._first = num_images, model_secs
         self._bar.update(num_images)
-        step = max(1, self._total // _LOG_LINES)
+        step = max(1, self._total // _LOG_LINES) if self._total else _LOG_STEP
         if self._bar.disable and before // step != self.num_images // step:
             logging.info("%s | %s", self._name, self)
 
@@ -104,8 +111,9 @@ class Meter:
 
     def __str__(self) -> str:
         """Returns progress and rates as one line for the log."""
+        total = "" if self._total is None else f"/{self._total}"
         return (
-            f"{self.num_images}/{self._total} images | {self.rate:.1f} images/s, "
+            f"{self.num_images}{total} {self._unit} | {self.rate:.1f} {self._unit}/s, "
             f"{self.model_rate:.1f} of the model alone"
         )
 
@@ -179,10 +187,27 @@ def detect_batches(
         yield batch, detections
 
 
+def most_images(height: int, width: int, batch_size: int) -> int:
+    """Returns the most images of a size in a batch: batch_size, or less if it is large.
+
+    Args:
+      height: The height of the images, px.
+      width: The width of the images, px.
+      batch_size: The most images of a batch.
+    """
+    return max(1, min(batch_size, _MAX_PIXELS // (height * width)))
+
+
+def log_warning(message: str, *args: object) -> None:
+    """Logs a warning without breaking the progress bar."""
+    with tqdm.tqdm.external_write_mode():
+        logging.warning(message, *args)
+
+
 def _fullness(group: list[tuple[int, np.ndarray]], batch_size: int) -> float:
     """Returns which part of a full batch the images are, 1 for a full one."""
     height, width = group[0][1].shape[:2]
-    return len(group) / max(1, min(batch_size, _MAX_PIXELS // (height * width)))
+    return len(group) / most_images(height, width, batch_size)
 
 
 def _make_batch(group: list[tuple[int, np.ndarray]]) -> Batch:

@@ -144,7 +144,7 @@ def write_formats(
         logging.warning(
             "export | no evaluation images available; checking on synthetic images"
         )
-        images = _synthetic_images()
+        images = synthetic_images(_NUM_CHECKED)
     checked_images = images[:_NUM_CHECKED]
     expected = checked_detections.detect_with_checkpoint(
         module.network, module.recipe, checked_images
@@ -227,11 +227,15 @@ def _metadata(recipe: server.Detector) -> dict[str, str]:
     return {category_map.FILE_NAME: category_map.to_json(recipe.categories)}
 
 
-def _synthetic_images() -> list[np.ndarray]:
-    """Returns images of colored rectangles on noise."""
+def synthetic_images(num_images: int) -> list[np.ndarray]:
+    """Returns images of colored rectangles on noise, uint8 [480, 640, 3] each.
+
+    Args:
+      num_images: The number of images.
+    """
     rng = np.random.default_rng(0)
     images = []
-    for _ in range(_NUM_CHECKED):
+    for _ in range(num_images):
         image = rng.integers(0, 80, (480, 640, 3), dtype=np.uint8)
         for top, left in rng.integers(0, 440, (12, 2)):
             height, width = rng.integers(20, 200, 2)

@@ -39,6 +39,7 @@ class ParityReport(NamedTuple):
       score_drift: The greatest difference of the scores of matches.
       box_drift: The greatest distance of the corners of matches along an axis, px.
       mean_iou: The mean IoU of matches.
+      mean_score_drift: The mean difference of the scores of matches.
     """
 
     num_compared: int
@@ -46,6 +47,7 @@ class ParityReport(NamedTuple):
     score_drift: float
     box_drift: float
     mean_iou: float
+    mean_score_drift: float
 
     def is_within(self, tolerance: Tolerance) -> bool:
         """Returns True if enough detections have a match."""
@@ -101,9 +103,14 @@ def compare(
             matches.append(drifts[is_matched])
     drifts = np.concatenate(matches or [np.zeros([0, 3])])
     greatest = drifts.max(axis=0, initial=0.0)
-    mean_iou = float(drifts[:, 2].mean()) if len(drifts) else float("nan")
+    means = drifts.mean(axis=0) if len(drifts) else np.full(3, np.nan)
     return ParityReport(
-        num_compared, num_matched, float(greatest[0]), float(greatest[1]), mean_iou
+        num_compared,
+        num_matched,
+        score_drift=float(greatest[0]),
+        box_drift=float(greatest[1]),
+        mean_iou=float(means[2]),
+        mean_score_drift=float(means[0]),
     )
 
 

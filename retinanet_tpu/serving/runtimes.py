@@ -57,7 +57,7 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
     """
     files.check_path(path, "--model")
     if num_threads is not None:
-        _set_tensorflow_threads(num_threads)
+        set_tensorflow_threads(num_threads)
     with _with_path_in_error(path):
         model = tf.saved_model.load(path)
     signatures = model.signatures
@@ -241,7 +241,14 @@ def _concatenate(batches: Iterable[structures.Detections]) -> structures.Detecti
     return structures.Detections(*map(np.concatenate, zip(*batches, strict=True)))
 
 
-def _set_tensorflow_threads(num_threads: int) -> None:
+def set_tensorflow_threads(num_threads: int) -> None:
+    """Sets the number of TensorFlow's threads, for the whole process.
+
+    Args:
+      num_threads: The number of threads.
+    Raises:
+      UserError: TensorFlow already runs with another number of threads.
+    """
     try:
         tf.config.threading.set_intra_op_parallelism_threads(num_threads)
         tf.config.threading.set_inter_op_parallelism_threads(num_threads)

@@ -14,6 +14,7 @@ from retinanet_tpu.estimator import (
     warm_start,
 )
 from retinanet_tpu.estimator.cluster import strategy
+from retinanet_tpu.evaluation import open_images_metric
 from retinanet_tpu.learning import (
     aligned_matcher,
     box_losses,
@@ -111,6 +112,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
+    "OpenImagesMetric": open_images_metric.OpenImagesMetric,
     "EarlyStopping": early_stopping.EarlyStopping,
     "RunConfig": run_config.RunConfig,
     "TPUConfig": run_config.TPUConfig,

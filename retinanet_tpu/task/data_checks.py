@@ -201,6 +201,8 @@ def _check_evaluation(run: Run) -> Issues:
             f"{category_map.FILE_NAME} does not contain; both must come from one "
             "conversion."
         )
+    for metric in run.extra_metrics:
+        metric.check(truth)
     objects = [
         (item["image_id"], item["category_id"])
         for item in truth.dataset["annotations"]

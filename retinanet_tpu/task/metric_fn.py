@@ -18,7 +18,7 @@ from retinanet_tpu.analysis import (
 )
 from retinanet_tpu.data import category_map
 from retinanet_tpu.estimator import result_types
-from retinanet_tpu.evaluation import coco_metric, visualize
+from retinanet_tpu.evaluation import coco_metric, open_images_metric, visualize
 
 PROGRESS_EVERY = 1000  # Images between two log lines.
 
@@ -31,6 +31,7 @@ def make_metric_fn(
     *,
     categories: category_map.Categories,
     examples_fn: Callable[[], structures.Features] | None = None,
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = (),
     analysis_image_fn: page.ImageFn | None = None,
 ) -> MetricFn:
     """Returns the function that turns detections into metrics on the host.
@@ -39,6 +40,7 @@ def make_metric_fn(
       annotation_file: The path of a COCO JSON file of the evaluated images.
       categories: The categories, for their names.
       examples_fn: Returns the images to draw detections on, as a batch of Features.
+      extra_metrics: The metrics beside COCO's.
       analysis_image_fn: Returns an image by its id. With it, the results contain a page
         that analyzes the detections.
     """
@@ -64,6 +66,9 @@ def make_metric_fn(
         result["precision-recall"] = _tensorboard_curves(curves)
         logging.info("COCO\n%s", coco_metric.table(result))
         logging.info("AP by class\n%s", coco_metric.per_class_table(result))
+        for metric in extra_metrics:
+            result |= metric(truth, *evaluator.detected())
+            logging.info("%s", open_images_metric.table(result))
         if examples is not None and detections_by_id:
             result["detections"] = _draw_examples(
                 examples, detections_by_id, categories

@@ -15,6 +15,7 @@ from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.early_stopping import EarlyStopping
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.estimator.run_config import RunConfig
+from retinanet_tpu.evaluation import open_images_metric
 from retinanet_tpu.learning import update
 from retinanet_tpu.model import retinanet
 from retinanet_tpu.task import initialization, metric_fn
@@ -83,6 +84,7 @@ class Run:
       update_fn: The constructor of the WeightUpdate of a network.
       data: The dataset.
       plan: The plan of training and evaluation.
+      extra_metrics: The metrics beside COCO's.
     """
 
     estimator: tpu_estimator.TPUEstimator
@@ -94,6 +96,7 @@ class Run:
     update_fn: UpdateFn
     data: Data
     plan: TrainingPlan
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = ()
 
     def make_network(self) -> retinanet.RetinaNet:
         """Returns a new network of the run."""
@@ -113,6 +116,7 @@ def make_run(
     warm_start_from: warm_start.WarmStartSettings | None = None,
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = (),
 ) -> Run:
     """Joins all parts into a run.
 
@@ -133,6 +137,7 @@ def make_run(
         loading.load.
       exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
         serving_fn.
+      extra_metrics: The metrics beside COCO's, such as an OpenImagesMetric.
     Raises:
       UserError: The parts do not fit each other.
     """
@@ -143,7 +148,7 @@ def make_run(
     if model_dir is not None:
         categories = read_categories(model_dir, data, recipe.num_classes)
         recipe = dataclasses.replace(recipe, categories=categories)
-        params = _evaluation_params(recipe, data, plan)
+        params = _evaluation_params(recipe, data, plan, extra_metrics)
     params["recipe"] = recipe
     inputs = functools.partial(input_fn, data=data, seed=config.tf_random_seed)
     start_from = initialization.resolve_init(warm_start_from, backbone_checkpoint)
@@ -179,6 +184,7 @@ def make_run(
         update_fn=update_fn,
         data=data,
         plan=plan,
+        extra_metrics=extra_metrics,
     )
 
 
@@ -227,7 +233,10 @@ def read_categories(
 
 
 def _evaluation_params(
-    recipe: Recipe, data: Data, plan: TrainingPlan
+    recipe: Recipe,
+    data: Data,
+    plan: TrainingPlan,
+    extra_metrics: Sequence[open_images_metric.OpenImagesMetric],
 ) -> dict[str, Any]:
     """Returns the params of evaluation and export."""
     examples_fn = functools.partial(
@@ -239,6 +248,7 @@ def _evaluation_params(
             data.annotation_file,
             categories=recipe.categories,
             examples_fn=examples_fn if plan.num_visualized_images else None,
+            extra_metrics=extra_metrics,
             analysis_image_fn=record_images.RecordImages(data.dir, data.eval_split)
             if plan.write_analysis
             else None,

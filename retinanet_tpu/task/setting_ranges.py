@@ -139,6 +139,7 @@ RANGES: dict[str, Range] = {
     "FinalExporter.exports_to_keep": _COUNT,
     "RunConfig.save_checkpoints_steps": _COUNT,
     "RunConfig.save_checkpoints_secs": _COUNT,
+    "OpenImagesMetric.group_of_weight": _SHARE,
     "EarlyStopping.patience": _COUNT,
     "RunConfig.keep_checkpoint_max": _NATURAL,
     "RunConfig.heartbeat_secs": _POSITIVE,

@@ -22,7 +22,8 @@ def many(folder, count):
     images = []
     for i in range(count):
         save(folder, f"{i}.jpg", 30 + i)
-        images.append(annotations.AnnotatedImage(i, f"{i}.jpg", 24, 30 + i, (BOX,)))
+        image = annotations.AnnotatedImage(i, f"{i}.jpg", 24, 30 + i, (BOX,))
+        images.append(image._replace(positive_ids=(2,), negative_ids=(1,)))
     categories = [{"id": i, "name": name} for i, name in NAMES.items()]
     return annotations.AnnotatedSet(images, categories)
 

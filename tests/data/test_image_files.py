@@ -27,6 +27,13 @@ def test_images_of_folders_globs_and_files_are_returned_once(photos):
     assert names_of(image_files.find(both)) == ["b.png", "a.jpg"]
 
 
+def test_other_extensions_are_found_in_folders_on_request(photos):
+    (photos / "clip.MP4").write_bytes(b"")
+    extensions = (".mp4", ".png")
+    found = image_files.find([str(photos)], extensions=extensions)
+    assert names_of(found) == ["b.png", "clip.MP4"]
+
+
 def test_a_file_name_with_glob_characters_is_found(photos):
     path = str(photos / "c[1].jpg")
     Image.new("RGB", (5, 5)).save(path)

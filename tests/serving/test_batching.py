@@ -155,3 +155,13 @@ def test_log_has_about_ten_lines_for_any_number_of_images(total, most, monkeypat
     for _ in range(total):
         meter.add(1, 0.1)
     assert min(total, 10) <= len(lines) <= most
+
+
+def test_frames_of_an_unknown_number_are_counted(monkeypatch):
+    lines = []
+    monkeypatch.setattr(batching.logging, "info", lambda *args: lines.append(args))
+    meter = batching.Meter("test", None, unit="frames")
+    for _ in range(250):
+        meter.add(1, 0.1)
+    assert len(lines) == 2 and str(meter).startswith("250 frames | ")
+    assert "frames/s" in str(meter)

@@ -33,6 +33,15 @@ def test_equal_detections_match_without_drift():
     assert result.is_within(CLOSE)
 
 
+def test_drifts_are_the_greatest_and_the_mean_of_all_matches():
+    other = detections(BOXES, [0.9, 0.8 - 0.03, 0.3])
+    result = parity.compare([other], [EXPECTED], CLOSE)
+    np.testing.assert_allclose(result.score_drift, 0.03, atol=1e-6)
+    np.testing.assert_allclose(result.mean_score_drift, 0.01, atol=1e-6)
+    nothing = parity.compare([detections([], [])], [EXPECTED], CLOSE)
+    assert np.isnan(nothing.mean_score_drift)
+
+
 def test_padding_and_order_do_not_matter():
     turned = detections(BOXES[::-1], [0.3, 0.8, 0.9], padding=9)
     result = parity.compare([turned], [EXPECTED], CLOSE)

@@ -7,6 +7,7 @@ import pytest
 import edited_records
 import repository
 import toy_data
+from retinanet_tpu import errors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.inspection import anchor_search, data_issues, dataset_stats
 from retinanet_tpu.task import data_checks
@@ -27,6 +28,18 @@ def check(data_dir, *bindings):
 def test_valid_data_pass_without_a_warning(data_dir, caplog):
     check(data_dir)
     assert not caplog.records or "data |" not in caplog.text
+
+
+def test_hierarchy_of_another_dataset_is_an_error_before_step_1(data_dir):
+    path = data_dir / "hierarchy.json"
+    settings = (
+        "make_run.extra_metrics = (@OpenImagesMetric(),)",
+        f"OpenImagesMetric.hierarchy = '{path}'",
+    )
+    names = [{"LabelName": category.name} for category in CATEGORIES.categories]
+    path.write_text(json.dumps({"LabelName": "all", "Subcategory": names[1:]}))
+    with pytest.raises(errors.UserError, match=r"lacks 1 of the 2 .*same dataset"):
+        check(data_dir, *settings)
 
 
 def test_versions_of_one_image_in_both_splits_are_a_warning(data_dir, caplog):

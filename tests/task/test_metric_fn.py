@@ -4,6 +4,7 @@ import numpy as np
 
 from retinanet_tpu import structures
 from retinanet_tpu.data import category_map
+from retinanet_tpu.evaluation import open_images_metric
 from retinanet_tpu.task import metric_fn
 
 CATEGORIES = category_map.from_coco([{"id": 3, "name": "cat"}])
@@ -61,6 +62,17 @@ def test_metrics_and_drawings_of_the_examples_are_returned(tmp_path):
     ys, xs = np.nonzero(drawing[:, :, 0] != 128)
     # The box in pixels of the network's input, and its label.
     assert ys.max() <= 31 and 4 <= xs.min() <= 5
+
+
+def test_results_of_extra_metrics_are_beside_those_of_coco(tmp_path):
+    fn = metric_fn.make_metric_fn(
+        write_annotations(tmp_path / "val.json"),
+        categories=CATEGORIES,
+        extra_metrics=[open_images_metric.OpenImagesMetric()],
+    )
+    result = fn([batch_of(1, 2)])
+    assert result["open_images_AP50"] == 1 and result["AP50"] > 0.99
+    assert result["open_images_per_class"] == {"cat": 1}
 
 
 def test_result_without_examples_has_no_drawings_and_no_page(tmp_path):

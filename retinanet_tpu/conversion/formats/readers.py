@@ -45,12 +45,13 @@ _BY_NAME: dict[str, _ReadByName] = {
     "cvat": cvat.read,
     "labelstudio": label_studio.read,
 }
-# The formats of --format, and those of them that accept --names, --classes and
-# --class_attribute.
+# The formats of --format, and those of them that accept --names, --classes,
+# --class_attribute and --image_labels.
 FORMATS = ("coco", "yolo", "openimages", *_BY_NAME)
 TAKE_NAMES = tuple(_BY_NAME)
 TAKE_CLASSES = ("yolo", "openimages")
 TAKE_CLASS_ATTRIBUTE = ("via",)
+TAKE_IMAGE_LABELS = ("openimages",)
 
 
 def read(
@@ -61,6 +62,7 @@ def read(
     names: Sequence[str] | None = None,
     classes: str | None = None,
     class_attribute: str | None = None,
+    image_labels: str | None = None,
 ) -> annotations.AnnotatedSet:
     """Reads annotations.
 
@@ -74,6 +76,8 @@ def read(
         YOLO's file beside the labels.
       class_attribute: The attribute that contains the class, for the formats of
         TAKE_CLASS_ATTRIBUTE. None selects the only attribute.
+      image_labels: The file of verified classes of images, for the formats of
+        TAKE_IMAGE_LABELS.
 
     Raises:
       UserError: The annotations cannot be read.
@@ -90,7 +94,12 @@ def read(
                 "--format=openimages requires --classes=DESCRIPTIONS.csv."
             )
         class_list = openimages.read_classes(classes)
-        annotated = openimages.read(path, image_folder=image_folder, classes=class_list)
+        annotated = openimages.read(
+            path,
+            image_folder=image_folder,
+            classes=class_list,
+            image_labels=image_labels,
+        )
     else:
         categories = None if names is None else assembly.number_classes(names)
         read_fn = _BY_NAME[kind]

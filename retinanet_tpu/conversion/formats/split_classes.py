@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from retinanet_tpu.conversion import checks
 from retinanet_tpu.data import annotations, category_map
 
+_MACHINE_ID = "machine_id"  # Of a class of Open Images.
 _OTHER_IDS = "files whose category ids were changed to those of all splits, by name"
 
 
@@ -69,13 +70,13 @@ def new_class(
 
 
 def common_classes(
-    sets: Iterable[annotations.AnnotatedSet],
+    sets: Sequence[annotations.AnnotatedSet],
     known: category_map.Categories | None,
 ) -> list[dict[str, Any]]:
     """Returns COCO's categories for all splits of a data directory.
 
     The ids of the annotations are kept if they agree in all splits. Otherwise classes
-    are numbered in the order of their names.
+    are numbered in the order of their names. Machine ids are kept.
 
     Args:
       sets: The splits.
@@ -91,7 +92,16 @@ def common_classes(
         ids = {name: i for i, name in pairs}
     else:
         ids = {n: i for i, n in enumerate(sorted({n for _, n in pairs}), start=1)}
-    return [{"id": i, "name": n} for n, i in sorted(ids.items(), key=lambda x: x[1])]
+    machine_ids = {
+        category["name"]: {_MACHINE_ID: category[_MACHINE_ID]}
+        for annotated in sets
+        for category in annotated.categories
+        if _MACHINE_ID in category
+    }
+    return [
+        {"id": i, "name": name} | machine_ids.get(name, {})
+        for name, i in sorted(ids.items(), key=lambda x: x[1])
+    ]
 
 
 def with_classes(
@@ -116,7 +126,9 @@ def with_classes(
             objects=tuple(
                 item._replace(category_id=ids[item.category_id])
                 for item in image.objects
-            )
+            ),
+            positive_ids=tuple(ids[i] for i in image.positive_ids),
+            negative_ids=tuple(ids[i] for i in image.negative_ids),
         )
         for image in annotated.images
     ]

@@ -52,6 +52,25 @@ def parse(texts: Sequence[str]) -> dict[str, str]:
     return splits
 
 
+def check_words(words: Mapping[str, str], paths: Sequence[str]) -> None:
+    """Checks that several splits do not have the same images.
+
+    Args:
+      words: The splits, as returned by `parse`.
+      paths: The paths of the images, the annotations and the split file.
+
+    Raises:
+      UserError: No path distinguishes the splits.
+    """
+    has_placeholder = any(PLACEHOLDER in path for path in paths)
+    if len(words) > 1 and not has_placeholder and not split_lists.is_yaml(paths[-1]):
+        raise errors.UserError(
+            f"--split={','.join(words)} writes several splits, and no path "
+            "distinguishes them: write {split} for the name of the split in --images, "
+            "--annotations or --split_file."
+        )
+
+
 def by_fraction(
     annotated: annotations.AnnotatedSet,
     *,

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -39,12 +40,22 @@ def write_whole(path: str, text: str) -> None:
     killed, the old file remains. If several processes write at the same time, the last
     rename wins.
     """
+    with whole_file(path) as temporary, tf.io.gfile.GFile(temporary, "w") as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def whole_file(path: str) -> Iterator[str]:
+    """Yields the path of a temporary file, which is renamed to `path` at the end.
+
+    The block must create and close the file. If it raises an exception, the file is
+    removed.
+    """
     temporary = f"{path}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(text)
+        yield temporary
         tf.io.gfile.rename(temporary, path, overwrite=True)
-    except tf.errors.OpError:
+    except BaseException:  # Also KeyboardInterrupt.
         with contextlib.suppress(tf.errors.OpError):
             tf.io.gfile.remove(temporary)
         raise

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import PIL.Image
@@ -27,7 +28,12 @@ def converted(kind, tmp_path, **options):
         annotation_files.read(kind, path, tmp_path / "images").categories,
     )
     annotations.write_coco(stored, str(output / "train.json"), description="train")
-    return {p.name: p.read_bytes() for p in sorted(output.iterdir())}, conversion
+    contents = {p.name: p.read_bytes() for p in sorted(output.iterdir())}
+    if kind == "openimages":  # Its classes have a second name, for the metric.
+        without = re.sub(rb', "machine_id": "/m/\d"', b"", contents["train.json"])
+        assert without != contents["train.json"]
+        contents["train.json"] = without
+    return contents, conversion
 
 
 def test_the_test_data_has_each_format_that_the_converter_reads():

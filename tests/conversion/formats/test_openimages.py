@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from retinanet_tpu import errors
 from retinanet_tpu.conversion.formats import files, openimages
 from retinanet_tpu.data import annotations
 
@@ -12,11 +15,20 @@ CLASSES = openimages.ClassList(
 )
 
 
-def read(folder, text, image_names=("0a.jpg",)):
+LABELS = "ImageID,Source,LabelName,Confidence\n"
+
+
+def read(folder, text, image_names=("0a.jpg",), labels=None):
     path = folder / "boxes.csv"
     path.write_text(text)
     image_folder = files.ImageFolder("", image_names)
-    return openimages.read(str(path), image_folder=image_folder, classes=CLASSES)
+    label_path = None
+    if labels is not None:
+        label_path = str(folder / "labels.csv")
+        (folder / "labels.csv").write_text(labels)
+    return openimages.read(
+        str(path), image_folder=image_folder, classes=CLASSES, image_labels=label_path
+    )
 
 
 def line(image="0a", label="/m/02", group=0, box="0.25,0.5,0.125,0.75"):
@@ -68,7 +80,10 @@ def test_classes_are_those_of_the_descriptions_in_their_order(tmp_path, header):
     path = tmp_path / "classes.csv"
     path.write_text(header + '/m/02,Dog\n/m/01,"Cat, tame"\n', "utf-8")
     categories, ids = openimages.read_classes(str(path))
-    assert categories == [{"id": 1, "name": "Dog"}, {"id": 2, "name": "Cat, tame"}]
+    assert categories == [
+        {"id": 1, "name": "Dog", "machine_id": "/m/02"},
+        {"id": 2, "name": "Cat, tame", "machine_id": "/m/01"},
+    ]
     assert ids == {"/m/02": 1, "/m/01": 2}
 
 
@@ -82,3 +97,42 @@ def test_invalid_descriptions_are_an_error(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         openimages.read_classes(str(path))
+
+
+def test_verified_labels_of_images_with_and_without_boxes_are_written(tmp_path):
+    labels = LABELS + "0a,v,/m/01,0\n0a,v,/m/02,1\n0b,v,/m/01,0\nff,v,/m/01,1\n"
+    # A class without a description, as in the labels of all 20,000 classes.
+    labels += "0b,v,/m/99,1\n"
+    names = ("0a.jpg", "0b.jpg", "0c.jpg")
+    annotated = read(tmp_path, HEADER + line(), names, labels)
+    path = tmp_path / "out.json"
+    annotations.write_coco(annotated, str(path), description="x")
+    content = json.loads(path.read_text())
+    keys = ("file_name", "pos_category_ids", "neg_category_ids")
+    assert [[image[key] for key in keys] for image in content["images"]] == [
+        ["0a.jpg", [2], [1]],
+        ["0b.jpg", [], [1]],
+    ]
+    assert [item["image_id"] for item in content["annotations"]] == [1]
+    assert [event.image for event in annotated.events] == ["0c.jpg"]
+
+
+def test_images_without_verified_labels_have_no_keys_of_labels(tmp_path):
+    annotated = read(tmp_path, HEADER + line())
+    path = tmp_path / "out.json"
+    annotations.write_coco(annotated, str(path), description="x")
+    (image,) = json.loads(path.read_text())["images"]
+    assert image.keys() == {"id", "file_name", "height", "width"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("ImageID,LabelName\n", "line 1 lacks Confidence; .*ImageID,LabelName,Conf"),
+        (LABELS + "0a,m,/m/01,0.8\n", "line 2 has Confidence '0.8'; .*human"),
+        (LABELS + "ff,v,/m/01,1\n", "has no label of an image in --images"),
+    ],
+)
+def test_invalid_tables_of_image_labels_are_errors(tmp_path, labels, message):
+    with pytest.raises(errors.UserError, match=message):
+        read(tmp_path, HEADER + line(), labels=labels)

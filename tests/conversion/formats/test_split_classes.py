@@ -25,6 +25,21 @@ def test_classes_are_those_of_all_splits():
     assert common(listed(dog=5, cat=0)) == dict(dog=5, cat=0)
 
 
+def test_machine_ids_and_verified_labels_keep_their_classes():
+    categories = [{"id": 1, "name": "cat", "machine_id": "/m/01", "color": "red"}]
+    image = IMAGE._replace(positive_ids=(1,), negative_ids=(1,))
+    sets = [
+        annotations.AnnotatedSet([image], categories),
+        annotations.AnnotatedSet([], listed(ant=1)),
+    ]
+    (split, _) = split_classes.unified(sets, None, has_ids=False)
+    assert split.categories == [
+        {"id": 1, "name": "ant"},
+        {"id": 2, "name": "cat", "machine_id": "/m/01"},
+    ]
+    assert (split.images[0].positive_ids, split.images[0].negative_ids) == ((2,), (2,))
+
+
 def test_classes_are_numbered_by_name_where_the_splits_disagree():
     expected = dict(cat=1, dog=2, emu=3)
     assert common(listed(cat=1, dog=2), listed(dog=1, emu=2)) == expected
