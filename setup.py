@@ -10,5 +10,5 @@ setuptools.setup(
         *(f"retinanet_tpu.gin_configs{folder}" for folder in GIN_FOLDERS),
     ],
     package_dir={"retinanet_tpu.gin_configs": "gin_configs"},
-    package_data={"": ["*.gin", "*.css", "*.js", "py.typed"]},
+    package_data={"": ["*.gin", "*.css", "*.html", "*.js", "py.typed"]},
 )

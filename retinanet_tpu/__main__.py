@@ -29,6 +29,7 @@ COMMANDS = (
     "evaluate_export",
     "benchmark",
     "predict",
+    "browser_page",
     "plot",
     "data_service",
 )

@@ -71,8 +71,9 @@ def test_the_wheel_contains_every_gin_file_and_no_test(wheel):
     for path in folder.rglob("*.gin"):
         assert f"retinanet_tpu/gin_configs/{path.relative_to(folder)}" in names
     assert "retinanet_tpu/py.typed" in names
-    for path in (repository.ROOT / "retinanet_tpu/analysis").glob("page.*s"):
-        assert f"retinanet_tpu/analysis/{path.name}" in names
+    for folder in ("analysis", "serving/browser"):
+        for path in (repository.ROOT / "retinanet_tpu" / folder).glob("page.*"):
+            assert f"retinanet_tpu/{folder}/{path.name}" in names
     assert {n.split("/")[0].partition("-")[0] for n in names} == {"retinanet_tpu"}
     assert not [n for n in names if "test" in n]
 

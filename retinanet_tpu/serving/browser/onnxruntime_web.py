@@ -1,0 +1,106 @@
+"""Reads the files of the npm package onnxruntime-web that a page needs."""
+
+import io
+import os
+import re
+import tarfile
+import zlib
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from retinanet_tpu import errors
+
+# Other versions may work; the page was tested with this one.
+TESTED_VERSION = "1.30.0"
+ARCHIVE = f"onnxruntime-web-{TESTED_VERSION}.tgz"
+# The smallest build: the CPU's operations in WebAssembly, without WebGPU and WebGL.
+_SCRIPT = "ort.wasm.min.js"
+_MODULE = "ort-wasm-simd-threaded.mjs"
+_WASM = "ort-wasm-simd-threaded.wasm"
+# An archive of npm has the folder package/.
+_FOLDERS = ("", "dist", "package/dist")
+_DOWNLOAD = (
+    f"download version {TESTED_VERSION} with `npm pack "
+    f"onnxruntime-web@{TESTED_VERSION}`, and give --onnxruntime_web={ARCHIVE}"
+)
+
+
+class Runtime(NamedTuple):
+    """The parts of onnxruntime-web.
+
+    Attributes:
+      version: The version, such as "1.30.0"; "" if the script does not contain it.
+      script: The script that defines `ort`.
+      module: The module that the script imports.
+      wasm: The WebAssembly program that the module starts.
+    """
+
+    version: str
+    script: str
+    module: str
+    wasm: bytes
+
+
+def read(path: str) -> Runtime:
+    """Reads onnxruntime-web.
+
+    Args:
+      path: The archive that `npm pack onnxruntime-web` writes, or the folder of the
+        unpacked package, or its dist folder.
+    Raises:
+      MissingFileError: The path does not exist, or the package lacks a file.
+      UserError: The file is no archive of npm, or is corrupt.
+    """
+    if not tf.io.gfile.exists(path):
+        raise errors.MissingFileError(
+            f"--onnxruntime_web={path} does not exist; {_DOWNLOAD}."
+        )
+    read_fn = _read_folder if tf.io.gfile.isdir(path) else _read_archive
+    contents = read_fn(path)
+    missing = [name for name in (_SCRIPT, _MODULE, _WASM) if name not in contents]
+    if missing:
+        raise errors.MissingFileError(
+            f"--onnxruntime_web={path} lacks dist/{', dist/'.join(missing)}; "
+            f"{_DOWNLOAD}."
+        )
+    script = contents[_SCRIPT].decode("utf-8")
+    version = re.search(r"ONNX Runtime Web v([\w.-]+)", script)
+    return Runtime(
+        version=version[1] if version else "",
+        script=script,
+        module=contents[_MODULE].decode("utf-8"),
+        wasm=contents[_WASM],
+    )
+
+
+def _read_folder(path: str) -> dict[str, bytes]:
+    contents = {}
+    for name in (_SCRIPT, _MODULE, _WASM):
+        for folder in _FOLDERS:
+            file = os.path.join(path, folder, name)
+            if name not in contents and tf.io.gfile.exists(file):
+                with tf.io.gfile.GFile(file, "rb") as opened:
+                    contents[name] = opened.read()
+    return contents
+
+
+def _read_archive(path: str) -> dict[str, bytes]:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        stream = io.BytesIO(file.read())
+    contents = {}
+    try:
+        with tarfile.open(fileobj=stream, mode="r:gz") as archive:
+            for member in archive:
+                folder, name = os.path.split(member.name)
+                opened = archive.extractfile(member)
+                is_needed = name in (_SCRIPT, _MODULE, _WASM) and folder in _FOLDERS
+                if is_needed and opened is not None:
+                    contents[name] = opened.read()
+    # A cut archive raises EOFError, and a corrupt one that of zlib.
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise errors.UserError(
+            f"--onnxruntime_web={path} cannot be read as an archive of npm: {error}; "
+            f"{_DOWNLOAD}."
+        ) from error
+    return contents
