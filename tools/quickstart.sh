@@ -8,17 +8,14 @@ run=quickstart/run
 if [ ! -e quickstart/data/val.json ]; then
   rm -rf quickstart/toy quickstart/data
   python tools/examples/create_toy_dataset.py --output_dir=quickstart/toy
-  for split in train val; do
-    python -m retinanet_tpu.convert --format=coco --images=quickstart/toy/$split \
-      --annotations=quickstart/toy/$split.json --output_dir=quickstart/data \
-      --split=$split --num_shards=4
-  done
+  python -m retinanet_tpu.convert --format=coco --images=quickstart/toy/{split} \
+    --annotations=quickstart/toy/{split}.json --split=train,val \
+    --output_dir=quickstart/data --num_shards=4
 fi
 
 # An edited configuration starts a new run.
 if [ gin_configs/quickstart.gin -nt $run/config.gin ]; then rm -rf $run; fi
 python -m retinanet_tpu.train --gin_file=gin_configs/quickstart.gin --model_dir=$run
-python -m retinanet_tpu.evaluate --model_dir=$run
 python -m retinanet_tpu.export --model_dir=$run
 python -m retinanet_tpu.predict --model=$run/export/latest \
   --images='quickstart/toy/val/*' --output_dir=quickstart/detections

@@ -19,6 +19,7 @@ from retinanet_tpu.data import (
     mixing,
     record_files,
     record_order,
+    tracing,
 )
 
 DEFAULT_AUGMENTATION = examples.Augmentation()
@@ -49,6 +50,7 @@ class DatasetSpec:
         return examples.OutputSpec(self.image_size, self.max_boxes)
 
 
+@tracing.without_autograph
 def make_train_dataset(
     spec: DatasetSpec,
     *,
@@ -110,6 +112,7 @@ def make_train_dataset(
     return batches if address is None else data_service.distribute(batches, address)
 
 
+@tracing.without_autograph
 def make_eval_dataset(
     spec: DatasetSpec, *, batch_size: int, shard: tuple[int, int] = (0, 1)
 ) -> tf.data.Dataset:
@@ -169,7 +172,9 @@ def explain_failure(
     if not isinstance(error, tf.errors.DataLossError | tf.errors.InvalidArgumentError):
         return None
     output = examples.OutputSpec((64, 64))
-    load = tf.function(lambda s: examples.load_example(s, categories, output))
+    load = tf.function(
+        lambda s: examples.load_example(s, categories, output), autograph=False
+    )
     for path in files:
         explained = _first_broken_record(path, load)
         if explained is not None:
@@ -238,14 +243,14 @@ def _mixed_examples(
     size = mixing.GROUP_SIZE
 
     # Both are functions of their own, so that each is traced once and not four times.
-    @tf.function
+    @tf.function(autograph=False)
     def load(number: tf.Tensor, serialized: tf.Tensor) -> examples.LoadedImage:
         uniforms = _uniforms(options.seed, number, examples.NUM_UNIFORMS)
         return examples.load_image(
             serialized, spec.categories, spec.image_size, augmentation, uniforms
         )
 
-    @tf.function
+    @tf.function(autograph=False)
     def mix(
         number: tf.Tensor, group: list[examples.LoadedImage]
     ) -> tuple[structures.Features, structures.Labels]:

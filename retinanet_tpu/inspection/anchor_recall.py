@@ -63,7 +63,7 @@ def augment_boxes(
     low, high = augmentation.scale_jitter if augmentation else (1.0, 1.0)
     is_moved = augmentation is not None
 
-    @tf.function
+    @tf.function(autograph=False)
     def augment(
         size: tf.Tensor, boxes_yxyx: tf.Tensor, sample: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -14,6 +14,7 @@ from retinanet_tpu.data import (
     pipeline,
     record_files,
     tf_example,
+    tracing,
     transforms,
 )
 
@@ -84,6 +85,7 @@ class Split(NamedTuple):
         return (clipped[:, 2:] - clipped[:, :2] >= transforms.MIN_SIDE).all(axis=-1)
 
 
+@tracing.without_autograph
 def read(
     data_dir: str,
     split: str,
@@ -119,6 +121,7 @@ def read(
     return _join(split, rows)
 
 
+@tracing.without_autograph
 def has_object(data_dir: str, split: str, category_ids: Iterable[int]) -> bool:
     """Returns whether a split has a box, not a crowd, of any of the categories.
 

@@ -20,7 +20,9 @@ def multiply_adds(network: retinanet.RetinaNet, image_size: tuple[int, int]) -> 
       image_size: The height and width of the image, px.
     """
     # A trace computes nothing, so weights and size do not matter for its time.
-    function = tf.function(lambda images: network(images, is_training=False))
+    function = tf.function(
+        lambda images: network(images, is_training=False), autograph=False
+    )
     spec = tf.TensorSpec([1, *image_size, 3], tf.uint8)
     graph = function.get_concrete_function(spec).graph
     return sum(map(_products, graph.get_operations()))

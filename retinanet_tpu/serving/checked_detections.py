@@ -35,7 +35,7 @@ def detect_with_checkpoint(
     image_size = recipe.image_size
     window_fn = functools.partial(transforms.crop_window, output_size=image_size)
 
-    @tf.function
+    @tf.function(autograph=False)
     def detect_one(encoded):
         resized, size, window = transforms.decode_and_resize(encoded, window_fn)
         features = structures.Features(

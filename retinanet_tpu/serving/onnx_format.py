@@ -66,7 +66,7 @@ def convert(
     onnx = optional_import("onnx", _EXTRA)
     tf2onnx = optional_import("tf2onnx.convert", _EXTRA)
     if not hasattr(fn, "get_concrete_function"):
-        fn = tf.function(fn)
+        fn = tf.function(fn, autograph=False)
     with _only_tf2onnx_errors():
         model, _ = tf2onnx.from_function(
             fn, input_signature=input_signature, opset=opset

@@ -76,10 +76,11 @@ class ServingModule(tf.Module):
         self.limits = recipe.limits
 
     @tf.function(
+        autograph=False,
         input_signature=[
             tf.TensorSpec([None, None, 3], tf.float32, name="image"),
             tf.TensorSpec([], tf.int32, name="image_id"),
-        ]
+        ],
     )
     def detect_one(self, image: tf.Tensor, image_id: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the detections in one image.
@@ -95,7 +96,8 @@ class ServingModule(tf.Module):
         return detections | {"image_id": image_id, "boxes": detections["boxes_xyxy"]}
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")]
+        autograph=False,
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")],
     )
     def detect_images(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the detections in images of one size.
@@ -105,7 +107,10 @@ class ServingModule(tf.Module):
         """
         return self._detect(self.limits.check_batch(images))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")],
+    )
     def detect_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the detections in image files of any sizes.
 
@@ -135,7 +140,10 @@ class ServingModule(tf.Module):
         )
         return self._postprocess(self.predict_inputs(inputs), scales, sizes)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    @tf.function(
+        autograph=False,
+        input_signature=[tf.TensorSpec([None], tf.string, name="examples")],
+    )
     def detect_examples(self, examples: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the detections in the images of tf.Examples.
 

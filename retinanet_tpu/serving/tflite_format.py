@@ -63,7 +63,7 @@ def convert(
         raise errors.UserError(
             f"TFLite kind {kind!r} is not one of {', '.join(KINDS)}."
         )
-    network = tf.function(network_fn).get_concrete_function(input_spec)
+    network = tf.function(network_fn, autograph=False).get_concrete_function(input_spec)
     if _has_ranges(network):
         calibration_inputs = None
         if kind == "float16":
@@ -145,7 +145,8 @@ def _convert_part(
     calibration_inputs: Sequence[np.ndarray] | None = None,
 ) -> bytes:
     """Converts a function from tensors to tensors, both by name."""
-    concrete = tf.function(lambda **named: fn(named)).get_concrete_function(**specs)
+    function = tf.function(lambda **named: fn(named), autograph=False)
+    concrete = function.get_concrete_function(**specs)
     # The converter saves the owner of the variables; a ServingModule would add its
     # signatures.
     owner = tf.Module()
@@ -206,7 +207,7 @@ def _with_constant_kernels(
         return tf.nest.pack_sequence_as(network.structured_outputs, folded(x))
 
     (input_spec,) = network.structured_input_signature[0]
-    return tf.function(fn).get_concrete_function(input_spec)
+    return tf.function(fn, autograph=False).get_concrete_function(input_spec)
 
 
 def _join_models(first: bytes, second: bytes) -> bytes:

@@ -20,12 +20,6 @@ from retinanet_tpu.estimator.engines import distribute, engine
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
-@pytest.fixture(autouse=True)
-def default_optimizer_options():
-    yield
-    tf.config.optimizer.set_experimental_options({"arithmetic_optimization": True})
-
-
 @pytest.fixture
 def loops(monkeypatch):
     """Returns a list that gets (step, scalars) of each reported loop."""

@@ -119,7 +119,7 @@ def test_only_a_few_frames_are_in_memory(tmp_path, monkeypatch, frame_step):
 
 
 def test_progress_is_logged(clip, tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     run([clip], tmp_path / "output", batch_size=4)
     assert "predict clip.mov | 8/20 frames" in caplog.text
     assert "done | 20/20 frames" in caplog.text

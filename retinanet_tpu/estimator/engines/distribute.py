@@ -130,7 +130,9 @@ class DistributeForward:
         compiled = tf.function(
             forward_fn, autograph=False, jit_compile=jit_compile or None
         )
-        self._forward = tf.function(lambda batch: strategy.run(compiled, args=(batch,)))
+        self._forward = tf.function(
+            lambda batch: strategy.run(compiled, args=(batch,)), autograph=False
+        )
 
     def reload(self) -> None:
         """Does nothing: the replicas read the variables themselves."""
