@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 # Image decoders release Python's global lock, so this many images are decoded at once.
 _NUM_WORKERS = 4
 # Pixels of a batch. Models store them as float32, which takes 200 MB.
-_MAX_PIXELS = 1 << 24
+MAX_PIXELS = 1 << 24
 # Full batches' worth of images that may wait for more images of their size.
 _MAX_WAITING = 4
 _LOG_LINES = 10
@@ -195,7 +195,7 @@ def most_images(height: int, width: int, batch_size: int) -> int:
       width: The width of the images, px.
       batch_size: The most images of a batch.
     """
-    return max(1, min(batch_size, _MAX_PIXELS // (height * width)))
+    return max(1, min(batch_size, MAX_PIXELS // (height * width)))
 
 
 def log_warning(message: str, *args: object) -> None:

@@ -22,8 +22,11 @@ class Candidates(NamedTuple):
       scores: float32 [N].
       classes: int32 [N].
       views: int32 [N], the index of the view that contains the detection.
-      num_views: int32 [N], the number of views that show the whole box.
+      num_views: int32 [N], the number of views that show the whole box. For a part, it
+        is the number of views of the same window.
       is_part: bool [N], True for a box that touches an inner edge of its view.
+      windows: int32 [N], a number that is equal for views of the same window. A view
+        and its mirrored view have the same window.
     """
 
     boxes_yxyx: np.ndarray
@@ -32,6 +35,7 @@ class Candidates(NamedTuple):
     views: np.ndarray
     num_views: np.ndarray
     is_part: np.ndarray
+    windows: np.ndarray
 
 
 class Merged(NamedTuple):
@@ -59,7 +63,8 @@ def without_parts(candidates: Candidates) -> Candidates:
     """Removes parts of objects of which a better box shows more.
 
     The IoU of an object and its part is low, so the merging functions would keep both.
-    A part is removed if a better box of its class and of another view covers it.
+    A part is removed if a better box of its class and of another window covers it. The
+    mirrored view shows the same part, which is merged with it instead.
 
     Args:
       candidates: The detections of all views.
@@ -67,8 +72,9 @@ def without_parts(candidates: Candidates) -> Candidates:
     boxes_yxyx = candidates.boxes_yxyx
     is_kept = np.ones(len(candidates.scores), bool)
     for part in np.flatnonzero(candidates.is_part).tolist():
-        better = _others(candidates, part, is_kept)
-        better = better[better < part]
+        is_better = candidates.classes[:part] == candidates.classes[part]
+        is_better &= candidates.windows[:part] != candidates.windows[part]
+        better = np.flatnonzero(is_better & is_kept[:part])
         shared = _intersections(boxes_yxyx[part], boxes_yxyx[better])
         area = _intersections(boxes_yxyx[part], boxes_yxyx[part : part + 1])
         is_kept[part] = not (shared > _COVERED * area).any()
@@ -104,7 +110,8 @@ def fusion(candidates: Candidates, iou_threshold: float, max_detections: int) ->
     The best box is combined with the box that overlaps it most in each other view. Then
     the best of the remaining boxes is, and so on. The new box is the mean weighted by
     score. The new score is the sum of the scores divided by the number of views that
-    show the whole box: a view without the object counts as a score of 0.
+    show the whole box: a view without the object counts as a score of 0. For a part of
+    an object, the views of the same window count.
 
     Args:
       candidates: The detections of all views.

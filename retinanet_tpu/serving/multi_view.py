@@ -1,5 +1,7 @@
 """Detects objects in several views of each image: flips, scales and tiles.
 
+Flips and scales are also called test-time augmentation (TTA).
+
   settings = multi_view.Views(flip=True, scales=(0.8, 1.0, 1.25))
   artifact = multi_view.wrap(artifact, settings)
 
@@ -10,21 +12,26 @@ import collections
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from retinanet_tpu import errors, structures
-from retinanet_tpu.serving import artifacts, merging, views as views_module
+from retinanet_tpu.serving import artifacts, batching, merging, views as views_module
 from retinanet_tpu.serving.views import View
 
 MERGE_FNS = {"fusion": merging.fusion, "nms": merging.nms}
+# Other scales would need millions of windows, or windows that contain nearly nothing.
+_SCALES = (0.01, 100.0)
 # Views of one size that are processed together, if the caller's batch is smaller.
 _BATCH_SIZE = 8
 # A mistake such as a tile of 1 px would otherwise run for days.
 _MAX_VIEWS = 10_000
+
+
+class TooManyViewsError(errors.UserError):
+    """The settings require too many views of an image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +61,10 @@ class Views:
     def __post_init__(self) -> None:
         """Raises UserError for a value out of range, or settings without a view."""
         for scale in self.scales or ():
-            if not 0 < scale < math.inf:
+            if not _SCALES[0] <= scale <= _SCALES[1]:
                 raise errors.UserError(
-                    f"scales contains {scale}; a scale must be above 0, such as 1.25."
+                    f"scales contains {scale}; a scale must be between {_SCALES[0]:g} "
+                    f"and {_SCALES[1]:g}, such as 1.25."
                 )
         for name in ("tile_size", "max_detections"):
             value = getattr(self, name)
@@ -92,8 +100,12 @@ class Views:
     @property
     def is_plain(self) -> bool:
         """Returns True if the only view is the image itself and all is returned."""
-        is_whole = not self.tile_size and set(self._scales) == {1.0}
-        return is_whole and not self.flip and self.max_detections is None
+        return not self.has_several and self.max_detections is None
+
+    @property
+    def has_several(self) -> bool:
+        """Returns True if there are other views than the image itself."""
+        return bool(self.flip or self.tile_size or set(self._scales) != {1.0})
 
     def of_image(self, height: int, width: int) -> list[View]:
         """Returns the views of an image.
@@ -102,7 +114,7 @@ class Views:
           height: The height of the image, px.
           width: The width of the image, px.
         Raises:
-          UserError: There are more than 10,000.
+          TooManyViewsError: There are more than 10,000.
         """
         sides = [
             (max(1, round(height / scale)), max(1, round(width / scale)))
@@ -110,20 +122,26 @@ class Views:
         ]
         if self.tile_size:
             sides.append((min(self.tile_size, height), min(self.tile_size, width)))
-        views = []
-        for window in dict.fromkeys(sides):
-            tops, lefts = (
+        grids = {
+            window: [
                 views_module.window_starts(side, length, self.tile_overlap)
                 for side, length in zip((height, width), window, strict=True)
+            ]
+            for window in sides
+        }
+        count = sum(len(tops) * len(lefts) for tops, lefts in grids.values())
+        count *= 1 + self.flip
+        if count > _MAX_VIEWS:
+            raise TooManyViewsError(
+                f"An image of {height} x {width} px would have {count} views ({self}); "
+                f"at most {_MAX_VIEWS} are allowed. Choose larger tiles, smaller "
+                "scales or less overlap."
             )
-            if len(tops) * len(lefts) > _MAX_VIEWS:
-                raise errors.UserError(
-                    f"{len(tops) * len(lefts)} windows of {window[0]} x {window[1]} px "
-                    f"cover an image of {height} x {width} px; at most {_MAX_VIEWS} "
-                    "are allowed. Choose larger tiles, smaller scales or less overlap."
-                )
-            corners = itertools.product(tops, lefts)
-            views += [View(top, left, *window) for top, left in corners]
+        views = [
+            View(top, left, *window)
+            for window, (tops, lefts) in grids.items()
+            for top, left in itertools.product(tops, lefts)
+        ]
         if self.flip:
             views += [view._replace(is_mirrored=True) for view in views]
         return views
@@ -163,7 +181,8 @@ def detect(
       artifact: The model.
       settings: The views.
     Raises:
-      UserError: The model rejects a view, or there are too many views.
+      UserError: The model rejects a view.
+      TooManyViewsError: There are too many views.
     """
     image_size = (images.shape[1], images.shape[2])
     views = settings.of_image(*image_size)
@@ -202,8 +221,7 @@ def _detect_views(
         for index, view in enumerate(views):
             by_size[view.height, view.width].append((row, index))
     for (height, width), jobs in by_size.items():
-        most = views_module.MAX_PIXELS // (height * width)
-        size = max(1, min(max(len(images), _BATCH_SIZE), most))
+        size = batching.most_images(height, width, max(len(images), _BATCH_SIZE))
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
             pixels = [views_module.cut(images[row], views[i]) for row, i in batch]
@@ -236,6 +254,13 @@ def _candidates(
     # its parts remain.
     order = np.flatnonzero(~is_part | (num_views == 0))
     order = order[np.argsort(-scores[order], kind="stable")]
+    numbers = {view._replace(is_mirrored=False): i for i, view in enumerate(views)}
+    windows = np.array(
+        [numbers[view._replace(is_mirrored=False)] for view in views], np.int32
+    )
+    # The views of its window are those that can show the same part.
+    num_same = np.bincount(windows)[windows].astype(np.int32)
+    num_views = np.where(num_views == 0, num_same[indices], num_views)
     return merging.without_parts(
         merging.Candidates(
             boxes_yxyx[order],
@@ -244,6 +269,7 @@ def _candidates(
             indices[order],
             num_views[order],
             is_part[order],
+            windows[indices[order]],
         )
     )
 

@@ -5,15 +5,15 @@ size, so a window smaller than the image shows its objects larger, and a window 
 than the image shows them smaller.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from retinanet_tpu.data import transforms
+from retinanet_tpu.serving import batching
 
-# Larger windows are reduced before a model stores them as float32, in 200 MB.
-MAX_PIXELS = 1 << 24
 # A box that ends closer to the edge of its window, as a part of the window's longer
 # side, may show a part of an object. Measured: .003 and .03 are worse.
 _MARGIN = 0.01
@@ -40,7 +40,7 @@ class View(NamedTuple):
     def ratio(self) -> int:
         """Returns the sides of the squares of pixels that become one pixel."""
         ratio = 1
-        while -(-self.height // ratio) * -(-self.width // ratio) > MAX_PIXELS:
+        while -(-self.height // ratio) * -(-self.width // ratio) > batching.MAX_PIXELS:
             ratio += 1
         return ratio
 
@@ -112,29 +112,6 @@ def to_image(
     return np.clip(boxes, np.float32(0), limits), is_inside
 
 
-def shows_whole(
-    boxes_yxyx: np.ndarray, view: View, image_size: tuple[int, int]
-) -> np.ndarray:
-    """Returns bool [N]: whether boxes are in a view and do not touch its inner edges.
-
-    An inner edge is one that is not an edge of the image.
-
-    Args:
-      boxes_yxyx: float32 [N, 4], px of the image.
-      view: The view.
-      image_size: The height and width of the image, px.
-    """
-    margin = _MARGIN * max(view.height, view.width)
-    is_whole = np.ones(len(boxes_yxyx), bool)
-    windows = ((view.top, view.height), (view.left, view.width))
-    for axis, (start, side) in enumerate(windows):
-        if start > 0:
-            is_whole &= boxes_yxyx[:, axis] >= start + margin
-        if start + side < image_size[axis]:
-            is_whole &= boxes_yxyx[:, axis + 2] <= start + side - margin
-    return is_whole
-
-
 def count_views(
     boxes_yxyx: np.ndarray,
     indices: np.ndarray,
@@ -143,21 +120,59 @@ def count_views(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns how many views show each box whole, and which boxes may be parts.
 
+    A view shows a box whole if the box is in it and does not touch its inner edges,
+    which are those that are not edges of the image.
+
     Args:
       boxes_yxyx: float32 [N, 4], px of the image.
       indices: int32 [N], the index of the view of each box.
-      views: The views.
+      views: The views. Those of one size form a grid: each top is combined with each
+        left.
       image_size: The height and width of the image, px.
     Returns:
       int32 [N]; and bool [N], True for a box that touches an inner edge of its view.
     """
-    is_part = np.ones(len(boxes_yxyx), bool)
     num_views = np.zeros(len(boxes_yxyx), np.int32)
-    for index, view in enumerate(views):
-        is_whole = shows_whole(boxes_yxyx, view, image_size)
-        num_views += is_whole
-        is_part &= ~(is_whole & (indices == index))
-    return num_views, is_part
+    # In a grid, the number is a product of two axes, so thousands of tiles are cheap.
+    grids = collections.defaultdict(list)
+    for view in views:
+        grids[view.height, view.width, view.is_mirrored].append(view)
+    for (height, width, _), grid in grids.items():
+        sides = (height, width)
+        starts = ({view.top for view in grid}, {view.left for view in grid})
+        by_axis = [
+            np.sum(
+                [
+                    _is_between(boxes_yxyx, axis, start, sides, image_size)
+                    for start in starts[axis]
+                ],
+                axis=0,
+                dtype=np.int32,
+            )
+            for axis in (0, 1)
+        ]
+        num_views += by_axis[0] * by_axis[1]
+    own = np.array(views, np.int32)[indices]
+    is_whole = [
+        _is_between(boxes_yxyx, axis, own[:, axis], (own[:, 2], own[:, 3]), image_size)
+        for axis in (0, 1)
+    ]
+    return num_views, ~(is_whole[0] & is_whole[1])
+
+
+def _is_between(
+    boxes_yxyx: np.ndarray,
+    axis: int,
+    start: int | np.ndarray,
+    sides: tuple[int, int] | tuple[np.ndarray, np.ndarray],
+    image_size: tuple[int, int],
+) -> np.ndarray:
+    """Returns bool [N]: whether boxes do not touch two opposite edges of windows."""
+    margin = _MARGIN * np.maximum(*sides)
+    end = start + sides[axis]
+    is_after = (start == 0) | (boxes_yxyx[:, axis] >= start + margin)
+    is_before = boxes_yxyx[:, axis + 2] <= end - margin
+    return is_after & (is_before | (end >= image_size[axis]))
 
 
 def _reduced(pixels: np.ndarray, ratio: int) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_only_a_few_batches_wait_for_any_number_of_sizes():
 
 
 def test_large_images_have_smaller_batches(monkeypatch):
-    monkeypatch.setattr(batching, "_MAX_PIXELS", 100)
+    monkeypatch.setattr(batching, "MAX_PIXELS", 100)
     sizes = [(5, 10)] * 4 + [(20, 20)] * 2 + [(1, 1)] * 4
     ids = check(list(batching.batch_by_size(numbered(sizes), 4)), sizes)
     assert ids == [(0, 1), (2, 3), (4,), (5,), (6, 7, 8, 9)]

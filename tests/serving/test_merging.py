@@ -19,6 +19,7 @@ def random_candidates(seed, count=40):
         rng.integers(0, 4, count).astype(np.int32),
         rng.integers(1, 5, count).astype(np.int32),
         rng.random(count) < 0.5,
+        rng.integers(0, 2, count).astype(np.int32),
     )
 
 
@@ -37,7 +38,7 @@ def iou(a, b):
 def overlapping(rows, best, threshold):
     """Returns the rows of the best row's class and of other views, most overlap first.
 
-    A row is box, score, class, view, num_views and is_part, in float64.
+    A row is box, score, class, view, num_views, is_part and window, in float64.
     """
     pairs = [
         (iou(row[0], best[0]), row)
@@ -98,7 +99,7 @@ def test_merging_is_that_of_a_simple_loop_in_float64(name, maximum, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_part_is_removed_if_a_better_box_of_another_view_covers_half_of_it(seed):
+def test_a_part_is_removed_if_a_better_box_of_another_window_covers_half_of_it(seed):
     candidates = random_candidates(seed)
     kept = []
     for row in rows_of(candidates):
@@ -107,7 +108,7 @@ def test_a_part_is_removed_if_a_better_box_of_another_view_covers_half_of_it(see
         covering = [
             other
             for other in kept
-            if other[2] == row[2] and other[3] != row[3]
+            if other[2] == row[2] and other[6] != row[6]
             if shared_area(other[0], box) > 0.5 * size
         ]
         if not (row[5] and covering):

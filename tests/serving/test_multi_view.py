@@ -1,6 +1,7 @@
 """Tests views with a detector of colored rectangles, which is exact at any place."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from absl import flags
 
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
-from retinanet_tpu.serving import artifacts, multi_view, view_flags, views
+from retinanet_tpu.serving import artifacts, batching, multi_view, view_flags, views
 from retinanet_tpu.serving.multi_view import Views
 
 MAX_DETECTIONS = 12
@@ -156,6 +157,77 @@ def test_an_object_that_one_of_two_views_misses_has_half_of_its_score():
         assert wrapped.detect(image).scores[0, 0] == expected
 
 
+def test_parts_of_an_object_in_mirrored_tiles_are_merged_like_whole_objects():
+    image = np.zeros([1, 40, 72, 3], np.uint8)
+    image[0, 10:20, 10:62] = (FIRST_RED, 1, 0)  # Cut by both tiles.
+    expected = detect_rectangles(image).scores[0, 0]
+
+    def detect_parts(images, *, is_missed_fn):
+        found = detect_rectangles(images)
+        # In the mirrored view, the part begins at another column.
+        is_missed = is_missed_fn(found.boxes_yxyx[:, 0, 1])
+        return found._replace(
+            num_detections=np.where(is_missed, 0, found.num_detections)
+        )
+
+    for factor, is_missed_fn in ((1.0, lambda x: x < -1), (0.5, lambda x: x > 0)):
+        artifact = dataclasses.replace(
+            ARTIFACT,
+            detect_fn=functools.partial(detect_parts, is_missed_fn=is_missed_fn),
+        )
+        settings = Views(flip=True, tile_size=40, tile_overlap=0)
+        parts = multi_view.wrap(artifact, settings).detect(image)
+        assert parts.num_detections == [2]
+        assert parts.scores[0, :2].tolist() == [np.float32(factor * expected)] * 2
+
+
+def naive_count(boxes, indices, all_views, image_size):
+    """Returns the views that show each box whole, one view and box after the other."""
+    counts, is_part = np.zeros(len(boxes), int), np.ones(len(boxes), bool)
+    for row, box in enumerate(boxes.astype(np.float64)):
+        for index, view in enumerate(all_views):
+            margin = 0.01 * max(view.height, view.width)
+            is_whole = all(
+                (start == 0 or box[axis] >= start + margin)
+                and (
+                    start + side >= image_size[axis]
+                    or box[axis + 2] <= start + side - margin
+                )
+                for axis, (start, side) in enumerate(zip(view[:2], view[2:4]))
+            )
+            counts[row] += is_whole
+            if is_whole and indices[row] == index:
+                is_part[row] = False
+    return counts, is_part
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_views_of_a_box_are_counted_as_by_a_simple_loop(seed):
+    rng = np.random.default_rng(seed)
+    size = (int(rng.integers(50, 90)), int(rng.integers(50, 90)))
+    all_views = Views(seed % 2 == 0, (1.0, 1.4, 0.8), 30, 0.3).of_image(*size)
+    corners = rng.uniform(0, 60, [40, 2])
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 30, [40, 2])], axis=1)
+    boxes = np.round(boxes).astype(np.float32)  # Many boxes end at an edge.
+    indices = rng.integers(0, len(all_views), 40).astype(np.int32)
+    actual = views.count_views(boxes, indices, all_views, size)
+    expected = naive_count(boxes, indices, all_views, size)
+    assert expected[0].max() > 2 and expected[1].any() and not expected[1].all()
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_views_are_counted_per_axis(monkeypatch):
+    all_views = Views(tile_size=100, tile_overlap=0.5).of_image(3000, 3000)
+    boxes, calls = np.zeros([5, 4], np.float32), []
+    between_fn = views._is_between
+    monkeypatch.setattr(
+        views, "_is_between", lambda *a: calls.append(a) or between_fn(*a)
+    )
+    views.count_views(boxes, np.zeros(5, np.int32), all_views, (3000, 3000))
+    assert len(all_views) == 59 * 59 and len(calls) == 2 * 59 + 2
+
+
 def test_batches_do_not_matter(monkeypatch):
     rng = np.random.default_rng(3)
     images = np.stack([draw(rng, (60, 90), max_side=9) for _ in range(3)])
@@ -171,7 +243,7 @@ def test_batches_do_not_matter(monkeypatch):
 
 def test_large_views_are_reduced_and_batches_are_small(monkeypatch):
     limit = 1500
-    monkeypatch.setattr(views, "MAX_PIXELS", limit)
+    monkeypatch.setattr(batching, "MAX_PIXELS", limit)
     shapes = []
 
     def detect_fn(images):
@@ -213,7 +285,7 @@ def test_detections_in_the_padding_of_a_view_are_dropped():
 def test_padding_has_the_color_of_the_models_padding(monkeypatch):
     image = np.full([7, 9, 3], 50, np.uint8)
     image[:, 8] = 60
-    monkeypatch.setattr(views, "MAX_PIXELS", 40)
+    monkeypatch.setattr(batching, "MAX_PIXELS", 40)
     # The last squares have fewer pixels of the image; their mean is not darkened.
     pixels = views.cut(image, views.View(0, 0, 8, 12))
     assert pixels.shape == (4, 6, 3)
@@ -254,7 +326,9 @@ def test_windows_cover_a_side_with_at_least_the_overlap():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scales": (1, 0)}, "scales contains 0; a scale must be above 0"),
+        ({"scales": (1, 0)}, "scales contains 0; a scale must be between 0.01 and 100"),
+        ({"scales": (1e-9,)}, "scales contains 1e-09; a scale must be between"),
+        ({"scales": (101,)}, "scales contains 101"),
         ({"scales": (float("nan"),)}, "scales contains nan"),
         ({"scales": (float("inf"),)}, "scales contains inf"),
         ({"tile_size": 0}, "tile_size is 0; it must be >= 1"),
@@ -273,8 +347,15 @@ def test_wrong_settings_are_errors(values, message):
 
 def test_too_many_views_are_an_error():
     image = np.zeros([1, 300, 400, 3], np.uint8)
-    with pytest.raises(errors.UserError, match=r"120000 windows of 1 x 1 px.*10000"):
+    error = multi_view.TooManyViewsError
+    with pytest.raises(error, match=r"120000 views \(tiles of 1 px.*most 10000 are"):
         detect(image, Views(tile_size=1))
+    # The mirrored views and those of all scales count too.
+    assert len(Views(tile_size=4, tile_overlap=0).of_image(300, 400)) == 7500
+    with pytest.raises(error, match=r"would have 15000 views"):
+        Views(tile_size=4, tile_overlap=0, flip=True).of_image(300, 400)
+    with pytest.raises(error, match=r"would have 13501 views"):
+        Views(scales=(1, 75), tile_size=4, tile_overlap=0).of_image(300, 400)
 
 
 def test_flags_are_the_settings():
