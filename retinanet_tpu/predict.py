@@ -16,8 +16,8 @@ the model: the score of the highest F1 in the evaluation of its checkpoint, or 0
 it was not evaluated. --min_score sets the lowest score of both.
 --flip, --scales and --tile_size detect in several views of each image and merge.
 Images are rotated as their EXIF orientation requires, videos as their display matrix
-does. Files that cannot be read are logged and skipped. The exit code is 0 if at least
-one file could be read. Videos require the extra `video`.
+does. Files that cannot be read, and images that the model rejects, are logged and
+skipped. The exit code is 0 if at least one file could be processed. Videos require the extra `video`.
 """
 
 import retinanet_tpu.startup.cpu
@@ -36,7 +36,14 @@ from retinanet_tpu import detector, errors, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.evaluation import coco_metric, visualize
-from retinanet_tpu.serving import artifacts, batching, video, video_files, view_flags
+from retinanet_tpu.serving import (
+    artifacts,
+    batching,
+    multi_view,
+    video,
+    video_files,
+    view_flags,
+)
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
@@ -71,9 +78,9 @@ def predict_files(
         those with at least the threshold of the artifact, or 0.3.
       batch_size: The most images of one size that are processed together.
     Returns:
-      The number of files that could be read.
+      The number of files that could be processed.
     Raises:
-      UserError: A drawing would overwrite an image.
+      UserError: A drawing would overwrite an image, or an image has too many views.
     """
     _check_output_dir(paths, output_dir)
     tf.io.gfile.makedirs(output_dir)
@@ -138,6 +145,9 @@ def _load_or_skip(path: str) -> np.ndarray | None:
 def _skip_batch(
     batch: batching.Batch, error: errors.UserError, *, paths: Sequence[str]
 ) -> None:
+    if isinstance(error, multi_view.TooManyViewsError):
+        # The flags are wrong, so the other images would fail too.
+        raise errors.UserError(f"{paths[batch.ids[0] - 1]}: {error}") from error
     for image_id in batch.ids:
         _log_skipped(f"{paths[image_id - 1]}: {error}")
 
@@ -277,7 +287,7 @@ def main(paths: Sequence[str]) -> int:
         )
         num_read += video.detect_in_videos(artifact, videos, FLAGS.output_dir, options)
     if num_read == 0:
-        logging.error("predict | none of the %d files could be read.", len(paths))
+        logging.error("predict | none of the %d files could be processed.", len(paths))
         return 1
     return 0
 

@@ -1,5 +1,6 @@
 """The metrics of an export are tested in test_end_to_end.py."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -76,6 +77,26 @@ def test_metric_of_open_images_replaces_that_of_coco(data_dir, monkeypatch, caps
     first, *others = capsys.readouterr().out.splitlines()
     assert first == "Open Images AP50 0.000, mean over 2 classes"
     assert len(others) == 2
+
+
+def test_the_flags_of_views_reach_the_model(data_dir, monkeypatch):
+    images = []
+    options = {"metric": "coco", "hierarchy": None}
+    for flip in (False, True):
+        with_flags(data_dir, monkeypatch, **options, flip=flip)
+        artifact = detector.load_artifact("model.onnx")
+
+        def detect(batch):
+            images.extend(batch)
+            return detect_nothing(batch)
+
+        counted = dataclasses.replace(artifact, detect_fn=detect)
+        monkeypatch.setattr(
+            detector, "load_artifact", lambda *_, artifact=counted, **__: artifact
+        )
+        evaluate_export.main()
+        assert len(images) == toy_data.NUM_VAL * (1 + flip)
+        images.clear()
 
 
 def test_hierarchy_without_the_metric_of_open_images_is_an_error(data_dir, monkeypatch):

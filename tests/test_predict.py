@@ -5,6 +5,7 @@ import pathlib
 import sys
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -13,10 +14,10 @@ import photo_folder
 import tool_processes
 import video_clips
 import view_values
-from retinanet_tpu import errors, predict
+from retinanet_tpu import detector, errors, predict, structures
 from retinanet_tpu.data import image_files
 from retinanet_tpu.evaluation import visualize
-from retinanet_tpu.serving import artifacts
+from retinanet_tpu.serving import artifacts, multi_view
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 
@@ -195,6 +196,34 @@ def test_image_that_the_model_rejects_is_logged_and_skipped(
     assert predict.predict_files(limited, paths, str(output_dir)) == 1
     assert [image["id"] for image in read_json(output_dir / "images.json")] == [2]
     assert f"skipped {photos / 'a.jpg'}: An image has more pixels" in caplog.text
+
+
+def test_the_flags_of_views_reach_the_model(photos, tmp_path, monkeypatch):
+    images = []
+
+    def detect(batch):
+        images.extend(batch)
+        return structures.Detections(
+            np.zeros([len(batch), 1, 4], np.float32),
+            np.zeros([len(batch), 1], np.float32),
+            np.zeros([len(batch), 1], np.int32),
+            np.zeros([len(batch)], np.int32),
+        )
+
+    fake = artifacts.Artifact("model.onnx", "ONNX", None, detect)
+    monkeypatch.setattr(detector, "load_artifact", lambda *_, **__: fake)
+    output = {"model": "model.onnx", "output_dir": str(tmp_path / "output")}
+    photo = str(photos / "a.jpg")
+    for values, count in (({}, 1), ({"flip": True, "tile_size": 60}, 4)):
+        set_flags(monkeypatch, **output, **values)
+        assert predict.main([photo]) == 0
+        assert len(images) == count
+        images.clear()
+    set_flags(monkeypatch, **output, tile_size=1, tile_overlap=0.0, flip=True)
+    monkeypatch.setattr(multi_view, "_MAX_VIEWS", 100)
+    # One error ends the command, instead of one warning for each image.
+    with pytest.raises(errors.UserError, match=r"a\.jpg: .* 9600 views"):
+        predict.main([photo, str(photos / "b.png")])
 
 
 def test_drawing_has_the_size_of_the_image_and_differs_from_it(

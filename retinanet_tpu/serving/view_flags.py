@@ -1,9 +1,16 @@
-"""Defines the flags of views for the commands that run a model on images."""
+"""Defines the flags of views for the commands that run a model on images.
+
+Flips and scales are also called test-time augmentation (TTA).
+"""
+
+from typing import TypeVar
 
 from absl import flags, logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.serving import artifacts, multi_view
+
+_Value = TypeVar("_Value")
 
 _DEFAULTS = multi_view.Views()
 
@@ -32,15 +39,23 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     flags.DEFINE_float(
         "tile_overlap",
-        _DEFAULTS.tile_overlap,
-        "Part of a tile that at least overlaps the next, from 0 to below 1.",
+        None,
+        "Part of a tile that at least overlaps the next, from 0 to below 1; default: "
+        f"{_DEFAULTS.tile_overlap}.",
         flag_values=values,
     )
     flags.DEFINE_enum(
         "merge",
-        _DEFAULTS.merge,
+        None,
         list(multi_view.MERGE_FNS),
-        "How the detections of several views are merged.",
+        f"How the detections of several views are merged; default: {_DEFAULTS.merge}.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "merge_iou",
+        None,
+        "IoU above which boxes of two views are of one object; default: "
+        f"{_DEFAULTS.iou_threshold}.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -58,19 +73,32 @@ def wrap(artifact: artifacts.Artifact, values: flags.FlagValues) -> artifacts.Ar
       artifact: The model.
       values: The parsed flags.
     Raises:
-      UserError: A value is wrong, or there is no view.
+      UserError: A value is wrong, there is no view, or a flag has no effect.
     """
     settings = multi_view.Views(
         flip=values.flip,
         scales=_parse_scales(values.scales),
         tile_size=values.tile_size,
-        tile_overlap=values.tile_overlap,
-        merge=values.merge,
+        tile_overlap=_or(values.tile_overlap, _DEFAULTS.tile_overlap),
+        merge=_or(values.merge, _DEFAULTS.merge),
+        iou_threshold=_or(values.merge_iou, _DEFAULTS.iou_threshold),
         max_detections=values.max_detections,
     )
+    # None shows that a flag is not set.
+    of_several = ("tile_overlap", "merge", "merge_iou")
+    unused = [name for name in of_several if getattr(values, name) is not None]
+    if unused and not settings.has_several:
+        raise errors.UserError(
+            f"--{unused[0]} has no effect without further views; add --flip, --scales "
+            "or --tile_size, or leave it out."
+        )
     if not settings.is_plain:
         logging.info("views | %s", settings)
     return multi_view.wrap(artifact, settings)
+
+
+def _or(value: _Value | None, default: _Value) -> _Value:
+    return default if value is None else value
 
 
 def _parse_scales(texts: list[str] | None) -> tuple[float, ...] | None:

@@ -193,7 +193,9 @@ def naive_count(boxes, indices, all_views, image_size):
                     start + side >= image_size[axis]
                     or box[axis + 2] <= start + side - margin
                 )
-                for axis, (start, side) in enumerate(zip(view[:2], view[2:4]))
+                for axis, (start, side) in enumerate(
+                    zip(view[:2], view[2:4], strict=True)
+                )
             )
             counts[row] += is_whole
             if is_whole and indices[row] == index:
@@ -364,9 +366,10 @@ def test_flags_are_the_settings():
     values(["predict"])
     assert view_flags.wrap(ARTIFACT, values) is ARTIFACT
     texts = ("flip", "scales=1,1.5", "tile_size=64", "tile_overlap=.3", "merge=nms")
-    values(["predict", *(f"--{text}" for text in (*texts, "max_detections=7"))])
+    texts += ("merge_iou=0.5", "max_detections=7")
+    values(["predict", *(f"--{text}" for text in texts)])
     settings = view_flags.wrap(ARTIFACT, values).detect_fn.keywords["settings"]
-    assert settings == Views(True, (1.0, 1.5), 64, 0.3, "nms", max_detections=7)
+    assert settings == Views(True, (1.0, 1.5), 64, 0.3, "nms", 0.5, 7)
     assert str(settings) == (
         "scale 1, scale 1.5, tiles of 64 px, each also mirrored, merged by nms"
     )
@@ -375,3 +378,19 @@ def test_flags_are_the_settings():
         view_flags.wrap(ARTIFACT, values)
     values(["predict", "--scales=", "--tile_size=5"])
     assert view_flags.wrap(ARTIFACT, values).detect_fn.keywords["settings"].scales == ()
+
+
+@pytest.mark.parametrize("text", ["merge=nms", "merge_iou=0.5", "tile_overlap=0.4"])
+def test_flags_without_effect_are_an_error(text):
+    values = flags.FlagValues()
+    view_flags.define(values)
+    name = text.partition("=")[0]
+    for more in ([], ["--scales=1"], ["--max_detections=5"]):
+        values(["predict", f"--{text}", *more])
+        message = f"--{name} has no effect without further views; add --flip"
+        with pytest.raises(errors.UserError, match=message):
+            view_flags.wrap(ARTIFACT, values)
+        values.unparse_flags()
+        values[name].unparse()
+    values(["predict", f"--{text}", "--scales=1.5"])
+    assert view_flags.wrap(ARTIFACT, values) is not ARTIFACT
