@@ -6,7 +6,7 @@ r"""Explains the result of an evaluation on one HTML page.
 
 The page has the AP of each class, precision-recall curves, the cost of each kind of
 errors, confused classes, groups of objects, calibration of the scores, and the worst
-images with their boxes. It loads nothing, so that it can be sent or archived.
+images with their boxes. The page loads no other files, so it can be sent or archived.
 
 With --model_dir a checkpoint detects in the images of the run's evaluation split. The
 settings are those of the run, and the default page is analysis-STEP.html beside the

@@ -10,9 +10,10 @@ Each argument is a JSON file in COCO's results format, such as that of
 A model detects in the annotated images, and requires --images. A name before `=` is
 shown instead of the path. The first argument is the baseline.
 
-The page has the twelve metrics with their differences, an interval of the difference of
-AP, the AP of each class, the cost of each kind of errors, and the images that got worse
-or better most, drawn side by side. It loads nothing. The metrics are also printed.
+The page has the twelve metrics with their differences, a confidence interval of the
+difference of AP, the AP of each class, the cost of each kind of errors, and the images that got worse
+or better most, drawn side by side. The page loads no other files. The metrics are also
+printed.
 """
 
 import retinanet_tpu.startup.cpu
@@ -41,6 +42,8 @@ from retinanet_tpu.startup import guard
 FLAGS = flags.FLAGS
 
 _RESULTS_SUFFIX = ".json"
+_MODEL_SUFFIXES = (".onnx", ".tflite")
+_CHECKPOINT = "model.ckpt-"
 
 
 class Input(NamedTuple):
@@ -129,6 +132,8 @@ def write_page(
     detections = read_detections(inputs, truth, images_dir, batch_size=batch_size)
     logging.info("compare | computing differences and intervals")
     compared = comparison.compare(truth, detections)
+    for note in comparison_text.coverage_notes(compared):
+        logging.warning("compare | %s", note)
     names = [each.name for each in inputs]
     paths = [f"{each.name}: {each.path}" for each in inputs]
     comparison_page.write(
@@ -190,12 +195,24 @@ def _check(inputs: Sequence[Input], images_dir: str | None) -> None:
             raise errors.MissingFileError(
                 f"{each.path} does not exist; give a JSON file of detections."
             )
+        if not each.is_results and _is_other_file(each.path):
+            raise errors.UserError(
+                f"{each.path} is a file, but no model. The name of a results file must "
+                f"end in {_RESULTS_SUFFIX}; rename it."
+            )
     models = [each for each in inputs if not each.is_results]
     if models and not images_dir:
         raise errors.UserError(
             f"{models[0].path} is a model, which requires --images, the folder of the "
             "annotated images."
         )
+
+
+def _is_other_file(path: str) -> bool:
+    """Returns True for a file that is no part of a checkpoint and no export."""
+    name = os.path.basename(path)
+    is_model = name.endswith(_MODEL_SUFFIXES) or _CHECKPOINT in name
+    return not is_model and tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
 
 
 def read_detections(

@@ -17,7 +17,8 @@ it was not evaluated. --min_score sets the lowest score of both.
 --flip, --scales and --tile_size detect in several views of each image and merge.
 Images are rotated as their EXIF orientation requires, videos as their display matrix
 does. Files that cannot be read, and images that the model rejects, are logged and
-skipped. The exit code is 0 if at least one file could be processed. Videos require the extra `video`.
+skipped. The exit code is 0 if at least one file could be processed. Videos require the
+extra `video`.
 """
 
 import retinanet_tpu.startup.cpu

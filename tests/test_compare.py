@@ -94,6 +94,8 @@ def test_names_are_given_or_the_parts_of_the_paths_that_differ(arguments, expect
         (["a=old.json", "a=run"], {}, "have the name 'a'"),
         (["old.json", "=run"], {}, "lacks a name or a path"),
         (["old.json", "none.json"], {}, "none.json does not exist"),
+        (["old.json", "old.txt"], {}, "name of a results file must end in .json"),
+        (["old.json", "a=old.json"], {"output": "x" * 255}, "cannot be written"),
         (["old.json", "run"], {"images_dir": None}, "run is a model, which requires"),
         (["old.json", "a=old.json"], {"output": "."}, "is a directory"),
         (["old.json", "other.json"], {}, r"other.json: entry \[0\] has image_id 1"),
@@ -107,8 +109,21 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     monkeypatch.chdir(tmp_path)
     entry = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
     pathlib.Path("other.json").write_text(json.dumps([entry]))
+    pathlib.Path("old.txt").write_text("[]")
     with pytest.raises(errors.UserError, match=message):
         compare.write_page(arguments, **{**files, **changes})
+
+
+def test_images_that_a_results_file_lacks_are_a_warning(files, tmp_path, caplog):
+    entries = json.loads((tmp_path / "old.json").read_text())
+    few = [each for each in entries if each["image_id"] == entries[0]["image_id"]]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    compare.write_page([f"{tmp_path}/old.json", f"{tmp_path}/few.json"], **files)
+    warning = "“few.json” has detections for 1 of 6 images"
+    assert warning in caplog.text
+    output = pathlib.Path(files["output"])
+    assert warning in output.read_text("utf-8")
+    assert [path.name for path in output.parent.iterdir()] == ["page.html"]
 
 
 def test_a_model_with_other_categories_is_refused(files, model, tmp_path):

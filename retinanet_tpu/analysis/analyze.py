@@ -51,7 +51,7 @@ def analyze(
     matches = matching.match(data)
     types = error_types.classify(data, matches)
     all_classes, classes = curves.class_results(data, matches)
-    threshold = all_classes.curve.best_threshold or 0.0
+    threshold = all_classes.threshold
     boxes = shown.Boxes(data, matches, types, threshold)
     bins, calibration_error = calibration.calibration(data, matches)
     if metrics is None:

@@ -1,8 +1,8 @@
 """Estimates how AP depends on the choice of the images, by a paired bootstrap.
 
-A resampling draws as many images as there are, with replacement. All evaluations are
-measured on the same drawn images. The AP of a resampling is exact: detections are
-matched and sorted once, and each counts as often as its image was drawn.
+A bootstrap sample has as many images as there are, drawn with replacement. All
+evaluations are measured on the same samples. The AP of a sample is exact: detections
+are matched and sorted once, and each counts as often as its image was drawn.
 """
 
 import concurrent.futures
@@ -14,15 +14,15 @@ import numpy as np
 from retinanet_tpu.analysis import arrays, average_precision, matching
 
 SEED = 0
-# With 1,000 resamplings another seed moves the ends of an interval by a tenth of the
+# With 1,000 samples another seed moves the ends of an interval by a tenth of the
 # standard error, with 200 by a fifth. 200 of 1,000,000 detections take 5 s.
-_NUM_RESAMPLINGS = (200, 1000)
+_NUM_SAMPLES = (200, 1000)
 _NUM_COUNTED = 200_000_000
 _PERCENTILES = (2.5, 97.5)
 
 
 class Interval(NamedTuple):
-    """A 95 % interval of the difference of two APs.
+    """A 95 % confidence interval of the difference of two APs.
 
     Attributes:
       low: The lower end.
@@ -84,7 +84,7 @@ class ResampledAp:
         self._ignored_to = np.searchsorted(places, threshold * size + position)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """Returns float64 [2]: AP and AP50; -1 if no object is drawn.
+        """Returns float64 [2]: AP and AP50; NaN if no object is drawn.
 
         Args:
           weights: int [N], how often each image is drawn.
@@ -96,7 +96,7 @@ class ResampledAp:
         )
         is_present = num_objects > 0
         if not is_present.any():
-            return np.full(2, -1.0)
+            return np.full(2, np.nan)
         shape = (len(matching.IOU_THRESHOLDS), self._num_classes)
         values = np.zeros(shape)
         if len(self._starts):
@@ -134,28 +134,30 @@ class ResampledAp:
         return count
 
 
-def default_num_resamplings(num_detections: int) -> int:
+def default_num_samples(num_detections: int) -> int:
     """Returns 1,000, or fewer, but at least 200, so that they take a few seconds.
 
     Args:
       num_detections: The number of detections of all evaluations together.
     """
-    lowest, highest = _NUM_RESAMPLINGS
+    lowest, highest = _NUM_SAMPLES
     return min(max(_NUM_COUNTED // max(num_detections, 1), lowest), highest)
 
 
 def intervals(
     evaluations: Sequence[tuple[arrays.Data, matching.Matches]],
     *,
-    num_resamplings: int,
+    num_samples: int,
     seed: int = SEED,
 ) -> list[tuple[Interval, Interval]]:
     """Returns the intervals of the differences of AP and AP50 from the first one.
 
+    Samples without an object have no AP and are left out.
+
     Args:
       evaluations: The objects and detections of each, with the matches at
         matching.IOU_THRESHOLDS. All have the same images and objects.
-      num_resamplings: The number of resamplings.
+      num_samples: The number of bootstrap samples.
       seed: The seed of the random numbers.
     Returns:
       An entry for each evaluation but the first.
@@ -164,7 +166,7 @@ def intervals(
     """
     rng = np.random.default_rng(seed)
     num_images = len(evaluations[0][0].images)
-    drawn = rng.integers(0, num_images, (num_resamplings, num_images))
+    drawn = rng.integers(0, num_images, (num_samples, num_images))
     weights = [np.bincount(row, minlength=num_images).astype(np.int32) for row in drawn]
 
     def resampled(evaluation: tuple[arrays.Data, matching.Matches]) -> np.ndarray:
@@ -175,7 +177,11 @@ def intervals(
     with concurrent.futures.ThreadPoolExecutor() as pool:
         values = np.stack(list(pool.map(resampled, evaluations)), axis=1)
     differences = values[:, 1:] - values[:, :1]
-    ends = np.percentile(differences, _PERCENTILES, axis=0)
+    is_measured = ~np.isnan(differences).any(axis=(1, 2))
+    if not is_measured.any():
+        zero = Interval(0.0, 0.0)
+        return [(zero, zero)] * (len(evaluations) - 1)
+    ends = np.percentile(differences[is_measured], _PERCENTILES, axis=0)
     return [
         (Interval(*ends[:, number, 0].tolist()), Interval(*ends[:, number, 1].tolist()))
         for number in range(len(evaluations) - 1)

@@ -28,6 +28,8 @@ class Evaluation(NamedTuple):
     Attributes:
       name: The name in the comparison.
       num_detections: The number of detections that count.
+      threshold: The score from which on detections count in images: that of the highest
+        F1. Without a correct detection it is that of another evaluation, or 0.
       metrics: The twelve metrics of COCO by name.
       all_classes: The result of all classes together.
       classes: The result of each class.
@@ -37,16 +39,12 @@ class Evaluation(NamedTuple):
 
     name: str
     num_detections: int
+    threshold: float
     metrics: Mapping[str, float]
     all_classes: results.ClassResult
     classes: Sequence[results.ClassResult]
     errors: Sequence[results.ErrorCost]
     images: Sequence[results.ImageResult]
-
-    @property
-    def threshold(self) -> float:
-        """Returns the score with the highest F1, or 0 if no detection is correct."""
-        return self.all_classes.curve.best_threshold or 0.0
 
 
 class Change(NamedTuple):
@@ -56,7 +54,7 @@ class Change(NamedTuple):
       before: The image in the baseline.
       after: The image in the other evaluation.
       gain: By how much the correct detections minus the wrong ones increased, each
-        evaluation at its own best threshold.
+        evaluation at its own threshold.
     """
 
     before: results.ImageResult
@@ -87,13 +85,16 @@ class Comparison(NamedTuple):
       baseline: The first evaluation.
       others: The others, compared with it.
       num_images: The number of images.
-      num_resamplings: The number of resamplings of the intervals.
+      num_samples: The number of bootstrap samples of the intervals.
+      coverage: The number of images with detections, of each evaluation that does not
+        have all. It is empty if all evaluations have detections for the same images.
     """
 
     baseline: Evaluation
     others: Sequence[Difference]
     num_images: int
-    num_resamplings: int
+    num_samples: int
+    coverage: Mapping[str, int]
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -105,29 +106,35 @@ def compare(
     truth: COCO,
     detections: Mapping[str, Sequence[image_detections.ImageDetections]],
     *,
-    num_resamplings: int | None = None,
+    num_samples: int | None = None,
 ) -> Comparison:
     """Returns the comparison of evaluations on all annotated images.
 
     Args:
       truth: The annotations, see `coco_metric.ground_truth`.
       detections: The detections of two or more evaluations by name, the baseline first.
-      num_resamplings: The number of resamplings of the intervals; None for
-        bootstrap.default_num_resamplings.
+      num_samples: The number of bootstrap samples of the intervals; None for
+        bootstrap.default_num_samples.
     Raises:
       UserError: See `analyze.analyze`.
     """
     collected = [arrays.collect(truth, each) for each in detections.values()]
     matched = [(data, matching.match(data)) for data in collected]
+    measured = [curves.class_results(*pair) for pair in matched]
+    best = [all_classes.curve.best_threshold for all_classes, _ in measured]
+    # With 0, all detections of an evaluation without a correct one would be shown.
+    fallback = next((each for each in best if each is not None), 0.0)
     evaluations = [
-        _evaluation(name, data, matches)
-        for name, (data, matches) in zip(detections, matched, strict=True)
+        _evaluation(name, *pair, result, fallback if threshold is None else threshold)
+        for name, pair, result, threshold in zip(
+            detections, matched, measured, best, strict=True
+        )
     ]
     baseline, *others = evaluations
-    if num_resamplings is None:
+    if num_samples is None:
         total = sum(each.num_detections for each in evaluations)
-        num_resamplings = bootstrap.default_num_resamplings(total)
-    intervals = bootstrap.intervals(matched, num_resamplings=num_resamplings)
+        num_samples = bootstrap.default_num_samples(total)
+    intervals = bootstrap.intervals(matched, num_samples=num_samples)
     return Comparison(
         baseline=baseline,
         others=[
@@ -135,19 +142,40 @@ def compare(
             for other, interval in zip(others, intervals, strict=True)
         ],
         num_images=len(truth.imgs),
-        num_resamplings=num_resamplings,
+        num_samples=num_samples,
+        coverage=_coverage(detections, len(truth.imgs)),
     )
 
 
-def _evaluation(name: str, data: arrays.Data, matches: matching.Matches) -> Evaluation:
+def _coverage(
+    detections: Mapping[str, Sequence[image_detections.ImageDetections]],
+    num_images: int,
+) -> dict[str, int]:
+    """Returns Comparison.coverage."""
+    covered = {
+        name: {int(image.image_id) for image in images}
+        for name, images in detections.items()
+    }
+    if len({frozenset(ids) for ids in covered.values()}) == 1:
+        return {}
+    return {name: len(ids) for name, ids in covered.items() if len(ids) < num_images}
+
+
+def _evaluation(
+    name: str,
+    data: arrays.Data,
+    matches: matching.Matches,
+    result: tuple[results.ClassResult, list[results.ClassResult]],
+    threshold: float,
+) -> Evaluation:
     types = error_types.classify(data, matches)
-    all_classes, classes = curves.class_results(data, matches)
-    threshold = all_classes.curve.best_threshold or 0.0
+    all_classes, classes = result
     boxes = shown.Boxes(data, matches, types, threshold)
     images = shown.images(data, matches, boxes, threshold)
     return Evaluation(
         name=name,
         num_detections=len(data.found.score),
+        threshold=threshold,
         metrics=average_precision.metrics(data, matches),
         all_classes=all_classes,
         classes=classes,

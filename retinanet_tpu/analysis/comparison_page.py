@@ -1,4 +1,4 @@
-"""Writes the page of a comparison: one HTML file that loads nothing."""
+"""Writes the page of a comparison: one HTML file that loads no other files."""
 
 from collections.abc import Iterator, Sequence
 
@@ -60,7 +60,7 @@ def write(
 
 
 def headline(compared: comparison.Comparison) -> str:
-    """Returns the AP of each evaluation and the verdict.
+    """Returns the AP of each evaluation, images without detections, and the verdict.
 
     Args:
       compared: The comparison.
@@ -75,7 +75,11 @@ def headline(compared: comparison.Comparison) -> str:
         f"{page_html.escape(comparison_text.verdict(compared.baseline, other))}</p>"
         for other in compared.others
     )
-    return f"<section id='summary'><div class='tiles'>{tiles}</div>{verdicts}</section>"
+    notes = "".join(map(page_html.note, comparison_text.coverage_notes(compared)))
+    return (
+        f"<section id='summary'><div class='tiles'>{tiles}</div>{notes}{verdicts}"
+        "</section>"
+    )
 
 
 def metrics(compared: comparison.Comparison) -> str:
@@ -101,7 +105,7 @@ def metrics(compared: comparison.Comparison) -> str:
                 f"<td class='interval'>{text}</td>"
             )
         rows.append("".join(cells))
-    heads = _heads(compared, "", ("", "difference", "95 % interval"))
+    heads = _heads(compared, "", ("", "difference", "95 % confidence interval"))
     return page_html.section(
         "metrics",
         "Metrics",
@@ -236,7 +240,7 @@ def images(
     shown = list(_shown(compared, count))
     title = "Images that changed"
     if not shown:
-        empty = page_html.nothing("No image got better or worse.")
+        empty = page_html.note("No image got better or worse.")
         return page_html.section("images", title, "", empty)
     boxes = [
         box
@@ -265,9 +269,9 @@ def images(
     return page_html.section(
         "images",
         title,
-        f"Of {compared.num_images:,} images {counts}: correct detections minus wrong "
-        "ones, at the score of the highest F1 of each evaluation "
-        f"({thresholds}). At most {count} of each are shown, the largest change first. "
+        "An image is worse if its correct detections minus its wrong ones decreased. "
+        "Detections count from the score of the highest F1 of each evaluation on "
+        f"({thresholds}). Of {compared.num_images:,} images {counts}. At most {count} of each are shown, the largest change first. "
         "Solid boxes are detections, dashed ones annotated objects. Point at a box to "
         "see its class, score and IoU.",
         f"{page_drawing.legend()}{controls}"

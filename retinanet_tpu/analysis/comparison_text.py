@@ -15,7 +15,11 @@ def table(compared: comparison.Comparison) -> str:
     """
     heads = ["", _short(compared.baseline.name)]
     for other in compared.others:
-        heads += [_short(other.evaluation.name), "difference", "95 % interval"]
+        heads += [
+            _short(other.evaluation.name),
+            "difference",
+            "95 % confidence interval",
+        ]
     rows = [heads]
     for name, value in compared.baseline.metrics.items():
         row = [name, page_verdict.number(value)]
@@ -56,10 +60,24 @@ def interval_note(compared: comparison.Comparison) -> str:
       compared: The comparison.
     """
     return (
-        f"Intervals: 95 %, paired bootstrap over {compared.num_images:,} images, "
-        f"{compared.num_resamplings:,} resamplings, seed {bootstrap.SEED}. They cover "
+        "95 % confidence intervals: paired bootstrap over "
+        f"{compared.num_images:,} images, "
+        f"{compared.num_samples:,} bootstrap samples, seed {bootstrap.SEED}. They cover "
         "the choice of the images, not the variation between training runs."
     )
+
+
+def coverage_notes(compared: comparison.Comparison) -> list[str]:
+    """Explains which evaluations lack detections in images that others have.
+
+    Args:
+      compared: The comparison.
+    """
+    return [
+        f"“{name}” has detections for {count:,} of {compared.num_images:,} images; the "
+        "other images count as images without detections."
+        for name, count in compared.coverage.items()
+    ]
 
 
 def verdict(baseline: comparison.Evaluation, other: comparison.Difference) -> str:
@@ -74,7 +92,8 @@ def verdict(baseline: comparison.Evaluation, other: comparison.Difference) -> st
     interval = other.intervals["AP"]
     if not any(page_verdict.is_shown(end) for end in (change, *interval)):
         return f"“{new.name}” has the same AP as “{baseline.name}”, to three digits."
-    if interval.excludes_zero:
+    # An end that is printed as 0 would contradict the sentence.
+    if interval.excludes_zero and all(map(page_verdict.is_shown, interval)):
         meaning = (
             "It excludes 0, so other images of the same kind would probably give the "
             "same order."
@@ -83,8 +102,8 @@ def verdict(baseline: comparison.Evaluation, other: comparison.Difference) -> st
         meaning = "It includes 0, so other images could give the opposite order."
     sentences = [
         f"“{new.name}” has an AP of {page_verdict.number(new.all_classes.ap)}, "
-        f"{page_verdict.signed(change)} against “{baseline.name}”; the 95 % interval "
-        f"is {interval_text(interval)}.",
+        f"{page_verdict.signed(change)} against “{baseline.name}”; the 95 % confidence "
+        f"interval is {interval_text(interval)}.",
         meaning,
         *_classes(baseline.classes, new.classes),
         *_errors(baseline.errors, new.errors),
@@ -106,7 +125,10 @@ def _classes(
     loss, gain = min(changes), max(changes)
     parts = [f"{name} ({change:+.3f})" for change, name in (loss, gain)]
     if loss[0] < 0 < gain[0]:
-        return [f"The class with the largest loss is {parts[0]}, gain {parts[1]}."]
+        return [
+            f"The class with the largest loss is {parts[0]}; the class with the "
+            f"largest gain is {parts[1]}."
+        ]
     if loss[0] < 0:
         return [f"No class gains; the largest loss is that of {parts[0]}."]
     if gain[0] > 0:

@@ -1,4 +1,4 @@
-"""Writes the page of an analysis: one HTML file that loads nothing."""
+"""Writes the page of an analysis: one HTML file that loads no other files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -127,7 +127,7 @@ def calibration(bins: Sequence[results.CalibrationBin], error: float) -> str:
         "The bars are the precision of the detections of a score. Calibrated scores "
         "end at the diagonal; above it they are too low, below it too high."
     )
-    content = page_html.nothing("Nothing is detected.")
+    content = page_html.note("Nothing is detected.")
     if any(each.num_detections for each in bins):
         text += (
             f" The mean difference over all detections is {page_verdict.number(error)}."

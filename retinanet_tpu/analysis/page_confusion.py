@@ -15,7 +15,7 @@ def confusion(matrix: results.Confusion) -> str:
         "annotated classes, columns the detected ones."
     )
     if not np.any(matrix.counts):
-        content = page_html.nothing("No object is annotated and nothing is detected.")
+        content = page_html.note("No object is annotated and nothing is detected.")
     elif len(matrix.names) <= _MATRIX_CLASSES:
         text += " The color is the share of the row."
         content = f"<div class='scroll'>{_matrix(matrix)}</div>"

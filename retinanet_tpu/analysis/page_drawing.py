@@ -15,17 +15,19 @@ ImageFn = Callable[[int], np.ndarray | None]
 Frame = tuple[int, int, int, int]
 
 _QUALITY = 80
-_KINDS = ("correct", *results.ERROR_KINDS)
+# No box has the kind "missed", which counts objects that no detection explains.
+_DETECTION_KINDS = ("correct", *(k for k in results.ERROR_KINDS if k != "missed"))
+_KINDS = (*_DETECTION_KINDS, results.NOT_DETECTED)
 
 
 def legend() -> str:
     """Returns the colors and lines of the kinds of boxes."""
     marks = [
         ("object", "detected object", "found"),
-        ("object", "missed object", "missed"),
+        ("object", "object that is not detected", results.NOT_DETECTED),
     ]
     marks += [("object", "crowd", "crowd")]
-    marks += [("", f"{kind}", kind) for kind in _KINDS if kind != "missed"]
+    marks += [("", kind, kind) for kind in _DETECTION_KINDS]
     return (
         "<p class='legend wide'>"
         + "".join(
@@ -149,13 +151,13 @@ def drawing(
 
 
 def error_counts(boxes: Sequence[results.ShownBox]) -> str:
-    """Returns the number of errors of each kind, such as "2 class, 1 missed".
+    """Returns the number of errors of each kind, such as "2 class, 1 not detected".
 
     Args:
       boxes: The boxes of an image.
     """
     kinds = [box.kind for box in boxes]
-    counts = [(kinds.count(kind), kind) for kind in results.ERROR_KINDS]
+    counts = [(kinds.count(kind), kind) for kind in _KINDS[1:]]
     return ", ".join(f"{n} {kind}" for n, kind in counts if n) or "no errors"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import tensorflow as tf
 
 from retinanet_tpu import errors
+from retinanet_tpu.estimator.model_dir import files
 
 # A browser then refuses to load anything, also what a name might smuggle in.
 _POLICY = (
@@ -25,6 +26,7 @@ KIND_COLORS = {
     "duplicate": "#2f81f7",
     "background": "#ff7b1c",
     "missed": "#e5172f",
+    "not detected": "#e5172f",
     "found": "#4ade80",
     "crowd": "#9198a1",
 }
@@ -36,12 +38,13 @@ def escape(text: object) -> str:
 
 
 def check_output(path: str) -> None:
-    """Makes the folder of a page, before the work starts.
+    """Makes the folder of a page and tries to write there, before the work starts.
 
     Args:
       path: The path of the HTML file.
     Raises:
-      UserError: The path is that of a directory, or the folder cannot be made.
+      UserError: The path is that of a directory, the folder cannot be made, or no file
+        can be written in it.
     """
     folder = os.path.dirname(path)
     try:
@@ -53,6 +56,14 @@ def check_output(path: str) -> None:
         ) from error
     if tf.io.gfile.isdir(path):
         raise errors.UserError(f"--output={path} is a directory; give an HTML file.")
+    trial = f"{path}.trial"
+    try:
+        files.write_whole(trial, "")
+        tf.io.gfile.remove(trial)
+    except tf.errors.OpError as error:
+        raise errors.UserError(
+            f"--output={path} cannot be written: {error.message}; give another path."
+        ) from error
 
 
 def document(
@@ -62,7 +73,7 @@ def document(
     links: Sequence[tuple[str, str]],
     sections: Iterable[str],
 ) -> str:
-    """Returns a page: the HTML of one file that loads nothing.
+    """Returns a page: the HTML of one file that loads no other files.
 
     Args:
       title: The title, plain text.
@@ -70,9 +81,9 @@ def document(
       links: The ids and names of the sections that the page links to.
       sections: The sections, as HTML.
     """
-    files = importlib.resources.files("retinanet_tpu.analysis")
-    style = files.joinpath("page.css").read_text("utf-8")
-    script = files.joinpath("page.js").read_text("utf-8")
+    package = importlib.resources.files("retinanet_tpu.analysis")
+    style = package.joinpath("page.css").read_text("utf-8")
+    script = package.joinpath("page.js").read_text("utf-8")
     anchors = "".join(f"<a href='#{key}'>{name}</a>" for key, name in links)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -89,14 +100,13 @@ def document(
 
 
 def write(path: str, content: str) -> None:
-    """Writes a page.
+    """Writes a page atomically.
 
     Args:
       path: The path of the HTML file.
       content: The result of `document`.
     """
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(content)
+    files.write_whole(path, content)
 
 
 def section(key: str, title: str, text: str, content: str) -> str:
@@ -112,8 +122,8 @@ def section(key: str, title: str, text: str, content: str) -> str:
     return f"<section id='{key}'><h2>{escape(title)}</h2>{paragraph}{content}</section>"
 
 
-def nothing(text: str) -> str:
-    """Returns a paragraph that states why a section is empty."""
+def note(text: str) -> str:
+    """Returns a note, such as why a section is empty."""
     return f"<p class='note'>{escape(text)}</p>"
 
 

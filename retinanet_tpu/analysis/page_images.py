@@ -45,7 +45,7 @@ def worst(analysis: results.Analysis, image_fn: ImageFn | None, count: int) -> s
     if not shown:
         has_images = bool(analysis.images)
         empty = "No image has errors." if has_images else "There are no images."
-        return page_html.section("images", title, "", page_html.nothing(empty))
+        return page_html.section("images", title, "", page_html.note(empty))
     with_errors = sum(image.f1 < 1 for image in analysis.images)
     text += (
         f"{len(shown):,} of {with_errors:,} images with errors are shown. Solid boxes "
@@ -88,7 +88,7 @@ def confident_errors(
         _Crop(image, [box], [*image.objects, box], _caption(box, image))
         for image, box in found
     ]
-    content = _crops(crops, image_fn) or page_html.nothing("There are no errors.")
+    content = _crops(crops, image_fn) or page_html.note("There are no errors.")
     return page_html.section(
         "confident",
         "Most confident errors",
@@ -122,7 +122,7 @@ def label_issues(
             f"{_caption(issue.detection, image)}"
         )
         crops.append(_Crop(image, around, [*image.objects, issue.detection], caption))
-    content = _crops(crops, image_fn) or page_html.nothing("There are none.")
+    content = _crops(crops, image_fn) or page_html.note("There are none.")
     shown = f"{len(crops):,} of {len(analysis.label_issues):,} are shown. "
     return page_html.section(
         "labels",

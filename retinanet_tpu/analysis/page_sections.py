@@ -171,5 +171,5 @@ def groups(rows: Sequence[results.Group]) -> str:
         "AP by group",
         "Objects outside of the group are ignored. Recall is the share of objects "
         "that a detection of their class finds at IoU 0.5.",
-        content if rows else page_html.nothing("There are no groups."),
+        content if rows else page_html.note("There are no groups."),
     )

@@ -164,7 +164,7 @@ def _scores(analysis: results.Analysis) -> list[str]:
         return []
     # Most detections have a low score and are right to have it, which hides the
     # difference of those that are used.
-    threshold = analysis.all_classes.curve.best_threshold or 0.0
+    threshold = analysis.all_classes.threshold
     used = [each for each in bins if each.mean_score >= threshold] or bins
     weights = [each.num_detections for each in used]
     score = float(np.average([each.mean_score for each in used], weights=weights))

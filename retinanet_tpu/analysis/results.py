@@ -20,6 +20,11 @@ ERROR_KINDS = (
 )
 
 
+# The kind of an annotated object without a correct detection. If a detection of another
+# class or place explains it, it is no "missed" error.
+NOT_DETECTED = "not detected"
+
+
 class Curve(NamedTuple):
     """Precision and recall of a class by the threshold of the score, at IoU 0.5.
 
@@ -92,6 +97,11 @@ class ClassResult(NamedTuple):
     ap75: float
     curve: Curve
     precision_by_recall: np.ndarray
+
+    @property
+    def threshold(self) -> float:
+        """Returns the score of the highest F1, or 0 if no detection is correct."""
+        return self.curve.best_threshold or 0.0
 
 
 class ErrorCost(NamedTuple):
@@ -169,8 +179,8 @@ class ShownBox(NamedTuple):
       box_yxyx: float [4], px of the original image.
       name: The name of the class.
       score: The score of a detection; None for an annotated object.
-      kind: "correct" or a name of ERROR_KINDS; for an object "found", "missed" or
-        "crowd".
+      kind: "correct" or a name of ERROR_KINDS; for an object "found",
+        NOT_DETECTED or "crowd".
       iou: The IoU with the object, or detection, that explains the kind; 0 if none.
     """
 

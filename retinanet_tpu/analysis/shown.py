@@ -61,7 +61,7 @@ class Boxes:
         if self._data.objects.is_crowd[number]:
             kind = "crowd"
         else:
-            kind = "found" if self._is_found[number] else "missed"
+            kind = "found" if self._is_found[number] else results.NOT_DETECTED
         return results.ShownBox(
             box_yxyx=tuple(self._object_boxes[number]),
             name=self._data.names[self._data.objects.label[number]],

@@ -23,7 +23,9 @@ def read(path: str, categories: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
     A node is the category with this machine id or name. Other nodes are skipped, and
     their descendants belong to the ancestors of the node. A node may occur several
-    times and then has the ancestors of all its places. A part, such as the wheel of a
+    times and then has the ancestors of all its places. Each ancestor counts once; the
+    expansion tool of the Object Detection API writes a box twice for an ancestor that
+    is reached by two paths. A part, such as the wheel of a
     car, is not a kind of the whole and has no ancestors.
 
     Args:

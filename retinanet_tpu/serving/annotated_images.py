@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 from pycocotools.coco import COCO
 
-from retinanet_tpu import errors, structures
+from retinanet_tpu import annotation_fields, errors, structures
 from retinanet_tpu.data import category_map, image_decoding
 from retinanet_tpu.serving import artifacts, batching
 
@@ -165,5 +165,6 @@ def _file_name(image: dict[str, Any]) -> str:
 
 
 def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = image.get("height"), image.get("width")
+    height = annotation_fields.integer(image.get("height"))
+    width = annotation_fields.integer(image.get("width"))
     return (height, width) if height and width else None

@@ -74,23 +74,34 @@ def test_without_drawn_objects_there_is_no_ap():
     truth = analysis_cases.truth([(0, 1, box, False)], names=["cat"], num_images=2)
     found = [analysis_cases.detections(0, (1, box, 0.9))]
     resampled = bootstrap.ResampledAp(*prepared(truth, found))
-    assert resampled(np.array([0, 2])).tolist() == [-1, -1]
+    assert np.isnan(resampled(np.array([0, 2]))).all()
     assert resampled(np.array([1, 1])).tolist() == [1, 1]
     nothing = bootstrap.ResampledAp(*prepared(truth, []))
     assert nothing(np.array([1, 1])).tolist() == [0, 0]
+    # A quarter of the samples has no object; the differences of the others are -1.
+    cases = [prepared(truth, found), prepared(truth, [])]
+    ((ap, ap50),) = bootstrap.intervals(cases, num_samples=50)
+    assert ap == ap50 == bootstrap.Interval(-1, -1)
+
+
+def test_without_any_object_the_interval_is_zero():
+    truth = analysis_cases.truth([], names=["cat"], num_images=2)
+    cases = [prepared(truth, [])] * 2
+    zero = bootstrap.Interval(0, 0)
+    assert bootstrap.intervals(cases, num_samples=5) == [(zero, zero)]
 
 
 def test_identical_evaluations_have_the_interval_zero():
     case = prepared(*analysis_cases.random_case(2))
     zero = bootstrap.Interval(0, 0)
-    assert bootstrap.intervals([case] * 3, num_resamplings=30) == [(zero, zero)] * 2
+    assert bootstrap.intervals([case] * 3, num_samples=30) == [(zero, zero)] * 2
     assert not zero.excludes_zero
 
 
 def test_intervals_are_percentiles_of_the_differences_on_the_same_images():
     truth, found = without_ties(4, num_images=6, num_classes=3, num_detections=12)
     other = [each._replace(scores=each.scores[::-1]) for each in found]
-    settings = {"num_resamplings": 20, "seed": 5}
+    settings = {"num_samples": 20, "seed": 5}
     cases = [prepared(truth, found), prepared(truth, other)]
     ((ap, ap50),) = bootstrap.intervals(cases, **settings)
     rng = np.random.default_rng(5)
@@ -114,11 +125,11 @@ def test_an_evaluation_that_is_worse_in_every_image_has_a_negative_interval():
     perfect = [analysis_cases.detections(i, *mine) for i, mine in rows.items()]
     half = [analysis_cases.detections(i, *mine[::2]) for i, mine in rows.items()]
     cases = [prepared(truth, perfect), prepared(truth, half)]
-    ((ap, ap50),) = bootstrap.intervals(cases, num_resamplings=100)
+    ((ap, ap50),) = bootstrap.intervals(cases, num_samples=100)
     assert ap.high < 0 and ap.excludes_zero and ap50.excludes_zero
 
 
-def test_large_evaluations_have_fewer_resamplings():
-    assert bootstrap.default_num_resamplings(0) == 1000
-    assert bootstrap.default_num_resamplings(400_000) == 500
-    assert bootstrap.default_num_resamplings(10_000_000) == 200
+def test_large_evaluations_have_fewer_samples():
+    assert bootstrap.default_num_samples(0) == 1000
+    assert bootstrap.default_num_samples(400_000) == 500
+    assert bootstrap.default_num_samples(10_000_000) == 200

@@ -43,7 +43,7 @@ def small():
 def compared_small(names=("old", "new"), **settings):
     truth, old, new = small()
     pair = dict(zip(names, (old, new), strict=True))
-    return comparison.compare(truth, pair, num_resamplings=20, **settings)
+    return comparison.compare(truth, pair, num_samples=20, **settings)
 
 
 def image_fn(image_id):
@@ -62,7 +62,7 @@ def written(folder, compared, **settings):
 def test_each_evaluation_has_the_numbers_of_its_analysis(random_pair):
     truth, *pair = random_pair
     named = dict(zip("ab", pair, strict=True))
-    compared = comparison.compare(truth, named, num_resamplings=5)
+    compared = comparison.compare(truth, named, num_samples=5)
     for evaluation, found in zip(compared.evaluations, pair, strict=True):
         expected = analyze.analyze(truth, found)
         assert evaluation.metrics == expected.metrics
@@ -83,7 +83,7 @@ def test_images_are_sorted_by_their_change():
 
 def test_an_evaluation_compared_with_itself_differs_nowhere(random_pair):
     truth, found, _ = random_pair
-    compared = comparison.compare(truth, {"a": found, "b": found}, num_resamplings=5)
+    compared = comparison.compare(truth, {"a": found, "b": found}, num_samples=5)
     (difference,) = compared.others
     assert not difference.worse and not difference.better
     assert set(difference.intervals.values()) == {bootstrap.Interval(0, 0)}
@@ -94,16 +94,16 @@ def test_an_evaluation_compared_with_itself_differs_nowhere(random_pair):
 def test_the_table_has_values_differences_and_intervals(random_pair):
     truth, found, other = random_pair
     three = {"a": found, "b": other, "a path/" + 9 * "much longer/": found}
-    compared = comparison.compare(truth, three, num_resamplings=5)
+    compared = comparison.compare(truth, three, num_samples=5)
     heads, *lines = comparison_text.table(compared).splitlines()
-    assert "…" in heads and heads.endswith("95 % interval")
+    assert "…" in heads and heads.endswith("95 % confidence interval")
     row = lines[0].split()
     old, new = (each.metrics["AP"] for each in compared.evaluations[:2])
     assert row[:4] == ["AP", f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}"]
     ends = " ".join(f"{end:+.3f}" for end in compared.others[0].intervals["AP"])
     assert " ".join(row[4:7]).replace("to ", "") == ends
     assert row[7:] == [f"{old:.3f}", "0.000", "0.000", "to", "0.000"]
-    assert "14 images, 5 resamplings, seed 0" in lines[-1]
+    assert "14 images, 5 bootstrap samples, seed 0" in lines[-1]
 
 
 def test_the_page_shows_changed_images_side_by_side_and_loads_nothing(tmp_path):
@@ -120,6 +120,76 @@ def test_the_page_shows_changed_images_side_by_side_and_loads_nothing(tmp_path):
     assert len(keys) == 2
     uses = [found["href"] for found in read.all("use")]
     assert len(uses) == 3 and {f"#{key}" for key in keys} < set(uses)
+
+
+def test_images_that_only_some_evaluations_cover_are_named(tmp_path):
+    compared = compared_small()
+    assert compared.coverage == {"old": 3, "new": 3}
+    text = written(tmp_path, compared).read_text("utf-8")
+    assert "“old” has detections for 3 of 4 images; the other images count" in text
+    truth, old, new = small()
+    everywhere = [*new, analysis_cases.detections(0)]
+    pair = {"old": old, "new": everywhere}
+    assert comparison.compare(truth, pair, num_samples=2).coverage == {"old": 3}
+    # Both lack the same image.
+    pair = {"old": old, "new": [*new[1:], analysis_cases.detections(0)]}
+    assert comparison.compare(truth, pair, num_samples=2).coverage == {}
+
+
+@pytest.mark.parametrize(
+    "interval, meaning",
+    [
+        ((0.0004, 0.02), "is 0.000 to +0.020. It includes 0"),
+        ((0.0006, 0.02), "is +0.001 to +0.020. It excludes 0"),
+        ((-0.02, -0.0001), "is -0.020 to 0.000. It includes 0"),
+        ((-0.02, 0.01), "is -0.020 to +0.010. It includes 0"),
+    ],
+)
+def test_the_verdict_agrees_with_the_printed_interval(interval, meaning):
+    compared = compared_small()
+    (other,) = compared.others
+    intervals = {"AP": bootstrap.Interval(*interval)}
+    text = comparison_text.verdict(
+        compared.baseline, other._replace(intervals=intervals)
+    )
+    assert f"the 95 % confidence interval {meaning}" in text
+
+
+def test_the_verdict_names_the_largest_loss_and_gain():
+    compared = compared_small()
+    (other,) = compared.others
+    classes = [
+        each._replace(name=name, ap=each.ap + change)
+        for each, name, change in zip(
+            compared.baseline.classes, ("cat", "dog"), (-0.1, 0.2), strict=True
+        )
+    ]
+    other = other._replace(evaluation=other.evaluation._replace(classes=classes))
+    assert (
+        "The class with the largest loss is cat (-0.100); the class with the largest "
+        "gain is dog (+0.200)."
+    ) in comparison_text.verdict(compared.baseline, other)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_without_a_correct_detection_the_threshold_is_that_of_the_other(is_first):
+    truth, old, _ = small()
+    wrong = [(1, FAR, score) for score in (0.1, 0.2, 0.3, 0.95)]
+    pair = [("right", old), ("wrong", [analysis_cases.detections(0, *wrong)])]
+    compared = comparison.compare(truth, dict(pair[:: 1 if is_first else -1]))
+    assert [each.threshold for each in compared.evaluations] == pytest.approx([0.9] * 2)
+    images = {each.name: each.images for each in compared.evaluations}
+    assert [box.score for box in images["wrong"][0].detections] == [0.95]
+
+
+def test_objects_of_images_are_detected_or_not_detected(tmp_path):
+    compared = compared_small()
+    kinds = [box.kind for image in compared.baseline.images for box in image.objects]
+    assert kinds == ["found", "not detected", "found", "found"]
+    text = written(tmp_path, compared).read_text("utf-8")
+    figures = text[text.index("id='images'") :]
+    assert "1 not detected" in figures and "data-choose='not detected'" in figures
+    assert "missed" not in figures.partition("<script")[0]
 
 
 def test_classes_are_sorted_by_their_loss(tmp_path):
@@ -147,7 +217,7 @@ def test_without_objects_of_a_class_or_changes_there_is_a_page(tmp_path):
     truth = analysis_cases.truth(
         [(0, 1, BOX, False)], names=["cat", "dog"], num_images=1
     )
-    compared = comparison.compare(truth, {"a": [], "b": []}, num_resamplings=3)
+    compared = comparison.compare(truth, {"a": [], "b": []}, num_samples=3)
     text = written(tmp_path, compared).read_text("utf-8")
     assert "No image got better or worse." in text and "nan" not in text.lower()
 

@@ -53,7 +53,7 @@ def make_analysis(names=("cat", "dog"), *, num_images=4):
             f1=number / num_images,
             objects=[
                 box((5, 5, 30, 30), name, None, "found", 0.8),
-                box((5, 40, 20, 75), other, None, "missed", 0.0),
+                box((5, 40, 20, 75), other, None, "not detected", 0.0),
             ],
             detections=[
                 box((6, 5, 30, 32), name, 0.9, "correct", 0.8),

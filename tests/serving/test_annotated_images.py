@@ -101,6 +101,15 @@ def test_image_is_rotated_by_its_exif_orientation(data_dir):
     assert len(batched_ids(data_dir)) == 2
 
 
+def test_sizes_may_be_text(data_dir):
+    path = data_dir / "val.json"
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image |= {"height": str(image["height"]), "width": f" {image['width']}"}
+    path.write_text(json.dumps(content))
+    assert len(batched_ids(data_dir)) == 2
+
+
 @pytest.mark.parametrize("name", [None, 7, "", ["a.jpg"]])
 def test_annotated_image_without_a_file_name_is_an_error(data_dir, name):
     path = data_dir / "val.json"
