@@ -11,9 +11,9 @@ A model detects in the annotated images, and requires --images. A name before `=
 shown instead of the path. The first argument is the baseline.
 
 The page has the twelve metrics with their differences, a confidence interval of the
-difference of AP, the AP of each class, the cost of each kind of errors, and the images that got worse
-or better most, drawn side by side. The page loads no other files. The metrics are also
-printed.
+difference of AP, the AP of each class, the cost of each kind of errors, and the images
+that got worse or better most, drawn side by side. The page loads no other files. The
+metrics are also printed.
 """
 
 import retinanet_tpu.startup.cpu

@@ -271,7 +271,8 @@ def images(
         title,
         "An image is worse if its correct detections minus its wrong ones decreased. "
         "Detections count from the score of the highest F1 of each evaluation on "
-        f"({thresholds}). Of {compared.num_images:,} images {counts}. At most {count} of each are shown, the largest change first. "
+        f"({thresholds}). Of {compared.num_images:,} images {counts}. At most {count} "
+        "of each are shown, the largest change first. "
         "Solid boxes are detections, dashed ones annotated objects. Point at a box to "
         "see its class, score and IoU.",
         f"{page_drawing.legend()}{controls}"
