@@ -62,7 +62,8 @@ def interval_note(compared: comparison.Comparison) -> str:
     return (
         "95 % confidence intervals: paired bootstrap over "
         f"{compared.num_images:,} images, {compared.num_samples:,} bootstrap samples, "
-        f"seed {bootstrap.SEED}. They cover the choice of the images, not the variation between training runs."
+        f"seed {bootstrap.SEED}. They cover the choice of the images, "
+        "not the variation between training runs."
     )
 
 
