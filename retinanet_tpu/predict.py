@@ -104,12 +104,24 @@ def predict_files(
 
 
 def _check_output_dir(paths: Sequence[str], output_dir: str) -> None:
+    # Both the folder of a link and that of its target.
     folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
-    if os.path.realpath(output_dir) in folders:
+    folders |= {os.path.dirname(os.path.realpath(path)) for path in paths}
+    if os.path.realpath(output_dir) in folders or _has_link_to(paths, output_dir):
         raise errors.UserError(
-            f"--output_dir={output_dir} contains the images or videos themselves, "
-            "which the drawings would overwrite; choose another folder."
+            f"--output_dir={output_dir} contains the images or videos themselves, or "
+            "links to them, which the drawings would overwrite; choose another folder."
         )
+
+
+def _has_link_to(paths: Sequence[str], folder: str) -> bool:
+    if not os.path.isdir(folder):  # New or remote.
+        return False
+    with os.scandir(folder) as entries:
+        targets = {
+            os.path.realpath(entry.path) for entry in entries if entry.is_symlink()
+        }
+    return not targets.isdisjoint(map(os.path.realpath, paths))
 
 
 def _drawn_score(artifact: artifacts.Artifact, min_score: float | None) -> float:

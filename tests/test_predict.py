@@ -227,6 +227,21 @@ def test_images_are_never_overwritten(artifact, photos):
     assert (photos / "a.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("is_input_the_link", [True, False])
+def test_images_are_not_overwritten_through_a_link(
+    artifact, photos, tmp_path, is_input_the_link
+):
+    image = photos / "a.jpg"
+    before = image.read_bytes()
+    link = tmp_path / "links" / "a.jpg"
+    link.parent.mkdir()
+    link.symlink_to(image)
+    path, folder = (link, photos) if is_input_the_link else (image, link.parent)
+    with pytest.raises(errors.UserError, match="would overwrite"):
+        predict.predict_files(artifact, [str(path)], str(folder))
+    assert image.read_bytes() == before
+
+
 def set_flags(monkeypatch, **values):
     values = {
         "images": [],
