@@ -108,10 +108,12 @@ CAPTIONS = "[...document.querySelectorAll('figcaption')].map((x) => x.textConten
 COUNT_SHOWN = "document.querySelectorAll('.box:not(.hidden)').length"
 MOVE_SLIDER = """(() => { const slider = document.getElementById("score");
   slider.value = "%s"; slider.dispatchEvent(new Event("input")); })()"""
-# A file that is dropped on the page, without a mouse.
+# Files that are dropped on the page, without a mouse.
 DROP = """(() => { const data = new DataTransfer();
-  data.items.add(new File(["no image"], "dropped.png"));
-  dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true})); })()"""
+  for (const name of %s) data.items.add(new File(["no image"], name));
+  dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
+  const status = document.getElementById("status");
+  return [status.textContent, status.classList.contains("bad")]; })()"""
 
 
 @pytest.mark.slow
@@ -140,7 +142,8 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         page.open(f"file://{output}")
         page.wait_for(READY)
         page.choose_files("#files", files)
-        page.evaluate(DROP)
+        without_file = page.evaluate(DROP % "[]")
+        with_file = page.evaluate(DROP % "['dropped.png']")
         page.wait_for(DONE)
         found = page.evaluate(BOXES)
         captions = page.evaluate(CAPTIONS)
@@ -148,6 +151,8 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         num_shown = page.evaluate(COUNT_SHOWN)
         assert page.messages() == []
         assert {url.partition(":")[0] for url in page.requests()} == {"file", "blob"}
+    assert without_file == ["There was no file. Drop image files.", True]
+    assert with_file[0].startswith("The model is ready.") and not with_file[1]
     for (height, width), rows, caption, each in zip(
         sizes, found[:2], captions[:2], expected, strict=True
     ):
