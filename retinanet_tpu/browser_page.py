@@ -22,6 +22,7 @@ import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors
+from retinanet_tpu.analysis import page_html
 from retinanet_tpu.serving import artifacts, formats
 from retinanet_tpu.serving.browser import onnxruntime_web, page
 from retinanet_tpu.startup import guard
@@ -74,15 +75,19 @@ def write(model: str, *, output: str | None, package: str) -> str:
 
     Args:
       model: The path that `find_onnx` accepts.
-      output: The HTML file; None for browser.html beside the model.
+      output: The HTML file; None for browser.html beside the model. Its folder is made
+        if necessary.
       package: The path of onnxruntime-web, see `onnxruntime_web.read`.
     Returns:
       The path of the HTML file.
     Raises:
       UserError: The model, or its ONNX file, or onnxruntime-web is missing; or the file
-        is no detector of this package, or too large.
+        is no detector of this package, or too large; or the output is a directory, or
+        its folder cannot be made.
     """
     path = find_onnx(model)
+    output = output or os.path.join(os.path.dirname(path), _OUTPUT)
+    page_html.check_output(output)
     runtime = onnxruntime_web.read(package)
     if runtime.version != onnxruntime_web.TESTED_VERSION:
         logging.warning(
@@ -93,7 +98,6 @@ def write(model: str, *, output: str | None, package: str) -> str:
     artifact = artifacts.load(path)  # Refuses a file that is no detector.
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
-    output = output or os.path.join(os.path.dirname(path), _OUTPUT)
     page.write(
         output,
         content,

@@ -71,6 +71,14 @@ def test_without_onnxruntime_web_nothing_is_loaded(tmp_path):
         browser_page.write(str(model), output=None, package=str(tmp_path / "no.tgz"))
 
 
+def test_an_output_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
+    model = touch(tmp_path / "model.onnx", b"text")
+    for output in (tmp_path, model / "page.html"):
+        with pytest.raises(errors.UserError, match=f"--output={output}"):
+            # The missing runtime would be the next error.
+            browser_page.write(str(model), output=str(output), package="absent")
+
+
 def test_the_page_is_beside_the_model_with_its_threshold(
     tmp_path, package, monkeypatch, caplog
 ):
@@ -81,6 +89,8 @@ def test_the_page_is_beside_the_model_with_its_threshold(
         with caplog.at_level(logging.WARNING, "absl"):
             path = browser_page.write(str(model), output=None, package=package)
         assert path == str(tmp_path / "browser.html")
+        other = str(tmp_path / "new" / f"{shown}.html")
+        assert browser_page.write(str(model), output=other, package=package) == other
         text = (tmp_path / "browser.html").read_text("utf-8")
         assert f'"threshold":{shown}}}' in text
     assert "is version 0.1.0; tested with" in caplog.text
