@@ -16,7 +16,6 @@ browser.html beside the model.
 import retinanet_tpu.startup.cpu
 
 import os
-import re
 
 import tensorflow as tf
 from absl import flags, logging
@@ -30,7 +29,6 @@ from retinanet_tpu.startup import guard
 FLAGS = flags.FLAGS
 _ONNX = formats.FORMATS["onnx"].file
 _OUTPUT = "browser.html"
-_SHOWN_SCORE = 0.3  # Without an evaluation.
 
 
 def find_onnx(path: str) -> str:
@@ -52,22 +50,13 @@ def find_onnx(path: str) -> str:
             "run with --format=onnx."
         )
     latest = os.path.join(path, "export", "latest")
-    for folder in (path, *_versions(path), *_versions(latest)):
+    for folder in (*artifacts.list_exports(path), *artifacts.list_exports(latest)):
         if tf.io.gfile.exists(os.path.join(folder, _ONNX)):
             return os.path.join(folder, _ONNX)
     raise errors.MissingFileError(
         f"--model={path} contains no {_ONNX}, nor does an export in it; export the run "
         "with --format=onnx."
     )
-
-
-def _versions(path: str) -> list[str]:
-    """Returns the exports in a folder, the newest first."""
-    if not tf.io.gfile.isdir(path):
-        return []
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
-    versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
-    return [os.path.join(path, name) for name in sorted(versions, reverse=True)]
 
 
 def write(model: str, *, output: str | None, package: str) -> str:
@@ -98,12 +87,13 @@ def write(model: str, *, output: str | None, package: str) -> str:
     artifact = artifacts.load(path)  # Refuses a file that is no detector.
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
+    threshold = artifact.threshold
     page.write(
         output,
         content,
         runtime,
         names=artifact.names,
-        threshold=_SHOWN_SCORE if artifact.threshold is None else artifact.threshold,
+        threshold=artifacts.DEFAULT_THRESHOLD if threshold is None else threshold,
     )
     size = tf.io.gfile.stat(output).length
     logging.info("browser_page | %s | %s, %.1f MB", path, output, size / 1e6)

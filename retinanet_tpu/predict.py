@@ -40,7 +40,6 @@ from retinanet_tpu.serving import artifacts, batching, video, video_files, view_
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
-_DRAWN_SCORE = 0.3  # Without an evaluation.
 
 
 class _Result(NamedTuple):
@@ -125,18 +124,25 @@ def _has_link_to(paths: Sequence[str], folder: str) -> bool:
 
 
 def _drawn_score(artifact: artifacts.Artifact, min_score: float | None) -> float:
-    """Returns the lowest score that is drawn, and logs its origin."""
+    """Returns the lowest score that is drawn."""
     if min_score is not None:
         return min_score
     if artifact.threshold is None:
-        logging.info("predict | drawings have scores from %.2f", _DRAWN_SCORE)
-        return _DRAWN_SCORE
+        return artifacts.DEFAULT_THRESHOLD
+    return artifact.threshold
+
+
+def _log_drawn_score(artifact: artifacts.Artifact) -> None:
+    """Logs the lowest score that is drawn without --min_score, and its origin."""
+    score = _drawn_score(artifact, None)
+    if artifact.threshold is None:
+        logging.info("predict | drawings have scores from %.2f", score)
+        return
     logging.info(
         "predict | drawings have scores from %.2f, that of the highest F1 in the "
         "evaluation; the JSON has all",
-        artifact.threshold,
+        score,
     )
-    return artifact.threshold
 
 
 def _load_or_skip(path: str) -> np.ndarray | None:
@@ -271,6 +277,8 @@ def main(paths: Sequence[str]) -> int:
         "predict | %s %s | %d images, %d videos to read",
         *(artifact.kind, artifact.path, len(images), len(videos)),
     )
+    if FLAGS.min_score is None:
+        _log_drawn_score(artifact)
     num_read = 0
     if images:
         num_read = predict_files(

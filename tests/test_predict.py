@@ -255,7 +255,7 @@ def set_flags(monkeypatch, **values):
 
 
 def test_images_and_videos_of_a_folder_are_read(
-    saved_model, photos, tmp_path, monkeypatch
+    saved_model, photos, tmp_path, monkeypatch, caplog
 ):
     pytest.importorskip("av")
     video_clips.write(photos / "clip.mov", video_clips.gray_images(5))
@@ -267,7 +267,9 @@ def test_images_and_videos_of_a_folder_are_read(
         output_dir=str(output_dir),
         frame_step=2,
     )
-    assert predict.main([]) == 0
+    with caplog.at_level("INFO", logger="absl"):
+        assert predict.main([]) == 0
+    assert caplog.text.count("drawings have scores from 0.30") == 1
     names = ["a.jpg", "b.png", "clip.json", "clip.mp4", "detections.json"]
     assert sorted(os.listdir(output_dir)) == [*names, "images.json"]
     assert [image["id"] for image in read_json(output_dir / "images.json")] == [1, 2]

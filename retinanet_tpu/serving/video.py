@@ -43,7 +43,7 @@ class Options:
     """
 
     min_score: float = 0.0
-    drawn_score: float = 0.3
+    drawn_score: float = artifacts.DEFAULT_THRESHOLD
     batch_size: int = 8
     frame_step: int = 1
 
