@@ -20,10 +20,9 @@ class RecordImages:
         Args:
           data_dir: The directory of the record files.
           split: The name of the split.
-        Raises:
-          MissingFileError: The split has no files.
         """
-        self._files = record_files.find(data_dir, split)
+        self._data_dir = data_dir
+        self._split = split
 
     def __call__(self, image_id: int) -> np.ndarray | None:
         """Returns an image in its stored size, uint8 [H, W, 3] RGB.
@@ -32,6 +31,8 @@ class RecordImages:
           image_id: The id in the annotation file.
         Returns:
           The image, or None if no record has this id.
+        Raises:
+          MissingFileError: The split has no files.
         """
         if image_id not in self._places:
             return None
@@ -44,7 +45,7 @@ class RecordImages:
     def _places(self) -> dict[int, tuple[str, int]]:
         """The file and the index of the record of each image, by its id."""
         places: dict[int, tuple[str, int]] = {}
-        for path in self._files:
+        for path in record_files.find(self._data_dir, self._split):
             ids = tf.data.TFRecordDataset(path).map(_image_id).as_numpy_iterator()
             places |= {int(i): (path, index) for index, i in enumerate(ids)}
         return places

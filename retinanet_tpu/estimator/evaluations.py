@@ -1,5 +1,6 @@
 """Evaluates and exports the checkpoints of a trainer, while it trains on."""
 
+import contextlib
 import gc
 import threading
 import time
@@ -8,21 +9,22 @@ from typing import Any
 
 from absl import logging
 
-from retinanet_tpu.estimator import exporters, spec, tpu_estimator
+from retinanet_tpu import errors
+from retinanet_tpu.estimator import exporters, spec, summaries, tpu_estimator
 from retinanet_tpu.estimator.cluster import preemption
-from retinanet_tpu.estimator.model_dir import checkpoints
+from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
 
 class Evaluations:
     """The evaluations of a trainer, used as a context.
 
     The devices run only the forward passes. A thread computes the metrics and writes
-    them, while the devices train on. Exporters run before the next save, which may
-    delete the checkpoint. An error of the metrics or exporters does not lose steps: it
-    is a reason to stop, and is raised after the save.
+    them, while the devices train on. Exporters run after a later save, or before the
+    next evaluation; a lease keeps the checkpoint until then. An error of the metrics or
+    exporters does not lose steps: it is a reason to stop, and is raised after the save.
 
     Attributes:
-      results: The results of the last evaluation, {} before it.
+      results: The numbers of the last evaluation, {} before it.
       failure: Why the run must stop; None without an error.
     """
 
@@ -39,7 +41,7 @@ class Evaluations:
         Args:
           estimator: Evaluates and exports.
           eval_spec: The data, and the exporters.
-          stop_reason: Returns why to stop a forward pass, or None.
+          stop_reason: Returns why to stop, or None.
           in_background: Whether training goes on while metrics are computed.
         """
         self.results: dict[str, Any] = {}
@@ -48,6 +50,7 @@ class Evaluations:
         self._stop_reason = stop_reason
         self._in_background = in_background
         self._pending: _Pending | None = None
+        self._lease = contextlib.ExitStack()
         self._error: Exception | None = None
         self._stops_run = False
         self._start_secs = time.monotonic()
@@ -61,20 +64,21 @@ class Evaluations:
         self, kind: object, error: BaseException | None, trace: object
     ) -> None:
         """Finishes the pending evaluation; raises its error if that ends the run."""
-        # After an error there may be little time; the next start exports.
-        if error is None or isinstance(error, Exception):
-            self.finish(exports=error is None)
-        is_stopped = self._stops_run and isinstance(error, preemption.Preempted)
-        if error is None or is_stopped:
-            self.check()
-        if self._error is not None:
-            logging.error("The evaluation failed, too", exc_info=self._error)
+        with self._lease:
+            # After an error there may be little time; the next start exports.
+            if self._pending and (error is None or isinstance(error, Exception)):
+                self._finish(exports=error is None)
+            is_stopped = self._stops_run and isinstance(error, preemption.Preempted)
+            if error is None or is_stopped:
+                self._check()
+            if self._error is not None:
+                logging.error("The evaluation failed, too", exc_info=self._error)
 
     @property
     def failure(self) -> str | None:
         """Returns why the run must stop; None without an error."""
         if self._pending and self._pending.has_failed:
-            self.finish()
+            self._finish()
         if self._error is None:
             return None
         self._stops_run = True
@@ -90,8 +94,39 @@ class Evaluations:
           Preempted: There was a reason to stop.
           Exception: This or the previous evaluation or export failed.
         """
-        self.finish()
-        self.check()
+        self._wait_and_finish(path)
+        self._check()
+        self._start(path, is_final=is_final)
+        if is_final or not self._in_background:
+            self._wait_and_finish(path)
+            self._check()
+
+    def evaluate_interrupted(self, path: str) -> None:
+        """Evaluates and exports a checkpoint that a stop may have left undone.
+
+        Exporters of an evaluated checkpoint may need numbers that a new setting adds;
+        then there is no export of it.
+
+        Args:
+          path: The path of the checkpoint.
+        Raises:
+          Preempted: There was a reason to stop.
+          Exception: The evaluation or export failed.
+        """
+        is_new = self._start(path, is_final=False)
+        self._wait_and_finish(path)
+        if not is_new and isinstance(self._error, errors.UserError):
+            logging.error("Not exporting %s again: %s", path, self._error)
+            self._error = None
+        self._check()
+
+    def finish_if_ready(self) -> None:
+        """Exports the pending checkpoint, if its results are computed."""
+        if self._pending and not self._pending.is_running:
+            self._finish()
+
+    def _start(self, path: str, *, is_final: bool) -> bool:
+        """Runs the forward passes; returns False if the checkpoint has results."""
         start = time.monotonic()
         recorded = self._estimator.evaluation_results(path, self._spec.name)
         compute_fn: Callable[[], Mapping[str, Any]]
@@ -106,31 +141,33 @@ class Evaluations:
                 name=self._spec.name,
                 stop_reason=self._stop_reason,
             )
+        model_dir = self._estimator.model_dir
+        lease = leases.lease_checkpoint(model_dir, path, "export")
+        self._lease.enter_context(lease)
         self._pending = _Pending(compute_fn, path, is_final, recorded is None)
         self._waited_secs += time.monotonic() - start
-        if is_final or not self._in_background:
-            self.finish()
-            self.check()
+        return recorded is None
 
-    def prepare_save(self) -> None:
-        """Exports the pending checkpoint, because the save may delete it."""
-        if self._spec.exporters:
-            self.finish()
+    def _wait_and_finish(self, path: str) -> None:
+        """Waits for the pending results, unless there is a reason to stop."""
+        start = time.monotonic()
+        while self._pending and self._pending.is_running:
+            if reason := self._stop_reason():
+                raise preemption.Preempted(reason, checkpoints.step_of(path))
+            self._pending.wait(secs=0.2)
+        self._waited_secs += time.monotonic() - start
+        if self._pending:
+            self._finish()
 
-    def finish(self, *, exports: bool = True) -> None:
-        """Waits for the pending results and exports; keeps an error for `check`.
-
-        Args:
-          exports: Whether to export the checkpoint.
-        """
+    def _finish(self, *, exports: bool = True) -> None:
+        """Exports the pending checkpoint; keeps an error for `_check`."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
+        assert pending is not None
         start = time.monotonic()
         try:
             results = pending.results()
             if pending.is_new:
-                self.results = dict(results)
+                self.results = summaries.numbers_of(results)
             exporters.export_all(
                 self._spec.exporters if exports else (),
                 self._estimator,
@@ -140,13 +177,15 @@ class Evaluations:
             )
         except Exception as error:
             self._error = error
+        self._lease.close()
         # Each evaluation leaves datasets of 5 MB in reference cycles. Training creates
         # too few objects to start Python's collector.
         gc.collect()
         self._waited_secs += time.monotonic() - start
-        self._log_share(pending.path)
+        if pending.is_new and self._error is None:
+            self._log_share(pending.path)
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises the error of an evaluation or export, once."""
         error, self._error = self._error, None
         if error is not None:
@@ -155,8 +194,8 @@ class Evaluations:
     def _log_share(self, path: str) -> None:
         share = self._waited_secs / max(time.monotonic() - self._start_secs, 1e-9)
         logging.info(
-            "Evaluated step %d; so far training has waited %.1f s for evaluations and "
-            "exports, %.1f %% of the time",
+            "Finished the evaluation of step %d; so far training has waited %.1f s for "
+            "evaluations and exports, %.1f %% of the time",
             checkpoints.step_of(path),
             self._waited_secs,
             100 * share,
@@ -191,9 +230,18 @@ class _Pending:
         self._thread.start()
 
     @property
+    def is_running(self) -> bool:
+        """Returns whether the results are still being computed."""
+        return self._thread.is_alive()
+
+    @property
     def has_failed(self) -> bool:
         """Returns whether the computation has already failed."""
         return self._error is not None
+
+    def wait(self, *, secs: float) -> None:
+        """Waits until the results are computed, at most some seconds."""
+        self._thread.join(secs)
 
     def results(self) -> Mapping[str, Any]:
         """Waits for the results; raises the error of their computation."""

@@ -125,32 +125,47 @@ def write_evaluation(
     writer = Writer(directory)
     writer.write(step, results)
     writer.close()
+    pages = _pages(results, read_evaluations(directory))
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
-    record = head | dict(results) | {"secs": round(secs, 1)}
-    numbers = {k: _to_json(v) for k, v in record.items() if _has_json(v)}
+    record = head | numbers_of(results) | {"secs": round(secs, 1)}
+    line = {name: _to_json(value) for name, value in record.items()}
     with leases.directory_lock(directory):
         files.remove_temporaries(directory)
-        before = read_evaluations(directory)
-        others = [r for r in before if r["global_step"] != step]
-        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, numbers)]
+        for name, page in pages.items():
+            files.write_whole(f"{directory}/{name}-{step}.html", page)
+        others = [r for r in read_evaluations(directory) if r["global_step"] != step]
+        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, line)]
         files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
+
+
+def _pages(
+    results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Returns the pages of the reports by name; logs the errors of those that fail."""
+    step = results["global_step"]
+    others = [record for record in records if record["global_step"] != step]
+    pages = {}
     for name, value in results.items():
         if isinstance(value, result_types.Report):
-            _write_report(f"{directory}/{name}-{step}.html", value, step, others)
+            try:
+                pages[name] = value.html_fn(step, others)
+            except Exception:  # A page must not end a training.
+                logging.exception("%s of step %d is not written", name, step)
+    return pages
 
 
-def _write_report(
-    path: str,
-    report: result_types.Report,
-    step: int,
-    others: Sequence[Mapping[str, Any]],
-) -> None:
-    """Writes a report; an error is logged, because a report must not end a training."""
-    try:
-        files.write_whole(path, report.html_fn(step, others))
-        logging.info("Wrote %s", path)
-    except Exception:
-        logging.exception("%s is not written", path)
+def numbers_of(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results that eval.jsonl contains: no images, curves and reports.
+
+    Args:
+      results: The results of an evaluation.
+    """
+    left_out = result_types.Report | result_types.Curves
+    return {
+        name: value
+        for name, value in results.items()
+        if not is_image_batch(value) and not isinstance(value, left_out)
+    }
 
 
 def eval_dir(model_dir: str, name: str | None = None) -> str:
@@ -210,11 +225,6 @@ def hours(secs: float) -> str:
     """Returns a duration as HH:MM:SS."""
     minutes, secs = divmod(math.ceil(secs), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{secs:02d}"
-
-
-def _has_json(value: Any) -> bool:
-    is_file = isinstance(value, result_types.Report | result_types.Curves)
-    return not is_file and not is_image_batch(value)
 
 
 def _to_json(value):

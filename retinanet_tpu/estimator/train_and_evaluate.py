@@ -152,13 +152,7 @@ def check_intervals(
 
 def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
     """Trains and evaluates until the end, an error or a reason to stop."""
-    name = eval_spec.name if eval_spec else None
-    watch = early_stopping.Watch(
-        train_spec.early_stopping,
-        estimator.model_dir,
-        summaries.eval_dir(estimator.model_dir, name),
-        keeps_best=estimator.workers.is_chief,
-    )
+    watch = _make_watch(estimator, train_spec, eval_spec)
     runner = evaluations.Evaluations(
         estimator,
         eval_spec or spec.EvalSpec(train_spec.input_fn),  # Then it is never used.
@@ -167,7 +161,6 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
         in_background=train_spec.early_stopping is None,
     )
     every = (eval_spec.every_steps if eval_spec else None) or train_spec.max_steps
-
     reasons = []
 
     def is_stopped():
@@ -178,35 +171,37 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
 
     def before_save():
         heartbeat.check_claim()
-        if not reasons:  # A machine that is taken away leaves little time to save.
-            runner.prepare_save()
         watch.check()  # The save deletes checkpoints, but not the best.
 
-    def report_step(path, step):
+    def after_save(path, step):
         heartbeat.step = step
 
     def evaluate(path, step):
-        runner.check()
         is_final = step >= train_spec.max_steps or watch.reason is not None
         if eval_spec and (is_final or step % every == 0):
             runner.evaluate(path, is_final=is_final)
+        else:
+            runner.finish_if_ready()
+        watch.check()
 
-    listeners = [report_step, *train_spec.saving_listeners, evaluate]
+    def evaluate_unless_stopped(path, step):
+        if not reasons:  # A machine that is taken away leaves little time.
+            evaluate(path, step)
+
     with watch, runner:
         path = checkpoints.latest_valid(estimator.model_dir)
         watch.check()
         if path:
-            report_step(path, checkpoints.step_of(path))
+            after_save(path, checkpoints.step_of(path))
             if eval_spec:
                 _evaluate_interrupted(runner, path, every)
             evaluate(path, checkpoints.step_of(path))
-            watch.check()
         # The others read at another time than the chief, so perhaps other evaluations.
         if not estimator.workers.any_worker(watch.reason is not None):
             _train(
                 estimator,
                 train_spec,
-                [*listeners, lambda path, step: watch.check()],
+                [after_save, *train_spec.saving_listeners, evaluate_unless_stopped],
                 stop_reason=is_stopped,
                 before_save=before_save,
                 watch=watch,
@@ -217,6 +212,17 @@ def _run(estimator, train_spec, eval_spec, *, heartbeat, stop_reason):
             logging.info("Ended at step %d: %s", step, watch.reason)
             evaluate(path, step)
     return runner.results or None
+
+
+def _make_watch(estimator, train_spec, eval_spec):
+    """Returns the watch of the evaluations that early stopping depends on."""
+    name = eval_spec.name if eval_spec else None
+    return early_stopping.Watch(
+        train_spec.early_stopping,
+        estimator.model_dir,
+        summaries.eval_dir(estimator.model_dir, name),
+        keeps_best=estimator.workers.is_chief,
+    )
 
 
 def _evaluate_interrupted(runner, latest, every):
@@ -232,7 +238,7 @@ def _evaluate_interrupted(runner, latest, every):
         if corruption := checkpoints.find_corruption(path):
             logging.warning("Not evaluating %s: %s", path, corruption)
         else:
-            runner.evaluate(path, is_final=False)
+            runner.evaluate_interrupted(path)
 
 
 def _train(estimator, train_spec, listeners, *, stop_reason, before_save, watch):

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from pycocotools.coco import COCO
 
-from retinanet_tpu import structures
+from retinanet_tpu import errors, structures
 from retinanet_tpu.analysis import (
     analyze,
     image_detections,
@@ -43,7 +43,14 @@ def make_metric_fn(
       extra_metrics: The metrics beside COCO's.
       analysis_image_fn: Returns an image by its id. With it, the results contain a page
         that analyzes the detections.
+    Raises:
+      UserError: There are several extra metrics, whose results would have one name.
     """
+    if len(extra_metrics) > 1:
+        raise errors.UserError(
+            f"make_run.extra_metrics has {len(extra_metrics)} metrics, whose results "
+            "have the same names; keep one."
+        )
 
     def metric_fn(batches: Iterable[coco_metric.DetectionBatch]) -> dict[str, Any]:
         examples = examples_fn() if examples_fn else None

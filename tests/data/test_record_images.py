@@ -20,4 +20,4 @@ def test_each_image_is_found_by_its_id(tmp_path):
 
 def test_a_split_without_files_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="val-"):
-        record_images.RecordImages(str(tmp_path), "val")
+        record_images.RecordImages(str(tmp_path), "val")(1)
