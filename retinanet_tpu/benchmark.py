@@ -84,6 +84,25 @@ def _batch_sizes() -> list[int]:
     return sorted({int(text) for text in texts})
 
 
+def _make_output(path: str) -> None:
+    """Makes the folder of --output, before the work starts.
+
+    Raises:
+      UserError: The path is that of a file, or the folder cannot be made.
+    """
+    if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
+        raise errors.UserError(
+            f"--output={path} is a file; give a folder for {TABLE_FILE} and "
+            f"{RESULTS_FILE}."
+        )
+    try:
+        tf.io.gfile.makedirs(path)
+    except tf.errors.OpError as error:
+        raise errors.UserError(
+            f"--output={path} cannot be made: {error.message}"
+        ) from error
+
+
 def _make_images(stack: contextlib.ExitStack, batch_size: int) -> images_module.Images:
     """Returns the images of the flags.
 
@@ -170,14 +189,14 @@ def _write(results: Sequence[measure.Result], text: str, description: str) -> No
 def main() -> int:
     """Runs the command; returns its exit code."""
     batch_sizes = _batch_sizes()
+    if FLAGS.output:
+        _make_output(FLAGS.output)
     models = _models()
     num_threads = _num_threads()
     with contextlib.ExitStack() as stack:
         images = _make_images(stack, batch_sizes[-1])
         candidates.check_categories(models, images.truth)
         description = _description(images, num_threads)
-        if FLAGS.output:
-            tf.io.gfile.makedirs(FLAGS.output)
         results = measure.run(
             models,
             images,

@@ -16,12 +16,12 @@ browser.html beside the model.
 import retinanet_tpu.startup.cpu
 
 import os
-import re
 
 import tensorflow as tf
 from absl import flags, logging
 
 from retinanet_tpu import errors
+from retinanet_tpu.analysis import page_html
 from retinanet_tpu.serving import artifacts, formats
 from retinanet_tpu.serving.browser import onnxruntime_web, page
 from retinanet_tpu.startup import guard
@@ -29,7 +29,6 @@ from retinanet_tpu.startup import guard
 FLAGS = flags.FLAGS
 _ONNX = formats.FORMATS["onnx"].file
 _OUTPUT = "browser.html"
-_SHOWN_SCORE = 0.3  # Without an evaluation.
 
 
 def find_onnx(path: str) -> str:
@@ -51,7 +50,7 @@ def find_onnx(path: str) -> str:
             "run with --format=onnx."
         )
     latest = os.path.join(path, "export", "latest")
-    for folder in (path, *_versions(path), *_versions(latest)):
+    for folder in (*artifacts.list_exports(path), *artifacts.list_exports(latest)):
         if tf.io.gfile.exists(os.path.join(folder, _ONNX)):
             return os.path.join(folder, _ONNX)
     raise errors.MissingFileError(
@@ -60,29 +59,24 @@ def find_onnx(path: str) -> str:
     )
 
 
-def _versions(path: str) -> list[str]:
-    """Returns the exports in a folder, the newest first."""
-    if not tf.io.gfile.isdir(path):
-        return []
-    names = [name.rstrip("/") for name in tf.io.gfile.listdir(path)]
-    versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
-    return [os.path.join(path, name) for name in sorted(versions, reverse=True)]
-
-
 def write(model: str, *, output: str | None, package: str) -> str:
     """Writes the page of a model.
 
     Args:
       model: The path that `find_onnx` accepts.
-      output: The HTML file; None for browser.html beside the model.
+      output: The HTML file; None for browser.html beside the model. Its folder is made
+        if necessary.
       package: The path of onnxruntime-web, see `onnxruntime_web.read`.
     Returns:
       The path of the HTML file.
     Raises:
       UserError: The model, or its ONNX file, or onnxruntime-web is missing; or the file
-        is no detector of this package, or too large.
+        is no detector of this package, or too large; or the output is a directory, or
+        its folder cannot be made.
     """
     path = find_onnx(model)
+    output = output or os.path.join(os.path.dirname(path), _OUTPUT)
+    page_html.check_output(output)
     runtime = onnxruntime_web.read(package)
     if runtime.version != onnxruntime_web.TESTED_VERSION:
         logging.warning(
@@ -93,13 +87,13 @@ def write(model: str, *, output: str | None, package: str) -> str:
     artifact = artifacts.load(path)  # Refuses a file that is no detector.
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
-    output = output or os.path.join(os.path.dirname(path), _OUTPUT)
+    threshold = artifact.threshold
     page.write(
         output,
         content,
         runtime,
         names=artifact.names,
-        threshold=_SHOWN_SCORE if artifact.threshold is None else artifact.threshold,
+        threshold=artifacts.DEFAULT_THRESHOLD if threshold is None else threshold,
     )
     size = tf.io.gfile.stat(output).length
     logging.info("browser_page | %s | %s, %.1f MB", path, output, size / 1e6)

@@ -235,9 +235,8 @@ def load_artifact(path: str, *, label: str = "") -> artifacts.Artifact:
       MissingFileError, MissingPackageError, UserError: See `load`.
     """
     directory = path.rstrip("/") or path
-    folder, name = os.path.split(directory)
-    if match := _CHECKPOINT.fullmatch(name):
-        return _load_checkpoint(folder or ".", os.path.join(folder, match[1]))
+    if checkpoint := checkpoint_prefix(path):
+        return _load_checkpoint(os.path.dirname(checkpoint) or ".", checkpoint)
     if not tf.io.gfile.exists(directory):
         raise errors.MissingFileError(
             f"{label}{path} does not exist; give {_EXPECTED}."
@@ -253,12 +252,36 @@ def load_artifact(path: str, *, label: str = "") -> artifacts.Artifact:
     return artifacts.load(file)
 
 
-def _load_checkpoint(model_dir: str, checkpoint: str | None) -> artifacts.Artifact:
+def checkpoint_prefix(path: str) -> str | None:
+    """Returns the path prefix of a checkpoint; None if the path names none.
+
+    Args:
+      path: The prefix, such as run1/model.ckpt-400, or one of the checkpoint's files.
+    """
+    folder, name = os.path.split(path.rstrip("/"))
+    match = _CHECKPOINT.fullmatch(name)
+    return os.path.join(folder, match[1]) if match else None
+
+
+def check_has_config(checkpoint: str) -> None:
+    """Checks that the settings of a checkpoint are beside it.
+
+    Args:
+      checkpoint: The path prefix of the checkpoint.
+    Raises:
+      MissingFileError: There is no config.gin.
+    """
+    model_dir = os.path.dirname(checkpoint) or "."
     if not tf.io.gfile.exists(os.path.join(model_dir, gin_files.CONFIG_FILE)):
         raise errors.MissingFileError(
             f"{model_dir} has no {gin_files.CONFIG_FILE}, which contains the settings "
             f"of {checkpoint}; copy it from the directory of the run."
         )
+
+
+def _load_checkpoint(model_dir: str, checkpoint: str | None) -> artifacts.Artifact:
+    if checkpoint is not None:
+        check_has_config(checkpoint)
     # Deferred, because the import registers the names of this package with gin.
     from retinanet_tpu.task import checkpoint_artifact
 

@@ -48,7 +48,6 @@ from retinanet_tpu.serving import (
 from retinanet_tpu.startup import guard
 
 FLAGS = flags.FLAGS
-_DRAWN_SCORE = 0.3  # Without an evaluation.
 
 
 class _Result(NamedTuple):
@@ -112,27 +111,46 @@ def predict_files(
 
 
 def _check_output_dir(paths: Sequence[str], output_dir: str) -> None:
+    # Both the folder of a link and that of its target.
     folders = {os.path.realpath(os.path.dirname(path)) for path in paths}
-    if os.path.realpath(output_dir) in folders:
+    folders |= {os.path.dirname(os.path.realpath(path)) for path in paths}
+    if os.path.realpath(output_dir) in folders or _has_link_to(paths, output_dir):
         raise errors.UserError(
-            f"--output_dir={output_dir} contains the images or videos themselves, "
-            "which the drawings would overwrite; choose another folder."
+            f"--output_dir={output_dir} contains the images or videos themselves, or "
+            "links to them, which the drawings would overwrite; choose another folder."
         )
 
 
+def _has_link_to(paths: Sequence[str], folder: str) -> bool:
+    if not os.path.isdir(folder):  # New or remote.
+        return False
+    with os.scandir(folder) as entries:
+        targets = {
+            os.path.realpath(entry.path) for entry in entries if entry.is_symlink()
+        }
+    return not targets.isdisjoint(map(os.path.realpath, paths))
+
+
 def _drawn_score(artifact: artifacts.Artifact, min_score: float | None) -> float:
-    """Returns the lowest score that is drawn, and logs its origin."""
+    """Returns the lowest score that is drawn."""
     if min_score is not None:
         return min_score
     if artifact.threshold is None:
-        logging.info("predict | drawings have scores from %.2f", _DRAWN_SCORE)
-        return _DRAWN_SCORE
+        return artifacts.DEFAULT_THRESHOLD
+    return artifact.threshold
+
+
+def _log_drawn_score(artifact: artifacts.Artifact) -> None:
+    """Logs the lowest score that is drawn without --min_score, and its origin."""
+    score = _drawn_score(artifact, None)
+    if artifact.threshold is None:
+        logging.info("predict | drawings have scores from %.2f", score)
+        return
     logging.info(
         "predict | drawings have scores from %.2f, that of the highest F1 in the "
         "evaluation; the JSON has all",
-        artifact.threshold,
+        score,
     )
-    return artifact.threshold
 
 
 def _load_or_skip(path: str) -> np.ndarray | None:
@@ -270,6 +288,8 @@ def main(paths: Sequence[str]) -> int:
         "predict | %s %s | %d images, %d videos to read",
         *(artifact.kind, artifact.path, len(images), len(videos)),
     )
+    if FLAGS.min_score is None:
+        _log_drawn_score(artifact)
     num_read = 0
     if images:
         num_read = predict_files(

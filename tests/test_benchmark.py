@@ -126,6 +126,20 @@ def test_images_are_synthetic_without_a_folder(run, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("file", "is a file; give a folder"), ("file/new", "be made")]
+)
+def test_an_output_that_cannot_be_written_is_an_error_before_the_work(
+    run, tmp_path, name, message
+):
+    (tmp_path / "file").write_text("")
+    # The missing model would be the next error.
+    with pytest.raises(
+        errors.UserError, match=f"--output={tmp_path}/{name} .*{message}"
+    ):
+        run(model=["absent"], output=f"{tmp_path}/{name}")
+
+
 @pytest.mark.long  # A process that imports TensorFlow.
 def test_a_model_runs_in_a_process_with_its_own_threads(export):
     candidate = candidates.find([str(export)])[0]

@@ -71,6 +71,14 @@ def test_without_onnxruntime_web_nothing_is_loaded(tmp_path):
         browser_page.write(str(model), output=None, package=str(tmp_path / "no.tgz"))
 
 
+def test_an_output_that_cannot_be_written_is_an_error_before_the_work(tmp_path):
+    model = touch(tmp_path / "model.onnx", b"text")
+    for output in (tmp_path, model / "page.html"):
+        with pytest.raises(errors.UserError, match=f"--output={output}"):
+            # The missing runtime would be the next error.
+            browser_page.write(str(model), output=str(output), package="absent")
+
+
 def test_the_page_is_beside_the_model_with_its_threshold(
     tmp_path, package, monkeypatch, caplog
 ):
@@ -81,6 +89,8 @@ def test_the_page_is_beside_the_model_with_its_threshold(
         with caplog.at_level(logging.WARNING, "absl"):
             path = browser_page.write(str(model), output=None, package=package)
         assert path == str(tmp_path / "browser.html")
+        other = str(tmp_path / "new" / f"{shown}.html")
+        assert browser_page.write(str(model), output=other, package=package) == other
         text = (tmp_path / "browser.html").read_text("utf-8")
         assert f'"threshold":{shown}}}' in text
     assert "is version 0.1.0; tested with" in caplog.text
@@ -108,10 +118,12 @@ CAPTIONS = "[...document.querySelectorAll('figcaption')].map((x) => x.textConten
 COUNT_SHOWN = "document.querySelectorAll('.box:not(.hidden)').length"
 MOVE_SLIDER = """(() => { const slider = document.getElementById("score");
   slider.value = "%s"; slider.dispatchEvent(new Event("input")); })()"""
-# A file that is dropped on the page, without a mouse.
+# Files that are dropped on the page, without a mouse.
 DROP = """(() => { const data = new DataTransfer();
-  data.items.add(new File(["no image"], "dropped.png"));
-  dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true})); })()"""
+  for (const name of %s) data.items.add(new File(["no image"], name));
+  dispatchEvent(new DragEvent("drop", {dataTransfer: data, cancelable: true}));
+  const status = document.getElementById("status");
+  return [status.textContent, status.classList.contains("bad")]; })()"""
 
 
 @pytest.mark.slow
@@ -140,7 +152,8 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         page.open(f"file://{output}")
         page.wait_for(READY)
         page.choose_files("#files", files)
-        page.evaluate(DROP)
+        without_file = page.evaluate(DROP % "[]")
+        with_file = page.evaluate(DROP % "['dropped.png']")
         page.wait_for(DONE)
         found = page.evaluate(BOXES)
         captions = page.evaluate(CAPTIONS)
@@ -148,6 +161,8 @@ def test_a_browser_has_the_detections_of_onnxruntime(tmp_path, archive):
         num_shown = page.evaluate(COUNT_SHOWN)
         assert page.messages() == []
         assert {url.partition(":")[0] for url in page.requests()} == {"file", "blob"}
+    assert without_file == ["There was no file. Drop image files.", True]
+    assert with_file[0].startswith("The model is ready.") and not with_file[1]
     for (height, width), rows, caption, each in zip(
         sizes, found[:2], captions[:2], expected, strict=True
     ):

@@ -256,6 +256,21 @@ def test_images_are_never_overwritten(artifact, photos):
     assert (photos / "a.jpg").read_bytes() == before
 
 
+@pytest.mark.parametrize("is_input_the_link", [True, False])
+def test_images_are_not_overwritten_through_a_link(
+    artifact, photos, tmp_path, is_input_the_link
+):
+    image = photos / "a.jpg"
+    before = image.read_bytes()
+    link = tmp_path / "links" / "a.jpg"
+    link.parent.mkdir()
+    link.symlink_to(image)
+    path, folder = (link, photos) if is_input_the_link else (image, link.parent)
+    with pytest.raises(errors.UserError, match="would overwrite"):
+        predict.predict_files(artifact, [str(path)], str(folder))
+    assert image.read_bytes() == before
+
+
 def set_flags(monkeypatch, **values):
     values = {
         "images": [],
@@ -269,7 +284,7 @@ def set_flags(monkeypatch, **values):
 
 
 def test_images_and_videos_of_a_folder_are_read(
-    saved_model, photos, tmp_path, monkeypatch
+    saved_model, photos, tmp_path, monkeypatch, caplog
 ):
     pytest.importorskip("av")
     video_clips.write(photos / "clip.mov", video_clips.gray_images(5))
@@ -281,7 +296,9 @@ def test_images_and_videos_of_a_folder_are_read(
         output_dir=str(output_dir),
         frame_step=2,
     )
-    assert predict.main([]) == 0
+    with caplog.at_level("INFO", logger="absl"):
+        assert predict.main([]) == 0
+    assert caplog.text.count("drawings have scores from 0.30") == 1
     names = ["a.jpg", "b.png", "clip.json", "clip.mp4", "detections.json"]
     assert sorted(os.listdir(output_dir)) == [*names, "images.json"]
     assert [image["id"] for image in read_json(output_dir / "images.json")] == [1, 2]

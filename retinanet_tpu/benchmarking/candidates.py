@@ -1,16 +1,14 @@
 """Finds the formats of an export that are measured, and the checkpoint beside them."""
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 from pycocotools.coco import COCO
 
-from retinanet_tpu import errors
+from retinanet_tpu import detector, errors
 from retinanet_tpu.data import category_map
-from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.serving import annotated_images, artifacts, formats
 
@@ -28,7 +26,6 @@ _FILE_EXTENSIONS = (".onnx", ".tflite")
 _TENSORRT_FILE = formats.FORMATS["tensorrt"].file
 # An export's other files, such as its ONNX file, are not part of its SavedModel.
 _SAVED_MODEL_PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
-_CHECKPOINT_FILE = re.compile(r"\.(index|data-[0-9]{5}-of-[0-9]{5})$")
 
 
 class Candidate(NamedTuple):
@@ -97,20 +94,13 @@ def checkpoint(path: str) -> Candidate:
     Raises:
       MissingFileError: There is no complete checkpoint, or config.gin is missing.
     """
-    prefix: str | None = _CHECKPOINT_FILE.sub("", path.rstrip("/"))
-    if tf.io.gfile.isdir(path):
-        prefix = checkpoints.latest(path)
+    prefix = detector.checkpoint_prefix(path) or checkpoints.latest(path.rstrip("/"))
     if prefix is None or not checkpoints.is_complete(prefix):
         raise errors.MissingFileError(
             f"--checkpoint={path} is no complete checkpoint and no run with one; give "
             "the directory of a run, or a checkpoint such as run1/model.ckpt-400."
         )
-    config = os.path.join(os.path.dirname(prefix), gin_files.CONFIG_FILE)
-    if not tf.io.gfile.exists(config):
-        raise errors.MissingFileError(
-            f"--checkpoint={path} has no {config}, which contains its settings; "
-            "copy it from the directory of the run."
-        )
+    detector.check_has_config(prefix)
     return Candidate("checkpoint", prefix, is_checkpoint=True)
 
 

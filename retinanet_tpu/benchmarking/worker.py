@@ -22,6 +22,7 @@ from retinanet_tpu.serving import annotated_images, artifacts, batching, runtime
 # Linux writes the memory of a process there. `resource.getrusage` also counts the
 # process that started it.
 _STATUS = pathlib.Path("/proc/self/status")
+_CLEAR_REFS = pathlib.Path("/proc/self/clear_refs")
 _BATCH_SIZE = 8  # Images of one size, when detections are compared.
 
 
@@ -105,7 +106,7 @@ class Worker:
             # TFLite files too: TensorFlow resizes their images.
             runtimes.set_tensorflow_threads(self._num_threads)
         self._images = images
-        self._initial_mb = _status_mb("VmRSS") or 0.0
+        self._initial_mb = _reset_peak_mb()
         path = self._candidate.path
         start_secs = time.perf_counter()
         if self._candidate.is_checkpoint:
@@ -135,7 +136,7 @@ class Worker:
     def measure(self, batch_size: int, secs: float) -> Turn:
         """See `Model`."""
         images = self._images[:batch_size]
-        self._artifact.detect(images)  # The others have used the caches since.
+        self._artifact.detect(images)  # The other models have replaced the CPU caches.
         turn_secs = []
         start_cpu_secs = time.process_time()
         end_secs = time.perf_counter() + secs
@@ -203,6 +204,17 @@ def serve(connection: multiprocessing.connection.Connection, model: Model) -> No
             answer = (f"{type(error).__name__}: {error}", None)
         with contextlib.suppress(BrokenPipeError):  # The command was interrupted.
             connection.send(answer)
+
+
+def _reset_peak_mb() -> float:
+    """Makes the memory of now the peak of this process, and returns it in MB.
+
+    Otherwise the peak contains the import and the images on their way to this process.
+    """
+    with contextlib.suppress(OSError):  # Not Linux, or a container forbids it.
+        _CLEAR_REFS.write_text("5")  # Source: proc(5), "Reset the peak resident set".
+    # The peak cannot be told from the load if it was not reset, so it is the start.
+    return _status_mb("VmHWM") or 0.0
 
 
 def _status_mb(key: str) -> float | None:

@@ -125,22 +125,20 @@ def read(path: str) -> Categories:
             "For records from elsewhere write it by hand: "
             '{"num_classes": 1, "categories": [{"index": 0, "id": 1, "name": "cat"}]}.'
         ) from error
-    try:
-        entries = tuple(
-            Category(
-                index=_integer(entry, "index"),
-                id=_integer(entry, "id"),
-                name=_text(entry, "name"),
-            )
-            for entry in content["categories"]
-        )
-        num_classes = _integer(content, "num_classes")
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise errors.UserError(
-            f"{path} needs `num_classes` and `categories` with index, id and name of "
-            f"each; got {type(error).__name__}: {error}."
-        ) from error
-    return _checked(Categories(num_classes, entries), path)
+    return _from_content(content, path)
+
+
+def from_json(text: str, source: str) -> Categories:
+    """Returns the classes in the text of a categories.json.
+
+    Args:
+      text: The text, see `to_json`.
+      source: The place of the text, for the messages.
+
+    Raises:
+      UserError: The content is invalid.
+    """
+    return _from_content(json_files.parse(text, source), source)
 
 
 def to_json(categories: Categories) -> str:
@@ -163,6 +161,25 @@ def write(categories: Categories, path: str) -> None:
     """
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(to_json(categories))
+
+
+def _from_content(content: Any, source: str) -> Categories:
+    try:
+        entries = tuple(
+            Category(
+                index=_integer(entry, "index"),
+                id=_integer(entry, "id"),
+                name=_text(entry, "name"),
+            )
+            for entry in content["categories"]
+        )
+        num_classes = _integer(content, "num_classes")
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise errors.UserError(
+            f"{source} needs `num_classes` and `categories` with index, id and name of "
+            f"each; got {type(error).__name__}: {error}."
+        ) from error
+    return _checked(Categories(num_classes, entries), source)
 
 
 def _integer(entry: dict[str, Any], name: str) -> int:

@@ -22,6 +22,8 @@ _LOADERS = {
     ".onnx": ("ONNX", runtimes.load_onnx),
     ".tflite": ("TFLite", runtimes.load_tflite),
 }
+# The lowest score that is displayed, for a model without Artifact.threshold.
+DEFAULT_THRESHOLD = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Artifact:
     Attributes:
       path: The path of the file, SavedModel or checkpoint.
       kind: "SavedModel", "ONNX", "TFLite" or "checkpoint".
-      categories: The dataset's classes; None if the export has no categories.json.
+      categories: The dataset's classes; None if the export has no categories.json, and
+        an ONNX file none in its metadata.
       detect_fn: The function that `detect` calls; it requires B > 0.
       threshold: The score of the highest F1 in the checkpoint's evaluation; None if it
         was not evaluated.
@@ -138,16 +141,28 @@ def find_export(path: str, *, label: str = "--model=") -> str:
     Raises:
       MissingFileError: There is no export.
     """
-    names = sorted(_list_directory(path), reverse=True)
-    versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
-    for directory in (path, *(os.path.join(path, version) for version in versions)):
+    for directory in list_exports(path):
         if tf.saved_model.contains_saved_model(directory) or _list_files(directory):
             return directory
+    names = sorted(_list_directory(path), reverse=True)
     raise errors.MissingFileError(
         f"{label}{path} contains no saved_model.pb, .onnx or .tflite, and no folder "
         f"named by 10 digits that does; it contains {', '.join(names) or 'nothing'}. "
         "Run `python -m retinanet_tpu.export` or correct the path."
     )
+
+
+def list_exports(path: str) -> list[str]:
+    """Returns the directories that may be the export that a directory refers to.
+
+    Args:
+      path: An export, or a folder of exports named by 10 digits.
+    Returns:
+      The directory, then the folders of 10 digits in it, the newest first.
+    """
+    names = sorted(_list_directory(path), reverse=True)
+    versions = [name for name in names if re.fullmatch(r"\d{10}", name)]
+    return [path, *(os.path.join(path, version) for version in versions)]
 
 
 def find_all(path: str, *, label: str = "--model=") -> list[str]:
@@ -181,8 +196,12 @@ def load(path: str, *, num_threads: int | None = None) -> Artifact:
     kind, load_fn = _LOADERS.get(
         os.path.splitext(path)[1], ("SavedModel", runtimes.load_saved_model)
     )
-    detect_fn = load_fn(path, num_threads=num_threads)
-    return Artifact(path, kind, read_categories(path), detect_fn, thresholds.read(path))
+    detect_fn, metadata = load_fn(path, num_threads=num_threads)
+    categories = read_categories(path)
+    if categories is None and category_map.FILE_NAME in metadata:
+        source = f"{category_map.FILE_NAME} in the metadata of {path}"
+        categories = category_map.from_json(metadata[category_map.FILE_NAME], source)
+    return Artifact(path, kind, categories, detect_fn, thresholds.read(path))
 
 
 def read_categories(path: str) -> category_map.Categories | None:

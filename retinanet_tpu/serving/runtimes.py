@@ -1,6 +1,6 @@
 """Runs exported models in TensorFlow, onnxruntime and TensorFlow Lite.
 
-Each `load_…` returns a `DetectFn`.
+Each `load_…` returns a `DetectFn` and the metadata of the file.
 """
 
 import contextlib
@@ -33,6 +33,18 @@ _TENSORRT_NODE = b"EfficientNMS_TRT"
 _ONNX_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
+class Loaded(NamedTuple):
+    """A loaded model.
+
+    Attributes:
+      detect_fn: The function that detects.
+      metadata: The texts by name in an ONNX file; {} for other formats.
+    """
+
+    detect_fn: DetectFn
+    metadata: Mapping[str, str]
+
+
 class _Signature(NamedTuple):
     """The inputs and outputs of a model."""
 
@@ -40,7 +52,7 @@ class _Signature(NamedTuple):
     outputs: Collection[str]
 
 
-def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
+def load_saved_model(path: str, *, num_threads: int | None = None) -> Loaded:
     """Loads a SavedModel.
 
     The function calls the signature `images`, or `serving_default` for each image if
@@ -95,7 +107,8 @@ def load_saved_model(path: str, *, num_threads: int | None = None) -> DetectFn:
         stacked = {key: np.stack([x[key] for x in outputs]) for key in _OUTPUTS_OF_ONE}
         return to_detections(stacked | {"boxes_xyxy": stacked["boxes"]})
 
-    return splitting(detect_images) if is_batched else detect_one_by_one
+    detect_fn = splitting(detect_images) if is_batched else detect_one_by_one
+    return Loaded(detect_fn, {})
 
 
 def splitting(fn: SignatureFn) -> DetectFn:
@@ -120,7 +133,7 @@ def splitting(fn: SignatureFn) -> DetectFn:
     return detect
 
 
-def load_onnx(path: str, *, num_threads: int | None = None) -> DetectFn:
+def load_onnx(path: str, *, num_threads: int | None = None) -> Loaded:
     """Loads an ONNX file, on a GPU if onnxruntime has one.
 
     Args:
@@ -161,10 +174,10 @@ def load_onnx(path: str, *, num_threads: int | None = None) -> DetectFn:
         arrays = session.run(_OUTPUTS, {"images": images})
         return to_detections(dict(zip(_OUTPUTS, arrays, strict=True)))
 
-    return detect
+    return Loaded(detect, session.get_modelmeta().custom_metadata_map)
 
 
-def load_tflite(path: str, *, num_threads: int | None = None) -> DetectFn:
+def load_tflite(path: str, *, num_threads: int | None = None) -> Loaded:
     """Loads a TFLite file; its function resizes images and processes them one by one.
 
     Args:
@@ -206,7 +219,7 @@ def load_tflite(path: str, *, num_threads: int | None = None) -> DetectFn:
     def detect(images: np.ndarray) -> structures.Detections:
         return _concatenate(map(detect_one, images))
 
-    return detect
+    return Loaded(detect, {})
 
 
 def to_detections(

@@ -43,7 +43,7 @@ class Options:
     """
 
     min_score: float = 0.0
-    drawn_score: float = 0.3
+    drawn_score: float = artifacts.DEFAULT_THRESHOLD
     batch_size: int = 8
     frame_step: int = 1
 
@@ -62,8 +62,9 @@ def detect_in_videos(
 ) -> int:
     """Writes NAME.mp4 and NAME.json for each video.
 
-    A video that cannot be read is logged and skipped. Of a corrupt one, the frames that
-    can be read are kept. Both files of a video get their names when they are complete.
+    A video that cannot be read or encoded is logged and skipped. Of a corrupt one, the
+    frames that can be read are kept. Both files of a video get their names when they
+    are complete.
 
     Args:
       artifact: The exported model.
@@ -72,7 +73,7 @@ def detect_in_videos(
         `paths`.
       options: The settings.
     Returns:
-      The number of videos that could be read.
+      The number of videos whose files were written.
     Raises:
       MissingPackageError: PyAV is not installed.
     """
@@ -105,12 +106,14 @@ def _detect_in_video(
     """Writes stem.mp4 and stem.json.
 
     Raises:
-      UserError: The video cannot be read, or the artifact rejects its frames.
+      UserError: The video cannot be read or encoded, or the artifact rejects its
+        frames.
     """
     draw_fn = functools.partial(
         _draw, names=artifact.names, min_score=options.drawn_score
     )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(video_files.user_errors(path))
         video = stack.enter_context(video_files.read(path))
         name = f"predict {os.path.basename(path)}"
         meter = batching.Meter(name, video.num_frames, unit="frames")

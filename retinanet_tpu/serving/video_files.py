@@ -8,6 +8,7 @@ Frames stream through: only a few are in memory. PyAV is the extra `video`.
 """
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ _MISSING_SECS = 0.5  # Durations in files are imprecise by some frames.
 _BT709 = 1
 _UNSPECIFIED = 2
 _LIMITED_RANGE = 1
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HD_HEIGHT = 720  # Players assume BT.709 from this height on, BT.601 below.
 
 
@@ -65,13 +67,18 @@ class Video:
         """Initializes the video and decodes the first frame.
 
         Raises:
-          UserError: There is no frame.
+          UserError: There is no frame, or its codec is unknown.
         """
         self._error = av.error.FFmpegError
         self._container = container
         self._stream = container.streams.best("video")
         if self._stream is None:
             raise errors.UserError(f"{path} cannot be read: it contains no video.")
+        if self._stream.codec_context is None:
+            raise errors.UserError(
+                f"{path} cannot be read: FFmpeg has no decoder for its codec; convert "
+                "it to H.264."
+            )
         self._stream.thread_type = "AUTO"
         self._num_errors = 0
         self.num_ticks = 0
@@ -126,7 +133,8 @@ class Video:
                 read = float(duration - missing)
                 found.append(f"{read:.1f} of {float(duration):.1f} s could be read")
         if self._num_errors:
-            found.append(f"{self._num_errors} decoding errors")
+            noun = "error" if self._num_errors == 1 else "errors"
+            found.append(f"{self._num_errors} decoding {noun}")
         return ", ".join(found) or None
 
     def _pts(self, frame: Any, number: int) -> int:
@@ -246,13 +254,33 @@ def require(path: str) -> ModuleType:
 
 
 @contextlib.contextmanager
+def user_errors(path: str) -> Iterator[None]:
+    """Raises UserError for an error of FFmpeg, except that of a full disk.
+
+    Args:
+      path: The video that is processed, for the message.
+    Raises:
+      UserError: FFmpeg cannot convert a frame, encode one of this size, or the like.
+    """
+    av = require(path)
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if error.errno in _DISK_FULL:  # Every later video would fail too.
+            raise
+        message = f"{path} cannot be processed: FFmpeg: {error.strerror}."
+        raise errors.UserError(message) from error
+
+
+@contextlib.contextmanager
 def read(path: str) -> Iterator[Video]:
     """Opens a video file for reading.
 
     Args:
       path: The local or remote file.
     Raises:
-      UserError: The file cannot be read, is no video, or has no frame.
+      UserError: The file cannot be read, is no video, has no frame, or its codec is
+        unknown.
       MissingPackageError: PyAV is not installed.
     """
     av = require(path)

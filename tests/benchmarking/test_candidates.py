@@ -100,11 +100,12 @@ def test_a_checkpoint_is_that_of_the_path_or_the_newest_one(tmp_path):
 
 def test_a_missing_checkpoint_or_config_is_an_error(tmp_path):
     run = write_run(tmp_path / "run")
-    for path in (tmp_path, run / "model.ckpt-4", tmp_path / "absent"):
+    config = run / "config.gin"
+    for path in (tmp_path, run / "model.ckpt-4", tmp_path / "absent", config):
         with pytest.raises(errors.MissingFileError, match="no complete checkpoint"):
             candidates.checkpoint(str(path))
-    (run / "config.gin").unlink()
-    with pytest.raises(errors.MissingFileError, match=r"has no \S*config\.gin"):
+    config.unlink()
+    with pytest.raises(errors.MissingFileError, match=r"has no config\.gin, which"):
         candidates.checkpoint(str(run))
 
 

@@ -1,6 +1,7 @@
 """Tests a worker, and the connection to it."""
 
 import multiprocessing
+import os
 import threading
 import types
 
@@ -9,6 +10,7 @@ import pytest
 
 from retinanet_tpu import errors
 from retinanet_tpu.benchmarking import candidates, processes, worker
+from retinanet_tpu.serving import artifacts
 
 ONNX = candidates.Candidate("ONNX", "a/model.onnx", 1)
 
@@ -83,10 +85,36 @@ def test_a_turn_times_batches_until_its_end_after_one_to_warm_up(monkeypatch):
 
 def test_memory_is_the_peak_above_that_before_the_load(tmp_path, monkeypatch):
     status = tmp_path / "status"
-    status.write_text("Name:\tpython\nVmHWM:\t  50000 kB\nVmRSS:\t  20000 kB\n")
+    status.write_text("Name:\tpython\nVmHWM:\t  20000 kB\nVmRSS:\t  10000 kB\n")
     monkeypatch.setattr(worker, "_STATUS", status)
+    monkeypatch.setattr(worker, "_CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+
+    def load(path, num_threads):
+        status.write_text("Name:\tpython\nVmHWM:\t  50000 kB\nVmRSS:\t  20000 kB\n")
+        return types.SimpleNamespace(detect=lambda images: None)
+
+    monkeypatch.setattr(artifacts, "load", load)
     model = worker.Worker(ONNX, None)
-    model._initial_mb = worker._status_mb("VmRSS")
+    model.load(np.zeros([1, 4, 4, 3], np.uint8))
     assert model.memory_mb() == pytest.approx(30.72)
     monkeypatch.setattr(worker, "_STATUS", tmp_path / "absent")
     assert model.memory_mb() is None
+
+
+def test_memory_that_was_freed_before_the_load_is_not_counted(monkeypatch):
+    if not os.access(worker._CLEAR_REFS, os.W_OK):
+        pytest.skip("The peak of a process cannot be reset here.")
+    images = np.ones([1, 4, 4, 3], np.uint8)
+    before = np.ones(200_000_000, np.uint8)  # Above any earlier peak of this test.
+    high_mb = worker._status_mb("VmHWM")
+    del before
+    loaded = []
+
+    def load(path, num_threads):
+        loaded.append(np.ones(60_000_000, np.uint8))
+        return types.SimpleNamespace(detect=lambda images: None)
+
+    monkeypatch.setattr(artifacts, "load", load)
+    model = worker.Worker(ONNX, None)
+    model.load(images)
+    assert 55 < model.memory_mb() < 100 and worker._status_mb("VmHWM") < high_mb

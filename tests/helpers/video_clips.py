@@ -34,6 +34,13 @@ def write(path, images, *, pts=None, rate=10, codec="png", aspect=None, options=
     return str(path)
 
 
+def write_unknown_codec(path):
+    """Writes a video in Matroska whose codec FFmpeg does not know."""
+    write(path, gray_images(3), codec="mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/", b"V_OTHER/"))
+    return str(path)
+
+
 def set_display_matrix(path, a, b, c, d):
     """Changes the display matrix of a MOV or MP4 file, as a telephone writes it."""
     with open(path, "r+b") as file:

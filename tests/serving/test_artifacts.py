@@ -184,6 +184,49 @@ def test_names_are_those_of_the_export_or_empty(artifact):
     assert artifacts.Artifact("", "ONNX", None, None).names == {}
 
 
+def write_onnx(path, **metadata):
+    """Writes a model that detects nothing."""
+    onnx = pytest.importorskip("onnx")
+    make, types = onnx.helper, onnx.TensorProto
+    image_type = make.make_tensor_value_info("images", types.UINT8, [*"bhw", 3])
+    arrays = {
+        "boxes_xyxy": np.zeros([1, 0, 4], np.float32),
+        "scores": np.zeros([1, 0], np.float32),
+        "class_ids": np.zeros([1, 0], np.int32),
+        "valid_detections": np.zeros([1], np.int32),
+    }
+    values = [onnx.numpy_helper.from_array(x) for x in arrays.values()]
+    outputs = [
+        make.make_tensor_value_info(name, value.data_type, value.dims)
+        for name, value in zip(arrays, values, strict=True)
+    ]
+    nodes = [
+        make.make_node("Constant", [], [name], value=value)
+        for name, value in zip(arrays, values, strict=True)
+    ]
+    graph = make.make_graph(nodes, "nothing", [image_type], outputs)
+    opsets = [make.make_opsetid("", 17)]
+    model = make.make_model(graph, opset_imports=opsets, ir_version=8)
+    make.set_model_props(model, metadata)
+    onnx.save(model, str(path))
+
+
+def test_an_onnx_file_alone_has_the_names_in_its_metadata(tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = str(tmp_path / "model.onnx")
+    text = json.dumps({"num_classes": 3, "categories": ROWS})
+    write_onnx(path, **{"categories.json": text})
+    assert artifacts.load(path).names == {3: "cat", 90: "emu"}
+    (tmp_path / "categories.json").write_text(text.replace('"cat"', '"dog"'))
+    assert artifacts.load(path).names == {3: "dog", 90: "emu"}  # The file is first.
+    (tmp_path / "categories.json").unlink()
+    write_onnx(path)
+    assert artifacts.load(path).categories is None
+    write_onnx(path, **{"categories.json": "{}"})
+    with pytest.raises(errors.UserError, match=r"json in .*model\.onnx needs"):
+        artifacts.load(path)
+
+
 def test_files_run_with_the_given_number_of_threads(artifact):
     if artifact.kind == "SavedModel":
         with pytest.raises(ValueError, match="already runs with other threads than 3"):

@@ -141,13 +141,19 @@ def test_unusable_videos_are_named_and_skipped(clip, tmp_path, caplog):
         return detect(images)
 
     (tmp_path / "text.mp4").write_text("no video")
+    unknown = video_clips.write_unknown_codec(tmp_path / "unknown.mkv")
     large = video_clips.gray_images(2, height=40)
     large_path = video_clips.write(tmp_path / "large.mov", large)
-    paths = [str(tmp_path / "text.mp4"), large_path, clip]
+    # x264 ends at 16,384 px, MPEG-4 before.
+    wide = video_clips.gray_images(1, height=2, width=16_400)
+    wide_path = video_clips.write(tmp_path / "wide.mov", wide)
+    paths = [str(tmp_path / "text.mp4"), unknown, large_path, wide_path, clip]
     assert run(paths, tmp_path / "output", detect_fn=limited) == 1
     assert sorted(os.listdir(tmp_path / "output")) == ["clip.json", "clip.mp4"]
     assert f"skipped {tmp_path}/text.mp4 cannot be read as a video" in caplog.text
     assert f"skipped {large_path}: An image has too many pixels." in caplog.text
+    assert f"skipped {unknown} cannot be read: FFmpeg has no decoder" in caplog.text
+    assert f"skipped {wide_path} cannot be processed: FFmpeg: " in caplog.text
 
 
 def test_the_frames_of_a_corrupt_video_are_kept_with_a_warning(tmp_path, caplog):

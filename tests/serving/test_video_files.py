@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import sys
@@ -158,7 +159,7 @@ def test_the_frames_after_a_corrupt_part_are_kept(tmp_path, av):
         file.write(bytes(packet.size))
     with video_files.read(path) as video:
         frames = list(video.frames())
-    assert len(frames) == 19 and video.corruption() == "1 decoding errors"
+    assert len(frames) == 19 and video.corruption() == "1 decoding error"
     np.testing.assert_array_equal(frames[-1].image, noise[-1])
     assert float(frames[-1].pts * video.time_base) == pytest.approx(1.9)
 
@@ -189,6 +190,28 @@ def test_a_file_without_frames_is_an_error(tmp_path, av):
         video_files.read(path),
     ):
         pass
+
+
+@needs_av
+def test_an_unknown_codec_is_an_error(tmp_path):
+    path = video_clips.write_unknown_codec(tmp_path / "a.mkv")
+    with (
+        pytest.raises(errors.UserError, match=r"a\.mkv .* no decoder for its codec"),
+        video_files.read(path),
+    ):
+        pass
+
+
+@needs_av
+def test_errors_of_ffmpeg_have_the_name_of_the_video_but_a_full_disk_stops(av):
+    with (
+        pytest.raises(errors.UserError, match=r"^a\.mov cannot be .* not supported\.$"),
+        video_files.user_errors("a.mov"),
+    ):
+        video_files._image(av.VideoFrame(16, 16, "rgb96le"))  # No conversion to RGB.
+    with pytest.raises(OSError, match="space") as caught, video_files.user_errors("a"):
+        raise av.error.OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not isinstance(caught.value, errors.UserError)
 
 
 @needs_av

@@ -64,14 +64,23 @@ def read(path: str) -> Runtime:
             f"--onnxruntime_web={path} lacks dist/{', dist/'.join(missing)}; "
             f"{_DOWNLOAD}."
         )
-    script = contents[_SCRIPT].decode("utf-8")
+    script, module = (_text(path, name, contents[name]) for name in (_SCRIPT, _MODULE))
     version = re.search(r"ONNX Runtime Web v([\w.-]+)", script)
     return Runtime(
         version=version[1] if version else "",
         script=script,
-        module=contents[_MODULE].decode("utf-8"),
+        module=module,
         wasm=contents[_WASM],
     )
+
+
+def _text(path: str, name: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeError as error:
+        raise errors.UserError(
+            f"--onnxruntime_web={path} is corrupt: {name} is not UTF-8; {_DOWNLOAD}."
+        ) from error
 
 
 def _read_folder(path: str) -> dict[str, bytes]:
@@ -93,9 +102,11 @@ def _read_archive(path: str) -> dict[str, bytes]:
         with tarfile.open(fileobj=stream, mode="r:gz") as archive:
             for member in archive:
                 folder, name = os.path.split(member.name)
-                opened = archive.extractfile(member)
                 is_needed = name in (_SCRIPT, _MODULE, _WASM) and folder in _FOLDERS
-                if is_needed and opened is not None:
+                # npm writes no links, and the target of another's may be missing.
+                if not is_needed or not member.isfile():
+                    continue
+                if opened := archive.extractfile(member):
                     contents[name] = opened.read()
     # A cut archive raises EOFError, and a corrupt one that of zlib.
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

@@ -6,9 +6,14 @@
   const slider = find("score");
   const MAX_SHOWN = 1280;  // px; larger images would take 4 bytes per pixel for ever.
 
-  const report = (text, isError) => {
+  const show = (text, isError) => {
     find("status").textContent = text;
     find("status").classList.toggle("bad", isError);
+  };
+  let state = [find("status").textContent, false];  // Of the model.
+  const report = (text, isError) => {
+    state = [text, isError];
+    show(text, isError);
   };
   // Errors of WebAssembly may be numbers.
   const reason = (error) => String(error?.message ?? error);
@@ -161,7 +166,8 @@
 
   let queue = Promise.resolve();
   const add = (files) => {
-    if (!files.length) report("There was no file. Drop image files.", true);
+    if (files.length) show(...state);
+    else show("There was no file. Drop image files.", true);
     for (const file of files) {
       const shot = document.createElement("figure");
       const caption = document.createElement("figcaption");

@@ -16,8 +16,10 @@ RUNTIME = RUNTIME._replace(wasm=b"\0asm")
 COMMAND = r"npm pack onnxruntime-web@1\.30\.0"
 
 
-def write_archive(path, files):
+def write_archive(path, files, *links):
     with tarfile.open(path, "w:gz") as archive:
+        for link in links:
+            archive.addfile(link)
         for name, content in files.items():
             for folder in ("package/dist", "package/other"):
                 member = tarfile.TarInfo(f"{folder}/{name}")
@@ -69,4 +71,27 @@ def test_a_corrupt_archive_is_refused(tmp_path):
     for corrupt in (b"html", content[:-40], content[:20] + b"x" * 90):
         path.write_bytes(corrupt)
         with pytest.raises(errors.UserError, match=f"cannot be read.*{COMMAND}"):
+            onnxruntime_web.read(str(path))
+
+
+@pytest.mark.parametrize("name", ["ort.wasm.min.js", "ort-wasm-simd-threaded.mjs"])
+def test_a_corrupt_script_is_refused(tmp_path, name):
+    path = write_archive(tmp_path / "web.tgz", FILES | {name: b"\xff\xfe\xfd"})
+    with pytest.raises(errors.UserError, match=f"{name} is not UTF-8; .*{COMMAND}"):
+        onnxruntime_web.read(str(path))
+
+
+@pytest.mark.parametrize("link_type", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_in_an_archive_are_not_followed(tmp_path, link_type):
+    files = dict(FILES)
+    del files["ort-wasm-simd-threaded.wasm"]
+    for name, is_complete in (("readme", True), ("ort-wasm-simd-threaded.wasm", False)):
+        link = tarfile.TarInfo(f"package/dist/{name}")
+        link.type, link.linkname = link_type, "package/dist/absent"
+        path = tmp_path / f"{name}.tgz"
+        write_archive(path, FILES if is_complete else files, link)
+        if is_complete:
+            assert onnxruntime_web.read(str(path)) == RUNTIME
+            continue
+        with pytest.raises(errors.MissingFileError, match="lacks dist/ort-wasm"):
             onnxruntime_web.read(str(path))
