@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.estimator import exporters, spec, summaries, tpu_estimator
+from retinanet_tpu.estimator import exporters, result_types, spec, tpu_estimator
 from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
 
@@ -24,7 +24,7 @@ class Evaluations:
     exporters does not lose steps: it is a reason to stop, and is raised after the save.
 
     Attributes:
-      results: The numbers of the last evaluation, {} before it.
+      results: The results of the last evaluation without reports, {} before it.
       failure: Why the run must stop; None without an error.
     """
 
@@ -167,7 +167,12 @@ class Evaluations:
         try:
             results = pending.results()
             if pending.is_new:
-                self.results = summaries.numbers_of(results)
+                # A report holds the annotations and detections of the evaluation.
+                self.results = {
+                    name: value
+                    for name, value in results.items()
+                    if not isinstance(value, result_types.Report)
+                }
             exporters.export_all(
                 self._spec.exporters if exports else (),
                 self._estimator,
