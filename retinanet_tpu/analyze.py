@@ -115,8 +115,7 @@ def write_page(source: Source, *, max_images: int = 24) -> str:
       max_images: The most images that each list of the page shows.
     """
     analysis = analysis_of.analyze(source.truth, source.detections)
-    page.write(
-        source.output,
+    html = page.html(
         analysis,
         title=source.title,
         subtitle=source.subtitle,
@@ -124,6 +123,7 @@ def write_page(source: Source, *, max_images: int = 24) -> str:
         compared=source.compared,
         max_images=max_images,
     )
+    page_html.write(source.output, html)
     return summarize(analysis)
 
 

@@ -30,33 +30,6 @@ _LINKS = (
 )
 
 
-def write(
-    path: str,
-    analysis: results.Analysis,
-    *,
-    title: str,
-    subtitle: str = "",
-    image_fn: ImageFn | None = None,
-    compared: Compared = (),
-    max_images: int = 24,
-) -> None:
-    """Writes the page of an analysis.
-
-    Args:
-      path: The path of the HTML file.
-      analysis, title, subtitle, image_fn, compared, max_images: See `html`.
-    """
-    content = html(
-        analysis,
-        title=title,
-        subtitle=subtitle,
-        image_fn=image_fn,
-        compared=compared,
-        max_images=max_images,
-    )
-    page_html.write(path, content)
-
-
 def html(
     analysis: results.Analysis,
     *,

@@ -5,7 +5,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from concurrent import futures
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
@@ -13,6 +14,10 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator import exporters, result_types, spec, tpu_estimator
 from retinanet_tpu.estimator.cluster import preemption
 from retinanet_tpu.estimator.model_dir import checkpoints, leases
+
+T = TypeVar("T")
+
+_POLL_SECS = 0.2
 
 
 class Evaluations:
@@ -77,7 +82,8 @@ class Evaluations:
     @property
     def failure(self) -> str | None:
         """Returns why the run must stop; None without an error."""
-        if self._pending and self._pending.has_failed:
+        results = self._pending.results if self._pending else None
+        if results and results.done() and results.exception():
             self._finish()
         if self._error is None:
             return None
@@ -122,7 +128,7 @@ class Evaluations:
 
     def finish_if_ready(self) -> None:
         """Exports the pending checkpoint, if its results are computed."""
-        if self._pending and not self._pending.is_running:
+        if self._pending and self._pending.results.done():
             self._finish()
 
     def _start(self, path: str, *, is_final: bool) -> bool:
@@ -144,17 +150,18 @@ class Evaluations:
         model_dir = self._estimator.model_dir
         lease = leases.lease_checkpoint(model_dir, path, "export")
         self._lease.enter_context(lease)
-        self._pending = _Pending(compute_fn, path, is_final, recorded is None)
+        is_new = recorded is None
+        self._pending = _Pending(path, is_final, is_new, _in_thread(compute_fn))
         self._waited_secs += time.monotonic() - start
-        return recorded is None
+        return is_new
 
     def _wait_and_finish(self, path: str) -> None:
         """Waits for the pending results, unless there is a reason to stop."""
         start = time.monotonic()
-        while self._pending and self._pending.is_running:
+        while self._pending and not self._pending.results.done():
             if reason := self._stop_reason():
                 raise preemption.Preempted(reason, checkpoints.step_of(path))
-            self._pending.wait(secs=0.2)
+            futures.wait([self._pending.results], _POLL_SECS)
         self._waited_secs += time.monotonic() - start
         if self._pending:
             self._finish()
@@ -165,7 +172,7 @@ class Evaluations:
         assert pending is not None
         start = time.monotonic()
         try:
-            results = pending.results()
+            results = pending.results.result()
             if pending.is_new:
                 # A report holds the annotations and detections of the evaluation.
                 self.results = {
@@ -207,56 +214,31 @@ class Evaluations:
         )
 
 
-class _Pending:
+class _Pending(NamedTuple):
     """An evaluation whose results are computed in a thread.
 
     Attributes:
       path: The path of the checkpoint.
       is_final: Whether it is the last one of the run.
       is_new: Whether the results are computed now, not read.
+      results: The future results.
     """
 
-    def __init__(
-        self,
-        compute_fn: Callable[[], Mapping[str, Any]],
-        path: str,
-        is_final: bool,
-        is_new: bool,
-    ):
-        """Starts the thread."""
-        self.path = path
-        self.is_final = is_final
-        self.is_new = is_new
-        self._compute_fn = compute_fn
-        self._results: Mapping[str, Any] = {}
-        self._error: Exception | None = None
-        # The end of an interrupted process does not wait for a daemon.
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    path: str
+    is_final: bool
+    is_new: bool
+    results: "futures.Future[Mapping[str, Any]]"
 
-    @property
-    def is_running(self) -> bool:
-        """Returns whether the results are still being computed."""
-        return self._thread.is_alive()
 
-    @property
-    def has_failed(self) -> bool:
-        """Returns whether the computation has already failed."""
-        return self._error is not None
+def _in_thread(fn: Callable[[], T]) -> "futures.Future[T]":
+    """Returns the future of fn(), which the end of the process does not wait for."""
+    future: futures.Future[T] = futures.Future()
 
-    def wait(self, *, secs: float) -> None:
-        """Waits until the results are computed, at most some seconds."""
-        self._thread.join(secs)
-
-    def results(self) -> Mapping[str, Any]:
-        """Waits for the results; raises the error of their computation."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._results
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._results = self._compute_fn()
-        except Exception as error:
-            self._error = error
+            future.set_result(fn())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,7 @@ def write_evaluation(
     writer = Writer(directory)
     writer.write(step, results)
     writer.close()
-    pages = _pages(results, read_evaluations(directory))
+    pages = _pages(directory, results)
     head = {"global_step": step, "checkpoint": checkpoint.rpartition("/")[2]}
     record = head | numbers_of(results) | {"secs": round(secs, 1)}
     line = {name: _to_json(value) for name, value in record.items()}
@@ -133,25 +133,29 @@ def write_evaluation(
         files.remove_temporaries(directory)
         for name, page in pages.items():
             files.write_whole(f"{directory}/{name}-{step}.html", page)
-        others = [r for r in read_evaluations(directory) if r["global_step"] != step]
-        lines = [json.dumps(r, allow_nan=False) + "\n" for r in (*others, line)]
+        lines = [
+            json.dumps(r, allow_nan=False) + "\n"
+            for r in (*_others(directory, step), line)
+        ]
         files.write_whole(f"{directory}/{EVALUATIONS}", "".join(lines))
 
 
-def _pages(
-    results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
-) -> dict[str, str]:
+def _pages(directory: str, results: Mapping[str, Any]) -> dict[str, str]:
     """Returns the pages of the reports by name; logs the errors of those that fail."""
     step = results["global_step"]
-    others = [record for record in records if record["global_step"] != step]
     pages = {}
     for name, value in results.items():
         if isinstance(value, result_types.Report):
             try:
-                pages[name] = value.html_fn(step, others)
+                pages[name] = value.html_fn(step, _others(directory, step))
             except Exception:  # A page must not end a training.
                 logging.exception("%s of step %d is not written", name, step)
     return pages
+
+
+def _others(directory: str, step: int) -> list[dict[str, Any]]:
+    """Returns the records of eval.jsonl of other steps."""
+    return [r for r in read_evaluations(directory) if r["global_step"] != step]
 
 
 def numbers_of(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,9 +89,7 @@ def make_metric_fn(
     return metric_fn
 
 
-def _tensorboard_curves(
-    curves: thresholds.Curves,
-) -> result_types.Curves:
+def _tensorboard_curves(curves: thresholds.Curves) -> result_types.Curves:
     """Returns the curves in the form that the estimator writes."""
 
     def counts(curve: results.Curve) -> np.ndarray:

@@ -11,6 +11,7 @@ from retinanet_tpu.analysis import (
     image_detections,
     matching,
     page,
+    page_html,
     page_verdict,
     results,
     thresholds,
@@ -218,7 +219,7 @@ def test_without_a_correct_detection_there_is_no_threshold(tmp_path):
     assert len(analysis.images[0].detections) == 2
     text = " ".join(page_verdict.sentences(analysis))
     assert "At a score of" not in text and "AP is 0.000" in text
-    page.write(str(tmp_path / "page.html"), analysis, title="a")
+    page_html.write(str(tmp_path / "page.html"), page.html(analysis, title="a"))
     assert "There are no errors" not in (tmp_path / "page.html").read_text()
     assert "no detection is correct" in analyze_command.summarize(analysis)
 
@@ -229,10 +230,12 @@ def test_images_without_an_annotated_size_are_shown_whole(tmp_path):
         image.update({"width": None, "height": "?", "file_name": None})
     analysis = analyze.analyze(truth, [found(1, (1, FAR, 0.9))])
     path = tmp_path / "page.html"
-    page.write(str(path), analysis, title="a")
+    page_html.write(str(path), page.html(analysis, title="a"))
     assert "viewBox='0 0 500 400'" in path.read_text()  # The largest edges.
     pixels = np.zeros([480, 640, 3], np.uint8)
-    page.write(str(path), analysis, title="a", image_fn=lambda _: pixels)
+    page_html.write(
+        str(path), page.html(analysis, title="a", image_fn=lambda _: pixels)
+    )
     text = path.read_text()
     assert "viewBox='0 0 640 480'" in text and ">None<" not in text
 

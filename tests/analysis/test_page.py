@@ -9,6 +9,7 @@ import analysis_pages
 from retinanet_tpu.analysis import (
     page,
     page_charts,
+    page_html,
     page_images,
     page_verdict,
     results,
@@ -114,7 +115,7 @@ def image_fn(image_id):
 
 def written(folder, analysis, **settings):
     path = folder / "page.html"
-    page.write(str(path), analysis, title="The run", **settings)
+    page_html.write(str(path), page.html(analysis, title="The run", **settings))
     return path.read_text("utf-8")
 
 
@@ -241,7 +242,9 @@ def test_a_crop_contains_its_box_and_stays_inside_of_the_image():
 @pytest.mark.slow
 def test_a_browser_shows_the_page_without_errors_or_requests(tmp_path):
     path = tmp_path / "page.html"
-    page.write(str(path), make_analysis(), title="The run", image_fn=image_fn)
+    page_html.write(
+        str(path), page.html(make_analysis(), title="The run", image_fn=image_fn)
+    )
     title = analysis_pages.title_in_browser(path, CLICKS)
     assert title == "clicked: dog, 2 of 4 images, 0 requests"
 
