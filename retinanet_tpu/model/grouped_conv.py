@@ -34,13 +34,13 @@ class GroupedConv(layers.Conv):
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
         kernel = _merged(self.kernel, x.shape[-1] // self.kernel.shape[2])
         kernel = tf.cast(kernel, x.dtype)
+        x, padding = self._pad(x)
         num_parts = x.shape[-1] // kernel.shape[2]
         # Not one grouped convolution, because TensorFlow has its gradient on CPUs only
         # with oneDNN, and not with explicit padding. On v3 it is 4 % cheaper.
         pairs = zip(
             tf.split(x, num_parts, -1), tf.split(kernel, num_parts, -1), strict=True
         )
-        padding = self._padding()
         parts = [tf.nn.conv2d(*pair, self.stride, padding) for pair in pairs]
         return tf.concat(parts, -1)
 

@@ -80,7 +80,8 @@ class Conv(tf.Module):
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
         kernel = tf.cast(self.kernel, x.dtype)
-        return tf.nn.conv2d(x, kernel, self.stride, self._padding())
+        x, padding = self._pad(x)
+        return tf.nn.conv2d(x, kernel, self.stride, padding)
 
     def _initial_kernel(
         self,
@@ -91,12 +92,16 @@ class Conv(tf.Module):
         """Returns the first values of the kernel."""
         return init_fn(rng, shape)
 
-    def _padding(self) -> str | list[list[int]]:
-        """Returns the padding in the form of TensorFlow's operations."""
+    def _pad(self, x: tf.Tensor) -> tuple[tf.Tensor, str]:
+        """Returns the padded input and the padding that the convolution adds.
+
+        Symmetric padding is an operation of its own. TensorFlow's fast convolutions on
+        CPUs do not support explicit padding; XLA fuses it.
+        """
         if self.stride == 1 or not self.symmetric_padding:
-            return "SAME"
+            return x, "SAME"
         pad = [self.kernel.shape[0] // 2] * 2
-        return [[0, 0], pad, pad, [0, 0]]
+        return tf.pad(x, [[0, 0], pad, pad, [0, 0]]) if any(pad) else x, "VALID"
 
 
 class DepthwiseConv(Conv):
@@ -122,7 +127,8 @@ class DepthwiseConv(Conv):
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
         kernel = tf.cast(self.kernel, x.dtype)
         strides = [1, self.stride, self.stride, 1]
-        return tf.nn.depthwise_conv2d(x, kernel, strides, self._padding())
+        x, padding = self._pad(x)
+        return tf.nn.depthwise_conv2d(x, kernel, strides, padding)
 
     def _initial_kernel(
         self,
@@ -387,11 +393,21 @@ Norm = BatchNorm | NoNorm
 NormFn = Callable[..., Norm]
 
 
-def _moments(x32: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+@tf.custom_gradient
+def _moments(
+    x32: tf.Tensor,
+) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tf.Tensor]]:
     """Returns E[x] and E[x^2] over all axes but the last.
 
     They need one pass over x and one exchange between replicas. The two-pass variance
     needs two of each.
     """
     axes = list(range(x32.shape.rank - 1))
-    return tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)
+
+    def gradient(mean: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:
+        # TensorFlow's own gradient writes seven arrays of the size of x.
+        count = tf.cast(tf.size(x32) // x32.shape[-1], tf.float32)
+        return x32 * (2.0 * mean_square / count) + mean / count
+
+    moments = tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)
+    return moments, gradient

@@ -25,9 +25,9 @@ def _make(channels, out_channels, num_groups, stride=1):
 
 def _apart(conv, num_groups, x):
     """Returns the convolution of each group by itself."""
+    x, padding = conv._pad(x)
     kernels, inputs = tf.split(conv.kernel, num_groups, -1), tf.split(x, num_groups, -1)
     parts = zip(inputs, kernels, strict=True)
-    padding = conv._padding()
     return tf.concat([tf.nn.conv2d(*part, conv.stride, padding) for part in parts], -1)
 
 
