@@ -18,10 +18,10 @@ def repeat(maps: tf.Tensor, num_channels: int) -> tf.Tensor:
     num_anchors = maps.shape[1]
     anchor_of_channel = np.repeat(np.arange(num_anchors), num_channels)
     # Selects of broadcasts fuse into the loss: a TPU never writes the repeated map.
-    repeated = maps[:, 0, :, :, None]
-    for anchor in range(1, num_anchors):
-        is_later = anchor_of_channel >= anchor
-        repeated = tf.where(is_later, maps[:, anchor, :, :, None], repeated)
+    first, *others = tf.unstack(maps[..., None], axis=1)
+    repeated = first
+    for anchor, values in enumerate(others, start=1):
+        repeated = tf.where(anchor_of_channel >= anchor, values, repeated)
     return repeated
 
 

@@ -328,24 +328,24 @@ class BatchNorm(tf.Module):
           bias: float32 [C], see `__call__`. The batch's mean contains it, so it cancels
             and its gradient is 0. Added to the shift, not to x, it costs nothing.
         """
-        bias = 0.0 if bias is None else bias
         if self.uses_batch(is_training):
             mean, mean_square = moments_fn()
             if self.is_synchronized:
                 moments = replicas.cross_replica_mean(tf.stack([mean, mean_square]))
                 mean, mean_square = tf.unstack(moments)
             variance = tf.maximum(mean_square - tf.square(mean), 0)
-            mean += bias
+            mean = mean if bias is None else mean + bias
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
         else:
             mean, variance = self.moving_mean, self.moving_variance
         scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
-        return scale, self.beta + (bias - mean) * scale
+        mean = mean if bias is None else mean - bias
+        return scale, self.beta - mean * scale
 
     def _move(self, statistic: tf.Variable, value: tf.Tensor) -> None:
         """Moves a moving statistic towards a value."""
-        statistic.assign(self.momentum * statistic + (1 - self.momentum) * value)
+        statistic.assign_sub((1 - self.momentum) * (statistic - value))
 
 
 class NoNorm(tf.Module):
