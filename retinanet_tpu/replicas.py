@@ -72,3 +72,17 @@ def make_variable(
 def variable_path(variable: tf.Variable) -> str:
     """Returns the path of a variable in its network, such as fpn/output3/kernel."""
     return variable.name.partition(":")[0]
+
+
+def resource(variable: tf.Variable) -> tf.Tensor:
+    """Returns the resource of a variable, for `tf.raw_ops` that assign it.
+
+    The function that is traced then lists the variable, as after a read.
+
+    Args:
+      variable: A variable of this replica.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    if hasattr(graph, "watch_variable"):  # Not outside of functions.
+        graph.watch_variable(variable)
+    return variable.handle

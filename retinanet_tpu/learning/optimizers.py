@@ -97,8 +97,8 @@ class SGD(Optimizer):
             name = replicas.variable_path(variable)
             # One operation, as in AdamW.
             tf.raw_ops.ResourceApplyKerasMomentum(
-                var=variable.handle,
-                accum=slots[f"{name}/momentum"].handle,
+                var=replicas.resource(variable),
+                accum=replicas.resource(slots[f"{name}/momentum"]),
                 lr=rate * rate_factor(name, self._rate_factors),
                 grad=tf.cast(gradient, tf.float32),
                 momentum=self._momentum,
@@ -180,9 +180,9 @@ class AdamW(Optimizer):
                 variable.assign_sub(decays[factor] * variable)
             # One operation: a CPU reads and writes each array once, not ten times.
             tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=slots[f"{path}/momentum"].handle,
-                v=slots[f"{path}/velocity"].handle,
+                var=replicas.resource(variable),
+                m=replicas.resource(slots[f"{path}/momentum"]),
+                v=replicas.resource(slots[f"{path}/velocity"]),
                 lr=rates[factor],
                 grad=tf.cast(gradient, tf.float32),
                 **betas,

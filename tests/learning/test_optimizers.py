@@ -133,6 +133,20 @@ def test_slots_are_named_by_the_path_of_their_variable():
     assert len(optimizers.AdamW(RATE).create_slots(make_variables())) == 4
 
 
+@pytest.mark.parametrize("make_optimizer", [optimizers.SGD, optimizers.AdamW])
+def test_a_traced_update_lists_the_variables_that_it_assigns(make_optimizer):
+    optimizer, variables = make_optimizer(RATE), make_variables()
+    slots = optimizer.create_slots(variables)
+
+    @tf.function(autograph=False)
+    def update():
+        gradients = [tf.constant(g) for g in gradients_of(0)]
+        optimizer.apply(gradients, variables, slots, tf.constant(0))
+
+    listed = {v.ref() for v in update.get_concrete_function().variables}
+    assert listed == {v.ref() for v in [*variables, *slots.values()]}
+
+
 def test_two_variables_of_the_same_name_are_rejected():
     with pytest.raises(ValueError, match=r"used twice: \['head/bias', 'head/kernel'\]"):
         optimizers.SGD(RATE).create_slots(make_variables() + make_variables())
