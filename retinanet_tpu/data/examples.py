@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.data import category_map, tf_example, transforms
+from retinanet_tpu.data import category_map, random_ops, tf_example, transforms
 
 # The uniform random numbers that one example's augmentation uses: 1 for the scale, 2
-# for the position, 2 for the flips and 3 for the color.
+# for the position, 2 for the flips and 3 for the color. Those of `random_ops` follow.
 NUM_UNIFORMS = 8
 
 
@@ -26,6 +26,12 @@ class Augmentation(NamedTuple):
       vertical_flip: Independently mirrors it top to bottom with probability 1/2.
       color_jitter: Brightness, contrast and saturation are multiplied by factors in
         1 +- color_jitter.
+      random_ops: The number of random operations on an image: autocontrast, equalize,
+        sharpening or blurring, shear, rotation or translation.
+      random_magnitude: The largest strength of these operations, in [0, 1]. At 1 they
+        shear by 0.3, rotate by 30 degrees and translate by a fourth of the image.
+      random_erasing: The probability that a rectangle of 2 to 20 % of the image is
+        filled with MEAN_COLOR.
       mosaic: The probability that an image is joined with the next three.
       mosaic_scale: The range of the size of the images in a mosaic, relative to their
         size alone.
@@ -37,6 +43,9 @@ class Augmentation(NamedTuple):
     horizontal_flip: bool = True
     vertical_flip: bool = False
     color_jitter: float = 0.0
+    random_ops: int = 0
+    random_magnitude: float = 0.3
+    random_erasing: float = 0.0
     mosaic: float = 0.0
     mosaic_scale: tuple[float, float] = (0.5, 1.0)
     mixup: float = 0.0
@@ -46,6 +55,12 @@ class Augmentation(NamedTuple):
     def mixes(self) -> bool:
         """Returns whether an example may show several images."""
         return self.mosaic > 0 or self.mixup > 0
+
+    @property
+    def num_random_op_uniforms(self) -> int:
+        """Returns the number of random numbers that `random_ops` needs."""
+        is_used = self.random_ops > 0 or self.random_erasing > 0
+        return random_ops.num_uniforms(self.random_ops) if is_used else 0
 
 
 class OutputSpec(NamedTuple):
@@ -96,8 +111,8 @@ def load_example(
       categories: The classes of the data directory.
       output: The static shape of the example.
       augmentation: The random changes. None keeps the whole image, as in evaluation.
-      uniforms: float32 [NUM_UNIFORMS] in [0, 1), the random numbers that decide the
-        augmentation.
+      uniforms: float32 [NUM_UNIFORMS + num_random_op_uniforms] in [0, 1), the random
+        numbers that decide the augmentation.
 
     Raises:
       ValueError: An augmentation without random numbers.
@@ -124,7 +139,7 @@ def load_image(
       categories: The classes of the data directory.
       output_size: The height and width of the network's input, px.
       augmentation: The random changes of a single image; None for none.
-      uniforms: float32 [NUM_UNIFORMS] in [0, 1).
+      uniforms: float32 [NUM_UNIFORMS + num_random_op_uniforms] in [0, 1).
 
     Raises:
       ValueError: An augmentation without random numbers.
@@ -152,6 +167,15 @@ def load_image(
     boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * corners, window)
     if augmentation is not None:
         image, boxes_yxyx = _flip_and_recolor(image, boxes_yxyx, augmentation, uniforms)
+    if augmentation is not None and augmentation.num_random_op_uniforms:
+        image, boxes_yxyx = random_ops.apply(
+            image,
+            boxes_yxyx,
+            uniforms[NUM_UNIFORMS:],
+            num_ops=augmentation.random_ops,
+            magnitude=augmentation.random_magnitude,
+            erasing=augmentation.random_erasing,
+        )
     return LoadedImage(
         image=image,
         boxes_yxyx=boxes_yxyx,

@@ -13,9 +13,6 @@ GROUP_SIZE = 4
 NUM_UNIFORMS = 5
 # The range of the center of a mosaic, as a share of the output's sides.
 _CENTER = (0.25, 0.75)
-# The share of a box that must remain visible in a mosaic. If less is visible, the box
-# has no label, and its visible rest counts as background.
-_MIN_VISIBLE = 0.2
 
 
 def mix(
@@ -154,8 +151,9 @@ def _placed(
     low = tf.tile(tf.cast(start, tf.float32), [2])
     high = tf.tile(tf.cast(end, tf.float32), [2])
     clipped = tf.clip_by_value(moved, low, high)
-    is_visible = _areas(clipped) >= _MIN_VISIBLE * _areas(moved)
-    return image, tf.where(is_visible[:, None], clipped, low)
+    return image, transforms.drop_hidden(
+        clipped, transforms.areas(clipped), transforms.areas(moved)
+    )
 
 
 def _padded(image: tf.Tensor, padding: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -165,7 +163,3 @@ def _padded(image: tf.Tensor, padding: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     padded = tf.pad(image, tf.concat([padding, [[0, 0]]], axis=0))
     mean = tf.constant(transforms.MEAN_COLOR, tf.uint8)
     return tf.reshape(tf.where(is_inside, padded, mean), tf.concat([size, [3]], axis=0))
-
-
-def _areas(boxes_yxyx: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_prod(boxes_yxyx[:, 2:] - boxes_yxyx[:, :2], axis=-1)

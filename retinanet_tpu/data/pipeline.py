@@ -101,7 +101,7 @@ def make_train_dataset(
         def load(
             number: tf.Tensor, serialized: tf.Tensor
         ) -> tuple[structures.Features, structures.Labels]:
-            uniforms = _uniforms(read_options.seed, number, examples.NUM_UNIFORMS)
+            uniforms = _example_uniforms(read_options.seed, number, augmentation)
             return examples.load_example(
                 serialized, spec.categories, spec.output, augmentation, uniforms
             )
@@ -231,6 +231,20 @@ def _uniforms(seed: int, number: tf.Tensor, count: int, stream: int = 0) -> tf.T
     return tf.random.stateless_uniform([count], key)
 
 
+def _example_uniforms(
+    seed: int, number: tf.Tensor, augmentation: examples.Augmentation
+) -> tf.Tensor:
+    """Returns the random numbers of `examples.load_image`, float32 [...].
+
+    Random operations have a stream of their own. So they change no crop and no flip.
+    """
+    uniforms = _uniforms(seed, number, examples.NUM_UNIFORMS)
+    num_others = augmentation.num_random_op_uniforms
+    if not num_others:
+        return uniforms
+    return tf.concat([uniforms, _uniforms(seed, number, num_others, 2)], axis=0)
+
+
 def _mixed_examples(
     spec: DatasetSpec,
     augmentation: examples.Augmentation,
@@ -245,7 +259,7 @@ def _mixed_examples(
     # Both are functions of their own, so that each is traced once and not four times.
     @tf.function(autograph=False)
     def load(number: tf.Tensor, serialized: tf.Tensor) -> examples.LoadedImage:
-        uniforms = _uniforms(options.seed, number, examples.NUM_UNIFORMS)
+        uniforms = _example_uniforms(options.seed, number, augmentation)
         return examples.load_image(
             serialized, spec.categories, spec.image_size, augmentation, uniforms
         )

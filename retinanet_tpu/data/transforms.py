@@ -19,6 +19,9 @@ MEAN_COLOR = (124, 116, 104)
 # The shortest side of a box that is trained on, px. A box below a pixel shows nothing,
 # and ln(side) would be a huge regression target.
 MIN_SIDE = 1.0
+# The share of a box that must remain visible if other pixels cover it or the image is
+# deformed. If less is visible, the box has no label, and its rest counts as background.
+MIN_VISIBLE = 0.2
 # The factors by which libjpeg can reduce an image while decoding it.
 _RATIOS = (1, 2, 4, 8)
 
@@ -237,10 +240,31 @@ def largest_box_indices(boxes_yxyx: tf.Tensor, max_boxes: int) -> tf.Tensor:
       boxes_yxyx: float32 [N, 4], px.
       max_boxes: The number of boxes to keep.
     """
-    sides = boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]
-    areas = tf.reduce_prod(sides, axis=-1)
-    count = tf.minimum(max_boxes, tf.size(areas))
-    return tf.sort(tf.math.top_k(areas, k=count).indices)
+    count = tf.minimum(max_boxes, tf.shape(boxes_yxyx)[0])
+    return tf.sort(tf.math.top_k(areas(boxes_yxyx), k=count).indices)
+
+
+def areas(boxes_yxyx: tf.Tensor) -> tf.Tensor:
+    """Returns float32 [N]: the areas of boxes, px^2.
+
+    Args:
+      boxes_yxyx: float32 [N, 4], px.
+    """
+    return tf.reduce_prod(boxes_yxyx[:, 2:] - boxes_yxyx[:, :2], axis=-1)
+
+
+def drop_hidden(
+    boxes_yxyx: tf.Tensor, visible: tf.Tensor, whole: tf.Tensor
+) -> tf.Tensor:
+    """Replaces boxes by zeros if less than MIN_VISIBLE of their area is visible.
+
+    Args:
+      boxes_yxyx: float32 [N, 4], px.
+      visible: float32 [N], the visible area of each box, px^2.
+      whole: float32 [N], the area of each box with its hidden part, px^2.
+    """
+    is_visible = visible >= MIN_VISIBLE * whole
+    return tf.where(is_visible[:, tf.newaxis], boxes_yxyx, 0.0)
 
 
 def pad_to_size(image: tf.Tensor, output_size: tuple[int, int]) -> tf.Tensor:

@@ -77,6 +77,42 @@ def test_boxes_fit_their_objects_after_jitter_crop_and_flip(image_format):
     assert num_kept > 25 and num_cut > 2
 
 
+def test_a_large_scale_jitter_keeps_exactly_the_boxes_that_remain_visible():
+    output = examples.OutputSpec((96, 128), max_boxes=32)
+    rng = np.random.default_rng(3)
+    sides = 2 ** rng.uniform(1, 6, [24, 2])  # From 2 to 64 px.
+    starts = rng.uniform(0, [120, 200] - sides)
+    boxes_xywh = np.concatenate([starts[:, ::-1], sides[:, ::-1]], axis=1)
+    augmentation = examples.Augmentation((0.1, 2.0), horizontal_flip=False)
+    load = tf.function(
+        lambda s, u: examples.load_example(s, CATEGORIES, output, augmentation, u)
+    )
+    serialized, num_small, num_outside = record(boxes_xywh), 0, 0
+    for _ in range(40):
+        uniforms = tf.constant(rng.random(examples.NUM_UNIFORMS), tf.float32)
+        features, labels = load(serialized, uniforms)
+        window = transforms.crop_window(
+            tf.constant([120, 200]),
+            output.image_size,
+            scale=0.1 + 1.9 * uniforms[0],
+            position=uniforms[1:3],
+        )
+        start, size, resized = (x.numpy().astype(float) for x in window[:3])
+        scale = resized / size
+        np.testing.assert_allclose(features.scales, scale, rtol=1e-6)
+        low = (starts - start) * scale
+        corners = np.concatenate([low, low + sides * scale], axis=1)
+        clipped = np.clip(corners, 0, np.tile(resized, 2))
+        visible = clipped[:, 2:] - clipped[:, :2]
+        is_kept = (visible >= 1).all(1)
+        num_small += (sides * scale < 1).any(1).sum()
+        num_outside += (visible <= 0).any(1).sum()
+        assert labels.num_boxes == is_kept.sum()
+        kept = labels.boxes_yxyx[: is_kept.sum()]
+        np.testing.assert_allclose(kept, clipped[is_kept], atol=1e-3)
+    assert num_small > 20 and num_outside > 100
+
+
 def test_flip_is_independent_of_the_scale():
     serialized = record()
     scales = []

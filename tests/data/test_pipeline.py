@@ -52,6 +52,7 @@ def data_dir(tmp_path_factory):
 
 
 MIXED = JITTER._replace(mosaic=0.7, mixup=0.3)
+OPERATIONS = JITTER._replace(random_ops=2, random_magnitude=0.5, random_erasing=0.5)
 
 
 def train(data_dir, *, batch_size=2, augmentation=JITTER, num_mixed=None, **options):
@@ -135,13 +136,28 @@ def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     assert_same(straight[num_used_up:], resumed)
 
 
-@pytest.mark.parametrize("num_used_up", [3])
-def test_mosaics_and_mixups_continue_after_a_resume(data_dir, num_used_up):
-    whole = take(train(data_dir, augmentation=MIXED, batch_size=1), num_used_up + 6)
-    resumed = train(
-        data_dir, augmentation=MIXED, batch_size=1, first_example=num_used_up
-    )
-    assert_same(whole[num_used_up:], take(resumed, 6))
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        pytest.param(MIXED, marks=pytest.mark.slow),
+        OPERATIONS,
+        OPERATIONS._replace(mosaic=0.7, mixup=0.3),
+    ],
+)
+def test_every_augmentation_continues_after_a_resume(data_dir, augmentation):
+    whole = take(train(data_dir, augmentation=augmentation, batch_size=1), 3 + 6)
+    resumed = train(data_dir, augmentation=augmentation, batch_size=1, first_example=3)
+    assert_same(whole[3:], take(resumed, 6))
+
+
+def test_random_operations_do_not_change_the_order_and_the_crops(data_dir):
+    plain = take(train(data_dir, batch_size=1), 12)
+    changed = take(train(data_dir, augmentation=OPERATIONS, batch_size=1), 12)
+    for a, b in zip(plain, changed, strict=True):
+        # Ids, sizes of the images and scales.
+        tf.nest.map_structure(np.testing.assert_array_equal, a[1:4], b[1:4])
+    is_changed = [(a[0] != b[0]).any() for a, b in zip(plain, changed, strict=True)]
+    assert sum(is_changed) >= 10
 
 
 def test_mosaics_keep_the_order_and_end_after_the_given_number(data_dir):
