@@ -185,7 +185,7 @@ def _check_augmentation(augmentation: examples.Augmentation) -> None:
             "(none) or more and below 1, e.g. 0.2. Factors are drawn from "
             "1 - color_jitter to 1 + color_jitter."
         )
-    for name in ("mosaic", "mixup"):
+    for name in ("random_erasing", "mosaic", "mixup"):
         probability = getattr(augmentation, name)
         if not 0 <= probability <= 1:
             raise errors.UserError(

@@ -122,6 +122,7 @@ def test_the_random_numbers_choose():
     ("settings", "message"),
     [
         ({"mosaic": 1.5}, r"Augmentation\.mosaic is 1\.5; it is a probability"),
+        ({"random_erasing": 2.0}, r"random_erasing is 2\.0; it is a probability"),
         ({"mixup": -0.1}, r"Augmentation\.mixup is -0\.1; it is a probability"),
         ({"mosaic_scale": (0.0, 1.0)}, r"Augmentation\.mosaic_scale is \(0\.0, 1\.0\)"),
         ({"mosaic": 1.0, "last_mixed_step": 5}, "last_mixed_step does not work with"),

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -25,6 +26,18 @@ ALIGNED = (
     "detection_losses.box_loss_fn = @giou_loss",
     "detection_losses.box_weight = 2.0",
 )
+# Every random change of training at once, and the recipe of recipe/modern.gin.
+MODERN = (
+    "ResNet.drop_rate = 0.3",
+    "ResNet.activation_fn = @swish",
+    "Augmentation.mosaic = 0.5",
+    "Augmentation.mixup = 0.3",
+    "Augmentation.random_ops = 2",
+    "Augmentation.random_erasing = 0.5",
+    "WeightUpdate.averaging_decay = 0.9998",
+    "assign_targets.match_fn = @match_by_atss",
+    *ALIGNED[1:],
+)
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 
@@ -43,14 +56,14 @@ class Trained(NamedTuple):
 def trained(data_dir, tmp_path_factory):
     """Trains two steps; returns all variables, the loop's scalars and the path."""
 
-    def train(*bindings, num_replicas=1):
+    def train(*bindings, num_replicas=1, model_dir=None):
         reports = []
 
         def report_loop(self, step, num_steps, scalars, *, secs):
             reports.append({k: v for k, v in scalars.items() if k != "input-wait"})
 
         run = toy_data.make_run(
-            tmp_path_factory.mktemp("run"),
+            model_dir or tmp_path_factory.mktemp("run"),
             data_dir,
             *SMALL,
             *bindings,
@@ -119,6 +132,23 @@ def test_assignment_by_predictions_is_the_same_compiled_and_on_two_replicas(trai
     assert_same_training(trained(*ALIGNED, num_replicas=2), one, rtol=1e-4)
     compiled = trained(*ALIGNED, "TPUConfig.jit_compile = True")
     assert_same_training(compiled, one, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_random_changes_are_the_same_after_a_resume_and_on_two_replicas(trained):
+    saves = (
+        "RunConfig.save_checkpoints_steps = 1",
+        "TPUConfig.iterations_per_loop = 1",
+    )
+    one = trained(*MODERN, *saves)
+    assert_same_training(trained(*MODERN, *saves, num_replicas=2), one, rtol=1e-4)
+    folder = pathlib.Path(one.path).parent
+    for path in folder.glob("model.ckpt-2*"):
+        path.unlink()
+    assert checkpoints.steps(str(folder)) == [1]
+    resumed = trained(*MODERN, *saves, model_dir=folder)
+    for name, value in one.variables.items():
+        np.testing.assert_array_equal(resumed.variables[name], value, err_msg=name)
 
 
 def test_every_weight_and_every_statistic_is_trained(plain, network_and_params):

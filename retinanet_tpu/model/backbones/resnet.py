@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import folding, layers
+from retinanet_tpu.model import activations, folding, layers
 from retinanet_tpu.model.backbones import residual_block, stem_conv
 
 # depth: (numbers of blocks of stages 2 to 5, whether they are bottlenecks)
@@ -29,7 +29,8 @@ class ResNet(tf.Module):
     ResNeXt-50 32x4d is depth 50 with 32 groups of width 4.
 
     Source: arXiv:1512.03385; the stride as in v1.5 of public implementations; groups
-    from ResNeXt, arXiv:1611.05431.
+    from ResNeXt, arXiv:1611.05431; other activations and stochastic depth from
+    RetinaNet-RS, arXiv:2107.00057, section 3.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class ResNet(tf.Module):
         symmetric_padding: bool = True,
         symmetric_pool_padding: bool = False,
         identity_first_shortcut: bool = False,
+        activation_fn: activations.ActivationFn = activations.relu,
+        drop_rate: float = 0.0,
         norm_fn: layers.NormFn = layers.BatchNorm,
         seed: int = 0,
     ):
@@ -66,6 +69,9 @@ class ResNet(tf.Module):
           identity_first_shortcut: Whether the first shortcut of a stage that changes
             no shape is the identity instead of a projection. This is stage 2 of basic
             blocks.
+          activation_fn: The activation of all layers. Published weights require ReLU.
+          drop_rate: The probability of stochastic depth in the last block; it rises
+            linearly from 0 at the stem.
           norm_fn: Returns a normalization from (num_channels, name=, initial_gamma=).
           seed: The seed of the kernels.
         Raises:
@@ -87,6 +93,7 @@ class ResNet(tf.Module):
         self.stride_in_1x1 = stride_in_1x1
         self.symmetric_pool_padding = symmetric_pool_padding
         self.identity_first_shortcut = identity_first_shortcut
+        self.activation_fn = activation_fn
         self.stages: list[list[residual_block.ResidualBlock]] = []
         with self.name_scope:
             with tf.name_scope("stem"):
@@ -101,6 +108,7 @@ class ResNet(tf.Module):
                 )
                 self.stem_norm = norm_fn(width, name="norm")
             in_channels = width
+            index = 0  # The number of blocks before this one.
             for stage, num_blocks in enumerate(stage_blocks, start=2):
                 channels = width * 2 ** (stage - 2)
                 stride = 1 if stage == 2 else 2
@@ -121,6 +129,9 @@ class ResNet(tf.Module):
                             name=f"block{i}",
                             has_projection=has_projection and i == 1,
                             symmetric_padding=symmetric_padding,
+                            activation_fn=activation_fn,
+                            drop_rate=drop_rate * (index + i) / sum(stage_blocks),
+                            index=index + i,
                             # A block that starts as the identity helps the warm-up of
                             # large batches: arXiv:1706.02677.
                             last_gamma=0.0,
@@ -131,6 +142,7 @@ class ResNet(tf.Module):
                     ]
                 self.stages.append(blocks)
                 in_channels = out_channels
+                index += num_blocks
 
     @property
     def channels(self) -> dict[int, int]:
@@ -146,24 +158,24 @@ class ResNet(tf.Module):
         Args:
           x: float [B, H, W, 3], normalized.
           is_training: Whether to normalize by the batch's moments.
-          seeds: Unused; a ResNet has no stochastic depth.
+          seeds: uint32 [B], the seeds of `stochastic_depth`; None drops nothing.
         Returns:
           [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] by level l, in x's dtype.
         """
         x = folding.conv_norm(
             self.stem_conv, self.stem_norm, x, is_training=is_training
         )
-        x = tf.nn.relu(x)
+        x = self.activation_fn(x)
         if self.symmetric_pool_padding:
             # Not a padded pool, which XLA does not have. After a ReLU zeros never
-            # exceed the maximum.
+            # exceed the maximum; after a SiLU they replace values above -0.28.
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
         padding = "VALID" if self.symmetric_pool_padding else "SAME"
         x = tf.nn.max_pool2d(x, 3, 2, padding)
         features = {}
         for level, blocks in enumerate(self.stages, start=2):
             for block in blocks:
-                x = block(x, is_training=is_training)
+                x = block(x, is_training=is_training, seeds=seeds)
             features[level] = x
         return features
 

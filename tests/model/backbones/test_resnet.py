@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import layers, variable_paths
+from retinanet_tpu.model import activations, layers, stochastic_depth, variable_paths
 from retinanet_tpu.model.backbones import resnet
 
 
@@ -55,6 +55,45 @@ def test_identity_first_shortcut_removes_a_needless_projection(depth, has_projec
     has_projections = [blocks[0].shortcut is not None for blocks in backbone.stages]
     assert has_projections == [has_projection, True, True, True]
     assert backbone.channels == resnet.ResNet(depth=depth, width=4).channels
+
+
+def test_stochastic_depth_rises_linearly_and_every_block_drops_independently():
+    backbone = resnet.ResNet(depth=18, width=4, drop_rate=0.16)
+    blocks = [block for stage in backbone.stages for block in stage]
+    np.testing.assert_allclose(
+        [block.drop_rate for block in blocks], 0.02 * np.arange(1, 9)
+    )
+    assert len({block.index for block in blocks}) == len(blocks) == 8
+
+
+def test_a_dropped_block_passes_its_input_on():
+    backbone = resnet.ResNet(depth=10, width=4, drop_rate=0.5)
+    for variable in backbone.variables:
+        if "/norm2/gamma" in variable.name:  # Blocks start as the identity.
+            variable.assign(tf.ones_like(variable))
+    images = tf.random.stateless_uniform([32, 16, 16, 3], [0, 0])
+    seeds = stochastic_depth.image_seeds(tf.range(32, dtype=tf.int64), tf.constant(0))
+    kept = backbone(images, is_training=False)[2]
+    dropped = backbone(images, is_training=False, seeds=seeds)[2]
+    # The first of four blocks has an eighth of the images dropped.
+    is_equal = np.isclose(kept, dropped, atol=1e-6).all((1, 2, 3))
+    block = backbone.stages[0][0]
+    assert block.drop_rate == 0.125
+    factors = stochastic_depth.drop(
+        tf.ones([32, 1]), rate=0.125, layer=block.index, seeds=seeds
+    )
+    assert 0 < (factors.numpy() == 0).sum() < 16
+    # The others are divided by the share of those that are kept.
+    assert not is_equal.any()
+
+
+def test_the_activation_follows_the_stem_and_every_block():
+    images = tf.random.stateless_uniform([1, 32, 32, 3], [0, 0])
+    relu = resnet.ResNet(depth=10, width=4)(images, is_training=False)
+    swish = resnet.ResNet(depth=10, width=4, activation_fn=activations.swish)
+    for level, x in swish(images, is_training=False).items():
+        assert relu[level].numpy().min() >= 0
+        assert -0.28 < x.numpy().min() < 0
 
 
 def test_symmetric_pool_padding_changes_only_images_of_even_sides():
