@@ -113,6 +113,15 @@ def test_a_rate_factor_is_a_lower_rate_of_the_paths_with_a_pattern(make_optimize
     np.testing.assert_array_equal(bias, whole[1])
 
 
+def test_a_decay_of_the_rate_by_depth_is_a_list_of_patterns():
+    factors = {"^backbone/(stem|stage2)/": 0.125, "^backbone/stage3/": 0.25}
+    factors |= {"^backbone/": 0.5}
+    paths = ["backbone/stem/conv/kernel", "backbone/stage3/block1/norm1/gamma"]
+    paths += ["backbone/stage5/block2/conv1/kernel", "fpn/lateral3/kernel"]
+    got = [optimizers.rate_factor(path, factors) for path in paths]
+    assert got == [0.125, 0.25, 0.5, 1.0]
+
+
 def test_a_rate_factor_that_applies_to_nothing_is_an_error():
     optimizer = optimizers.AdamW(RATE, rate_factors={"backbone": 0.1})
     with pytest.raises(errors.UserError, match=r"'backbone'.*such as head/kernel"):

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import heads, retinanet, variable_paths
+from retinanet_tpu.learning import optimizers
+from retinanet_tpu.model import group_norm, heads, retinanet, variable_paths
 from retinanet_tpu.model.backbones import resnet
 from retinanet_tpu.model.necks import fpn
 
@@ -134,6 +135,30 @@ def test_normalizing_subtracts_the_mean_of_imagenet():
         [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225],
     ]
     np.testing.assert_allclose(retinanet.normalize(pixel), expected, atol=1e-6)
+
+
+def test_only_kernels_decay_in_both_optimizers():
+    norms = {"own_norm_fn": functools.partial(group_norm.GroupNorm, num_groups=4)}
+    heads_fn = functools.partial(heads.Heads, num_convs=1, num_channels=16, **norms)
+    network = _tiny(heads_fn=heads_fn)
+    expected = {
+        replicas.variable_path(v)
+        for v in network.trainable_variables
+        # Vectors are biases, and gammas and betas of both normalizations.
+        if v.shape.rank > 1
+    }
+    # SGD: the L2 loss contains these.
+    assert {replicas.variable_path(v) for v in network.kernels()} == expected
+    optimizer = optimizers.AdamW(lambda step: tf.constant(0.5), weight_decay=0.2)
+    variables = network.trainable_variables
+    assert len(expected) < len(variables) / 2
+    slots = optimizer.create_slots(variables)
+    before = [variable.numpy() for variable in variables]
+    zeros = [tf.zeros(variable.shape) for variable in variables]
+    optimizer.apply(zeros, variables, slots, tf.constant(0))
+    for variable, value in zip(variables, before, strict=True):
+        factor = 0.9 if replicas.variable_path(variable) in expected else 1.0
+        np.testing.assert_allclose(variable, factor * value, rtol=1e-6)
 
 
 def test_paths_are_unique_and_contain_the_layers():
