@@ -87,6 +87,31 @@ def test_the_learning_rates_are_those_of_the_specification(step, rate):
     assert round(float(learning_rate(step)), 3) == rate
 
 
+MODERN = {
+    "assign_targets.match_fn = @match_by_atss",
+    "detection_losses.box_loss_fn = @giou_loss",
+    "detection_losses.box_weight = 2.0",
+    "detection_losses.class_loss_fn = @quality_focal_loss",
+    "WeightUpdate.averaging_decay = 0.9998",
+}
+
+
+def test_the_modern_recipe_is_one_file_that_changes_only_losses_matching_and_averages():
+    run = GIN_CONFIGS / "coco_r50_640_3x.gin"
+    classic = set(_parse(run).splitlines())
+    files = [str(run), str(GIN_CONFIGS / "recipe/modern.gin")]
+    text = gin_files.parse(files, [], known=configurables.CONFIGURABLES)
+    modern = set(text.splitlines())
+    assert modern - classic == MODERN
+    removed = {line.partition(" = ")[0] for line in classic - modern}
+    assert removed < {line.partition(" = ")[0] for line in MODERN}
+
+
+@pytest.mark.parametrize("run", sorted(GIN_CONFIGS.glob("*_modern.gin")))
+def test_the_modern_runs_include_the_modern_recipe(run):
+    assert set(_parse(run).splitlines()) >= MODERN
+
+
 DEVICES = sorted(path.stem for path in (GIN_CONFIGS / "device").glob("*.gin"))
 
 
