@@ -165,17 +165,17 @@ def load_image(
     )
     corners = tf.tile(tf.cast(original_size, tf.float32), [2])
     boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * corners, window)
-    if augmentation is not None:
+    if augmentation is not None and uniforms is not None:
         image, boxes_yxyx = _flip_and_recolor(image, boxes_yxyx, augmentation, uniforms)
-    if augmentation is not None and augmentation.num_random_op_uniforms:
-        image, boxes_yxyx = random_ops.apply(
-            image,
-            boxes_yxyx,
-            uniforms[NUM_UNIFORMS:],
-            num_ops=augmentation.random_ops,
-            magnitude=augmentation.random_magnitude,
-            erasing=augmentation.random_erasing,
-        )
+        if augmentation.num_random_op_uniforms:
+            image, boxes_yxyx = random_ops.apply(
+                image,
+                boxes_yxyx,
+                uniforms[NUM_UNIFORMS:],
+                num_ops=augmentation.random_ops,
+                magnitude=augmentation.random_magnitude,
+                erasing=augmentation.random_erasing,
+            )
     return LoadedImage(
         image=image,
         boxes_yxyx=boxes_yxyx,
