@@ -168,7 +168,8 @@ def deform(
     Source: arXiv:1906.11172, section 3; dropping hidden boxes is ours.
     """
     size = tf.shape(image)[:2]
-    sides_xy = tf.cast(size[::-1], tf.float32)
+    # TensorFlow's layout optimizer logs an error for slices with a step of -1.
+    sides_xy = tf.cast(tf.reverse(size, [0]), tf.float32)
     shear_x, shear_y, turn = tf.unstack(strengths[:3])
     cos, sin = tf.cos(_MAX_ANGLE * turn), tf.sin(_MAX_ANGLE * turn)
     rotation = tf.stack([[cos, -sin], [sin, cos]])
@@ -195,8 +196,8 @@ def deform(
     corners_xy = tf.stack([corners_x, corners_y], axis=2) - center
     corners_xy = tf.linalg.matvec(forward, corners_xy) + target
     low, high = tf.reduce_min(corners_xy, axis=1), tf.reduce_max(corners_xy, axis=1)
-    around = tf.concat([low[:, ::-1], high[:, ::-1]], axis=1)
-    clipped = tf.clip_by_value(around, 0.0, tf.tile(sides_xy[::-1], [2]))
+    around = tf.concat([tf.reverse(low, [1]), tf.reverse(high, [1])], axis=1)
+    clipped = tf.clip_by_value(around, 0.0, tf.tile(tf.cast(size, tf.float32), [2]))
     # An empty box at the edge would become a box again.
     whole = tf.where(
         transforms.is_nonempty(boxes_yxyx), transforms.areas(around), math.inf
