@@ -61,12 +61,12 @@ class Predictions(NamedTuple):
     Attributes:
       class_logits: A tensor [B, H_l, W_l, A * K] for each level l; the anchor is the
         outer index, the class the inner one.
-      box_deltas: A tensor [B, H_l, W_l, A * 4] for each level l; the anchor is the
-        outer index, (dy, dx, dh, dw) the inner one.
+      box_outputs: A tensor [B, H_l, W_l, A * C] for each level l; the anchor is the
+        outer index, the C channels of a `box_coder.BoxCoder` the inner one.
     """
 
     class_logits: tuple[tf.Tensor, ...]
-    box_deltas: tuple[tf.Tensor, ...]
+    box_outputs: tuple[tf.Tensor, ...]
 
 
 class Detections(NamedTuple):

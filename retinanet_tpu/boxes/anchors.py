@@ -1,4 +1,4 @@
-"""The reference boxes that the network predicts offsets from."""
+"""The reference boxes that the network's boxes are relative to."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from retinanet_tpu import errors
+from retinanet_tpu.boxes.box_coder import AnchorOffsets, BoxCoder
 
 # The backbone's coarsest level. torchvision pads images to multiples of its stride.
 _WHOLE_PIXELS_LEVEL = 5
 
 
 class Anchors:
-    """The fixed boxes that predictions are offsets from.
+    """The fixed boxes that predictions are relative to, and their representation.
 
     Level l has a grid of cells that are 2^l pixels wide. Every cell has `num_per_cell`
     anchors around its center, or around another point of the cell. The order is: level,
@@ -31,6 +32,7 @@ class Anchors:
         size: float = 4.0,
         center: float = 0.5,
         whole_pixels: bool = False,
+        box_coder: BoxCoder = AnchorOffsets(),
     ):
         """Initializes the anchors; their boxes depend on the image size.
 
@@ -45,6 +47,7 @@ class Anchors:
           whole_pixels: Whether strides, sides and corners are whole pixels, as in
             torchvision. A stride is then the side of the image // the number of cells,
             and an image's sides may be any multiples of 32.
+          box_coder: The representation of a box relative to its anchor.
         Raises:
           UserError: max_level is below min_level, a sequence is empty, or a number is
             not positive.
@@ -67,6 +70,7 @@ class Anchors:
         self.size = size
         self.center = center
         self.whole_pixels = whole_pixels
+        self.box_coder = box_coder
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from retinanet_tpu import errors, structures
 from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.boxes.anchors import Anchors
+from retinanet_tpu.boxes.box_coder import BoxCoder
 
 # COCO compares a detection that is more than half inside a crowd region with that
 # region. Such an anchor is no background, nor a match.
@@ -28,11 +29,13 @@ class AnchorGrid(NamedTuple):
       boxes_cyxhw: float32 [A, 4], px.
       sizes: (rows, columns) of each level's grid of cells.
       num_per_cell: The number of anchors of a cell.
+      box_coder: The representation of the boxes that are predicted from the anchors.
     """
 
     boxes_cyxhw: np.ndarray
     sizes: tuple[tuple[int, int], ...]
     num_per_cell: int
+    box_coder: BoxCoder
 
     @property
     def boxes_yxyx(self) -> tf.Tensor:
@@ -59,7 +62,12 @@ def make_grid(anchors: Anchors, image_size: tuple[int, int]) -> AnchorGrid:
         boxes.reshape(-1, count, 4).swapaxes(0, 1).reshape(-1, 4)
         for boxes in anchors.boxes_cyxhw(image_size)
     ]
-    return AnchorGrid(np.concatenate(levels), anchors.grid_sizes(image_size), count)
+    return AnchorGrid(
+        np.concatenate(levels),
+        anchors.grid_sizes(image_size),
+        count,
+        anchors.box_coder,
+    )
 
 
 def match_by_iou(

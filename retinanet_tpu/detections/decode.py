@@ -7,8 +7,9 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import box_coder, box_ops
+from retinanet_tpu.boxes import box_ops
 from retinanet_tpu.boxes.anchors import Anchors
+from retinanet_tpu.boxes.box_coder import BoxCoder
 
 
 class Candidates(NamedTuple):
@@ -55,16 +56,17 @@ def decode(
     """
     anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
     logits = _flatten(predictions.class_logits, num_classes)
-    deltas = _flatten(predictions.box_deltas, 4)
+    outputs = _flatten(predictions.box_outputs, anchors.box_coder.num_channels)
 
     if num_per_level is None:
         best = _best_pairs(logits, num_candidates)
     else:
         levels = [_flatten([x], num_classes) for x in predictions.class_logits]
         best = _best_pairs_of_levels(levels, num_candidates, num_per_level)
-    boxes_yxyx = box_coder.decode(
-        tf.cast(tf.gather(deltas, best.anchors, batch_dims=1), tf.float32),
+    boxes_yxyx = _predicted_boxes(
+        tf.gather(outputs, best.anchors, batch_dims=1),
         tf.gather(anchors_cyxhw, best.anchors),
+        anchors.box_coder,
     )
     return Candidates(
         box_ops.clip(boxes_yxyx, image_size),
@@ -94,10 +96,10 @@ def every_box(
       UserError: A side is not a multiple of the coarsest level's stride.
     """
     anchors_cyxhw = np.concatenate(anchors.boxes_cyxhw(image_size))
-    deltas = tf.cast(_flatten(predictions.box_deltas, 4), tf.float32)
-    boxes_yxyx = box_ops.clip(box_coder.decode(deltas, anchors_cyxhw), image_size)
+    outputs = _flatten(predictions.box_outputs, anchors.box_coder.num_channels)
+    boxes_yxyx = _predicted_boxes(outputs, anchors_cyxhw, anchors.box_coder)
     logits = _flatten(predictions.class_logits, num_classes)
-    return boxes_yxyx, tf.cast(logits, tf.float32)
+    return box_ops.clip(boxes_yxyx, image_size), tf.cast(logits, tf.float32)
 
 
 def to_original(
@@ -165,6 +167,15 @@ def _best_pairs_of_levels(
         tf.gather(pairs.anchors, best, batch_dims=1),
         tf.gather(pairs.classes, best, batch_dims=1),
     )
+
+
+def _predicted_boxes(
+    outputs: tf.Tensor, anchors_cyxhw: tf.Tensor, box_coder: BoxCoder
+) -> tf.Tensor:
+    """Returns float32 [..., 4], yxyx, px, from float [..., C] and float32 [..., 4]."""
+    values = box_coder.activate(tf.cast(outputs, tf.float32))
+    boxes_cyxhw = box_coder.decode(values, tf.unstack(anchors_cyxhw, axis=-1))
+    return box_ops.cyxhw_to_yxyx(tf.stack(boxes_cyxhw, axis=-1))
 
 
 def _flatten(levels: Sequence[tf.Tensor], depth: int) -> tf.Tensor:

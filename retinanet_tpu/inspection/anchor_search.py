@@ -287,6 +287,7 @@ def _anchors(shapes: _Shapes, like: Anchors) -> Anchors:
         size=shapes.size,
         center=like.center,
         whole_pixels=like.whole_pixels,
+        box_coder=like.box_coder,
     )
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import box_coder, box_ops, matcher
+from retinanet_tpu.boxes import box_ops, matcher
+from retinanet_tpu.boxes.box_coder import BoxCoder
 from retinanet_tpu.learning import channels
 
 # Below the value of every candidate; those are above -1.
@@ -119,16 +120,25 @@ def _levels(
         anchors_yxyx = box_ops.cyxhw_to_yxyx(cyxhw)
         predicted_yxyx, logits = anchors_yxyx[None], None
         if predictions is not None:
-            deltas = tf.cast(predictions.box_deltas[index], tf.float32)
-            # In the order of the anchors: anchor of a cell, row, column.
-            maps = tf.stack(channels.split(deltas, 4), axis=-1)
-            by_anchor = tf.reshape(maps, [-1, *cyxhw.shape])
-            predicted_yxyx = box_coder.decode(by_anchor, cyxhw)
+            outputs = tf.cast(predictions.box_outputs[index], tf.float32)
+            predicted_yxyx = _predicted_boxes(outputs, cyxhw, anchors.box_coder)
             logits = predictions.class_logits[index]
         levels.append(
             _Level(anchors_yxyx, predicted_yxyx, logits, anchors.num_per_cell, size[1])
         )
     return levels
+
+
+def _predicted_boxes(
+    outputs: tf.Tensor, anchors_cyxhw: tf.Tensor, box_coder: BoxCoder
+) -> tf.Tensor:
+    """Returns float32 [B, A_l, 4], yxyx, px, from float32 [B, H_l, W_l, A * C]."""
+    planes = channels.planes(outputs, box_coder.num_channels)
+    maps = box_coder.activate(planes, axis=2)
+    # In the order of the anchors: anchor of a cell, row, column.
+    values = [tf.reshape(x, [-1, anchors_cyxhw.shape[0]]) for x in maps]
+    boxes_cyxhw = box_coder.decode(values, tf.unstack(anchors_cyxhw, axis=-1))
+    return box_ops.cyxhw_to_yxyx(tf.stack(boxes_cyxhw, axis=-1))
 
 
 def _chosen_anchors(

@@ -1,4 +1,4 @@
-"""Computes the losses of boxes: Huber loss of the offsets, and losses of the IoU.
+"""Computes the losses of boxes: of the offsets, of the IoU, and of distributions.
 
 A loss of the IoU decodes the predicted box and its object in the frame of the anchor:
 its center is the origin. An IoU does not depend on the position, so no anchor position
@@ -11,11 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu.boxes import box_coder
+from retinanet_tpu import errors
+from retinanet_tpu.boxes.box_coder import (
+    AnchorOffsets,
+    BoxCoder,
+    Four,
+    SideDistributions,
+)
 from retinanet_tpu.learning import channels
 
-# A box of no height would have no aspect ratio, and its gradient would be NaN.
-_MIN_LOG_SCALE = -10.0
+# A box of no height would have no aspect ratio, and its gradient would be NaN. In
+# heights and widths of the anchor.
+_MIN_SIDE = math.exp(-10.0)
 
 
 class _Boxes(NamedTuple):
@@ -55,10 +62,11 @@ class _Pair(NamedTuple):
 
 
 def huber_loss(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
-    anchor_sizes: np.ndarray | None = None,
+    anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
     *,
     delta: float = 0.1,
 ) -> tf.Tensor:
@@ -68,50 +76,63 @@ def huber_loss(
     delta (|e| - delta / 2).
 
     Args:
-      deltas: float [B, H, W, A * 4], the predicted offsets.
-      target_deltas: float32 [B, H, W, A * 4].
+      outputs: float [B, H, W, A * 4], the predicted offsets.
+      target_values: float32 [B, H, W, A * 4].
       classes: int32 [B, A, H, W]; positive anchors have a class of at least 0.
       anchor_sizes: Not used.
+      box_coder: `AnchorOffsets`, the representation that the loss is for.
       delta: The error at which the loss becomes linear.
     Returns:
       float32 [], the sum over anchors.
+    Raises:
+      UserError: The boxes have another representation.
     Source: Huber, "Robust Estimation of a Location Parameter", 1964.
     """
     del anchor_sizes
-    error = tf.abs(tf.cast(deltas, tf.float32) - target_deltas)
+    if not isinstance(box_coder, AnchorOffsets):
+        raise errors.UserError(
+            "detection_losses.box_loss_fn is @huber_loss, which compares offsets, but "
+            f"Anchors.box_coder is {box_coder}; set a loss of the IoU such as "
+            "@giou_loss with detection_losses.box_weight = 2.0, or Anchors.box_coder = "
+            "@AnchorOffsets()."
+        )
+    error = tf.abs(tf.cast(outputs, tf.float32) - target_values)
     quadratic = tf.minimum(error, delta)
     loss = quadratic * (error - 0.5 * quadratic)
-    # Not target_deltas != 0: a delta of exactly 0 is a target, too.
+    # Not target_values != 0: an offset of exactly 0 is a target, too.
     is_positive = channels.repeat(classes, 4) >= 0
     return tf.reduce_sum(tf.where(is_positive, loss, 0.0)) / 4.0
 
 
 def iou_loss(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
     anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> tf.Tensor:
     """Returns the sum of 1 - IoU of the positive anchors, float32 [].
 
     The gradient is 0 where the boxes do not overlap.
 
     Args:
-      deltas: float [B, H, W, A * 4], the predicted offsets.
-      target_deltas: float32 [B, H, W, A * 4].
+      outputs: float [B, H, W, A * C], the C channels of the box coder.
+      target_values: float32 [B, H, W, A * 4], the values of the box coder.
       classes: int32 [B, A, H, W]; positive anchors have a class of at least 0.
       anchor_sizes: float [A, 2], (height, width) of the anchors of a cell.
+      box_coder: The representation of the boxes.
     Source: UnitBox, arXiv:1608.01471; the linear form as in arXiv:1902.09630.
     """
-    pair = _decode(deltas, target_deltas, anchor_sizes)
+    pair = _decode(outputs, target_values, anchor_sizes, box_coder)
     return _sum_positives(1.0 - pair.iou, classes)
 
 
 def giou_loss(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
     anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> tf.Tensor:
     """Returns the sum of 1 - GIoU of the positive anchors, float32 [].
 
@@ -120,17 +141,18 @@ def giou_loss(
     Args: See `iou_loss`.
     Source: Generalized IoU, arXiv:1902.09630, algorithm 2.
     """
-    pair = _decode(deltas, target_deltas, anchor_sizes)
+    pair = _decode(outputs, target_values, anchor_sizes, box_coder)
     height, width = pair.enclosing
     area = height * width
     return _sum_positives(1.0 - pair.iou + (area - pair.union) / area, classes)
 
 
 def diou_loss(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
     anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> tf.Tensor:
     """Returns the sum of 1 - DIoU of the positive anchors, float32 [].
 
@@ -140,15 +162,16 @@ def diou_loss(
     Args: See `iou_loss`.
     Source: Distance-IoU, arXiv:1911.08287, equation 7.
     """
-    pair = _decode(deltas, target_deltas, anchor_sizes)
+    pair = _decode(outputs, target_values, anchor_sizes, box_coder)
     return _sum_positives(1.0 - pair.iou + _distance(pair), classes)
 
 
 def ciou_loss(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
     anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> tf.Tensor:
     """Returns the sum of 1 - CIoU of the positive anchors, float32 [].
 
@@ -158,7 +181,7 @@ def ciou_loss(
     Source: Distance-IoU, arXiv:1911.08287, equations 8 to 11. The weight of the term
       has no gradient, as in the authors' code.
     """
-    pair = _decode(deltas, target_deltas, anchor_sizes)
+    pair = _decode(outputs, target_values, anchor_sizes, box_coder)
     angle = tf.atan2(pair.predicted.width, pair.predicted.height)
     target_angle = tf.atan2(pair.target.width, pair.target.height)
     difference = 4.0 / math.pi**2 * (angle - target_angle) ** 2
@@ -167,11 +190,49 @@ def ciou_loss(
     return _sum_positives(1.0 - pair.iou + _distance(pair) + penalty, classes)
 
 
+def distribution_focal_loss(
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
+    classes: tf.Tensor,
+    box_coder: SideDistributions,
+) -> tf.Tensor:
+    """Returns the cross-entropy of the positive anchors, the mean over 4 sides.
+
+    A target lies between two bins. The nearer it is to a bin, the greater is the target
+    probability of this bin; the two are 1 together. All other bins have a target of 0.
+
+    Args:
+      outputs: float [B, H, W, A * C], the logits of the bins.
+      target_values: float32 [B, H, W, A * 4], distances, limited to the range of the
+        bins.
+      classes: int32 [B, A, H, W]; positive anchors have a class of at least 0.
+      box_coder: The bins.
+    Returns:
+      float32 [], the sum over anchors.
+    Source: Generalized Focal Loss, arXiv:2006.04388, equation 6. The authors' code also
+      weights anchors by their scores.
+    """
+    outputs = tf.cast(outputs, tf.float32)
+    planes = channels.planes(outputs, box_coder.num_channels)
+    bins = np.arange(box_coder.num_bins + 1, dtype=np.float32).reshape([-1, 1, 1])
+    losses = []
+    for logits, distance in zip(
+        tf.split(planes, 4, axis=2), channels.split(target_values, 4), strict=True
+    ):
+        position = distance[:, :, None] / box_coder.bin_width
+        position = tf.clip_by_value(position, 0.0, float(box_coder.num_bins))
+        probability = tf.maximum(1.0 - tf.abs(position - bins), 0.0)
+        expected_logit = tf.reduce_sum(probability * logits, axis=2)
+        losses.append(tf.reduce_logsumexp(logits, axis=2) - expected_logit)
+    return _sum_positives(tf.add_n(losses), classes) / 4.0
+
+
 def predicted_ious(
-    deltas: tf.Tensor,
-    target_deltas: tf.Tensor,
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
     classes: tf.Tensor,
     anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> tf.Tensor:
     """Returns the IoU of each predicted box with its object, without a gradient.
 
@@ -179,15 +240,23 @@ def predicted_ious(
     Returns:
       float32 [B, A, H, W], 0 for anchors without an object.
     """
-    pair = _decode(tf.stop_gradient(deltas), target_deltas, anchor_sizes)
+    outputs = tf.stop_gradient(outputs)
+    pair = _decode(outputs, target_values, anchor_sizes, box_coder)
     return tf.where(classes >= 0, pair.iou, 0.0)
 
 
 def _decode(
-    deltas: tf.Tensor, target_deltas: tf.Tensor, anchor_sizes: np.ndarray
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
+    anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
 ) -> _Pair:
-    predicted = _boxes(tf.cast(deltas, tf.float32), anchor_sizes)
-    target = _boxes(target_deltas, anchor_sizes)
+    height, width = np.reshape(anchor_sizes.T, [2, 1, -1, 1, 1]).astype(np.float32)
+    outputs = tf.cast(outputs, tf.float32)
+    planes = channels.planes(outputs, box_coder.num_channels)
+    anchors = 0.0, 0.0, height, width
+    predicted = _boxes(box_coder, box_coder.activate(planes, axis=2), anchors)
+    target = _boxes(box_coder, channels.split(target_values, 4), anchors)
     sides = list(zip(predicted.yxyx, target.yxyx, strict=True))
     lower = [tf.minimum(a, b) for a, b in sides]
     upper = [tf.maximum(a, b) for a, b in sides]
@@ -199,16 +268,16 @@ def _decode(
     return _Pair(predicted, target, shared / union, union, enclosing)
 
 
-def _boxes(deltas: tf.Tensor, anchor_sizes: np.ndarray) -> _Boxes:
-    """Returns the boxes that offsets describe, with the anchor's center at 0."""
-    dy, dx, dh, dw = channels.split(deltas, 4)
-    height, width = np.reshape(anchor_sizes.T, [2, 1, -1, 1, 1]).astype(np.float32)
-    return _Boxes(dy * height, dx * width, height * _exp(dh), width * _exp(dw))
-
-
-def _exp(log_scale: tf.Tensor) -> tf.Tensor:
-    limits = _MIN_LOG_SCALE, box_coder.MAX_LOG_SCALE
-    return tf.exp(tf.clip_by_value(log_scale, *limits))
+def _boxes(box_coder: BoxCoder, values: Four, anchors_cyxhw: Four) -> _Boxes:
+    """Returns the boxes that values describe; no side is shorter than _MIN_SIDE."""
+    y, x, height, width = box_coder.decode(values, anchors_cyxhw)
+    _, _, anchor_height, anchor_width = anchors_cyxhw
+    return _Boxes(
+        y,
+        x,
+        tf.maximum(height, _MIN_SIDE * anchor_height),
+        tf.maximum(width, _MIN_SIDE * anchor_width),
+    )
 
 
 def _distance(pair: _Pair) -> tf.Tensor:

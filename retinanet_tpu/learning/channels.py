@@ -36,14 +36,25 @@ def interleave(maps: list[tf.Tensor]) -> tf.Tensor:
 def split(values: tf.Tensor, num_channels: int) -> list[tf.Tensor]:
     """Returns num_channels tensors [B, A, H, W] from [B, H, W, A * num_channels].
 
-    The inverse of `interleave`. A TPU stores the last axis in tiles of 128, so single
-    values of anchors are kept in maps.
+    The inverse of `interleave`.
+
+    Args:
+      values: [B, H, W, A * num_channels], anchor outer.
+      num_channels: The number of channels of an anchor.
+    """
+    return tf.unstack(planes(values, num_channels), axis=2)
+
+
+def planes(values: tf.Tensor, num_channels: int) -> tf.Tensor:
+    """Returns [B, A, num_channels, H, W] from [B, H, W, A * num_channels].
+
+    A TPU stores the last axis in tiles of 128, so single values of anchors are kept in
+    maps.
 
     Args:
       values: [B, H, W, A * num_channels], anchor outer.
       num_channels: The number of channels of an anchor.
     """
     _, height, width, count = values.shape
-    planes = tf.transpose(values, [0, 3, 1, 2])
     shape = [-1, count // num_channels, num_channels, height, width]
-    return tf.unstack(tf.reshape(planes, shape), axis=2)
+    return tf.reshape(tf.transpose(values, [0, 3, 1, 2]), shape)

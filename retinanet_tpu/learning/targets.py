@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import box_coder, matcher
+from retinanet_tpu.boxes import box_ops, matcher
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.learning import channels
 
@@ -21,12 +21,14 @@ class Targets(NamedTuple):
 
     A TPU stores the last axis in tiles of 128: with the 9 anchors of a cell last, it
     would read 14 times as many bytes of classes. So classes are one map per anchor of a
-    cell. The deltas are subtracted from the predictions and have their layout.
+    cell. The values of boxes have the layout of the predictions, from which
+    `box_losses.huber_loss` subtracts them.
 
     Attributes:
       classes: int32 [B, A, H_l, W_l] for each level: the class index, BACKGROUND or
         IGNORE.
-      deltas: float32 [B, H_l, W_l, A * 4] for each level; 0 where not positive.
+      box_values: float32 [B, H_l, W_l, A * 4] for each level: the values of the box
+        coder; 0 where not positive.
       num_positives: float32 [], the number of matched anchors in the batch.
       matches: int32 [B, sum of A * H_l * W_l]: the index of the matched box, BACKGROUND
         or IGNORE; in the order level, anchor of a cell, row, column. For inspection;
@@ -34,7 +36,7 @@ class Targets(NamedTuple):
     """
 
     classes: tuple[tf.Tensor, ...]
-    deltas: tuple[tf.Tensor, ...]
+    box_values: tuple[tf.Tensor, ...]
     num_positives: tf.Tensor
     matches: tf.Tensor
 
@@ -77,7 +79,10 @@ def assign_targets(
         ..., 0
     ]
     matched_yxyx = matcher.gather_by_one_hot(labels.boxes_yxyx, matches)
-    deltas = tf.unstack(box_coder.encode(matched_yxyx, grid.boxes_cyxhw), axis=-1)
+    values = grid.box_coder.encode(
+        tf.unstack(box_ops.yxyx_to_cyxhw(matched_yxyx), axis=-1),
+        tf.unstack(grid.boxes_cyxhw, axis=-1),
+    )
 
     def per_anchor_maps(values: tf.Tensor) -> list[tf.Tensor]:
         """Returns [B, A, H_l, W_l] for each level, from [B, all anchors]."""
@@ -87,11 +92,11 @@ def assign_targets(
             for level, size in zip(levels, grid.sizes, strict=True)
         ]
 
-    delta_maps = [per_anchor_maps(tf.where(is_positive, d, 0.0)) for d in deltas]
+    value_maps = [per_anchor_maps(tf.where(is_positive, x, 0.0)) for x in values]
     return Targets(
         tuple(per_anchor_maps(tf.where(is_positive, matched_classes, matches))),
         tuple(
-            channels.interleave(list(level)) for level in zip(*delta_maps, strict=True)
+            channels.interleave(list(level)) for level in zip(*value_maps, strict=True)
         ),
         tf.reduce_sum(tf.cast(is_positive, tf.float32)),
         matches,

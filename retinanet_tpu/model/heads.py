@@ -1,4 +1,4 @@
-"""The heads: predict class logits and box deltas at each anchor."""
+"""The heads: predict class logits and the outputs of boxes at each anchor."""
 
 import functools
 import itertools
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from retinanet_tpu import structures
+from retinanet_tpu.boxes.box_coder import AnchorOffsets, BoxCoder
 from retinanet_tpu.model import activations, folding, initializers, layers
 
 # As in the paper.
@@ -35,6 +36,7 @@ class Heads(tf.Module):
         *,
         num_classes: int,
         num_anchors: int,
+        box_coder: BoxCoder = AnchorOffsets(),
         num_convs: int = 4,
         num_channels: int = 256,
         prior: float = 0.01,
@@ -53,6 +55,7 @@ class Heads(tf.Module):
           levels: The levels of the pyramid, finest first.
           num_classes: The number of classes, without background.
           num_anchors: The number of anchors in a cell.
+          box_coder: The representation of a box, which determines its channels.
           num_convs: The number of convolutions before the last one.
           num_channels: The number of output channels of these convolutions.
           prior: The probability of every class in an untrained network, in (0, 1).
@@ -82,12 +85,17 @@ class Heads(tf.Module):
             self.class_tower = tower(
                 num_anchors * num_classes, logit, name="class", last_name="logits"
             )
-            self.box_tower = tower(num_anchors * 4, 0.0, name="box", last_name="deltas")
+            self.box_tower = tower(
+                num_anchors * box_coder.num_channels,
+                0.0,
+                name="box",
+                last_name=box_coder.output_name,
+            )
 
     def __call__(
         self, features: Sequence[tf.Tensor], *, is_training: bool
     ) -> structures.Predictions:
-        """Returns the class logits and box deltas of each level.
+        """Returns the class logits and the outputs of boxes of each level.
 
         Their dtype is that of the features in training, else float32.
 
@@ -97,7 +105,7 @@ class Heads(tf.Module):
         """
         return structures.Predictions(
             class_logits=self.class_tower(features, is_training=is_training),
-            box_deltas=self.box_tower(features, is_training=is_training),
+            box_outputs=self.box_tower(features, is_training=is_training),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas, structures
+from retinanet_tpu.boxes.box_coder import AnchorOffsets, BoxCoder
 from retinanet_tpu.model import heads, layers, quantization, variable_paths
 from retinanet_tpu.model.backbones import resnet
 from retinanet_tpu.model.necks import fpn
@@ -65,7 +66,8 @@ class Neck(Protocol):
 BackboneFn = Callable[..., Backbone]
 # Called with (the backbone's channels, norm_fn=, seed=).
 NeckFn = Callable[..., Neck]
-# Called with (in_channels, levels, num_classes=, num_anchors=, norm_fn=, seed=).
+# Called with (in_channels, levels, num_classes=, num_anchors=, box_coder=, norm_fn=,
+# seed=).
 HeadsFn = Callable[..., heads.Heads]
 
 
@@ -99,6 +101,7 @@ class RetinaNet(tf.Module):
         *,
         num_classes: int,
         num_anchors: int = 9,
+        box_coder: BoxCoder = AnchorOffsets(),
         backbone_fn: BackboneFn = resnet.ResNet,
         neck_fn: NeckFn = fpn.FPN,
         heads_fn: HeadsFn = heads.Heads,
@@ -115,6 +118,7 @@ class RetinaNet(tf.Module):
           num_classes: The number of classes, without background.
           num_anchors: The number of anchors in a cell, which is the number of scales
             times that of aspect ratios.
+          box_coder: The representation of a box relative to its anchor.
           backbone_fn: Returns the backbone.
           neck_fn: Returns the neck, which makes the feature pyramid.
           heads_fn: Returns the heads.
@@ -152,6 +156,7 @@ class RetinaNet(tf.Module):
                 self.neck.levels,
                 num_classes=num_classes,
                 num_anchors=num_anchors,
+                box_coder=box_coder,
                 norm_fn=norm_fn,
                 seed=seed,
             )

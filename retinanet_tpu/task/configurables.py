@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from retinanet_tpu.boxes import adaptive_matcher, anchors, matcher
+from retinanet_tpu.boxes import adaptive_matcher, anchors, box_coder, matcher
 from retinanet_tpu.data import examples
 from retinanet_tpu.detections import decode, nms
 from retinanet_tpu.estimator import (
@@ -54,6 +54,9 @@ from retinanet_tpu.task import input_fn, recipe, run
 
 CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "Anchors": anchors.Anchors,
+    "AnchorOffsets": box_coder.AnchorOffsets,
+    "SideDistances": box_coder.SideDistances,
+    "SideDistributions": box_coder.SideDistributions,
     "Augmentation": examples.Augmentation,
     "Data": input_fn.Data,
     "ResNet": resnet.ResNet,

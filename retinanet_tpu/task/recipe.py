@@ -113,13 +113,15 @@ class Recipe:
         normalizer = losses.loss_normalizer(assigned.num_positives)
         parts = self.loss_fn(predictions, assigned, self.anchors, normalizer=normalizer)
         l2 = losses.l2_loss(kernels, self.l2_coefficient)
-        return {
+        scalars = {
             "box-loss": parts.box_loss,
+            "distribution-loss": parts.distribution_loss,
             "class-loss": parts.class_loss,
             "weighted-loss": parts.weighted_loss,
             "l2-regularization": l2,
             "total-loss": parts.weighted_loss + l2,
         }
+        return {name: loss for name, loss in scalars.items() if loss is not None}
 
     def detect(
         self,
@@ -155,12 +157,14 @@ class Recipe:
         """Returns a new network.
 
         Args:
-          network_fn: The constructor; it gets num_classes and num_anchors.
+          network_fn: The constructor; it gets num_classes, num_anchors and box_coder.
         Raises:
           UserError: The levels of the network's pyramid are not those of the anchors.
         """
         network = network_fn(
-            num_classes=self.num_classes, num_anchors=self.anchors.num_per_cell
+            num_classes=self.num_classes,
+            num_anchors=self.anchors.num_per_cell,
+            box_coder=self.anchors.box_coder,
         )
         if tuple(network.neck.levels) != tuple(self.anchors.levels):
             raise errors.UserError(
@@ -195,17 +199,33 @@ class Recipe:
             )
         return lines
 
-    def check_assignment(self) -> None:
-        """Assigns targets once, so that wrong thresholds fail before the first step.
+    def check_losses(self) -> None:
+        """Traces targets and losses, so that wrong settings fail before the first step.
 
         Raises:
-          UserError: The thresholds of the matcher contradict each other.
+          UserError: The thresholds of the matcher contradict each other, or the loss of
+            boxes is of another representation than Anchors.box_coder.
         """
-        self.assign(
-            structures.Labels(
-                boxes_yxyx=tf.zeros([1, 1, 4]),
-                classes=tf.zeros([1, 1], tf.int32),
-                is_crowd=tf.zeros([1, 1], tf.bool),
-                num_boxes=tf.zeros([1], tf.int32),
+
+        def trace() -> None:
+            assigned = self.assign(
+                structures.Labels(
+                    boxes_yxyx=tf.zeros([1, 1, 4]),
+                    classes=tf.zeros([1, 1], tf.int32),
+                    is_crowd=tf.zeros([1, 1], tf.bool),
+                    num_boxes=tf.zeros([1], tf.int32),
+                )
             )
-        )
+            predictions = structures.Predictions(
+                self._zeros(self.num_classes),
+                self._zeros(self.anchors.box_coder.num_channels),
+            )
+            self.loss_fn(predictions, assigned, self.anchors, normalizer=tf.ones([]))
+
+        tf.function(trace, autograph=False).get_concrete_function()
+
+    def _zeros(self, num_channels: int) -> tuple[tf.Tensor, ...]:
+        """Returns [1, H_l, W_l, A * num_channels] for each level."""
+        depth = self.anchors.num_per_cell * num_channels
+        sizes = self.anchors.grid_sizes(self.image_size)
+        return tuple(tf.zeros([1, *size, depth]) for size in sizes)

@@ -80,7 +80,8 @@ class Run:
       eval_spec: The input, the interval and the exporters of the evaluation.
       recipe: The recipe, with the categories if the run has a model_dir.
       params: The params that the estimator passes to model_fn, input_fn, serving_fn.
-      network_fn: The constructor of a network from num_classes and num_anchors.
+      network_fn: The constructor of a network from the arguments of
+        `Recipe.make_network`.
       update_fn: The constructor of the WeightUpdate of a network.
       data: The dataset.
       plan: The plan of training and evaluation.
@@ -124,7 +125,8 @@ def make_run(
       model_dir: The directory of the run; None makes a run without data, to inspect
         its network.
       recipe: The recipe: classes, anchors, losses and detections.
-      network_fn: The constructor of the network from num_classes and num_anchors.
+      network_fn: The constructor of the network from the arguments of
+        `Recipe.make_network`.
       update_fn: The constructor of the WeightUpdate of the network.
       data: The dataset to train and evaluate on.
       plan: The plan of training and evaluation.

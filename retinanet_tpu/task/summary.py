@@ -18,7 +18,7 @@ def summarize_run() -> list[str]:
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
     recipe = run.recipe
-    recipe.check_assignment()
+    recipe.check_losses()
     network = run.make_network()
     rate = run.update_fn(network).learning_rate
     steps = [run.plan.max_steps * quarter // 4 for quarter in range(5)]

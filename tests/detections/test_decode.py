@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import box_formulas
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors, box_coder
+from retinanet_tpu.boxes import anchors
 from retinanet_tpu.detections import decode
 
 IMAGE_SIZE = 32, 64
@@ -12,27 +13,33 @@ NUM_CLASSES = 4
 NUM_PAIRS = (32 + 8 + 2) * 3 * NUM_CLASSES
 
 
-def random_predictions(seed, is_tied=False):
+def make_anchors(coder):
+    return anchors.Anchors(min_level=3, max_level=5, scales=(1,), box_coder=coder)
+
+
+def random_predictions(seed, is_tied=False, coder=ANCHORS.box_coder):
     rng = np.random.default_rng(seed)
     grids = [(2, *grid) for grid in ANCHORS.grid_sizes(IMAGE_SIZE)]
     logits = [rng.normal(0, 2, (*grid, 3 * NUM_CLASSES)) for grid in grids]
-    deltas = [rng.normal(0, 0.3, (*grid, 3 * 4)) for grid in grids]
+    depth = 3 * coder.num_channels
+    outputs = [rng.normal(0, 0.3, (*grid, depth)) for grid in grids]
     if is_tied:
         logits = [np.round(level) + 0.0 for level in logits]  # No -0.0.
     return structures.Predictions(
         tuple(tf.constant(level, tf.float32) for level in logits),
-        tuple(tf.constant(level, tf.float32) for level in deltas),
+        tuple(tf.constant(level, tf.float32) for level in outputs),
     )
 
 
-def plain_decode(predictions, num_candidates):
+def plain_decode(predictions, num_candidates, coder=ANCHORS.box_coder):
     """Returns candidates by sorting all pairs of all anchors and classes."""
-    logits, deltas = (
+    depths = NUM_CLASSES, coder.num_channels
+    logits, outputs = (
         np.concatenate([np.reshape(level, (2, -1, d)) for level in levels], 1)
-        for levels, d in zip(predictions, (NUM_CLASSES, 4), strict=True)
+        for levels, d in zip(predictions, depths, strict=True)
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
-    boxes = box_coder.decode(deltas, np.tile(anchors_cyxhw, (2, 1, 1))).numpy()
+    boxes = box_formulas.boxes(coder, outputs, anchors_cyxhw)
     boxes = np.clip(boxes, 0, [32, 64, 32, 64])
     pairs = logits.reshape(2, -1)
     best = np.argsort(-pairs, axis=-1, kind="stable")[:, :num_candidates]
@@ -57,6 +64,20 @@ def test_candidates_equal_those_of_a_full_sort(num_candidates, is_tied):
     np.testing.assert_array_equal(actual.classes, classes)
     np.testing.assert_allclose(actual.scores, scores, rtol=1e-5)
     np.testing.assert_allclose(actual.boxes_yxyx, boxes, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("coder", box_formulas.CODERS.values())
+def test_boxes_are_those_of_the_representation(coder):
+    predictions = random_predictions(3, coder=coder)
+    arguments = predictions, make_anchors(coder), IMAGE_SIZE
+    best = decode.decode(*arguments, num_classes=NUM_CLASSES, num_candidates=60)
+    expected, *_ = plain_decode(predictions, 60, coder)
+    np.testing.assert_allclose(best.boxes_yxyx, expected, rtol=1e-5, atol=1e-4)
+    every, logits = decode.every_box(*arguments, num_classes=NUM_CLASSES)
+    anchor = np.argmax(np.max(logits, axis=-1), axis=-1)  # That of the best candidate.
+    np.testing.assert_allclose(
+        every.numpy()[[0, 1], anchor], expected[:, 0], rtol=1e-5, atol=1e-4
+    )
 
 
 def test_candidates_of_half_precision_predictions_are_float32():
@@ -85,10 +106,10 @@ def test_a_batch_of_unknown_size_can_be_traced():
         )
     )
 
-    @tf.function(input_signature=[specs.class_logits, specs.box_deltas])
-    def run(logits, deltas):
+    @tf.function(input_signature=[specs.class_logits, specs.box_outputs])
+    def run(logits, outputs):
         return decode.decode(
-            structures.Predictions(logits, deltas),
+            structures.Predictions(logits, outputs),
             ANCHORS,
             IMAGE_SIZE,
             num_classes=NUM_CLASSES,

@@ -95,7 +95,7 @@ def plain_match(case, image, num_candidates=13, class_power=1.0, iou_power=6.0):
     labels, predictions = case
     y, x, h, w = np.float64(GRID.boxes_cyxhw).T
     grid = np.stack([y - h / 2, x - w / 2, y + h / 2, x + w / 2], -1)
-    dy, dx, dh, dw = by_anchor(predictions.box_deltas, image, 4).T
+    dy, dx, dh, dw = by_anchor(predictions.box_outputs, image, 4).T
     py, px, ph, pw = y + dy * h, x + dx * w, h * np.exp(dh), w * np.exp(dw)
     predicted = np.stack([py - ph / 2, px - pw / 2, py + ph / 2, px + pw / 2], -1)
     scores = 1 / (1 + np.exp(-by_anchor(predictions.class_logits, image, NUM_CLASSES)))
@@ -202,7 +202,7 @@ def test_an_object_has_at_most_the_candidates_inside_it():
 def test_anchors_decide_where_no_predicted_box_overlaps(value):
     labels, predictions = make_case(11)
     far = predictions._replace(
-        box_deltas=tuple(tf.fill(x.shape, value) for x in predictions.box_deltas)
+        box_outputs=tuple(tf.fill(x.shape, value) for x in predictions.box_outputs)
     )
     np.testing.assert_array_equal(match(labels, GRID, far), match(labels, GRID))
 
@@ -222,7 +222,7 @@ def test_the_score_of_the_class_of_the_object_decides():
         tf.constant([1]),
     )
     logits = [np.zeros([1, *x.shape[1:]], np.float32) for x in predictions.class_logits]
-    deltas = tuple(tf.zeros([1, *x.shape[1:]]) for x in predictions.box_deltas)
+    deltas = tuple(tf.zeros([1, *x.shape[1:]]) for x in predictions.box_outputs)
 
     def chosen(anchor, class_index):
         """Returns whether a raised score makes an anchor of cell (3, 7) of P3 win."""

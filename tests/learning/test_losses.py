@@ -57,12 +57,12 @@ def test_detection_losses_are_weighted_sums_over_levels(class_loss_fn, box_loss_
     class_loss = box_loss = 0
     for level in range(2):
         classes = assigned.classes[level]
-        boxes = predictions.box_deltas[level], assigned.deltas[level], classes
-        sizes = ANCHORS.sizes_hw(ANCHORS.levels[level])
-        ious = box_losses.predicted_ious(*boxes, sizes)
+        boxes = predictions.box_outputs[level], assigned.box_values[level], classes
+        boxes = *boxes, ANCHORS.sizes_hw(ANCHORS.levels[level]), ANCHORS.box_coder
+        ious = box_losses.predicted_ious(*boxes)
         logits = predictions.class_logits[level]
         class_loss += np.sum(class_loss_fn(logits, classes, ious))
-        box_loss += float(box_loss_fn(*boxes, sizes))
+        box_loss += float(box_loss_fn(*boxes))
     np.testing.assert_allclose(actual.class_loss, class_loss / 7, rtol=1e-5)
     np.testing.assert_allclose(actual.box_loss, box_loss / 7, rtol=1e-5)
     np.testing.assert_allclose(

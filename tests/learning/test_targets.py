@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import box_formulas
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import adaptive_matcher, anchors, box_coder, matcher
+from retinanet_tpu.boxes import adaptive_matcher, anchors, matcher
 from retinanet_tpu.learning import (
     aligned_matcher,
     box_losses,
@@ -12,6 +13,7 @@ from retinanet_tpu.learning import (
     targets,
 )
 
+CODERS = box_formulas.CODERS
 IMAGE_SIZE = 64, 128
 ANCHORS = anchors.Anchors(min_level=4, max_level=6)
 
@@ -29,10 +31,10 @@ def make_labels(seed=0, num_images=3, num_boxes=5):
 
 
 def by_anchor(assigned):
-    """Returns classes [B, n] and deltas [B, n, 4], in the order of the anchors."""
+    """Returns classes [B, n] and values [B, n, 4], in the order of the anchors."""
     classes = [by_cell(level) for level in assigned.classes]
-    deltas = [np.reshape(level, [3, -1, 4]) for level in assigned.deltas]
-    return np.concatenate(classes, 1), np.concatenate(deltas, 1)
+    values = [np.reshape(level, [3, -1, 4]) for level in assigned.box_values]
+    return np.concatenate(classes, 1), np.concatenate(values, 1)
 
 
 def by_cell(maps):
@@ -47,28 +49,31 @@ def split(matches):
 
 
 @pytest.mark.parametrize(
-    "match_fn",
+    ("match_fn", "coder"),
     [
-        matcher.match_by_iou,
-        adaptive_matcher.match_by_atss,
-        aligned_matcher.match_by_task_alignment,
+        (matcher.match_by_iou, CODERS["offsets"]),
+        (adaptive_matcher.match_by_atss, CODERS["distances"]),
+        (aligned_matcher.match_by_task_alignment, CODERS["distributions"]),
     ],
 )
-def test_targets_contain_class_and_box_of_the_match(match_fn):
+def test_targets_contain_class_and_box_of_the_match(match_fn, coder):
     labels = make_labels()
     assigned = tf.function(targets.assign_targets, jit_compile=True, autograph=False)(
-        labels, ANCHORS, IMAGE_SIZE, match_fn=match_fn
+        labels,
+        anchors.Anchors(min_level=4, max_level=6, box_coder=coder),
+        IMAGE_SIZE,
+        match_fn=match_fn,
     )
     anchors_cyxhw = np.concatenate(ANCHORS.boxes_cyxhw(IMAGE_SIZE))
     maps = match_fn(labels, matcher.make_grid(ANCHORS, IMAGE_SIZE))
     matches = np.concatenate([by_cell(x) for x in split(maps)], axis=1)
-    classes, deltas = by_anchor(assigned)
-    decoded = box_coder.decode(deltas, anchors_cyxhw).numpy()
+    classes, values = by_anchor(assigned)
+    decoded = box_formulas.decode(coder, values, anchors_cyxhw).numpy()
     for image in range(3):
         for anchor, match in enumerate(matches[image]):
             if match < 0:
                 assert classes[image, anchor] == match
-                assert not deltas[image, anchor].any()
+                assert not values[image, anchor].any()
             else:
                 assert classes[image, anchor] == labels.classes[image, match]
                 np.testing.assert_allclose(
@@ -138,11 +143,13 @@ def test_the_assignment_has_no_gradient():
         np.testing.assert_array_equal(gradient, value)
 
 
-def test_deltas_have_the_layout_of_predictions_and_classes_one_map_per_anchor():
+def test_values_have_the_layout_of_predictions_and_classes_one_map_per_anchor():
     assigned = targets.assign_targets(make_labels(), ANCHORS, IMAGE_SIZE)
     grids = [(4, 8), (2, 4), (1, 2)]
     assert [level.shape for level in assigned.classes] == [(3, 9, *g) for g in grids]
-    assert [level.shape for level in assigned.deltas] == [(3, *g, 36) for g in grids]
+    assert [level.shape for level in assigned.box_values] == [
+        (3, *g, 36) for g in grids
+    ]
 
 
 def test_matches_are_those_of_the_maps():
@@ -171,7 +178,7 @@ def test_a_box_equal_to_an_anchor_is_the_target_of_its_cell():
     positives = np.argwhere(assigned.classes[1].numpy() >= 0).tolist()
     assert [0, 0, 1, 2] in positives
     assert assigned.classes[1][0, 0, 1, 2] == 7
-    np.testing.assert_array_equal(assigned.deltas[1][0, 1, 2, :4], [0, 0, 0, 0])
+    np.testing.assert_array_equal(assigned.box_values[1][0, 1, 2, :4], [0, 0, 0, 0])
 
 
 def test_padding_images_are_ignored_everywhere():
@@ -179,10 +186,10 @@ def test_padding_images_are_ignored_everywhere():
     is_valid = tf.constant([False, True, True])
     assigned = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE, is_valid=is_valid)
     all_valid = targets.assign_targets(labels, ANCHORS, IMAGE_SIZE)
-    (classes, deltas), (all_classes, _) = by_anchor(assigned), by_anchor(all_valid)
+    (classes, values), (all_classes, _) = by_anchor(assigned), by_anchor(all_valid)
     assert (classes[0] == structures.IGNORE).all()
     np.testing.assert_array_equal(classes[1:], all_classes[1:])
-    assert not deltas[0].any()
+    assert not values[0].any()
     assert assigned.num_positives.numpy() == (all_classes[1:] >= 0).sum()
 
 

@@ -21,7 +21,7 @@ def _pyramid(seed=0):
 def test_predictions_have_the_grid_of_each_level():
     predictions = _heads()(_pyramid(), is_training=False)
     assert [x.shape for x in predictions.class_logits] == [(2, 8, 4, 6), (2, 4, 2, 6)]
-    assert [x.shape for x in predictions.box_deltas] == [(2, 8, 4, 8), (2, 4, 2, 8)]
+    assert [x.shape for x in predictions.box_outputs] == [(2, 8, 4, 8), (2, 4, 2, 8)]
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.2])
@@ -29,7 +29,7 @@ def test_untrained_heads_predict_the_prior_of_every_class(prior):
     predictions = _heads(prior=prior)(_pyramid(), is_training=True)
     for logits in predictions.class_logits:
         np.testing.assert_allclose(tf.sigmoid(logits), prior, rtol=0.01)
-    for deltas in predictions.box_deltas:
+    for deltas in predictions.box_outputs:
         np.testing.assert_allclose(deltas, 0, atol=0.01)
 
 

@@ -110,7 +110,7 @@ def test_predictions_cover_the_grid_of_every_level(size):
     predictions = _tiny()(_images(size), is_training=False)
     grids = [[-(-side // 2**level) for side in size] for level in (3, 4, 5, 6, 7)]
     assert [x.shape for x in predictions.class_logits] == [(2, *g, 18) for g in grids]
-    assert [x.shape for x in predictions.box_deltas] == [(2, *g, 36) for g in grids]
+    assert [x.shape for x in predictions.box_outputs] == [(2, *g, 36) for g in grids]
 
 
 def test_untrained_network_predicts_one_percent_for_every_class():
@@ -269,7 +269,9 @@ def test_two_replicas_predict_as_one_with_the_whole_batch():
     )
     step = tf.function(lambda x: network(x, is_training=True))
     predictions = strategy.run(step, [halves])
-    for actual, other in zip(predictions.box_deltas, expected.box_deltas, strict=True):
+    for actual, other in zip(
+        predictions.box_outputs, expected.box_outputs, strict=True
+    ):
         actual = tf.concat(strategy.experimental_local_results(actual), 0)
         np.testing.assert_allclose(actual, other, atol=1e-4 * np.abs(other).max())
 

@@ -298,7 +298,7 @@ def test_targets_are_assigned_by_the_predictions_of_the_batch(network_and_params
 
     assign_fn = functools.partial(targets.assign_targets, match_fn=match_fn)
     detector = dataclasses.replace(params["recipe"], assign_fn=assign_fn)
-    detector.check_assignment()
+    detector.check_losses()
     assert seen == [None]
     training_losses(batch, network, params | {"recipe": detector})
     expected = network(batch[0].images, is_training=False)

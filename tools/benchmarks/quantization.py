@@ -151,7 +151,7 @@ def _int8(run: Run, predict_fn: _PredictFn) -> _PredictFn:
         outputs = signature(inputs=images.numpy())
         flat = [tf.constant(outputs[name]) for name in sorted(outputs)]
         return structures.Predictions(
-            class_logits=tuple(flat[:num_levels]), box_deltas=tuple(flat[num_levels:])
+            class_logits=tuple(flat[:num_levels]), box_outputs=tuple(flat[num_levels:])
         )
 
     return predict
