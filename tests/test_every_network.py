@@ -77,6 +77,14 @@ KINDS = {
         ),
         _NOT_INT8,
     ),
+    "distributions": Kind(
+        "r18_fpn",
+        (
+            "Anchors.box_coder = @SideDistributions()",
+            "detection_losses.box_loss_fn = @giou_loss",
+            "detection_losses.box_weight = 2.0",
+        ),
+    ),
     "attention_fusion": Kind("r18_fpn", ("FPN.fusion_fn = @AttentionFusion",)),
     "pooled_fpn": Kind(
         "r18_fpn",

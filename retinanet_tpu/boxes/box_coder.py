@@ -16,7 +16,7 @@ last axis in tiles of 128, and rows of candidates in detection.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -38,8 +38,8 @@ class AnchorOffsets:
 
     # Names the last convolution of the head, so that a checkpoint of another
     # representation is recognized.
-    output_name: ClassVar[str] = "deltas"
-    num_channels: ClassVar[int] = 4
+    output_name = "deltas"
+    num_channels = 4
 
     def encode(self, boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
         """Returns the offsets that move anchors onto boxes.
@@ -99,8 +99,8 @@ class SideDistances:
       and learns a factor of the exponential for each level.
     """
 
-    output_name: ClassVar[str] = "distances"
-    num_channels: ClassVar[int] = 4
+    output_name = "distances"
+    num_channels = 4
 
     def encode(self, boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
         """Returns the distances of the sides of boxes from the centers of anchors.
@@ -154,7 +154,7 @@ class SideDistributions:
     num_bins: int = 16
     reach: float = 2.0
 
-    output_name: ClassVar[str] = "distributions"
+    output_name = "distributions"
 
     @property
     def num_channels(self) -> int:

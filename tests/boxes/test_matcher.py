@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import adaptive_matcher, anchors, box_ops, matcher
+from retinanet_tpu.boxes.box_coder import AnchorOffsets
 
 B, I = structures.BACKGROUND, structures.IGNORE  # noqa: E741
 GRID = matcher.make_grid(anchors.Anchors(min_level=4, max_level=6), (128, 128))
@@ -31,7 +32,7 @@ def make_labels(images, num_padded=6):
 def make_grid(anchors_yxyx):
     """Returns anchors that are no grid; only their boxes count."""
     cyxhw = box_ops.yxyx_to_cyxhw(tf.constant(anchors_yxyx, tf.float32)).numpy()
-    return matcher.AnchorGrid(cyxhw, ((len(cyxhw), 1),), 1)
+    return matcher.AnchorGrid(cyxhw, ((len(cyxhw), 1),), 1, AnchorOffsets())
 
 
 def match(labels, anchors_yxyx, **kwargs):

@@ -28,9 +28,10 @@ def make(*bindings: str, seed: int = 0) -> server.ServingModule:
     for variable in network.heads.variables:
         if variable.name.startswith("heads/class/logits/bias"):
             variable.assign(tf.fill(variable.shape, -2.0))
-        elif "/logits/kernel" in variable.name or "/deltas/kernel" in variable.name:
-            spread = 0.3 if "logits" in variable.name else 0.03
-            variable.assign(rng.normal(0, spread, variable.shape))
+        elif "/logits/kernel" in variable.name:
+            variable.assign(rng.normal(0, 0.3, variable.shape))
+        elif f"/{recipe.anchors.box_coder.output_name}/kernel" in variable.name:
+            variable.assign(rng.normal(0, 0.03, variable.shape))
     return server.ServingModule(network, recipe)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import box_formulas
 from retinanet_tpu import structures
 from retinanet_tpu.boxes import anchors, box_ops, matcher
 from retinanet_tpu.learning import aligned_matcher
@@ -148,6 +149,38 @@ def test_settings_agree_with_a_plain_loop(settings):
     expected = [plain_match(case, image, **settings) for image in range(NUM_IMAGES)]
     actual = match(case.labels, GRID, case.predictions, **settings)
     np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("coder", [*box_formulas.CODERS.values()][1:])
+def test_predicted_boxes_are_those_of_the_representation(coder):
+    labels, predictions = make_case(9)
+    rng = np.random.default_rng(9)
+    shape = NUM_IMAGES, sum(GRID.lengths), coder.num_channels
+    outputs = np.float32(rng.normal(0, 0.3, shape))  # In the order of the grid.
+    boxes_yxyx = box_formulas.boxes(coder, outputs, GRID.boxes_cyxhw).numpy()
+    cyxhw, anchors_cyxhw = box_ops.yxyx_to_cyxhw(boxes_yxyx), GRID.boxes_cyxhw
+    offsets = GRID.box_coder.encode(
+        tf.unstack(cyxhw, axis=-1), np.float64(anchors_cyxhw).T
+    )
+
+    def by_level(values):
+        """Returns [B, H_l, W_l, A * C] for each level."""
+        parts = np.split(np.float32(values), np.cumsum(GRID.lengths)[:-1], axis=1)
+        cells = [
+            x.reshape(NUM_IMAGES, GRID.num_per_cell, *size, -1).transpose(0, 2, 3, 1, 4)
+            for x, size in zip(parts, GRID.sizes, strict=True)
+        ]
+        return tuple(tf.constant(x.reshape(*x.shape[:3], -1)) for x in cells)
+
+    matches = [
+        match(labels, grid, predictions._replace(box_outputs=by_level(values)))
+        for grid, values in (
+            (GRID._replace(box_coder=coder), outputs),
+            (GRID, np.stack(offsets, -1)),
+        )
+    ]
+    np.testing.assert_array_equal(*matches)
+    assert len(np.unique(matches[0])) > 3
 
 
 def test_half_precision_predictions_are_those_rounded():

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import structures
-from retinanet_tpu.boxes import anchors
+from retinanet_tpu.boxes import anchors, box_coder
 from retinanet_tpu.learning import box_losses, class_losses, losses, targets
 
 ANCHORS = anchors.Anchors(min_level=3, max_level=4, scales=(1,))
@@ -67,6 +67,32 @@ def test_detection_losses_are_weighted_sums_over_levels(class_loss_fn, box_loss_
     np.testing.assert_allclose(actual.box_loss, box_loss / 7, rtol=1e-5)
     np.testing.assert_allclose(
         actual.weighted_loss, (2 * class_loss + 5 * box_loss) / 7, rtol=1e-5
+    )
+
+
+def test_distributions_have_the_distribution_focal_loss_too():
+    coder = box_coder.SideDistributions(num_bins=3)
+    grid = anchors.Anchors(min_level=3, max_level=4, scales=(1,), box_coder=coder)
+    (logits, _), assigned = make_batch(9)
+    rng = np.random.default_rng(9)
+    outputs = rng.normal(0, 1, (2, 2, 3, 5, 3 * 16)).astype(np.float32)
+    actual = losses.detection_losses(
+        structures.Predictions(logits, tuple(outputs)),
+        assigned,
+        grid,
+        normalizer=tf.constant(7.0),
+        box_loss_fn=box_losses.giou_loss,
+        box_weight=2.0,
+    )
+    expected = sum(
+        float(box_losses.distribution_focal_loss(*level, coder))
+        for level in zip(outputs, assigned.box_values, assigned.classes, strict=True)
+    )
+    np.testing.assert_allclose(actual.distribution_loss, expected / 7, rtol=1e-5)
+    np.testing.assert_allclose(
+        actual.weighted_loss,
+        actual.class_loss + 2 * actual.box_loss + 0.25 * expected / 7,
+        rtol=1e-5,
     )
 
 

@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
+from retinanet_tpu.boxes import box_coder
 from retinanet_tpu.model import activations, heads, initializers, layers
 
 
@@ -22,6 +23,23 @@ def test_predictions_have_the_grid_of_each_level():
     predictions = _heads()(_pyramid(), is_training=False)
     assert [x.shape for x in predictions.class_logits] == [(2, 8, 4, 6), (2, 4, 2, 6)]
     assert [x.shape for x in predictions.box_outputs] == [(2, 8, 4, 8), (2, 4, 2, 8)]
+
+
+@pytest.mark.parametrize(
+    ("coder", "name", "num_channels"),
+    [
+        (box_coder.SideDistances(), "distances", 8),
+        (box_coder.SideDistributions(num_bins=3), "distributions", 32),
+    ],
+)
+def test_the_representation_determines_channels_and_name(coder, name, num_channels):
+    made = _heads(box_coder=coder)
+    assert {x.shape[-1] for x in made(_pyramid(), is_training=False).box_outputs} == {
+        num_channels
+    }
+    paths = {replicas.variable_path(v) for v in made.variables}
+    assert f"heads/box/{name}/kernel" in paths
+    assert not any("deltas" in path for path in paths)
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.2])

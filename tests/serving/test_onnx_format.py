@@ -102,6 +102,15 @@ def test_onnx_returns_the_detections_of_the_module(module, session, num, size):
     assert_same(run(session, images=images), expected)
 
 
+def test_distributions_of_boxes_are_decoded():
+    module = make_module("Anchors.box_coder = @SideDistributions()")
+    images = servers.images(2)
+    expected = module.detect_images(images)
+    assert np.all(expected["valid_detections"] > 3)
+    session = onnx_format.make_session(convert_images(module))
+    assert_same(run(session, images=images), expected)
+
+
 def test_image_may_be_one_pixel(module, session):
     pixel = servers.images(1)[:, :1, :1]
     assert_same(run(session, images=pixel), module.detect_images(pixel))

@@ -133,6 +133,18 @@ def test_int8_has_a_fraction_of_the_size_and_similar_detections(
     assert compare(run(content, inputs / 2), expected, **tolerance) < 0.6
 
 
+@pytest.mark.parametrize(
+    "kind", ["float32", pytest.param("int8", marks=pytest.mark.slow)]
+)
+def test_distributions_of_boxes_are_decoded(inputs, kind):
+    module = sensitive("Anchors.box_coder = @SideDistributions()")
+    actual, expected = run(converted(module, kind), inputs), expected_of(module, inputs)
+    if kind == "float32":
+        assert_same(actual, expected)
+    else:
+        assert compare(actual, expected, iou=0.75, score=0.1) > 0.9
+
+
 @pytest.mark.slow  # test_suppression.py converts each NMS alone.
 def test_soft_suppression_converts(inputs):
     # More candidates than a window of soft NMS.

@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 import toy_data
-from retinanet_tpu import replicas, structures
+from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes.anchors import Anchors
 from retinanet_tpu.data import category_map
 from retinanet_tpu.detections import decode, nms
-from retinanet_tpu.estimator import spec, summaries
+from retinanet_tpu.estimator import spec, summaries, train_step
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.learning import aligned_matcher, losses, targets
 from retinanet_tpu.task import model_fn, recipe
@@ -38,6 +38,16 @@ MODERN = (
     "assign_targets.match_fn = @match_by_atss",
     *ALIGNED[1:],
 )
+# The settings of each representation of boxes.
+CODERS = {
+    "offsets": (),
+    "distances": ("Anchors.box_coder = @SideDistances()", *ALIGNED[2:]),
+    "distributions": (
+        "Anchors.box_coder = @SideDistributions()",
+        "SideDistributions.num_bins = 4",
+        *ALIGNED[1:],
+    ),
+}
 SMALL = (*toy_data.TWO_LEVELS, *toy_data.SGD, "MAX_STEPS = 2")
 
 
@@ -251,15 +261,17 @@ def num_positives(batch, params):
     return float(losses.loss_normalizer(assigned.num_positives))
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
-    network, params = network_and_params
+@pytest.mark.parametrize("settings", CODERS.values(), ids=list(CODERS))
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves(data_dir, settings):
+    run = toy_data.make_run(None, data_dir, *SMALL, *settings)
+    network, params = run.make_network(), run.params
     batch = make_batch(4)
     halves = [rows(batch, slice(0, 2)), rows(batch, slice(2, 4))]
     counts = [num_positives(half, params) for half in halves]
     assert min(counts) > 1 and sum(counts) == num_positives(batch, params)
     whole = training_losses(batch, network, params)
     parts = [training_losses(half, network, params) for half in halves]
-    for name in ("class-loss", "box-loss", "weighted-loss"):
+    for name in whole.keys() - {"l2-regularization", "total-loss"}:
         total = sum(n * part[name] for n, part in zip(counts, parts, strict=True))
         np.testing.assert_allclose(whole[name] * sum(counts), total, rtol=1e-5)
     assert whole["total-loss"] == pytest.approx(
@@ -267,8 +279,13 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves(network_and_params):
     )
 
 
-def test_the_loss_of_boxes_falls_with_assignment_by_predictions(data_dir):
-    run = toy_data.make_run(None, data_dir, *SMALL, *ALIGNED)
+@pytest.mark.parametrize(
+    "settings",
+    [ALIGNED, *CODERS.values(), (*CODERS["distributions"], ALIGNED[0])],
+    ids=["aligned", *CODERS, "aligned distributions"],
+)
+def test_the_loss_of_boxes_falls(data_dir, settings):
+    run = toy_data.make_run(None, data_dir, *SMALL, *settings)
     network, batch = run.make_network(), make_batch(2)
     weights = [w for w in network.trainable_variables if "heads" in w.name]
     history = []
@@ -285,6 +302,28 @@ def test_the_loss_of_boxes_falls_with_assignment_by_predictions(data_dir):
     classes = [float(scalars["class-loss"]) for scalars in history]
     assert boxes[0] > boxes[1] > boxes[2] > 0
     assert len(set(classes)) == 3 and np.isfinite(classes).all()
+
+
+@pytest.mark.parametrize("name", ["SideDistances", "SideDistributions"])
+def test_a_loss_of_another_representation_is_an_error(data_dir, name):
+    huber = toy_data.make_run(None, data_dir, *SMALL, f"Anchors.box_coder = @{name}()")
+    with pytest.raises(errors.UserError, match=rf"@huber_loss.* is {name}\("):
+        huber.recipe.check_losses()
+
+
+@pytest.mark.parametrize("name", ["distances", "distributions"])
+def test_a_checkpoint_of_another_representation_is_an_error(
+    plain, data_dir, name, tmp_path
+):
+    run = toy_data.make_run(None, data_dir, *SMALL, *CODERS[name])
+    message = rf"(?s)deltas/bias is \(36,\), not used.*{name}/bias is absent"
+    with pytest.raises(errors.UserError, match=message):
+        train_step.load(run.make_network(), plain.path)
+
+
+def test_a_setting_that_is_no_representation_is_an_error(data_dir):
+    with pytest.raises(errors.UserError, match=r"Anchors.box_coder.*@SideDistances\("):
+        toy_data.parse(data_dir, "Anchors.box_coder = @NMS()")
 
 
 def test_targets_are_assigned_by_the_predictions_of_the_batch(network_and_params):
