@@ -310,3 +310,4 @@ def test_the_pod_run_fits_a_v3_32(tmp_path):
     assert train["images"] * train["num_devices"] == 256
     # ResNet-50-FPN at 640 px takes some 480 GFLOP an image, forwards and backwards.
     assert 400 < train["gflop"] / train["images"] < 650
+    assert steps["predict"]["hbm_traffic_mb"] < 2500

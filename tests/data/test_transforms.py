@@ -196,6 +196,24 @@ def test_resizing_equals_tensorflow_on_uint8(resized):
     np.testing.assert_array_equal(image, expected)
 
 
+@pytest.mark.parametrize(
+    "size", [(96, 128), (48, 64), (7, 200), (200, 7), (1, 1), (13, 9), (301, 500)]
+)
+def test_letterbox_returns_the_pixels_that_evaluation_reads(size):
+    pixels = np.random.default_rng(3).integers(0, 256, [2, *size, 3], np.uint8)
+    boxed, scales = transforms.letterbox(pixels, OUTPUT_SIZE)
+    for image, result in zip(pixels, boxed, strict=True):
+        file = tf.constant(encoded(image, "PNG"))
+        resized, _, window = transforms.decode_and_resize(
+            file, lambda s: transforms.crop_window(s, OUTPUT_SIZE)
+        )
+        expected = transforms.pad_to_size(resized, OUTPUT_SIZE)
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(scales, window.scales)
+        single, _ = transforms.letterbox(image, OUTPUT_SIZE)
+        np.testing.assert_array_equal(single, expected)
+
+
 def test_letterbox_clips_colors_out_of_range():
     image = tf.stack([tf.fill([4, 5], v) for v in (-7.0, 255.0, 300.0)], axis=-1)
     padded, _ = transforms.letterbox(image, (8, 10))
