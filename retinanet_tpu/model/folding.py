@@ -55,7 +55,9 @@ def conv_norm_sum(
     inputs, kernels, total_shift = [], [], 0.0
     for conv, norm, x in branches:
         x = x[:, :: conv.stride, :: conv.stride] if conv.stride > 1 else x
-        moments_fn = functools.partial(_moments_of_product, x, conv.kernel[0, 0])
+        moments_fn = functools.partial(
+            _moments_of_product, x=x, kernel=conv.kernel[0, 0]
+        )
         scale, shift = norm.affine(moments_fn, is_training, conv.bias)
         inputs.append(x)
         kernels.append(conv.kernel * scale)
@@ -73,12 +75,14 @@ def _folds(conv: layers.Conv, norm: layers.BatchNorm, is_training: bool) -> bool
     return size == 1 and (widens or not norm.uses_batch(is_training))
 
 
-def _moments_of_product(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns E[y] and E[y^2] of y = x kernel, over all axes of x but the last."""
+def _moments_of_product(
+    center: tf.Tensor, x: tf.Tensor, kernel: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns E[y] and E[y^2] of y = x kernel - center, over all axes but the last."""
     x32 = tf.cast(x, tf.float32)
     mean_x = tf.reduce_mean(x32, [0, 1, 2])
     covariance = _mean_outer(x32) - mean_x[:, None] * mean_x
-    mean = tf.linalg.matvec(kernel, mean_x, transpose_a=True)
+    mean = tf.linalg.matvec(kernel, mean_x, transpose_a=True) - center
     variance = tf.reduce_sum(kernel * tf.matmul(covariance, kernel), 0)
     return mean, variance + tf.square(mean)
 

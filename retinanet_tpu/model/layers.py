@@ -8,12 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import activations, initializers, variable_paths
+from retinanet_tpu.model import activations, initializers, moments, variable_paths
 
 # From RGB pixels in 0..255 to the input of the backbone, float32.
 NormalizeFn = Callable[[tf.Tensor], tf.Tensor]
-# Returns E[x] and E[x^2] over the batch of this replica, float32 [C] each.
-MomentsFn = Callable[[], tuple[tf.Tensor, tf.Tensor]]
+# Returns E[x - center] and E[(x - center)^2] over the batch of this replica, from
+# center; all float32 [C].
+MomentsFn = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class Conv(tf.Module):
@@ -310,7 +311,9 @@ class BatchNorm(tf.Module):
         """
         # XLA fuses the cast: in memory x keeps its dtype.
         x32 = tf.cast(x, tf.float32)
-        scale, shift = self.affine(lambda: _moments(x32), is_training, bias)
+        scale, shift = self.affine(
+            lambda center: moments.about(center, x32), is_training, bias
+        )
         return tf.cast(x32 * scale + shift, x.dtype)
 
     def uses_batch(self, is_training: bool) -> bool:
@@ -329,12 +332,14 @@ class BatchNorm(tf.Module):
             and its gradient is 0. Added to the shift, not to x, it costs nothing.
         """
         if self.uses_batch(is_training):
-            mean, mean_square = moments_fn()
+            center = self.moving_mean if bias is None else self.moving_mean - bias
+            center = tf.stop_gradient(center)
+            mean, mean_square = moments_fn(center)
             if self.is_synchronized:
-                moments = replicas.cross_replica_mean(tf.stack([mean, mean_square]))
-                mean, mean_square = tf.unstack(moments)
+                both = replicas.cross_replica_mean(tf.stack([mean, mean_square]))
+                mean, mean_square = tf.unstack(both)
             variance = tf.maximum(mean_square - tf.square(mean), 0)
-            mean = mean if bias is None else mean + bias
+            mean += center if bias is None else center + bias
             self._move(self.moving_mean, mean)
             self._move(self.moving_variance, variance)
         else:
@@ -391,23 +396,3 @@ Norm = BatchNorm | NoNorm
 # The parts of a network get this function as norm_fn and call it with
 # (num_channels, name=) or (num_channels, name=, initial_gamma=).
 NormFn = Callable[..., Norm]
-
-
-@tf.custom_gradient
-def _moments(
-    x32: tf.Tensor,
-) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable[..., tf.Tensor]]:
-    """Returns E[x] and E[x^2] over all axes but the last.
-
-    They need one pass over x and one exchange between replicas. The two-pass variance
-    needs two of each.
-    """
-    axes = list(range(x32.shape.rank - 1))
-
-    def gradient(mean: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:
-        # TensorFlow's own gradient writes seven arrays of the size of x.
-        count = tf.cast(tf.size(x32) // x32.shape[-1], tf.float32)
-        return x32 * (2.0 * mean_square / count) + mean / count
-
-    moments = tf.reduce_mean(x32, axes), tf.reduce_mean(tf.square(x32), axes)
-    return moments, gradient

@@ -177,6 +177,35 @@ def test_training_normalizes_by_the_moments_of_the_batch():
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_mean_of_1000_standard_deviations_keeps_the_variance(jit_compile):
+    x = np.random.default_rng(0).normal(1000, 1, [8, 32, 32, 3]).astype(np.float32)
+    norm = layers.BatchNorm(3, name="norm", momentum=0.0)
+    norm.moving_mean.assign([999.5, 1000.0, 1003.0])
+    bias = tf.constant([-0.5, 0.0, 3.0])
+
+    @tf.function(jit_compile=jit_compile)
+    def outputs_and_gradient(x, weight):
+        with tf.GradientTape() as tape:
+            tape.watch([x, bias])
+            y = norm(x, is_training=True, bias=bias)
+        return y, tape.gradient(y, [x, bias], output_gradients=weight)
+
+    weight = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    y, (gradient, bias_gradient) = outputs_and_gradient(tf.constant(x), weight)
+    x64, axes = x.astype(np.float64), (0, 1, 2)
+    deviation = np.sqrt(x64.var(axes) + 1e-4)
+    expected = (x64 - x64.mean(axes)) / deviation
+    # The sum of numbers near 1000 rounds; one ulp of them is 6e-5.
+    np.testing.assert_allclose(y, expected, atol=3e-3)
+    np.testing.assert_allclose(norm.moving_variance, x64.var(axes), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_mean, x64.mean(axes) + bias, rtol=3e-6)
+    means = weight.mean(axes), (weight * expected).mean(axes)
+    slope = (weight - means[0] - expected * means[1]) / deviation
+    np.testing.assert_allclose(gradient, slope, atol=3e-3)
+    assert bias_gradient is None or not np.any(np.abs(bias_gradient) > 1e-2)
+
+
 def test_training_moves_the_statistics_towards_the_biased_moments():
     norm, x = _norm(), _batch()
     before = [norm.moving_mean.numpy(), norm.moving_variance.numpy()]
