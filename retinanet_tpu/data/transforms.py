@@ -145,10 +145,10 @@ def letterbox(
     reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
     resized = _resized_by_sides(reduced, window)
     # Padded as rows of numbers: a TPU stores the last axis in tiles of 128, not of 3.
-    width, below, right = window.resized[1], *tf.unstack(output_size - window.resized)
+    below, right = tf.unstack(tf.constant(output_size) - window.resized)
     mean = tf.constant(MEAN_COLOR * output_size[1], tf.float32)
     padding = [[0, 0], [0, below], [0, 3 * right]]
-    padded = tf.pad(resized - mean[: 3 * width], padding) + mean
+    padded = tf.pad(resized - mean[: 3 * window.resized[1]], padding) + mean
     # ONNX has no ensure_shape. Without a static shape its runtimes lack the sides.
     leading = [-1 if side is None else side for side in images.shape[:-3]]
     return tf.reshape(padded, [*leading, *output_size, 3]), window.scales
