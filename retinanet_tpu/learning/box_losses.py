@@ -89,19 +89,33 @@ def huber_loss(
     Source: Huber, "Robust Estimation of a Location Parameter", 1964.
     """
     del anchor_sizes
-    if not isinstance(box_coder, AnchorOffsets):
-        raise errors.UserError(
-            "detection_losses.box_loss_fn is @huber_loss, which compares offsets, but "
-            f"Anchors.box_coder is {box_coder}; set a loss of the IoU such as "
-            "@giou_loss with detection_losses.box_weight = 2.0, or Anchors.box_coder = "
-            "@AnchorOffsets()."
-        )
+    _check_offsets("huber_loss", box_coder)
     error = tf.abs(tf.cast(outputs, tf.float32) - target_values)
     quadratic = tf.minimum(error, delta)
-    loss = quadratic * (error - 0.5 * quadratic)
-    # Not target_values != 0: an offset of exactly 0 is a target, too.
-    is_positive = channels.repeat(classes, 4) >= 0
-    return tf.reduce_sum(tf.where(is_positive, loss, 0.0)) / 4.0
+    return _mean_of_coordinates(quadratic * (error - 0.5 * quadratic), classes)
+
+
+def l1_loss(
+    outputs: tf.Tensor,
+    target_values: tf.Tensor,
+    classes: tf.Tensor,
+    anchor_sizes: np.ndarray,
+    box_coder: BoxCoder,
+) -> tf.Tensor:
+    """Returns the absolute error of the positive anchors, the mean over 4 coordinates.
+
+    Args: See `huber_loss`.
+    Returns:
+      float32 [], the sum over anchors.
+    Raises:
+      UserError: The boxes have another representation.
+    Source: the box loss of MLPerf Training's RetinaNet and of torchvision's, which sum
+      over the coordinates: there is 4 times this.
+    """
+    del anchor_sizes
+    _check_offsets("l1_loss", box_coder)
+    error = tf.abs(tf.cast(outputs, tf.float32) - target_values)
+    return _mean_of_coordinates(error, classes)
 
 
 def iou_loss(
@@ -285,6 +299,29 @@ def _distance(pair: _Pair) -> tf.Tensor:
     height, width = pair.enclosing
     dy, dx = pair.predicted.y - pair.target.y, pair.predicted.x - pair.target.x
     return (dy**2 + dx**2) / (height**2 + width**2)
+
+
+def _mean_of_coordinates(losses: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """Returns the sum over positive anchors of the mean of 4 losses, float32 [].
+
+    Args:
+      losses: float32 [B, H, W, A * 4].
+      classes: int32 [B, A, H, W].
+    """
+    # Not target_values != 0: an offset of exactly 0 is a target, too.
+    is_positive = channels.repeat(classes, 4) >= 0
+    return tf.reduce_sum(tf.where(is_positive, losses, 0.0)) / 4.0
+
+
+def _check_offsets(name: str, box_coder: BoxCoder) -> None:
+    """Raises an error if boxes are not represented by offsets."""
+    if not isinstance(box_coder, AnchorOffsets):
+        raise errors.UserError(
+            f"detection_losses.box_loss_fn is @{name}, which compares offsets, but "
+            f"Anchors.box_coder is {box_coder}; set a loss of the IoU such as "
+            "@giou_loss with detection_losses.box_weight = 2.0, or Anchors.box_coder = "
+            "@AnchorOffsets()."
+        )
 
 
 def _sum_positives(losses: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:

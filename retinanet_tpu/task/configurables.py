@@ -92,6 +92,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "quality_focal_loss": class_losses.quality_focal_loss,
     "varifocal_loss": class_losses.varifocal_loss,
     "huber_loss": box_losses.huber_loss,
+    "l1_loss": box_losses.l1_loss,
     "iou_loss": box_losses.iou_loss,
     "giou_loss": box_losses.giou_loss,
     "diou_loss": box_losses.diou_loss,

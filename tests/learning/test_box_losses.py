@@ -134,10 +134,10 @@ def test_extreme_predictions_have_finite_losses_and_gradients(name, coder):
     assert np.isfinite(loss) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", [*LOSSES, "huber"])
+@pytest.mark.parametrize("name", [*LOSSES, "huber", "l1"])
 def test_anchors_without_an_object_have_no_loss(name):
     outputs, target_values, classes = random_boxes(4)
-    loss_fn = LOSSES.get(name, box_losses.huber_loss)
+    loss_fn = getattr(box_losses, f"{name}_loss")
     loss, gradient = gradients.value_and_gradient(
         lambda x: loss_fn(x, target_values, -np.abs(classes) - 1, SIZES_HW, OFFSETS),
         tf.constant(outputs),
@@ -263,3 +263,15 @@ def test_huber_loss_and_gradient_agree_with_the_plain_formula(delta):
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_l1_loss_and_gradient_agree_with_numpy():
+    outputs, target_values, classes = random_boxes(6)
+    is_positive = np.repeat(np.moveaxis(classes, 1, -1) >= 0, 4, axis=-1)
+    error = np.float64(outputs) - np.float64(target_values)
+    loss, gradient = gradients.value_and_gradient(
+        lambda x: box_losses.l1_loss(x, target_values, classes, SIZES_HW, OFFSETS),
+        tf.constant(outputs),
+    )
+    np.testing.assert_allclose(loss, np.abs(error)[is_positive].sum() / 4, rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.sign(error) * is_positive / 4)
