@@ -77,12 +77,13 @@ def match_by_iou(
     *,
     positive_iou_threshold: float = 0.5,
     negative_iou_threshold: float = 0.4,
+    crowds_are_objects: bool = False,
 ) -> tf.Tensor:
     """Matches each anchor with the box of the highest IoU.
 
     The best anchor of a box is matched with it at any IoU above 0. An anchor that is
-    the best of several boxes is matched with the first of them. Crowd regions and
-    padding are never matched. Background inside a crowd region is ignored.
+    the best of several boxes is matched with the first of them. Padding is never
+    matched. Neither are crowd regions by default; background inside them is ignored.
 
     Args:
       labels: The padded boxes of B images, px.
@@ -91,6 +92,8 @@ def match_by_iou(
       positive_iou_threshold: The lowest IoU of a positive anchor.
       negative_iou_threshold: The IoU below which an anchor is background. Anchors
         between the two thresholds are ignored.
+      crowds_are_objects: Whether a crowd region is matched like an object, as MLPerf's
+        reference trains on Open Images.
     Returns:
       int32 [B, A]: the index of the box, or BACKGROUND, or IGNORE.
     Raises:
@@ -106,6 +109,8 @@ def match_by_iou(
             f"<= 1, got negative_iou_threshold={negative_iou_threshold}, "
             f"positive_iou_threshold={positive_iou_threshold}."
         )
+    if crowds_are_objects:
+        labels = labels._replace(is_crowd=tf.zeros_like(labels.is_crowd))
     objects_yxyx, crowds_yxyx = split_crowds(labels)
     anchors_yxyx = anchors.boxes_yxyx
     best_box = tf.argmax(

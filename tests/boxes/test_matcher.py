@@ -151,6 +151,19 @@ def test_background_in_crowds_is_ignored_and_crowds_are_never_matched():
     assert match(labels, anchors_yxyx).numpy().tolist() == [[1, B, I, B]]
 
 
+def test_crowds_that_are_objects_are_matched_like_them():
+    rng = np.random.default_rng(4)
+    images = [random_image(rng, num) for num in (6, 3)]
+    objects = [[(*box[:4], False) for box in image] for image in images]
+    as_objects = matcher.match_by_iou(
+        make_labels(images), GRID, crowds_are_objects=True
+    )
+    np.testing.assert_array_equal(
+        as_objects, matcher.match_by_iou(make_labels(objects), GRID)
+    )
+    assert (as_objects != matcher.match_by_iou(make_labels(images), GRID)).numpy().any()
+
+
 @pytest.mark.parametrize("thresholds", [(0.4, 0.5), (0.5, 0.0), (1.1, 0.5)])
 def test_thresholds_out_of_order_are_rejected(thresholds):
     with pytest.raises(
