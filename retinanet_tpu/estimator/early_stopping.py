@@ -1,4 +1,4 @@
-"""Ends a run whose evaluations no longer improve, and keeps its best checkpoint."""
+"""Ends a run that reached its target or no longer improves; keeps the best weights."""
 
 import contextlib
 import dataclasses
@@ -24,11 +24,14 @@ class EarlyStopping:
         with the same number the earlier is the better. A number that is not finite is
         the worst.
       is_lower_better: Whether a lower number is better, such as for a loss.
+      target: The number that ends the run once an evaluation reaches it; None for no
+        target.
     """
 
     patience: int = 5
     metric: str = "AP"
     is_lower_better: bool = False
+    target: float | None = None
 
     def __post_init__(self):
         """Checks the patience."""
@@ -47,6 +50,20 @@ class EarlyStopping:
         """
         values = [self._value(record) for record in records]
         return values.index(max(values))
+
+    def reached(self, records: Sequence[Mapping[str, Any]]) -> int | None:
+        """Returns the index of the first record that reaches the target, or None.
+
+        Args:
+          records: The results of evaluations, in the order of the steps.
+        Raises:
+          UserError: A record does not have the metric.
+        """
+        if self.target is None:
+            return None
+        sign = -1 if self.is_lower_better else 1
+        hits = (self._value(record) >= sign * self.target for record in records)
+        return next((index for index, is_hit in enumerate(hits) if is_hit), None)
 
     def _value(self, record: Mapping[str, Any]) -> float:
         """Returns a number that is higher for a better record."""
@@ -123,15 +140,29 @@ class Watch:
         if self._keeps_best and step != self._best_step:
             self._best_step = step
             self._keep(step)
-        num_worse = len(records) - 1 - best
-        self.reason = None
-        if num_worse >= self._settings.patience:
-            metric = self._settings.metric
-            self.reason = (
-                f"{metric} was best at step {step} ({records[best][metric]}); "
-                f"{num_worse} evaluations since then, EarlyStopping.patience is "
-                f"{self._settings.patience}"
+        self.reason = self._end_reason(records, best)
+
+    def _end_reason(
+        self, records: Sequence[Mapping[str, Any]], best: int
+    ) -> str | None:
+        """Returns why the run must end, None to go on."""
+        assert self._settings is not None
+        metric = self._settings.metric
+        reached = self._settings.reached(records)
+        if reached is not None:
+            record = records[reached]
+            return (
+                f"{metric} is {record[metric]} at step {record['global_step']}, "
+                f"EarlyStopping.target is {self._settings.target}"
             )
+        num_worse = len(records) - 1 - best
+        if num_worse < self._settings.patience:
+            return None
+        return (
+            f"{metric} was best at step {records[best]['global_step']} "
+            f"({records[best][metric]}); {num_worse} evaluations since then, "
+            f"EarlyStopping.patience is {self._settings.patience}"
+        )
 
     def _keep(self, step: int) -> None:
         """Holds a lease on the checkpoint of a step, and on no other."""

@@ -112,6 +112,35 @@ def test_the_best_evaluation_is_the_first_of_the_best_finite_number(
     assert rule.best([{"x": value} for value in values]) == best
 
 
+@pytest.mark.parametrize(
+    ("values", "is_lower_better", "reached"),
+    [
+        ([0.1, 0.34, 0.5], False, 1),
+        ([0.1, 0.33], False, None),
+        ([None, float("nan"), 0.4], False, 2),
+        ([0.5, 0.3, 0.2], True, 1),
+        ([float("-inf"), None], True, None),
+        ([], False, None),
+    ],
+)
+def test_the_target_is_reached_by_the_first_evaluation_at_or_beyond_it(
+    values, is_lower_better, reached
+):
+    rule = early_stopping.EarlyStopping(1, "x", is_lower_better, target=0.34)
+    assert rule.reached([{"x": value} for value in values]) == reached
+
+
+def test_a_run_ends_at_the_evaluation_that_reaches_the_target(tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    run(tmp_path / "all", None, max_steps=20)
+    records = map(json.loads, (tmp_path / "all/eval/eval.jsonl").open())
+    losses = {record["global_step"]: record["loss"] for record in records}
+    rule = early_stopping.EarlyStopping(9, "loss", True, target=losses[10])
+    run(tmp_path / "run", rule, max_steps=20)
+    assert state(tmp_path / "run") == ("finished", 10)
+    assert "Ended at step 10: loss is" in caplog.text
+
+
 @pytest.mark.parametrize("metric", ["AP", "checkpoint"])
 def test_a_metric_that_is_no_number_of_an_evaluation_is_an_error(tmp_path, metric):
     message = f"metric is '{metric}', .*; use one of loss, mean_output, num_outputs"

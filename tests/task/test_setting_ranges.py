@@ -10,6 +10,7 @@ from retinanet_tpu.task import configurables, setting_ranges
 
 # Numbers that the code passes, which no gin file sets, and one that may be negative.
 UNBOUNDED = {
+    "EarlyStopping.target",
     "FPN.channels",
     "Identity.channels",
     "PooledFPN.channels",
