@@ -95,7 +95,9 @@ def fit(run: Run) -> tuple[Anchors, list[str]]:
     """
     recipe, data, categories = run.recipe, run.data, run.data.read_categories()
     start, image_size = recipe.anchors, recipe.image_size
-    output = examples.OutputSpec(image_size, data.max_boxes)
+    output = examples.OutputSpec(
+        recipe.image_size, data.max_boxes, recipe.keep_aspect_ratio
+    )
     train = dataset_stats.read(data.dir, data.train_split, categories)
     augmented = anchor_recall.augment_boxes(
         train, output, augmentation=data.augmentation, passes=_PASSES

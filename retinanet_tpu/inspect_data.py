@@ -143,7 +143,9 @@ def split_coverages(subject: Subject) -> list[SplitCoverage]:
     if subject.run is None:
         return []
     recipe, data = subject.run.recipe, subject.run.data
-    output = examples.OutputSpec(recipe.image_size, data.max_boxes)
+    output = examples.OutputSpec(
+        recipe.image_size, data.max_boxes, recipe.keep_aspect_ratio
+    )
     train = subject.splits[0]
     variants: list[tuple[str, dataset_stats.Split, examples.Augmentation | None]] = [
         (f"{train.name}, augmented", train, data.augmentation)

@@ -1,5 +1,6 @@
 """Turns one record into one example: a uint8 image and its padded boxes."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -69,10 +70,13 @@ class OutputSpec(NamedTuple):
     Attributes:
       image_size: The height and width of the network's input, px.
       max_boxes: N of the padded labels. Of more boxes the largest are kept.
+      keep_aspect_ratio: Whether images keep their aspect ratio, with padding below or
+        at the right. Otherwise they are stretched to image_size.
     """
 
     image_size: tuple[int, int]
     max_boxes: int = 100
+    keep_aspect_ratio: bool = True
 
 
 class LoadedImage(NamedTuple):
@@ -119,16 +123,14 @@ def load_example(
       tf.errors.InvalidArgumentError: At run time, if the record lacks a key, its image
         cannot be decoded, or a category is unknown.
     """
-    loaded = load_image(
-        serialized, categories, output.image_size, augmentation, uniforms
-    )
+    loaded = load_image(serialized, categories, output, augmentation, uniforms)
     return pad(loaded, output)
 
 
 def load_image(
     serialized: tf.Tensor,
     categories: category_map.Categories,
-    output_size: tuple[int, int],
+    output: OutputSpec,
     augmentation: Augmentation | None = None,
     uniforms: tf.Tensor | None = None,
 ) -> LoadedImage:
@@ -137,7 +139,7 @@ def load_image(
     Args:
       serialized: string [], a serialized tf.train.Example.
       categories: The classes of the data directory.
-      output_size: The height and width of the network's input, px.
+      output: The size of the network's input; all boxes are kept.
       augmentation: The random changes of a single image; None for none.
       uniforms: float32 [NUM_UNIFORMS + num_random_op_uniforms] in [0, 1).
 
@@ -148,14 +150,18 @@ def load_image(
     if augmentation is not None and uniforms is None:
         raise ValueError("An augmentation needs `uniforms`.")
     example = tf_example.parse(serialized)
+    fit = functools.partial(
+        transforms.crop_window,
+        output_size=output.image_size,
+        keep_aspect_ratio=output.keep_aspect_ratio,
+    )
 
     def window_fn(image_size: tf.Tensor) -> transforms.CropWindow:
         if augmentation is None or uniforms is None:
-            return transforms.crop_window(image_size, output_size)
+            return fit(image_size)
         low, high = augmentation.scale_jitter
-        return transforms.crop_window(
+        return fit(
             image_size,
-            output_size,
             scale=low + uniforms[0] * (high - low),
             position=uniforms[1:3],
         )

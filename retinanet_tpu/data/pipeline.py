@@ -36,6 +36,7 @@ class DatasetSpec:
       categories: The classes of the directory's categories.json.
       image_size: The height and width of the network's input, px.
       max_boxes: N of the padded labels. Of more boxes the largest are kept.
+      keep_aspect_ratio: As in `examples.OutputSpec`.
     """
 
     data_dir: str
@@ -43,11 +44,14 @@ class DatasetSpec:
     categories: category_map.Categories
     image_size: tuple[int, int]
     max_boxes: int = 100
+    keep_aspect_ratio: bool = True
 
     @property
     def output(self) -> examples.OutputSpec:
         """Returns the static shape of an example."""
-        return examples.OutputSpec(self.image_size, self.max_boxes)
+        return examples.OutputSpec(
+            self.image_size, self.max_boxes, self.keep_aspect_ratio
+        )
 
 
 @tracing.without_autograph
@@ -261,7 +265,7 @@ def _mixed_examples(
     def load(number: tf.Tensor, serialized: tf.Tensor) -> examples.LoadedImage:
         uniforms = _example_uniforms(options.seed, number, augmentation)
         return examples.load_image(
-            serialized, spec.categories, spec.image_size, augmentation, uniforms
+            serialized, spec.categories, spec.output, augmentation, uniforms
         )
 
     @tf.function(autograph=False)

@@ -58,11 +58,12 @@ def crop_window(
     *,
     scale: tf.Tensor | float = 1.0,
     position: tf.Tensor | tuple[float, float] = (0.0, 0.0),
+    keep_aspect_ratio: bool = True,
 ) -> CropWindow:
     """Returns the crop window of a scale jitter, by default the whole image.
 
-    Conceptually the image is resized to fit `scale` times the output, aspect ratio
-    kept, and the part beyond the output is cropped. Start and size are multiples of
+    Conceptually the image is resized to fit `scale` times the output, and the part
+    beyond the output is cropped. Start and size are multiples of
     the window's ratio, so less than one output pixel may be lost at the right and
     bottom edges.
 
@@ -73,13 +74,17 @@ def crop_window(
         the image into the output.
       position: float32 [2] in [0, 1), the place of the crop (y, x) between the top
         left (0) and the bottom right (1).
+      keep_aspect_ratio: Whether both sides are resized by the same factor. Otherwise
+        the image is stretched to `scale` times the output.
 
     Source: Mask R-CNN's large scale jitter as in Simple Copy-Paste, arXiv:2012.07177,
       section 3; whole-pixel windows are ours.
     """
     output = tf.constant(output_size, tf.float32)
     original = tf.cast(image_size, tf.float32)
-    zoom = tf.reduce_min(scale * output / original)
+    zoom = scale * output / original
+    if keep_aspect_ratio:
+        zoom = tf.reduce_min(zoom)
     size = tf.clip_by_value(tf.round(output / zoom), 1.0, original)
     whole = tf.clip_by_value(tf.round(original * zoom), 1.0, output)
     resized = tf.where(size < original, output, whole)
@@ -128,20 +133,23 @@ def decode_and_resize(
 
 
 def letterbox(
-    images: tf.Tensor, output_size: tuple[int, int]
+    images: tf.Tensor, output_size: tuple[int, int], *, keep_aspect_ratio: bool = True
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Resizes and pads decoded images as evaluation does with encoded ones.
 
     Args:
       images: uint8 or float32 [..., H, W, 3], RGB in 0..255, all of one size.
       output_size: The height and width of the network's input, px.
+      keep_aspect_ratio: As in `crop_window`.
 
     Returns:
       float32 [..., *output_size, 3], the same values as those of `decode_and_resize`
       and `pad_to_size`; and float32 [2], (y, x) resized size / original size.
     """
     images = tf.convert_to_tensor(images)
-    window = crop_window(tf.shape(images)[-3:-1], output_size)
+    window = crop_window(
+        tf.shape(images)[-3:-1], output_size, keep_aspect_ratio=keep_aspect_ratio
+    )
     reduced = tf.clip_by_value(_reduced(images, window), 0.0, 255.0)
     resized = _resized_by_sides(reduced, window)
     # Padded as rows of numbers: a TPU stores the last axis in tiles of 128, not of 3.

@@ -73,6 +73,7 @@ def augment_boxes(
             output.image_size,
             scale=low + uniforms[0] * (high - low),
             position=uniforms[1:] if is_moved else (0.0, 0.0),
+            keep_aspect_ratio=output.keep_aspect_ratio,
         )
         moved = transforms.transform_boxes(boxes_yxyx, window)
         nonempty = tf.where(transforms.is_nonempty(moved))[:, 0]

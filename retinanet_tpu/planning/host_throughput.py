@@ -65,6 +65,7 @@ def _dataset(run: Run, data_dir: str, *, is_training: bool) -> tf.data.Dataset:
         ),
         image_size=run.recipe.image_size,
         max_boxes=run.data.max_boxes,
+        keep_aspect_ratio=run.recipe.keep_aspect_ratio,
     )
     if not is_training:
         return pipeline.make_eval_dataset(spec, batch_size=_BATCH_SIZE).repeat()

@@ -33,7 +33,11 @@ def detect_with_checkpoint(
       images: The images, uint8 [H, W, 3] each.
     """
     image_size = recipe.image_size
-    window_fn = functools.partial(transforms.crop_window, output_size=image_size)
+    window_fn = functools.partial(
+        transforms.crop_window,
+        output_size=image_size,
+        keep_aspect_ratio=recipe.keep_aspect_ratio,
+    )
 
     @tf.function(autograph=False)
     def detect_one(encoded):

@@ -65,15 +65,19 @@ FORMATS = {
 }
 
 
-def check_formats(formats: Sequence[str], nms_fn: nms.NMS) -> None:
+def check_formats(
+    formats: Sequence[str], nms_fn: nms.NMS, *, keep_aspect_ratio: bool = True
+) -> None:
     """Checks that formats can be written, before anything is loaded.
 
     Args:
       formats: The names of the formats.
       nms_fn: The non-maximum suppression of the export.
+      keep_aspect_ratio: Whether images keep their aspect ratio when they are resized.
     Raises:
-      UserError: No name or an unknown name is given, a package is missing, or
-        TensorRT's own NMS lacks a setting.
+      UserError: No name or an unknown name is given, a package is missing,
+        TensorRT's own NMS lacks a setting, or images are stretched for a format whose
+        programs resize them and keep the aspect ratio.
     """
     if not formats:
         raise errors.UserError(f"--format is ''; choose from {', '.join(FORMATS)}.")
@@ -82,6 +86,13 @@ def check_formats(formats: Sequence[str], nms_fn: nms.NMS) -> None:
         raise errors.UserError(
             f"--format is {','.join(formats)!r}; choose from {', '.join(FORMATS)}. "
             f"There is no {unknown[0]!r}."
+        )
+    resized_outside = [f for f in formats if f.startswith(("tflite", "tensorrt"))]
+    if resized_outside and not keep_aspect_ratio:
+        raise errors.UserError(
+            f"--format={resized_outside[0]} has no image resizing, and the programs "
+            "that run it keep the aspect ratio, but Recipe.keep_aspect_ratio is False; "
+            "use --format=saved_model,onnx."
         )
     if "tensorrt" in formats:
         _check_efficient_nms(nms_fn)

@@ -29,6 +29,10 @@ class Detector(Protocol):
         """Returns the height and width of the network's input, px."""
 
     @property
+    def keep_aspect_ratio(self) -> bool:
+        """Returns whether images keep their aspect ratio when they are resized."""
+
+    @property
     def anchors(self) -> Anchors:
         """Returns the anchors."""
 
@@ -204,7 +208,11 @@ class ServingModule(tf.Module):
 
     def _detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         images = self.limits.check_pixels(images)
-        inputs, scales = transforms.letterbox(images, self.recipe.image_size)
+        inputs, scales = transforms.letterbox(
+            images,
+            self.recipe.image_size,
+            keep_aspect_ratio=self.recipe.keep_aspect_ratio,
+        )
         rows = [tf.shape(images)[0], 1]
         sizes = tf.tile(tf.shape(images)[None, 1:3], rows)
         predictions = self.predict_inputs(inputs)

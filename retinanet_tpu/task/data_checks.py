@@ -247,7 +247,9 @@ def _sampled_anchor_issues(run: Run, train: dataset_stats.Split) -> Issues:
     anchors, image_size = run.recipe.anchors, run.recipe.image_size
     augmented = anchor_recall.augment_boxes(
         train,
-        examples.OutputSpec(image_size, run.data.max_boxes),
+        examples.OutputSpec(
+            image_size, run.data.max_boxes, run.recipe.keep_aspect_ratio
+        ),
         augmentation=run.data.augmentation,
     )
     ious = anchor_search.best_iou(augmented.boxes_yxyx, anchors, image_size)

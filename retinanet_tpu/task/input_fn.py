@@ -140,6 +140,7 @@ def input_fn(
         categories=categories,
         image_size=recipe.image_size,
         max_boxes=data.max_boxes,
+        keep_aspect_ratio=recipe.keep_aspect_ratio,
     )
     if is_training:
         last_mixed_step = data.augmentation.last_mixed_step

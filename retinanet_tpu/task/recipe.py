@@ -35,6 +35,8 @@ class Recipe:
       nms_fn: The non-maximum suppression.
       max_request_images: The number of images that an export accepts in one request.
       max_image_pixels: The number of pixels that an export accepts in one image.
+      keep_aspect_ratio: Whether images keep their aspect ratio when they are resized,
+        with padding below or at the right. Otherwise they are stretched to image_size.
       categories: The dataset's categories; NO_CATEGORIES until the data are read.
 
     Raises:
@@ -51,6 +53,7 @@ class Recipe:
     nms_fn: nms.NMS = dataclasses.field(default_factory=nms.NMS)
     max_request_images: int = 64
     max_image_pixels: int = 50_000_000
+    keep_aspect_ratio: bool = True
     categories: category_map.Categories = NO_CATEGORIES
 
     def __post_init__(self):

@@ -261,7 +261,11 @@ def _evaluation_params(
 def _first_images(recipe: Recipe, data: Data, num_images: int) -> structures.Features:
     """Returns the first evaluation images, as NumPy arrays."""
     dataset_spec = pipeline.DatasetSpec(
-        data.dir, data.eval_split, recipe.categories, recipe.image_size
+        data.dir,
+        data.eval_split,
+        recipe.categories,
+        recipe.image_size,
+        keep_aspect_ratio=recipe.keep_aspect_ratio,
     )
     dataset = pipeline.make_eval_dataset(dataset_spec, batch_size=num_images)
     features, _ = next(dataset.take(1).as_numpy_iterator())

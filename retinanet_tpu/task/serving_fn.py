@@ -103,7 +103,9 @@ def serving_fn(
       UserError: A format is unknown or cannot be written here.
     """
     recipe = params["recipe"]
-    formats_module.check_formats(formats, recipe.nms_fn)
+    formats_module.check_formats(
+        formats, recipe.nms_fn, keep_aspect_ratio=recipe.keep_aspect_ratio
+    )
     module = server.ServingModule(network, recipe)
     signatures = {
         "serving_default": module.detect_one,

@@ -113,6 +113,18 @@ def test_a_large_scale_jitter_keeps_exactly_the_boxes_that_remain_visible():
     assert num_small > 20 and num_outside > 100
 
 
+def test_the_box_fits_its_object_in_a_stretched_image():
+    output = examples.OutputSpec((96, 96), max_boxes=4, keep_aspect_ratio=False)
+    features, labels = examples.load_example(record(), CATEGORIES, output)
+    np.testing.assert_allclose(features.scales, [96 / 120, 96 / 200], rtol=1e-6)
+    box = labels.boxes_yxyx[0].numpy()
+    x, y, width, height = TARGET
+    corners = np.array([y, x, y + height, x + width])
+    np.testing.assert_allclose(box, corners * np.tile(features.scales, 2), rtol=1e-6)
+    visible = bright_box(features.images.numpy(), (96, 96))
+    np.testing.assert_allclose(visible, box, atol=1.01)
+
+
 def test_flip_is_independent_of_the_scale():
     serialized = record()
     scales = []

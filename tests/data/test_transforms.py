@@ -1,3 +1,4 @@
+import functools
 import io
 
 import numpy as np
@@ -62,6 +63,35 @@ def test_windows_lie_inside_the_image_and_keep_its_aspect_ratio():
         np.testing.assert_allclose(resized, taken * zoom, atol=atol)
         cropped = taken < size - size % ratio
         np.testing.assert_array_equal(resized[cropped], np.array(OUTPUT_SIZE)[cropped])
+
+
+@pytest.mark.parametrize("size", [(150, 220), (60, 200), (5, 7), (900, 300)])
+def test_without_its_aspect_ratio_an_image_fills_the_output(size):
+    pixels = smooth_image(*size)
+    window_fn = functools.partial(
+        transforms.crop_window, output_size=OUTPUT_SIZE, keep_aspect_ratio=False
+    )
+    image, _, window = transforms.decode_and_resize(encoded(pixels, "PNG"), window_fn)
+    assert image.shape == (*OUTPUT_SIZE, 3)
+    # Squares of up to 8 pixels that are reduced to one leave out less than a square.
+    cut = size - size % np.array(window.ratio)
+    np.testing.assert_allclose(window.scales, np.divide(OUTPUT_SIZE, cut), rtol=1e-6)
+    boxed, scales = transforms.letterbox(pixels, OUTPUT_SIZE, keep_aspect_ratio=False)
+    np.testing.assert_allclose(boxed, image, atol=1)
+    np.testing.assert_array_equal(scales, window.scales)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (31, 977), (640, 200)])
+def test_a_scale_stretches_both_sides_of_the_output(size):
+    low, high = (
+        transforms.crop_window(
+            tf.constant(size), OUTPUT_SIZE, scale=scale, keep_aspect_ratio=False
+        )
+        for scale in (0.5, 2.0)
+    )
+    np.testing.assert_array_equal(low.resized, np.array(OUTPUT_SIZE) // 2)
+    np.testing.assert_array_equal(high.resized, OUTPUT_SIZE)
+    np.testing.assert_allclose(high.size, np.array(size) / 2, atol=8)
 
 
 def test_position_covers_both_ends_of_the_image():
