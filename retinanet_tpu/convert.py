@@ -77,6 +77,11 @@ _IMAGE_LABELS = flags.DEFINE_string(
     None,
     "openimages: the CSV of classes that were verified in the images.",
 )
+_DROP_OTHER_CLASSES = flags.DEFINE_bool(
+    "drop_other_classes",
+    None,
+    "openimages: leaves out boxes of other classes, and images of only such boxes.",
+)
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "The data directory to write.")
 _SPLIT = flags.DEFINE_multi_string(
     "split",
@@ -119,6 +124,7 @@ _USED_BY = {
     "classes": readers.TAKE_CLASSES,
     "class_attribute": readers.TAKE_CLASS_ATTRIBUTE,
     "image_labels": readers.TAKE_IMAGE_LABELS,
+    "drop_other_classes": readers.TAKE_DROP_OTHER_CLASSES,
 }
 _PATHS = ("images", "annotations", "split_file")
 _Paths: TypeAlias = tuple[str | None, ...]
@@ -180,6 +186,7 @@ def read_annotations(word: str) -> tuple[annotations.AnnotatedSet, files.ImageFo
             classes=_path("classes", word),
             class_attribute=_CLASS_ATTRIBUTE.value,
             image_labels=_path("image_labels", word),
+            drop_other_classes=bool(_DROP_OTHER_CLASSES.value),
         )
     return annotated, folder
 

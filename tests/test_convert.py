@@ -294,6 +294,27 @@ def test_verified_labels_of_images_are_in_the_annotations(convert, tmp_path):
     assert labeled == {"sub/c.jpg": [ids["/m/2"]]}
 
 
+def test_a_subset_of_open_images_has_the_images_of_its_classes(convert, tmp_path):
+    annotation_files.draw(tmp_path / "images")
+    path = annotation_files.write("openimages", tmp_path / "annotations")
+    lines = (path.parent / "class-descriptions.csv").read_text().splitlines()
+    subset = tmp_path / "subset.csv"
+    subset.write_text(lines[-1] + "\n")
+    label, name = lines[-1].split(",")
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    column = rows[0].index("LabelName")
+    expected = {row[0] for row in rows if row[column] == label}
+    assert len(expected) < len({row[0] for row in rows[1:]})
+    options = ["--format=openimages", f"--images={tmp_path / 'images'}"]
+    options += [f"--annotations={path}", f"--classes={subset}", "--split=train"]
+    done = convert(tmp_path / "out", *options, "--drop_other_classes")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert [category["name"] for category in content["categories"]] == [name]
+    stems = {image["file_name"].rpartition(".")[0] for image in content["images"]}
+    assert stems == expected
+
+
 def test_the_class_attribute_is_only_for_via(convert, tmp_path):
     annotation_files.draw(tmp_path / "images")
     path = annotation_files.write("via", tmp_path / "annotations")

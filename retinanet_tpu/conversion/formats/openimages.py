@@ -21,6 +21,8 @@ _UNKNOWN = ("-1", "-1.0")  # Values of IsGroupOf.
 # Most users download only a part of Open Images, so this is not an error.
 _NOT_DOWNLOADED = "annotated images not in the folder, left out"
 
+_OTHER_CLASSES = "tables with boxes of classes not in --classes, left out"
+
 
 class ClassList(NamedTuple):
     """The classes of a descriptions file.
@@ -47,6 +49,7 @@ def read(
     image_folder: files.ImageFolder,
     classes: ClassList,
     image_labels: str | None = None,
+    drop_other_classes: bool = False,
 ) -> annotations.AnnotatedSet:
     """Reads a table of boxes. A box with IsGroupOf becomes a crowd.
 
@@ -58,6 +61,8 @@ def read(
       image_labels: The CSV file of the verified classes of the images, such as
         `validation-annotations-human-imagelabels-boxable.csv`, or None. Its images
         without boxes are read, too. Classes without a description are skipped.
+      drop_other_classes: Whether to skip the boxes of classes without a description,
+        and images that have no other box, instead of an error.
 
     Raises:
       UserError: A column is missing, a line has too few fields, a field is not a
@@ -66,8 +71,12 @@ def read(
     """
     source = os.path.basename(path)
     first_lines: dict[str, int] = {}
+    num_dropped = 0
     for line, fields in _records(path):
-        first_lines.setdefault(fields["ImageID"], line)
+        if drop_other_classes and fields["LabelName"] not in classes.ids:
+            num_dropped += 1
+        else:
+            first_lines.setdefault(fields["ImageID"], line)
     labeled = set() if image_labels is None else _labeled_images(image_labels)
     matches = image_folder.match({i: [[i]] for i in (*first_lines, *sorted(labeled))})
     objects: dict[str, list[assembly.LabeledBox]] = {
@@ -76,6 +85,8 @@ def read(
     # The file is read twice: keeping the lines of absent images would fill the memory.
     for line, fields in _records(path):
         image_id = fields["ImageID"]
+        if drop_other_classes and fields["LabelName"] not in classes.ids:
+            continue
         if image_id in matches.names:
             objects.setdefault(image_id, []).append(_labeled_box(fields, line, path))
     if not any(objects.values()):
@@ -84,6 +95,11 @@ def read(
             f"{next(iter(first_lines), None)}, exists; check --images."
         )
     events: list[annotations.ConversionEvent] = []
+    if num_dropped:
+        event = annotations.ConversionEvent(
+            _OTHER_CLASSES, source, f"{num_dropped:,} boxes"
+        )
+        events.append(event)
     for image_id, line in first_lines.items():
         where = f"{source}, line {line}"
         if several := matches.several.get(image_id):

@@ -46,12 +46,13 @@ _BY_NAME: dict[str, _ReadByName] = {
     "labelstudio": label_studio.read,
 }
 # The formats of --format, and those of them that accept --names, --classes,
-# --class_attribute and --image_labels.
+# --class_attribute, --image_labels and --drop_other_classes.
 FORMATS = ("coco", "yolo", "openimages", *_BY_NAME)
 TAKE_NAMES = tuple(_BY_NAME)
 TAKE_CLASSES = ("yolo", "openimages")
 TAKE_CLASS_ATTRIBUTE = ("via",)
 TAKE_IMAGE_LABELS = ("openimages",)
+TAKE_DROP_OTHER_CLASSES = ("openimages",)
 
 
 def read(
@@ -63,6 +64,7 @@ def read(
     classes: str | None = None,
     class_attribute: str | None = None,
     image_labels: str | None = None,
+    drop_other_classes: bool = False,
 ) -> annotations.AnnotatedSet:
     """Reads annotations.
 
@@ -78,6 +80,8 @@ def read(
         TAKE_CLASS_ATTRIBUTE. None selects the only attribute.
       image_labels: The file of verified classes of images, for the formats of
         TAKE_IMAGE_LABELS.
+      drop_other_classes: Whether to skip boxes of classes that `classes` does not name,
+        for the formats of TAKE_DROP_OTHER_CLASSES.
 
     Raises:
       UserError: The annotations cannot be read.
@@ -99,6 +103,7 @@ def read(
             image_folder=image_folder,
             classes=class_list,
             image_labels=image_labels,
+            drop_other_classes=drop_other_classes,
         )
     else:
         categories = None if names is None else assembly.number_classes(names)

@@ -18,7 +18,7 @@ CLASSES = openimages.ClassList(
 LABELS = "ImageID,Source,LabelName,Confidence\n"
 
 
-def read(folder, text, image_names=("0a.jpg",), labels=None):
+def read(folder, text, image_names=("0a.jpg",), labels=None, **options):
     path = folder / "boxes.csv"
     path.write_text(text)
     image_folder = files.ImageFolder("", image_names)
@@ -27,7 +27,11 @@ def read(folder, text, image_names=("0a.jpg",), labels=None):
         label_path = str(folder / "labels.csv")
         (folder / "labels.csv").write_text(labels)
     return openimages.read(
-        str(path), image_folder=image_folder, classes=CLASSES, image_labels=label_path
+        str(path),
+        image_folder=image_folder,
+        classes=CLASSES,
+        image_labels=label_path,
+        **options,
     )
 
 
@@ -47,6 +51,20 @@ def test_boxes_are_fractions_and_groups_are_crowds(tmp_path, group, is_crowd):
     assert item.box_xywh == (0.25, 0.125, 0.25, 0.625)
     assert (item.category_id, item.is_crowd) == (2, is_crowd)
     assert annotations.source_line_of(image, item) == "boxes.csv, line 2"
+
+
+def test_a_subset_of_the_classes_leaves_out_other_boxes_and_their_images(tmp_path):
+    text = HEADER + line("0b", label="/m/99") + line("0a", label="/m/99") + line("0a")
+    text += line("0c", label="/m/01") + line("ff", label="/m/99")
+    names = ("0a.jpg", "0b.jpg", "0c.jpg")
+    with pytest.raises(errors.UserError, match="has class '/m/99'"):
+        read(tmp_path, text, names)
+    annotated = read(tmp_path, text, names, drop_other_classes=True)
+    ids = {i.file_name: [x.category_id for x in i.objects] for i in annotated.images}
+    assert ids == {"0a.jpg": [2], "0c.jpg": [1]}
+    dropped, unannotated = annotated.events
+    assert (dropped.location, dropped.detail) == ("boxes.csv", "3 boxes")
+    assert unannotated == (annotations.UNANNOTATED, "0b.jpg", "", "0b.jpg")
 
 
 def test_images_that_were_not_downloaded_are_reported_once(tmp_path):
