@@ -31,7 +31,7 @@ from retinanet_tpu.estimator import train_and_evaluate, train_step, waits
 from retinanet_tpu.estimator.cluster import preemption, worker_group
 from retinanet_tpu.exit_codes import ExitCode
 from retinanet_tpu.startup import guard
-from retinanet_tpu.task import cli, configurables, data_checks, summary
+from retinanet_tpu.task import cli, configurables, data_checks, mlperf_log, summary
 
 POLL_SECS = 5  # A machine stops 30 s after the notice of its preemption.
 _EXIT_CODES: dict[type[Exception], ExitCode] = {
@@ -77,9 +77,10 @@ def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
     cli.check_model_dir(config_text, run, accept_changes=_ACCEPT_CHANGES.value)
     logging.info("Replicas: %d", run.estimator.num_replicas)
     with cli.explain_data_errors(run):
+        train_spec, eval_spec = mlperf_log.add_log(run, eval_spec)
         train_and_evaluate.train_and_evaluate(
             run.estimator,
-            run.train_spec,
+            train_spec,
             eval_spec,
             stop_reason=listener.reason,
             prepare=functools.partial(cli.write_settings, config_text, run),

@@ -180,6 +180,8 @@ class Evaluations:
                     for name, value in results.items()
                     if not isinstance(value, result_types.Report)
                 }
+                for listener in self._spec.listeners:
+                    listener(pending.path, self.results)
             exporters.export_all(
                 self._spec.exporters if exports else (),
                 self._estimator,

@@ -53,6 +53,8 @@ ParamsFn = Callable[[], Mapping[str, Any]]
 MetricFn = Callable[[Iterator[Any]], Mapping[str, Any]]
 # (checkpoint path, step)
 SavingListener = Callable[[str, int], None]
+# (checkpoint path, results of its evaluation)
+EvaluationListener = Callable[[str, Mapping[str, Any]], None]
 # () -> reason to stop, or None
 StopReason = Callable[[], str | None]
 # (directory of the export, checkpoint path, results of its evaluation or None)
@@ -194,6 +196,7 @@ class EvalSpec(NamedTuple):
         save_checkpoints_steps. The last step is always evaluated; None evaluates no
         other.
       exporters: Each may export the evaluated checkpoint to `export/<name>/`.
+      listeners: Each is called after an evaluation of the trainer.
     """
 
     input_fn: InputFn
@@ -201,6 +204,7 @@ class EvalSpec(NamedTuple):
     name: str | None = None
     every_steps: int | None = None
     exporters: tuple[CheckpointExporter, ...] = ()
+    listeners: tuple[EvaluationListener, ...] = ()
 
 
 def call_by_name(fn: Callable[..., T], **available: Any) -> T:

@@ -116,6 +116,7 @@ CONFIGURABLES: dict[str, Callable[..., Any]] = {
     "BestExporter": exporters.BestExporter,
     "LatestExporter": exporters.LatestExporter,
     "FinalExporter": exporters.FinalExporter,
+    "MLPerfLog": run.MLPerfLog,
     "OpenImagesMetric": open_images_metric.OpenImagesMetric,
     "EarlyStopping": early_stopping.EarlyStopping,
     "RunConfig": run_config.RunConfig,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -71,6 +71,26 @@ class TrainingPlan:
 
 
 @dataclasses.dataclass(frozen=True)
+class MLPerfLog:
+    """The settings of the log in MLPerf's format, MODEL_DIR/mlperf.log.
+
+    Attributes:
+      target: The AP from which the run counts as successful.
+      hyperparameters: The settings of the optimizer by MLPerf's keys, such as
+        opt_base_learning_rate.
+      organization: The name of who ran it.
+      platform: The name of the machines.
+      division: "closed" or "open".
+    """
+
+    target: float
+    hyperparameters: Mapping[str, float | str]
+    organization: str = "unnamed"
+    platform: str = "unnamed"
+    division: str = "open"
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A run, ready to start.
 
@@ -86,6 +106,7 @@ class Run:
       data: The dataset.
       plan: The plan of training and evaluation.
       extra_metrics: The metrics beside COCO's.
+      mlperf_log: The settings of the log in MLPerf's format; None writes none.
     """
 
     estimator: tpu_estimator.TPUEstimator
@@ -98,6 +119,7 @@ class Run:
     data: Data
     plan: TrainingPlan
     extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = ()
+    mlperf_log: MLPerfLog | None = None
 
     def make_network(self) -> retinanet.RetinaNet:
         """Returns a new network of the run."""
@@ -118,6 +140,7 @@ def make_run(
     backbone_checkpoint: str | None = None,
     exporter_fns: Sequence[ExporterFn] = (),
     extra_metrics: Sequence[open_images_metric.OpenImagesMetric] = (),
+    mlperf_log: MLPerfLog | None = None,
 ) -> Run:
     """Joins all parts into a run.
 
@@ -140,6 +163,7 @@ def make_run(
       exporter_fns: Constructors of exporters of evaluated checkpoints; each gets
         serving_fn.
       extra_metrics: The metrics beside COCO's, such as an OpenImagesMetric.
+      mlperf_log: The settings of the log in MLPerf's format; None writes none.
     Raises:
       UserError: The parts do not fit each other.
     """
@@ -187,6 +211,7 @@ def make_run(
         data=data,
         plan=plan,
         extra_metrics=extra_metrics,
+        mlperf_log=mlperf_log,
     )
 
 
