@@ -115,3 +115,55 @@ def test_efficientdets_have_the_published_counts(run):
 def test_fewer_classes_only_have_smaller_heads(run):
     trainable = _network(run, 80).trainable_variables
     assert variable_paths.num_parameters(trainable) == PARAMETERS_OF_80_CLASSES[run]
+
+
+def _mlperf_products(*, kernel_of_stem, channels_of_group):
+    """Returns the products of MLPerf's RetinaNet for 800 px, from its published table.
+
+    Args:
+      kernel_of_stem: The products of one output of the stem.
+      channels_of_group: A function of the channels of a grouped convolution; returns
+        the inputs of one output.
+    """
+    backbone, size, previous = 400 * 400 * 64 * kernel_of_stem, 200, 64
+    widths = zip((3, 4, 6, 3), (128, 256, 512, 1024), strict=True)
+    for stage, (num_blocks, inner) in enumerate(widths):
+        for block in range(num_blocks):
+            before, outer = size, 2 * inner
+            if stage and not block:
+                size //= 2
+            backbone += before**2 * previous * inner
+            backbone += size**2 * 9 * channels_of_group(inner) * inner
+            backbone += size**2 * inner * outer
+            backbone += 0 if block else size**2 * previous * outer
+            previous = outer
+    cells = [100**2, 50**2, 25**2, 13**2, 7**2]
+    neck = sum(a * b * 256 for a, b in zip(cells, (512, 1024, 2048), strict=False))
+    neck += sum(cells) * 9 * 256**2
+    heads_products = sum(cells) * 9 * 256 * (8 * 256 + 9 * (264 + 4))
+    return backbone + neck + heads_products
+
+
+def test_the_mlperf_network_has_the_published_parameters_and_multiply_adds(zeros):
+    path = repository.ROOT / "gin_configs/openimages_mlperf_rx50_800.gin"
+    gin_files.parse([str(path)], [], known=configurables.CONFIGURABLES)
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
+    network = run.make_network()
+    # torchvision publishes 25,028,904 for ResNeXt-50 32x4d, classifier included.
+    backbone = 25_028_904 - 2049 * 1000
+    conv = 9 * 256 * 256 + 256
+    neck = (512 + 1024 + 2048 + 3) * 256 + 5 * conv
+    towers = 8 * conv + (9 * 256 + 1) * 9 * (264 + 4)
+    parameters = variable_paths.num_parameters(network.weights)
+    assert parameters == backbone + neck + towers
+    assert round(parameters / 1e6) == 37
+    published = _mlperf_products(
+        kernel_of_stem=7 * 7 * 3, channels_of_group=lambda channels: channels // 32
+    )
+    assert round(published / 1e9) == 201
+    # The groups of 128 channels, and the stem, are computed with zeros; see
+    # `GroupedConv` and `ResNet`.
+    computed = _mlperf_products(
+        kernel_of_stem=4 * 4 * 12, channels_of_group=lambda _: 128
+    )
+    assert flops.multiply_adds(network, (800, 800)) == computed
