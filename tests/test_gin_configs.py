@@ -79,6 +79,27 @@ def test_the_dry_run_prints_the_counts_of_the_specification():
     assert "Images: uint8 [256, 640, 640, 3]" in lines
 
 
+def test_the_run_of_mlperf_has_its_epochs_anchors_and_logged_settings(monkeypatch):
+    monkeypatch.setattr(layers.Conv, "_initial_kernel", _zeros)
+    _parse(GIN_CONFIGS / "openimages_mlperf_rx50_800.gin")
+    run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
+    plan, logged = run.plan, run.mlperf_log.hyperparameters
+    assert plan.eval_every_steps == -(-1_170_301 // plan.batch_size)
+    assert plan.max_steps == 8 * plan.eval_every_steps
+    assert run.mlperf_log.target == plan.early_stopping.target == 0.34
+    learning_rate = run.update_fn(run.make_network()).learning_rate
+    base = float(learning_rate(plan.max_steps))
+    assert logged["opt_base_learning_rate"] == pytest.approx(base)
+    assert logged["opt_learning_rate_warmup_factor"] * base == pytest.approx(
+        float(learning_rate(0))
+    )
+    # P3 to P7 of 800 px have 100, 50, 25, 13 and 7 cells per side.
+    cells = 100**2 + 50**2 + 25**2 + 13**2 + 7**2
+    boxes = run.recipe.anchors.boxes_cyxhw((800, 800))
+    assert sum(map(len, boxes)) == 9 * cells
+    assert not run.recipe.keep_aspect_ratio
+
+
 @pytest.mark.parametrize(("step", "rate"), [(200, 0.069), (400, 0.132), (600, 0.195)])
 def test_the_learning_rates_are_those_of_the_specification(step, rate):
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
