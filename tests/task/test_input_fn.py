@@ -85,3 +85,14 @@ def test_the_memory_of_the_shuffle_is_a_setting(data_dir, tmp_path):
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
     with pytest.raises(ValueError, match=r"Data\.shuffle_bytes is 0"):
         toy_data.make_run(None, data_dir, "Data.shuffle_bytes = 0")
+
+
+def test_stretched_images_have_their_own_scale_per_side(data_dir, tmp_path):
+    bindings = (*toy_data.TWO_LEVELS, "Recipe.keep_aspect_ratio = False")
+    run = toy_data.make_run(
+        tmp_path / "run", data_dir, *bindings, "Augmentation.scale_jitter = (1.0, 1.0)"
+    )
+    features, _ = next(batches(run, 0))
+    expected = np.array(run.recipe.image_size) / features.image_sizes.numpy()
+    assert len(np.unique(expected[0])) == 2
+    np.testing.assert_allclose(features.scales, expected, rtol=1e-6)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 import servers
+from retinanet_tpu import errors
 from retinanet_tpu.data import transforms
-from retinanet_tpu.serving import checked_detections
+from retinanet_tpu.serving import checked_detections, formats, server
 
 KEYS = {"boxes_xyxy", "scores", "class_ids", "valid_detections"}
 
@@ -159,3 +161,22 @@ def test_raw_scores_are_zero_without_a_category(module):
     assert not raw["scores"][..., 1].numpy().any()
     assert raw["scores"].numpy()[..., [0, 2]].min() > 0
     assert 0 <= raw["boxes_yxyx"].numpy().min() <= raw["boxes_yxyx"].numpy().max() <= 64
+
+
+def test_a_stretching_recipe_is_served_as_it_is_evaluated(module, images):
+    recipe = dataclasses.replace(module.recipe, keep_aspect_ratio=False)
+    stretching = server.ServingModule(module.network, recipe)
+    served = stretching.detect_images(images)
+    (expected,) = checked_detections.detect_with_checkpoint(
+        module.network, recipe, images[:1]
+    )
+    np.testing.assert_allclose(served["scores"][0], expected.scores[0], atol=1e-5)
+    kept = module.detect_images(images)
+    assert np.abs(served["scores"] - kept["scores"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["tflite_int8", "tensorrt"])
+def test_formats_without_resizing_refuse_a_stretching_recipe(module, name):
+    names, nms_fn = ["saved_model", name], module.recipe.nms_fn
+    with pytest.raises(errors.UserError, match=f"{name} has no image resizing"):
+        formats.check_formats(names, nms_fn, keep_aspect_ratio=False)
