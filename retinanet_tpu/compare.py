@@ -42,7 +42,6 @@ from retinanet_tpu.startup import guard
 FLAGS = flags.FLAGS
 
 _RESULTS_SUFFIX = ".json"
-_MODEL_SUFFIXES = (".onnx", ".tflite")
 _CHECKPOINT = "model.ckpt-"
 
 
@@ -211,7 +210,7 @@ def _check(inputs: Sequence[Input], images_dir: str | None) -> None:
 def _is_other_file(path: str) -> bool:
     """Returns True for a file that is no part of a checkpoint and no export."""
     name = os.path.basename(path)
-    is_model = name.endswith(_MODEL_SUFFIXES) or _CHECKPOINT in name
+    is_model = name.endswith(artifacts.EXTENSIONS) or _CHECKPOINT in name
     return not is_model and tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
 
 

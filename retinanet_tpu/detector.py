@@ -26,8 +26,8 @@ Image: TypeAlias = np.ndarray | str | os.PathLike[str]
 
 _IMAGE = "a NumPy array uint8 [H, W, 3], RGB, or the path of a file"
 _EXPECTED = (
-    "an export, a .onnx or .tflite file, the directory of a run, or a checkpoint such "
-    "as run1/model.ckpt-400"
+    "an export, a .onnx, .tflite or .xml file, the directory of a run, or a checkpoint "
+    "such as run1/model.ckpt-400"
 )
 _CHECKPOINT = re.compile(r"(model\.ckpt-[0-9]+)(\.index|\.data-[0-9]{5}-of-[0-9]{5})?")
 
@@ -212,9 +212,9 @@ def load(path: str | os.PathLike[str]) -> Detector:
     float32 and detects the same as its exports.
 
     Args:
-      path: A SavedModel, a .onnx or .tflite file, an export or a folder of exports such
-        as run1/export/latest; or the directory of a run, or a checkpoint of it such as
-        run1/model.ckpt-400.
+      path: A SavedModel, a .onnx, .tflite or .xml file, an export or a folder of exports
+        such as run1/export/latest; or the directory of a run, or a checkpoint of it
+        such as run1/model.ckpt-400.
     Raises:
       MissingFileError: The path or a file of the run does not exist, or a folder has
         neither export nor run.

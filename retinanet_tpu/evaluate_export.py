@@ -104,7 +104,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Export, folder of exports, .onnx or .tflite file, run or checkpoint.",
+        "Export, folder of exports, .onnx, .tflite or .xml file, run or checkpoint.",
     )
     flags.DEFINE_string("images", None, "Folder of the images.")
     flags.DEFINE_string("annotations", None, "COCO JSON file of the same images.")

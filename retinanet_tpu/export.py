@@ -1,7 +1,7 @@
 r"""Exports a training run to a SavedModel, and to other formats on request.
 
   python -m retinanet_tpu.export --model_dir=gs://bucket/run1 [--checkpoint=…] \
-      [--format=saved_model,onnx,tensorrt,tflite,tflite_float16,tflite_int8] \
+      [--format=saved_model,onnx,openvino,tensorrt,tflite,tflite_float16,tflite_int8] \
       [--nms=combined|per_class_hard|per_class_soft|global_hard|global_soft] \
       [--check_images=photos]
 

@@ -246,7 +246,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Export, folder of exports, .onnx or .tflite file, run or checkpoint.",
+        "Export, folder of exports, .onnx, .tflite or .xml file, run or checkpoint.",
     )
     flags.DEFINE_multi_string("images", [], "Folder, glob or file of images or videos.")
     flags.DEFINE_string("output_dir", None, "Folder for the detections and drawings.")

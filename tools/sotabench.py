@@ -160,7 +160,7 @@ def main() -> None:
 def define_flags() -> None:
     """Defines the flags; not on import, when another tool may run."""
     flags.DEFINE_string(
-        "model", None, "SavedModel, .onnx or .tflite file, or folder of exports."
+        "model", None, "SavedModel, .onnx, .tflite or .xml file, or folder of exports."
     )
     flags.DEFINE_string("coco_root", None, "Folder of annotations/ and val2017/.")
     flags.DEFINE_string("split", "val", "Split of the data set.")

@@ -15,6 +15,7 @@ from retinanet_tpu.serving import annotated_images, artifacts, formats
 _NAMES = {
     "saved_model": "SavedModel",
     "onnx": "ONNX",
+    "openvino": "OpenVINO",
     "tensorrt": "ONNX for TensorRT",
     "tflite": "TFLite float32",
     "tflite_float16": "TFLite float16",
@@ -22,7 +23,6 @@ _NAMES = {
 }
 # Names by file, in the order of the table.
 _NAMES_BY_FILE = {formats.FORMATS[key].file: name for key, name in _NAMES.items()}
-_FILE_EXTENSIONS = (".onnx", ".tflite")
 _TENSORRT_FILE = formats.FORMATS["tensorrt"].file
 # An export's other files, such as its ONNX file, are not part of its SavedModel.
 _SAVED_MODEL_PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
@@ -49,7 +49,7 @@ class Candidate(NamedTuple):
     @property
     def is_saved_model(self) -> bool:
         """Returns True for a SavedModel."""
-        return not self.is_checkpoint and not self.path.endswith(_FILE_EXTENSIONS)
+        return not self.is_checkpoint and not self.path.endswith(artifacts.EXTENSIONS)
 
     @property
     def directory(self) -> str:
@@ -141,7 +141,7 @@ def _order(path: str) -> tuple[int, str]:
 
 
 def _name(path: str) -> str:
-    if not path.endswith(_FILE_EXTENSIONS):
+    if not path.endswith(artifacts.EXTENSIONS):
         return _NAMES["saved_model"]
     file = os.path.basename(path)
     return _NAMES_BY_FILE.get(file, file)
@@ -151,7 +151,9 @@ def _make(path: str) -> Candidate:
     name = _name(path)
     is_runnable = os.path.basename(path) != _TENSORRT_FILE
     if not tf.io.gfile.isdir(path):
-        return Candidate(name, path, _num_bytes(path), is_runnable=is_runnable)
+        weights = os.path.splitext(path)[0] + ".bin"  # OpenVINO's second file.
+        num_bytes = _num_bytes(path) + _num_bytes(weights)
+        return Candidate(name, path, num_bytes, is_runnable=is_runnable)
     parts = [os.path.join(path, part) for part in _SAVED_MODEL_PARTS]
     return Candidate(name, path, sum(map(_num_bytes, parts)))
 

@@ -21,7 +21,10 @@ from retinanet_tpu.serving import runtimes, thresholds
 _LOADERS = {
     ".onnx": ("ONNX", runtimes.load_onnx),
     ".tflite": ("TFLite", runtimes.load_tflite),
+    ".xml": ("OpenVINO", runtimes.load_openvino),
 }
+EXTENSIONS = tuple(_LOADERS)
+_EXTENSIONS_TEXT = f"{', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}"
 # The lowest score that is displayed, for a model without Artifact.threshold.
 DEFAULT_THRESHOLD = 0.3
 
@@ -32,9 +35,9 @@ class Artifact:
 
     Attributes:
       path: The path of the file, SavedModel or checkpoint.
-      kind: "SavedModel", "ONNX", "TFLite" or "checkpoint".
+      kind: "SavedModel", "ONNX", "TFLite", "OpenVINO" or "checkpoint".
       categories: The dataset's classes; None if the export has no categories.json, and
-        an ONNX file none in its metadata.
+        an ONNX or OpenVINO file none in its metadata.
       detect_fn: The function that `detect` calls; it requires B > 0.
       threshold: The score of the highest F1 in the checkpoint's evaluation; None if it
         was not evaluated.
@@ -106,19 +109,19 @@ def find(path: str, *, label: str = "--model=") -> str:
     """Returns the path of the artifact that a path refers to.
 
     Args:
-      path: A .onnx or .tflite file, a SavedModel, an export (its SavedModel, or its
-        only file), or a folder of exports named by 10 digits (the newest is used).
+      path: A .onnx, .tflite or .xml file, a SavedModel, an export (its SavedModel, or
+        its only file), or a folder of exports named by 10 digits (the newest is used).
       label: The text before the path in messages.
     Raises:
       MissingFileError: There is no artifact.
       UserError: The file is no artifact, or there are several and no SavedModel.
     """
     if tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path):
-        if path.endswith(tuple(_LOADERS)):
+        if path.endswith(EXTENSIONS):
             return path
         raise errors.UserError(
-            f"{label}{path} is a file, but no .onnx or .tflite; for a SavedModel give "
-            "its directory."
+            f"{label}{path} is a file, but no {_EXTENSIONS_TEXT}; for a SavedModel "
+            "give its directory."
         )
     directory = find_export(path, label=label)
     if tf.saved_model.contains_saved_model(directory):
@@ -146,9 +149,9 @@ def find_export(path: str, *, label: str = "--model=") -> str:
             return directory
     names = sorted(_list_directory(path), reverse=True)
     raise errors.MissingFileError(
-        f"{label}{path} contains no saved_model.pb, .onnx or .tflite, and no folder "
-        f"named by 10 digits that does; it contains {', '.join(names) or 'nothing'}. "
-        "Run `python -m retinanet_tpu.export` or correct the path."
+        f"{label}{path} contains no saved_model.pb, {_EXTENSIONS_TEXT}, and no "
+        "folder named by 10 digits that does; it contains "
+        f"{', '.join(names) or 'nothing'}. Run `python -m retinanet_tpu.export` or correct the path."
     )
 
 
@@ -221,7 +224,7 @@ def read_categories(path: str) -> category_map.Categories | None:
 def _list_files(directory: str) -> list[str]:
     """Returns the sorted names of the files in a directory that `load` accepts."""
     names = sorted(_list_directory(directory))
-    return [name for name in names if name.endswith(tuple(_LOADERS))]
+    return [name for name in names if name.endswith(EXTENSIONS)]
 
 
 def _list_directory(path: str) -> list[str]:

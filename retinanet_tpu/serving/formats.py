@@ -1,5 +1,6 @@
 """Writes the files of an export and compares each with the checkpoint."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ from retinanet_tpu.estimator import log_levels
 from retinanet_tpu.serving import (
     checked_detections,
     onnx_format,
+    openvino_format,
     parity,
     server,
     tflite_format,
@@ -48,6 +50,13 @@ _CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, max_unmatched=2)
 FORMATS = {
     "saved_model": Format("", "SavedModel, four signatures", _EXACT),
     "onnx": Format("model.onnx", "ONNX, whole, any batch and image size", _CLOSE),
+    # bfloat16 has eight significant bits, so scores move by some thousandths. On a CPU
+    # without it the arithmetic is float32.
+    "openvino": Format(
+        "model_openvino.xml",
+        "OpenVINO, in bfloat16 on CPUs that have it",
+        parity.Tolerance(iou=0.8, score=0.05, share=0.9, max_unmatched=2),
+    ),
     "tensorrt": Format("model_tensorrt.onnx", "ONNX for TensorRT's parser", _CLOSE),
     "tflite": Format("model.tflite", "TFLite, float32", _CLOSE),
     "tflite_float16": Format(
@@ -96,8 +105,10 @@ def check_formats(
         )
     if "tensorrt" in formats:
         _check_efficient_nms(nms_fn)
-    if {"onnx", "tensorrt"} & set(formats):
+    if {"onnx", "openvino", "tensorrt"} & set(formats):
         onnx_format.check_installed()
+    if "openvino" in formats:
+        openvino_format.check_installed()
 
 
 def num_images(formats: Sequence[str]) -> int:
@@ -175,8 +186,9 @@ def write_formats(
         else:
             if name != "saved_model":
                 with log_levels.suppress_info_logs():
-                    content = _convert(module, name, images)
-                _save(path, content)
+                    contents = _convert(module, name, images)
+                for extension, content in contents.items():
+                    _save(os.path.splitext(path)[0] + extension, content)
             results = checked_detections.detect_with_artifact(
                 path, checked_images, batch_size=module.limits.max_request_images
             )
@@ -188,19 +200,21 @@ def write_formats(
 
 def _convert(
     module: server.ServingModule, name: str, images: Sequence[np.ndarray]
-) -> bytes:
-    """Returns the content of a format's file."""
-    if name == "onnx":
+) -> dict[str, bytes]:
+    """Returns the contents of a format's files by extension."""
+    if name in ("onnx", "openvino"):
         model = onnx_format.convert(
             module.detect_images,
             module.detect_images.input_signature,
             metadata=_metadata(module.recipe),
         )
-        return model.SerializeToString()
+        if name == "openvino":
+            return openvino_format.convert(model)
+        return {".onnx": model.SerializeToString()}
     _, *shape = module.input_spec.shape
     kind = name.removeprefix("tflite").lstrip("_") or "float32"
     calibration_images = images[:_NUM_CALIBRATED] if kind == "int8" else []
-    return tflite_format.convert(
+    content = tflite_format.convert(
         module.predict_inputs,
         module.read_inputs,
         tf.TensorSpec([1, *shape], tf.float32, name="inputs"),
@@ -210,6 +224,7 @@ def _convert(
             for image in calibration_images
         ],
     )
+    return {".tflite": content}
 
 
 def _write_for_tensorrt(

@@ -34,6 +34,12 @@ outputs = ["boxes_xyxy", "scores", "class_ids", "valid_detections"]
 session.run(outputs, {{"images": images}})  # uint8 [B, H, W, 3], any B, H and W
 ```
 """
+_OPENVINO = """\
+```python
+model = openvino.Core().compile_model("{directory}/{file}", "CPU")
+model({{"images": images}})["boxes_xyxy"]  # uint8 [B, H, W, 3], any B, H and W
+```
+"""
 _TFLITE = """\
 ```python
 run = tf.lite.Interpreter("{directory}/{file}").get_signature_runner()
@@ -142,6 +148,7 @@ def _sample_calls(
         sample = {
             "saved_model": _SAVED_MODEL,
             "onnx": _ONNX,
+            "openvino": _OPENVINO,
             "tensorrt": _TENSORRT,
         }.get(name, _TFLITE)
         yield (

@@ -1,22 +1,24 @@
-"""Runs exported models in TensorFlow, onnxruntime and TensorFlow Lite.
+"""Runs exported models in TensorFlow, onnxruntime, OpenVINO and TensorFlow Lite.
 
 Each `load_…` returns a `DetectFn` and the metadata of the file.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from retinanet_tpu import errors, structures
 from retinanet_tpu.data import transforms
 from retinanet_tpu.detections import decode
 from retinanet_tpu.estimator.model_dir import files
 from retinanet_tpu.optional_packages import optional_import
-from retinanet_tpu.serving import tflite_format
+from retinanet_tpu.serving import openvino_format, tflite_format
 
 # uint8 [B, H, W, 3] RGB images, with B > 0, -> Detections of NumPy arrays, in px of the
 # images and with the dataset's ids.
@@ -38,7 +40,7 @@ class Loaded(NamedTuple):
 
     Attributes:
       detect_fn: The function that detects.
-      metadata: The texts by name in an ONNX file; {} for other formats.
+      metadata: The texts by name in an ONNX or OpenVINO file; {} for other formats.
     """
 
     detect_fn: DetectFn
@@ -175,6 +177,42 @@ def load_onnx(path: str, *, num_threads: int | None = None) -> Loaded:
         return to_detections(dict(zip(_OUTPUTS, arrays, strict=True)))
 
     return Loaded(detect, session.get_modelmeta().custom_metadata_map)
+
+
+def load_openvino(path: str, *, num_threads: int | None = None) -> Loaded:
+    """Loads an OpenVINO model on the CPU, in bfloat16 if the CPU has it.
+
+    Args:
+      path: The .xml file, local or remote, with the .bin file beside it.
+      num_threads: The number of CPU threads; None leaves it to OpenVINO.
+    Raises:
+      UserError: OpenVINO is missing, or the file is corrupt or is not a detector of
+        this package.
+    """
+    openvino = optional_import("openvino", "openvino", needed_by=path)
+    with _with_path_in_error(path):
+        weights = _read(os.path.splitext(path)[0] + ".bin")
+        model = openvino.Core().read_model(_read(path), weights)
+        compiled = openvino_format.compile_model(model, num_threads=num_threads)
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    logging.info("openvino | %s runs in %s on this CPU", path, precision)
+    types = {"u8": "uint8", "f32": "float32"}
+    inputs = {}
+    for port in compiled.inputs:
+        name = port.element_type.get_type_name()
+        sides = [x.get_length() if x.is_static else None for x in port.partial_shape]
+        inputs[port.any_name] = _format_spec(types.get(name, name), sides)
+    outputs = [port.any_name for port in compiled.outputs]
+    _check_signature(
+        path, _Signature(inputs, outputs), expected=_Signature(_IMAGES, _OUTPUTS)
+    )
+
+    def detect(images: np.ndarray) -> structures.Detections:
+        # A new request for each call, as threads may call at the same time.
+        results = compiled.infer_new_request({"images": images})
+        return to_detections({key: results[key] for key in _OUTPUTS})
+
+    return Loaded(detect, openvino_format.read_metadata(model))
 
 
 def load_tflite(path: str, *, num_threads: int | None = None) -> Loaded:

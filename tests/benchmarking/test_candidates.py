@@ -11,6 +11,8 @@ FILES = {
     "model_int8.tflite": 1,
     "model.onnx": 5,
     "model_tensorrt.onnx": 6,
+    "model_openvino.xml": 7,
+    "model_openvino.bin": 80,
     "model.tflite": 4,
     "model_float16.tflite": 2,
     "saved_model.pb": 3,
@@ -53,13 +55,14 @@ def test_all_formats_of_the_newest_export_are_listed_with_their_sizes(tmp_path):
     assert [(x.name, x.num_bytes, x.is_runnable) for x in found] == [
         ("SavedModel", 13, True),
         ("ONNX", 5, True),
+        ("OpenVINO", 87, True),
         ("ONNX for TensorRT", 6, False),
         ("TFLite float32", 4, True),
         ("TFLite float16", 2, True),
         ("TFLite int8", 1, True),
     ]
     assert {x.directory for x in found} == {str(tmp_path / "1700000002")}
-    assert [x.is_saved_model for x in found] == [True] + [False] * 5
+    assert [x.is_saved_model for x in found] == [True] + [False] * 6
 
 
 def test_names_contain_the_export_if_there_are_several(tmp_path):
@@ -78,8 +81,8 @@ def test_names_contain_the_export_if_there_are_several(tmp_path):
     ("files", "name", "message"),
     [
         ({}, "absent", "absent does not exist; give an export"),
-        ({"a.txt": 1}, "", "contains no saved_model.pb, .onnx or .tflite"),
-        ({"a.txt": 1}, "a.txt", "is a file, but no .onnx or .tflite"),
+        ({"a.txt": 1}, "", r"contains no saved_model.pb, \.onnx, \.tflite or \.xml"),
+        ({"a.txt": 1}, "a.txt", r"is a file, but no \.onnx, \.tflite or \.xml"),
         ({"model_tensorrt.onnx": 1}, "", "has only model_tensorrt.onnx, which needs"),
     ],
 )

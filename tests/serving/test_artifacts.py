@@ -8,7 +8,12 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import errors, structures
-from retinanet_tpu.serving import artifacts, request_limits, tflite_format
+from retinanet_tpu.serving import (
+    artifacts,
+    openvino_format,
+    request_limits,
+    tflite_format,
+)
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 INPUTS = tf.TensorSpec([1, 64, 128, 3], tf.float32, name="inputs")
@@ -76,6 +81,16 @@ def convert_to_onnx(function, spec, path):
     )
 
 
+def convert_to_openvino(function, spec, path):
+    pytest.importorskip("openvino")
+    onnx = pytest.importorskip("onnx")
+    convert_to_onnx(function, spec, path.with_suffix(".onnx"))
+    model = onnx.load(path.with_suffix(".onnx"))
+    path.with_suffix(".onnx").unlink()
+    for extension, content in openvino_format.convert(model).items():
+        path.with_suffix(extension).write_bytes(content)
+
+
 def convert_to_tflite(function, module, path):
     traced = function.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], module)
@@ -87,7 +102,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("artifacts")
 
 
-@pytest.fixture(scope="module", params=["saved", "older", "onnx", "tflite"])
+@pytest.fixture(scope="module", params=["saved", "older", "onnx", "tflite", "xml"])
 def artifact(request, folder):
     detector = BrightDetector()
     path = folder / request.param
@@ -109,6 +124,8 @@ def artifact(request, folder):
         path = path / f"model.{request.param}"
     if path.suffix == ".onnx":
         convert_to_onnx(detector.detect_all, IMAGES, path)
+    if path.suffix == ".xml":
+        convert_to_openvino(detector.detect_all, IMAGES, path)
     if path.suffix == ".tflite":
         convert_to_tflite(detector.detect_fixed, detector, path)
     return artifacts.load(artifacts.find(str(path)))
@@ -333,10 +350,15 @@ def test_saved_model_with_other_signatures_is_rejected(tmp_path):
         artifacts.load(str(tmp_path / "b"))
 
 
-@pytest.mark.parametrize("name", ["saved_model.pb", "model.onnx", "model.tflite"])
+@pytest.mark.parametrize(
+    "name", ["saved_model.pb", "model.onnx", "model.tflite", "model.xml"]
+)
 def test_corrupt_or_missing_model_is_an_error_with_its_path(tmp_path, name):
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
+    if name.endswith(".xml"):
+        pytest.importorskip("openvino")
+        (tmp_path / "model.bin").write_bytes(b"no weights")
     path = tmp_path if name == "saved_model.pb" else tmp_path / name
     with pytest.raises(ValueError, match=rf"{path} cannot be loaded: "):
         artifacts.load(str(path))
@@ -361,12 +383,14 @@ def test_a_model_that_the_runtime_cannot_prepare_is_an_error(tmp_path, monkeypat
         artifacts.load(str(path))
 
 
-@pytest.mark.parametrize("ending", ["onnx", "tflite"])
+@pytest.mark.parametrize("ending", ["onnx", "tflite", "xml"])
 def test_file_that_is_not_a_detector_is_rejected(tmp_path, ending):
     path = tmp_path / f"model.{ending}"
     other = tf.function(lambda x: {"y": x + 1.0}, input_signature=[INPUTS])
     if ending == "onnx":
         convert_to_onnx(other, INPUTS, path)
+    elif ending == "xml":
+        convert_to_openvino(other, INPUTS, path)
     else:
         convert_to_tflite(other, tf.Module(), path)
     message = rf"model.{ending} maps \w+ float32 \[1, 64, 128, 3\] to \w+, where"
@@ -390,8 +414,15 @@ def test_error_for_a_tensorrt_model_contains_the_tool_that_builds_an_engine(tmp_
         artifacts.load(artifacts.find(str(tmp_path)))
 
 
-def test_error_for_a_missing_runtime_contains_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    touch(tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[onnx\]'"):
-        artifacts.load(str(tmp_path / "model.onnx"))
+@pytest.mark.parametrize(
+    ("file", "module", "extra"),
+    [("model.onnx", "onnxruntime", "onnx"), ("model.xml", "openvino", "openvino")],
+)
+def test_error_for_a_missing_runtime_contains_the_extra(
+    tmp_path, monkeypatch, file, module, extra
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    touch(tmp_path / file)
+    message = rf"{file} requires {module}, .* pip install -e '\.\[{extra}\]'"
+    with pytest.raises(errors.MissingPackageError, match=message):
+        artifacts.load(str(tmp_path / file))

@@ -3,10 +3,11 @@
   python tools/benchmarks/latency.py NAME=PATH [NAME=PATH@SIGNATURE ...] \
       [--batch_size 1 8] [--size 640x640 480x640] [--threads=2] [--markdown]
 
-PATH is a SavedModel's directory, a .onnx file or a .tflite file. The default SIGNATURE
-of a SavedModel is `images` if it exists, else `serving_default`. A .onnx file needs
-onnxruntime. The artifacts may be of any origin; for our own exports,
-`retinanet-tpu benchmark` also measures AP, size, memory and drift.
+PATH is a SavedModel's directory, or a .onnx, .tflite or .xml file. The default
+SIGNATURE of a SavedModel is `images` if it exists, else `serving_default`. That of a
+.xml file is the precision of its arithmetic, f32 or bf16. A .onnx file needs
+onnxruntime, a .xml file OpenVINO. The artifacts may be of any origin; for our own
+exports, `retinanet-tpu benchmark` also measures AP, size, memory and drift.
 
 * The first artifact is the reference.
 * Each artifact has a process of its own with --threads threads. It waits while the
@@ -39,6 +40,7 @@ from typing import Any, NamedTuple
 from retinanet_tpu import errors
 from retinanet_tpu.startup import guard
 
+_SUFFIXES = (".onnx", ".tflite", ".xml")
 _WORKER = pathlib.Path(__file__).parent / "timed_detector.py"
 
 
@@ -48,7 +50,8 @@ class Artifact(NamedTuple):
     Attributes:
       name: The name in the table.
       path: The path of the artifact.
-      signature: The signature of a SavedModel; empty for the default.
+      signature: The signature of a SavedModel, or the precision of a .xml file; empty
+        for the default.
     """
 
     name: str
@@ -95,10 +98,10 @@ def parse_artifact(text: str) -> Artifact:
             f"{path}, the path of '{name}', does not exist; correct the path."
         )
     is_saved_model = (artifact_path / "saved_model.pb").is_file()
-    if not is_saved_model and artifact_path.suffix not in (".onnx", ".tflite"):
+    if not is_saved_model and artifact_path.suffix not in _SUFFIXES:
         raise errors.UserError(
             f"{path} is neither a SavedModel (a directory with a saved_model.pb) nor a "
-            ".onnx or .tflite file."
+            ".onnx, .tflite or .xml file."
         )
     return Artifact(name, path, signature)
 

@@ -3,7 +3,8 @@
   python timed_detector.py PATH SIGNATURE THREADS
 
 The process prints its runtime, then reads a case from each line of its input and prints
-the measurement. All lines are JSON. An empty SIGNATURE selects the default.
+the measurement. All lines are JSON. An empty SIGNATURE selects the default. For a .xml
+file of OpenVINO, SIGNATURE is the precision of its arithmetic, f32 or bf16.
 """
 
 import retinanet_tpu.startup.cpu
@@ -71,16 +72,20 @@ def load(path: str, signature: str, threads: int) -> Detector:
     """Loads an artifact into this process.
 
     Args:
-      path: The path of a SavedModel, a .onnx file or a .tflite file.
-      signature: The signature of the SavedModel; empty for the default.
+      path: The path of a SavedModel, or of a .onnx, .tflite or .xml file.
+      signature: The signature of the SavedModel, or the precision of the .xml file;
+        empty for the default.
       threads: The number of threads.
 
     Raises:
       UserError: The input is not images, or the runtime is not installed.
     """
-    loader = _LOADERS.get(pathlib.Path(path).suffix)
+    extension = pathlib.Path(path).suffix
+    loader = _LOADERS.get(extension)
     try:
-        if loader:
+        if extension == ".xml":
+            detector = _load_openvino(path, signature, threads)
+        elif loader:
             detector = loader(path, threads)
         else:
             detector = _load_saved_model(path, signature, threads)
@@ -136,6 +141,28 @@ def _load_onnx(path: str, threads: int) -> Detector:
     shape = tuple(side if isinstance(side, int) else None for side in spec.shape)
     runs_on = f"onnxruntime {onnxruntime.__version__}"
     return Detector(detect, shape, _DTYPES[spec.type], runs_on)
+
+
+def _load_openvino(path: str, precision: str, threads: int) -> Detector:
+    import openvino
+
+    from retinanet_tpu.serving import openvino_format
+
+    compiled = openvino_format.compile_model(
+        openvino.Core().read_model(path), num_threads=threads, precision=precision
+    )
+    spec = _single_input(path, compiled.inputs)
+    names = [output.any_name for output in compiled.outputs]
+
+    def detect(images: np.ndarray) -> dict[str, np.ndarray]:
+        results = compiled.infer_new_request({spec.any_name: images})
+        return {name: results[name] for name in names}
+
+    sides = spec.partial_shape
+    shape = tuple(side.get_length() if side.is_static else None for side in sides)
+    actual = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    runs_on = f"OpenVINO {openvino.__version__}, {actual}"
+    return Detector(detect, shape, spec.element_type.to_dtype(), runs_on)
 
 
 def _load_tflite(path: str, threads: int) -> Detector:
