@@ -20,8 +20,8 @@ def load(path: "str | os.PathLike[str]") -> "Detector":
     """Loads an export of any format, or a checkpoint; see `detector.load`.
 
     Args:
-      path: A SavedModel, a .onnx, .tflite or .xml file, an export or a folder of exports;
-        or the directory of a run, or a checkpoint of it.
+      path: A SavedModel, a .onnx, .tflite or .xml file, an export or a folder of
+        exports; or the directory of a run, or a checkpoint of it.
     Raises:
       UserError: The path contains no model, or the model cannot be loaded.
     """

@@ -212,9 +212,9 @@ def load(path: str | os.PathLike[str]) -> Detector:
     float32 and detects the same as its exports.
 
     Args:
-      path: A SavedModel, a .onnx, .tflite or .xml file, an export or a folder of exports
-        such as run1/export/latest; or the directory of a run, or a checkpoint of it
-        such as run1/model.ckpt-400.
+      path: A SavedModel, a .onnx, .tflite or .xml file, an export or a folder of
+        exports such as run1/export/latest; or the directory of a run, or a checkpoint
+        of it such as run1/model.ckpt-400.
     Raises:
       MissingFileError: The path or a file of the run does not exist, or a folder has
         neither export nor run.

@@ -151,7 +151,8 @@ def find_export(path: str, *, label: str = "--model=") -> str:
     raise errors.MissingFileError(
         f"{label}{path} contains no saved_model.pb, {_EXTENSIONS_TEXT}, and no "
         "folder named by 10 digits that does; it contains "
-        f"{', '.join(names) or 'nothing'}. Run `python -m retinanet_tpu.export` or correct the path."
+        f"{', '.join(names) or 'nothing'}. Run `python -m retinanet_tpu.export` or "
+        "correct the path."
     )
 
 
