@@ -8,7 +8,6 @@ import servers
 from retinanet_tpu import errors
 from retinanet_tpu.serving import (
     artifacts,
-    formats,
     onnx_format,
     openvino_format,
     parity,
@@ -19,6 +18,9 @@ openvino = pytest.importorskip("openvino")
 pytest.importorskip("tf2onnx")
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.long
+# The scores of the tiny network are close to each other. bfloat16 moves them by up to
+# 6e-4.
+BFLOAT16 = parity.Tolerance(iou=0.9, score=2e-3, share=0.9, max_unmatched=2)
 CATEGORIES = '{"num_classes": 1, "categories": []}'
 
 
@@ -56,7 +58,7 @@ def test_detections_are_those_of_onnxruntime(model, path, size):
     images = servers.images(1, size)
     actual = artifacts.load(path, num_threads=1).detect(images)
     expected = detections_by_onnxruntime(model, images)
-    assert_agree(actual, expected, formats.FORMATS["openvino"].tolerance)
+    assert_agree(actual, expected, BFLOAT16)
 
 
 def test_float32_detections_are_close_to_those_of_onnxruntime(model, path):
@@ -77,7 +79,7 @@ def test_images_of_a_batch_do_not_influence_each_other(path):
     for row in range(len(images)):
         alone = detect_fn(images[row : row + 1])
         expected = type(batch)(*(values[row : row + 1] for values in batch))
-        assert_agree(alone, expected, parity.Tolerance(iou=0.9, score=0.02))
+        assert_agree(alone, expected, BFLOAT16)
 
 
 def test_the_log_contains_the_precision_that_the_cpu_has(path, caplog):
