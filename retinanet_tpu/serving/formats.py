@@ -50,8 +50,8 @@ _CLOSE = parity.Tolerance(iou=0.95, score=5e-3, share=0.97, max_unmatched=2)
 FORMATS = {
     "saved_model": Format("", "SavedModel, four signatures", _EXACT),
     "onnx": Format("model.onnx", "ONNX, whole, any batch and image size", _CLOSE),
-    # bfloat16 has eight significant bits, so scores move by some thousandths. On a CPU
-    # without it the arithmetic is float32.
+    # bfloat16 has eight significant bits: scores move by thousandths, a few by more. On
+    # a CPU without it the arithmetic is float32.
     "openvino": Format(
         "model_openvino.xml",
         "OpenVINO, in bfloat16 on CPUs that have it",
