@@ -12,7 +12,13 @@ import tensorflow as tf
 import annotation_files
 import repository
 import tool_processes
-from retinanet_tpu.data import category_map, pipeline, record_files, tf_example
+from retinanet_tpu.data import (
+    category_map,
+    pipeline,
+    record_files,
+    record_index,
+    tf_example,
+)
 
 pytestmark = pytest.mark.long
 
@@ -73,6 +79,7 @@ def test_the_toy_set_becomes_a_data_directory_that_training_reads(
         "categories.json",
         "train-00000-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord",
+        "train.index.json",
         "train.json",
     ]
     read = category_map.read(str(tmp_path / "categories.json"))
@@ -585,7 +592,7 @@ def test_real_voc_images_convert(convert, tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"{count}  images stored" in done.stdout
     files = record_files.find(str(tmp_path), "train")
-    assert record_files.count_records(files) == [69, 68, 68]
+    assert record_index.count_records(files) == [69, 68, 68]
     read = category_map.read(str(tmp_path / "categories.json"))
     assert read.names == ["Platelets", "RBC", "WBC"]
     truth = pycocotools.coco.COCO(str(tmp_path / "train.json"))

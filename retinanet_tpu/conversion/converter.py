@@ -13,7 +13,13 @@ import tensorflow as tf
 
 from retinanet_tpu import errors, look_ahead
 from retinanet_tpu.conversion import box_cleaning, checks, shard_progress
-from retinanet_tpu.data import annotations, image_decoding, record_files, tf_example
+from retinanet_tpu.data import (
+    annotations,
+    image_decoding,
+    record_files,
+    record_index,
+    tf_example,
+)
 
 # The number of images that are converted ahead of the one being written. Enough that
 # no worker waits for a slow image, and few enough to hold in memory.
@@ -66,7 +72,7 @@ def write_shards(
     progress_fn: Callable[[], object] = lambda: None,
     keep_progress: bool = False,
 ) -> Conversion:
-    """Writes a split's record files, the same bytes for any number of workers.
+    """Writes a split's records and their index, the same for any number of workers.
 
     `assign_to_shards` distributes the images. The files are renamed to their final
     names when all are complete. If the conversion is killed, the complete files are
@@ -136,6 +142,7 @@ def write_shards(
         shard_progress.abort(shards)
         raise
     shard_progress.commit(shards)
+    record_index.write(_record_sizes(shards, results_of_shards))
     if not keep_progress:
         shard_progress.clear(output_dir, split)
     return conversion
@@ -269,7 +276,10 @@ def _encode(
     fingerprint = _fingerprint(image, images_dir)
     conversion, serialized = convert_image(image, images_dir, names)
     stored = conversion.images[0] if conversion.images else None
-    result = shard_progress.ImageResult(stored, tuple(conversion.events), fingerprint)
+    record_bytes = len(serialized) + record_files.FRAME_BYTES if serialized else 0
+    result = shard_progress.ImageResult(
+        stored, tuple(conversion.events), fingerprint, record_bytes
+    )
     return _Encoded(result, serialized)
 
 
@@ -302,6 +312,17 @@ def _write_shard(
             progress_fn()
     shard_progress.write(shard, results)
     return results
+
+
+def _record_sizes(
+    shards: Sequence[shard_progress.Shard],
+    results_of_shards: Sequence[Sequence[shard_progress.ImageResult]],
+) -> dict[str, list[int]]:
+    """Returns the sizes of the records of each file, by path."""
+    return {
+        shard.path: [r.record_bytes for r in results if r.image is not None]
+        for shard, results in zip(shards, results_of_shards, strict=True)
+    }
 
 
 def _merged(

@@ -15,7 +15,7 @@ import tensorflow as tf
 from retinanet_tpu.data import annotations, record_files
 
 # Part of the fingerprint. Increase it when the same annotations give other records.
-_VERSION = 1
+_VERSION = 2
 
 
 class FileFingerprint(NamedTuple):
@@ -37,11 +37,14 @@ class ImageResult(NamedTuple):
       image: The image as stored, or None if it was left out.
       events: The issues and changes.
       fingerprint: The fingerprint of the image file, or None if it does not exist.
+      record_bytes: The size of the image's record, bytes, framing included; 0 if the
+        image was left out.
     """
 
     image: annotations.AnnotatedImage | None
     events: tuple[annotations.ConversionEvent, ...]
     fingerprint: FileFingerprint | None
+    record_bytes: int
 
 
 # Returns the current fingerprints of the files of images.
@@ -163,11 +166,12 @@ def remove(path: str) -> None:
 
 def _from_json(entry: list[Any]) -> ImageResult:
     """Returns the result that was written as JSON, in which tuples are lists."""
-    image, events, fingerprint = entry
+    image, events, fingerprint, record_bytes = entry
     return ImageResult(
         None if image is None else _image_from_json(image),
         tuple(annotations.ConversionEvent(*event) for event in events),
         None if fingerprint is None else FileFingerprint(*fingerprint),
+        record_bytes,
     )
 
 

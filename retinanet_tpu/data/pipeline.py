@@ -18,6 +18,7 @@ from retinanet_tpu.data import (
     examples,
     mixing,
     record_files,
+    record_index,
     record_order,
     tracing,
 )
@@ -138,7 +139,7 @@ def make_eval_dataset(
       UserError: A file is truncated.
     """
     files = record_files.find(spec.data_dir, spec.split)
-    counts = record_files.count_records(files)
+    counts = record_index.count_records(files)
     num_hosts = shard[1]
     num_batches = max(
         -(-sum(counts[host::num_hosts]) // batch_size) for host in range(num_hosts)

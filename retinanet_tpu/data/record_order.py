@@ -6,7 +6,7 @@ files that are open together are therefore read from different positions: see
 `_parts_of_epoch`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import record_files
+from retinanet_tpu.data import record_files, record_index, resumed_epoch
 
 # The number of files read at once. 16 hides the latency of remote storage.
 _CYCLE_LENGTH = 16
@@ -223,19 +223,28 @@ def _make_source(shares: Sequence[Share], options: ReadOptions) -> _Source:
     )
 
 
-def _num_records(shares: Sequence[Share]) -> np.ndarray:
-    """Returns int64 [F], the number of records of each share."""
-    counts = np.array(record_files.count_records([share.path for share in shares]))
+def _num_records(shares: Sequence[Share], sizes: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns int64 [F], the number of records of each share.
+
+    Args:
+      shares: The shares.
+      sizes: The sizes of the records of each share's file.
+    """
+    counts = np.array([len(of_file) for of_file in sizes], np.int64)
     starts = np.array([share.start for share in shares])
     steps = np.array([share.step for share in shares])
     return (counts - starts + steps - 1) // steps
+
+
+def _record_sizes(shares: Sequence[Share]) -> list[np.ndarray]:
+    return record_index.record_sizes([share.path for share in shares])
 
 
 def _first_position(shares: Sequence[Share], options: ReadOptions) -> int:
     """Returns the position of the first file that was not fully read."""
     if not options.first_example:
         return 0
-    counts = _num_records(shares)
+    counts = _num_records(shares, _record_sizes(shares))
     epoch, num_used = divmod(options.first_example, int(counts.sum()))
     ends = np.cumsum(_shuffled_files(counts, options.seed, epoch))
     num_whole = int(np.searchsorted(ends, num_used, side="right"))
@@ -247,11 +256,6 @@ def _serialized_in_order(
     shares: Sequence[Share], options: ReadOptions
 ) -> tf.data.Dataset:
     """Returns an endless dataset of serialized records from first_example on."""
-    epoch, num_used = 0, 0
-    if options.first_example:
-        num_records = int(_num_records(shares).sum())
-        epoch, num_used = divmod(options.first_example, num_records)
-        logging.info("records | resuming at record %d of epoch %d", num_used, epoch)
     source = _make_source(shares, options)
 
     def read_part(
@@ -261,17 +265,72 @@ def _serialized_in_order(
 
     def read_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         parts = _parts_of_epoch(source, options.seed, epoch)
-        records = tf.data.Dataset.from_tensor_slices(parts).interleave(
-            read_part,
-            cycle_length=min(_CYCLE_LENGTH, len(shares)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        shuffle_seed = _shuffle_seed(options.seed, epoch)
-        return _shuffled(records, source.buffer_size, shuffle_seed)
+        return _joined(parts, read_part, source, _shuffle_seed(options.seed, epoch))
 
-    epochs = tf.data.Dataset.counter(epoch)
-    return epochs.flat_map(read_epoch).skip(num_used)
+    if not options.first_example:
+        return tf.data.Dataset.counter().flat_map(read_epoch)
+    sizes = _record_sizes(shares)
+    counts = _num_records(shares, sizes)
+    epoch, num_used = divmod(options.first_example, int(counts.sum()))
+    logging.info("records | resuming at record %d of epoch %d", num_used, epoch)
+    if not num_used:
+        return tf.data.Dataset.counter(epoch).flat_map(read_epoch)
+    resumed = tf.constant(epoch, tf.int64)
+    columns = _parts_of_epoch(source, options.seed, resumed)
+    parts = [
+        _make_part(shares[file], sizes[file], int(counts[file]), start, count)
+        for file, start, count in zip(*(c.numpy() for c in columns), strict=True)
+    ]
+
+    def order(read_part_fn: resumed_epoch.ReadPartFn) -> tf.data.Dataset:
+        numbers = (np.arange(len(parts)),)
+        seed = _shuffle_seed(options.seed, resumed)
+        return _joined(numbers, read_part_fn, source, seed)
+
+    rest = resumed_epoch.read(parts, num_used, order, buffer_bytes=READ_BUFFER_BYTES)
+    later = tf.data.Dataset.counter(epoch + 1).flat_map(read_epoch)
+    return rest.concatenate(later)
+
+
+def _make_part(
+    share: Share, sizes: np.ndarray, num_records: int, start: int, count: int
+) -> resumed_epoch.Part:
+    """Returns a row of `_parts_of_epoch` without its estimates.
+
+    Args:
+      share: The share of the file.
+      sizes: The sizes of the records of the file.
+      num_records: The number of records of the share.
+      start: The number of records to skip.
+      count: The number of records to read, or -1 for all that follow.
+    """
+    start = min(start, num_records)
+    count = num_records - start if count < 0 else min(count, num_records - start)
+    first = share.start + start * share.step
+    return resumed_epoch.Part(share.path, sizes, first, share.step, count)
+
+
+def _joined(
+    parts: tuple[tf.Tensor | np.ndarray, ...],
+    read_part_fn: Callable[..., tf.data.Dataset],
+    source: _Source,
+    seed: tf.Tensor,
+) -> tf.data.Dataset:
+    """Returns the elements of an epoch's parts, interleaved and shuffled.
+
+    Args:
+      parts: The columns of a table with a row for each part.
+      read_part_fn: The function that returns the elements of a row.
+      source: The shares of the host.
+      seed: int64 [2], the seed of the shuffle.
+    """
+    elements = tf.data.Dataset.from_tensor_slices(parts).interleave(
+        read_part_fn,
+        cycle_length=min(_CYCLE_LENGTH, len(source.paths)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    return _shuffled(elements, source.buffer_size, seed)
 
 
 def _parts_of_epoch(
@@ -325,7 +384,7 @@ def _shuffled(
         seed=seed[0],
         seed2=seed[1],
         reshuffle_each_iteration=False,
-        output_types=[tf.string],
+        output_types=[records.element_spec.dtype],
         output_shapes=[[]],
     )
     return tf.data.experimental.from_variant(shuffled, records.element_spec)

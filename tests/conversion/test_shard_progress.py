@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 
 import numpy as np
@@ -6,7 +7,7 @@ import PIL.Image
 import pytest
 
 from retinanet_tpu.conversion import converter
-from retinanet_tpu.data import annotations
+from retinanet_tpu.data import annotations, record_files
 from shard_files import contents, write
 
 NAMES = {1: "cat", 2: "dog"}
@@ -76,6 +77,11 @@ def test_a_killed_conversion_resumes_with_the_incomplete_shards(
     assert len(converted_names) == [8, 5, 2][num_complete] and len(done) == 8
     assert resumed == uninterrupted
     assert contents(output) == contents(tmp_path / "complete")
+    index = json.loads((output / "train.index.json").read_text())
+    assert index == {
+        name: list(record_files.scan_sizes(str(output / name)))
+        for name in record_files_named(output)
+    }
 
 
 def record_files_named(output):
@@ -87,11 +93,11 @@ def test_committed_shards_are_not_written_again_until_progress_is_cleared(
 ):
     annotated, output = many(tmp_path, 7), tmp_path / "out"
     first = write(annotated, tmp_path, output, keep_progress=True)
-    assert len(record_files_named(output)) == 3 and len(contents(output)) == 6
+    assert len(record_files_named(output)) == 3 and len(contents(output)) == 7
     converted_names.clear()
     assert write(annotated, tmp_path, output) == first
     assert converted_names == []
-    assert len(record_files_named(output)) == len(contents(output)) == 3
+    assert len(record_files_named(output)) == 3 and len(contents(output)) == 4
 
 
 def interrupted(tmp_path):

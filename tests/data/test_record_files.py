@@ -72,23 +72,6 @@ def test_a_host_index_out_of_range_is_an_error():
         record_files.share(["a", "b"], (2, 2))
 
 
-def test_records_are_counted(tmp_path):
-    contents = [[], [0], [5, 70_000, 0, 3]]
-    paths = [tmp_path / str(index) for index in range(3)]
-    for path, sizes in zip(paths, contents, strict=True):
-        write(path, sizes)
-    assert record_files.count_records([str(path) for path in paths]) == [0, 1, 4]
-
-
-@pytest.mark.parametrize("cut", [1, 5, 16, 17, 20])
-def test_a_truncated_file_is_an_error_with_its_record(tmp_path, cut):
-    path = tmp_path / "train-00000-of-00001.tfrecord"
-    write(path, [10, 5])
-    path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(ValueError, match=r"train-00000.*truncated.*record 1\."):
-        record_files.count_records([str(path)])
-
-
 def test_files_without_a_record_are_an_error(tmp_path):
     write(tmp_path / "empty", [])
     write(tmp_path / "full", [1])

@@ -1,10 +1,11 @@
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.data import record_files, record_order
+from retinanet_tpu.data import record_files, record_index, record_order
 
 pytestmark = pytest.mark.long
 
@@ -130,6 +131,43 @@ def test_a_resumed_run_continues_the_uninterrupted_run(tmp_path, num_hosts):
     for used in (1, 7, 29, 60, 61, 133):
         resumed = read(files, 150 - used, first_example=used, **options)
         np.testing.assert_array_equal(resumed, straight[used:])
+
+
+@pytest.mark.parametrize(
+    ("per_file", "host"), [([40, 3, 0, *[25] * 17], (0, 1)), ([30] * 5, (2, 3))]
+)
+@pytest.mark.parametrize("used_fraction", [0.3, 0.9])
+def test_a_resumed_run_does_not_read_used_records(
+    tmp_path, per_file, host, used_fraction
+):
+    numbers = iter(range(sum(per_file)))
+    files = write(tmp_path, [list(itertools.islice(numbers, n)) for n in per_file])
+    options = {"shard": host, "shuffle_buffer": 20}
+    shares = record_order.files_of_host(files, "train", host)
+    sizes = record_index.record_sizes([share.path for share in shares])
+    epoch = sum(
+        len(of_file[share.start :: share.step])
+        for share, of_file in zip(shares, sizes, strict=True)
+    )
+    straight = read(files, 3 * epoch, **options)
+    num_used = int(used_fraction * epoch)
+    needed = set(straight[epoch + num_used : 2 * epoch].tolist())
+    for path in files:
+        # TensorFlow checks the checksum of a record when it reads it.
+        corrupt(path, keep_fn=lambda record: int(record) in needed)
+    resumed = read(files, epoch - num_used, first_example=epoch + num_used, **options)
+    np.testing.assert_array_equal(resumed, straight[epoch + num_used : 2 * epoch])
+    with pytest.raises(tf.errors.DataLossError):
+        read(files, epoch, **options)
+
+
+def corrupt(path, keep_fn):
+    """Changes the content of all records of 4 bytes, except those of keep_fn."""
+    content = bytearray(pathlib.Path(path).read_bytes())
+    for start in range(12, len(content), 20):
+        if not keep_fn(content[start : start + 4]):
+            content[start] ^= 1
+    pathlib.Path(path).write_bytes(content)
 
 
 @pytest.mark.parametrize(
