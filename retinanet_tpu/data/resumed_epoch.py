@@ -22,14 +22,14 @@ class Part(NamedTuple):
       sizes: int64 [number of records of the file], bytes, framing included.
       first: The index of the first record.
       step: The distance between two records.
-      count: The number of records.
+      num_records: The number of records.
     """
 
     path: str
     sizes: np.ndarray
     first: int
     step: int
-    count: int
+    num_records: int
 
 
 class _Runs(NamedTuple):
@@ -64,7 +64,7 @@ def read(
         values that it joins.
       buffer_bytes: The largest read, bytes.
     """
-    counts = tf.constant([part.count for part in parts], tf.int64)
+    counts = tf.constant([part.num_records for part in parts], tf.int64)
 
     def numbers(part: tf.Tensor) -> tf.data.Dataset:
         first = part * _MAX_RECORDS
@@ -116,14 +116,14 @@ def _unused_runs(part: Part, used: np.ndarray) -> _Runs:
       part: The part.
       used: int64 [U], the positions in the part of the used records.
     """
-    is_used = np.zeros(part.count, bool)
+    is_used = np.zeros(part.num_records, bool)
     is_used[used] = True
     positions = np.flatnonzero(~is_used)
     indexes = part.first + part.step * positions
     heads = np.flatnonzero(np.diff(indexes, prepend=-2) != 1)
     counts = np.diff(heads, append=len(positions))
     ends = positions[heads + counts - 1] + 1
-    gaps = np.append(positions[heads], part.count) - np.append(0, ends)
+    gaps = np.append(positions[heads], part.num_records) - np.append(0, ends)
     edges = np.append(0, np.cumsum(part.sizes))  # Of all records, bytes.
     offsets = edges[indexes[heads]]
     num_bytes = edges[indexes[heads] + counts] - offsets
