@@ -43,7 +43,8 @@ _NAMES = {
     "pipeline": "our pipeline",
     "decode": "`decode_jpeg` alone",
     "crop": "`decode_and_crop_jpeg` alone",
-    "resize": "the same, and resized",
+    "reference": "decoded at 1 / ratio and resized, alone",
+    "resize": "the pipeline's decoding and resizing",
     "model_garden": "Model Garden's parser",
 }
 
@@ -128,7 +129,7 @@ def table(results: Results) -> str:
             _spread(rates, 0),
         ]  # fmt: skip
         rows.append(f"| {_NAMES.get(name, name)} | {' | '.join(cells)} |")
-    for other in sorted({"model_garden", "decode", "crop"} & set(results)):
+    for other in sorted({"model_garden", "decode", "crop", "reference"} & set(results)):
         values = ratios(results, "pipeline", other)
         rows.append(f"\nCPU of {_NAMES[other]} / of our pipeline: {_spread(values, 2)}")
     return "\n".join(rows)
@@ -177,7 +178,7 @@ def _commands(setting: dict[str, Any]) -> dict[str, list[str]]:
     worker = str(_WORKERS / "pipeline_worker.py")
     commands = {
         name: [sys.executable, worker, name, text]
-        for name in ("pipeline", "decode", "crop", "resize")
+        for name in ("pipeline", "decode", "crop", "reference", "resize")
     }
     if FLAGS.model_garden_python:
         script = str(_WORKERS / "model_garden_input.py")

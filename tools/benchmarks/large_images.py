@@ -70,6 +70,29 @@ def synthetic_jpeg(seed: int, width: int = _WIDTH, height: int = _HEIGHT) -> byt
     return file.getvalue()
 
 
+def decode_and_resize_only(
+    encoded: tf.Tensor, window: transforms.CropWindow
+) -> tf.Tensor:
+    """Returns float32 [h, w, 3], a window of a JPEG: decoded at 1 / ratio, and resized.
+
+    It is the least that an input pipeline must do with an image.
+
+    Args:
+      encoded: string [], the content of a JPEG file.
+      window: The window.
+    """
+
+    def decoded_at(ratio: int) -> tf.Tensor:
+        corner_and_size = tf.concat([window.start, window.size], axis=0) // ratio
+        return tf.image.decode_and_crop_jpeg(
+            encoded, corner_and_size, channels=3, ratio=ratio
+        )
+
+    index = tf.reduce_sum(tf.cast(window.ratio >= tf.constant([2, 4, 8]), tf.int32))
+    branches = [functools.partial(decoded_at, ratio) for ratio in (1, 2, 4, 8)]
+    return tf.image.resize(tf.switch_case(index, branches), window.resized)
+
+
 def candidates(output_size: tuple[int, int]) -> dict[str, Candidate]:
     """Returns the candidates by name.
 
@@ -81,6 +104,10 @@ def candidates(output_size: tuple[int, int]) -> dict[str, Candidate]:
     def resized_only(pixels: tf.Tensor) -> tf.Tensor:
         window = window_fn(tf.shape(pixels)[:2])
         return tf.image.resize(tf.cast(pixels, tf.float32), window.resized)
+
+    def decoded_small(encoded: tf.Tensor) -> tf.Tensor:
+        window = window_fn(tf.image.extract_jpeg_shape(encoded)[:2])
+        return decode_and_resize_only(encoded, window)
 
     def load(encoded: tf.Tensor) -> tf.Tensor:
         return transforms.decode_and_resize(encoded, window_fn)[0]
@@ -95,6 +122,7 @@ def candidates(output_size: tuple[int, int]) -> dict[str, Candidate]:
             "jpeg",
             lambda encoded: resized_only(tf.io.decode_jpeg(encoded, channels=3)),
         ),
+        "JPEG: decoded at 1 / ratio, resized": Candidate("jpeg", decoded_small),
         "JPEG: the input pipeline": Candidate("jpeg", load),
         "PNG: the input pipeline": Candidate("png", load),
         "decoded image: resized": Candidate("pixels", resized_only),

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import large_images
 import tensorflow as tf
 import timer
 
@@ -37,7 +38,8 @@ def batches(candidate: str, setting: dict[str, Any]) -> tf.data.Dataset:
     Args:
       candidate: "pipeline" is the whole input pipeline. The others read JPEGs from
         memory: "decode" decodes the whole image, "crop" decodes the crop window of
-        training only, and "resize" also resizes it.
+        training only, "reference" decodes the window at 1 / ratio and resizes it, and
+        "resize" is the pipeline's own function for that, which returns uint8.
       setting: The setting, as written by tools/benchmarks/input.py.
     """
     if candidate == "pipeline":
@@ -46,7 +48,12 @@ def batches(candidate: str, setting: dict[str, Any]) -> tf.data.Dataset:
     images = tf.data.Dataset.from_tensor_slices(_encoded_images(setting))
     images = images.cache().repeat()
     random_numbers = tf.data.Dataset.from_tensor_slices(uniforms).repeat()
-    parts = {"decode": _decode, "crop": _crop, "resize": _resize}
+    parts = {
+        "decode": _decode,
+        "crop": _crop,
+        "reference": _reference,
+        "resize": _resize,
+    }
     load = parts[candidate]
 
     def corner(encoded: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
@@ -105,6 +112,11 @@ def _crop(encoded: tf.Tensor, window_fn: WindowFn) -> tf.Tensor:
     window = window_fn(tf.image.extract_jpeg_shape(encoded)[:2])
     corner_and_size = tf.concat([window.start, window.size], axis=0)
     return tf.image.decode_and_crop_jpeg(encoded, corner_and_size, channels=3)
+
+
+def _reference(encoded: tf.Tensor, window_fn: WindowFn) -> tf.Tensor:
+    window = window_fn(tf.image.extract_jpeg_shape(encoded)[:2])
+    return large_images.decode_and_resize_only(encoded, window)
 
 
 def _resize(encoded: tf.Tensor, window_fn: WindowFn) -> tf.Tensor:

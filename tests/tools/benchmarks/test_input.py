@@ -40,7 +40,7 @@ def measured(*costs):
     return [{"images": 1000, "secs": 2.0, "cpu_secs": cost} for cost in costs]
 
 
-@pytest.mark.parametrize("candidate", ["decode", "crop", "resize"])
+@pytest.mark.parametrize("candidate", ["decode", "crop", "reference", "resize"])
 def test_parts_read_the_records_endlessly(imported, data_dir, candidate):
     worker = imported("pipeline_worker")
     setting = SETTING | {"data_dir": data_dir}
