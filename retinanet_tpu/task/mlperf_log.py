@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.data import record_files
+from retinanet_tpu.data import record_files, record_index
 from retinanet_tpu.estimator import spec
 from retinanet_tpu.estimator.model_dir import checkpoints
 from retinanet_tpu.task import run as run_module
@@ -192,7 +192,7 @@ def add_log(
     data, plan = run.data, run.plan
     splits = {"train_samples": data.train_split, "eval_samples": data.eval_split}
     facts: dict[str, Any] = {
-        key: sum(record_files.count_records(record_files.find(data.dir, split)))
+        key: sum(record_index.count_records(record_files.find(data.dir, split)))
         for key, split in splits.items()
     }
     facts |= {
