@@ -141,6 +141,8 @@ def write_shards(
     except errors.UserError:
         shard_progress.abort(shards)
         raise
+    # Before the files change: the index of an earlier conversion may pass for theirs.
+    record_index.remove(shards[0].path)
     shard_progress.commit(shards)
     record_index.write(_record_sizes(shards, results_of_shards))
     if not keep_progress:

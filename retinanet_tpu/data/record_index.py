@@ -2,7 +2,8 @@
 
 The converter writes the index beside the records. With it, training resumes in the
 middle of an epoch without reading the records before. Without an index, the sizes are
-read from the record files. That takes one small read for each record.
+read from the record files. That takes one small read for each record of a local file;
+remote files are read almost whole.
 """
 
 import concurrent.futures
@@ -10,13 +11,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from retinanet_tpu import errors, json_files
+from retinanet_tpu import json_files
 from retinanet_tpu.data import record_files
 
 
@@ -41,6 +41,17 @@ def write(sizes: Mapping[str, Sequence[int]]) -> None:
         file.write(json.dumps(index, separators=(",", ":")))
 
 
+def remove(record_path: str) -> None:
+    """Deletes the index of a split if there is one.
+
+    Args:
+      record_path: The path of one of the split's record files.
+    """
+    path = path_of(record_path)
+    if tf.io.gfile.exists(path):
+        tf.io.gfile.remove(path)
+
+
 def record_sizes(files: Sequence[str]) -> list[np.ndarray]:
     """Returns the sizes of the records of each file.
 
@@ -56,16 +67,29 @@ def record_sizes(files: Sequence[str]) -> list[np.ndarray]:
     Raises:
       UserError: A file ends within a record.
     """
-    index = _read(path_of(files[0]))
+    index_path = path_of(files[0])
+    index = _read(index_path)
 
-    def sizes(path: str) -> np.ndarray:
-        indexed = np.array(index.get(os.path.basename(path), []), np.int64)
-        if indexed.sum() == tf.io.gfile.stat(path).length:
-            return indexed
+    def indexed_sizes(path: str) -> np.ndarray | None:
+        sizes = index.get(os.path.basename(path), np.array([], np.int64))
+        return sizes if sizes.sum() == tf.io.gfile.stat(path).length else None
+
+    def scanned_sizes(path: str) -> np.ndarray:
         return np.fromiter(record_files.scan_sizes(path), np.int64)
 
     with concurrent.futures.ThreadPoolExecutor(record_files.NUM_READERS) as readers:
-        return list(readers.map(sizes, files))
+        indexed = dict(zip(files, readers.map(indexed_sizes, files), strict=True))
+        others = [path for path, sizes in indexed.items() if sizes is None]
+        if others:
+            logging.info(
+                "records | %s does not describe %d of %d files; reading the lengths of "
+                "their records",
+                index_path,
+                len(others),
+                len(files),
+            )
+        scanned = dict(zip(others, readers.map(scanned_sizes, others), strict=True))
+    return [(indexed | scanned)[path] for path in files]
 
 
 def count_records(files: Sequence[str]) -> list[int]:
@@ -80,12 +104,17 @@ def count_records(files: Sequence[str]) -> list[int]:
     return [len(sizes) for sizes in record_sizes(files)]
 
 
-def _read(path: str) -> dict[str, Any]:
-    """Returns the index, empty if there is none or if it is broken."""
-    if not tf.io.gfile.exists(path):
-        return {}
+def _read(path: str) -> dict[str, np.ndarray]:
+    """Returns the sizes by file name, none if there is no index or if it is corrupt."""
     try:
-        return dict(json_files.read(path))
-    except errors.UserError as error:
-        logging.warning("records | the index is not used: %s", error)
+        index = {
+            name: np.array(sizes, np.int64).reshape(len(sizes))
+            for name, sizes in json_files.read(path).items()
+        }
+    except tf.errors.NotFoundError:
         return {}
+    # Also a UserError, which is a ValueError.
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        logging.warning("records | the index %s is not used: %s", path, error)
+        return {}
+    return index

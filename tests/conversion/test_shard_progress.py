@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from retinanet_tpu.conversion import converter
-from retinanet_tpu.data import annotations, record_files
+from retinanet_tpu.data import annotations, record_files, record_index
 from shard_files import contents, write
 
 NAMES = {1: "cat", 2: "dog"}
@@ -98,6 +98,23 @@ def test_committed_shards_are_not_written_again_until_progress_is_cleared(
     assert write(annotated, tmp_path, output) == first
     assert converted_names == []
     assert len(record_files_named(output)) == 3 and len(contents(output)) == 4
+
+
+def test_the_index_of_an_earlier_conversion_is_not_used_for_new_files(
+    tmp_path, monkeypatch
+):
+    annotated, output = many(tmp_path, 7), tmp_path / "out"
+    write(annotated, tmp_path, output)
+
+    def killed(sizes):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(record_index, "write", killed)
+        write(annotated, tmp_path, output)
+    assert not (output / "train.index.json").exists()
+    write(annotated, tmp_path, output)
+    assert (output / "train.index.json").exists()
 
 
 def interrupted(tmp_path):

@@ -43,11 +43,39 @@ def test_files_that_differ_from_the_index_are_scanned(tmp_path):
     assert lists(record_index.record_sizes(paths)) == [[27, 36], [46]]
 
 
-def test_a_broken_index_is_not_used(tmp_path, caplog):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"train-0',
+        "[]",
+        '{"train-00000-of-00001.tfrecord": null}',
+        '{"train-00000-of-00001.tfrecord": 26}',
+        '{"train-00000-of-00001.tfrecord": [[20, 6]]}',
+        '{"train-00000-of-00001.tfrecord": ["a"]}',
+        '{"train-00000-of-00001.tfrecord": [1e99]}',
+    ],
+)
+def test_a_corrupt_index_is_not_used(tmp_path, caplog, content):
     paths = write(tmp_path, [[10]])
-    (tmp_path / "train.index.json").write_text('{"train-0')
+    (tmp_path / "train.index.json").write_text(content)
     assert lists(record_index.record_sizes(paths)) == [[26]]
-    assert "train.index.json is not JSON" in caplog.text
+    assert "train.index.json is not used" in caplog.text
+
+
+def test_only_files_without_sizes_in_the_index_are_reported(tmp_path, caplog):
+    caplog.set_level("INFO")
+    paths = write(tmp_path, [[10], [], [30]])
+    record_index.write({paths[0]: [26]})
+    assert lists(record_index.record_sizes(paths)) == [[26], [], [46]]
+    assert "train.index.json does not describe 1 of 3 files" in caplog.text
+
+
+def test_an_index_can_be_removed_twice(tmp_path):
+    paths = write(tmp_path, [[10]])
+    record_index.write({paths[0]: [26]})
+    record_index.remove(paths[0])
+    record_index.remove(paths[0])
+    assert not (tmp_path / "train.index.json").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 16, 17, 20])
