@@ -89,6 +89,11 @@ def read(
             continue
         if image_id in matches.names:
             objects.setdefault(image_id, []).append(_labeled_box(fields, line, path))
+    if num_dropped and not first_lines:
+        raise errors.UserError(
+            f"All {num_dropped:,} boxes in {path} have classes that are not in "
+            "--classes; check that file."
+        )
     if not any(objects.values()):
         raise errors.UserError(
             f"None of the {len(first_lines)} images in {path}, such as "

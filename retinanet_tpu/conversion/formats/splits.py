@@ -46,6 +46,12 @@ def parse(texts: Sequence[str]) -> dict[str, str]:
                 f"--split={name} would write {name}.json, which is the file of the "
                 "classes; choose another name."
             )
+        if name.endswith(".index"):
+            raise errors.UserError(
+                f"--split={name} would write {name}.json, which is the index of the "
+                f"records of the split {name.removesuffix('.index')}; choose another "
+                "name."
+            )
         if name in splits:
             raise errors.UserError(f"--split has {name} twice; write each split once.")
         splits[name] = word or name

@@ -67,6 +67,12 @@ def test_a_subset_of_the_classes_leaves_out_other_boxes_and_their_images(tmp_pat
     assert unannotated == (annotations.UNANNOTATED, "0b.jpg", "", "0b.jpg")
 
 
+def test_a_subset_without_any_box_is_an_error_of_the_classes(tmp_path):
+    text = HEADER + line(label="/m/98") + line(label="/m/99")
+    with pytest.raises(errors.UserError, match="All 2 boxes .* not in --classes"):
+        read(tmp_path, text, drop_other_classes=True)
+
+
 def test_images_that_were_not_downloaded_are_reported_once(tmp_path):
     text = HEADER + line("ff") + line() + line("ff", label="/m/99")
     annotated = read(tmp_path, text)

@@ -223,3 +223,5 @@ def test_splits_may_be_named_in_several_flags_and_none_like_the_classes():
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"would write categories\.json"):
         splits.parse(["categories"])
+    with pytest.raises(ValueError, match=r"would write a\.index\.json.* split a;"):
+        splits.parse(["a.index"])
