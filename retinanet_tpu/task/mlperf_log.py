@@ -82,6 +82,7 @@ class RunEvents:
         settings: run_module.MLPerfLog,
         writer: Writer,
         *,
+        target: float,
         epoch_steps: int,
         max_steps: int,
         facts: Mapping[str, Any],
@@ -91,12 +92,14 @@ class RunEvents:
         Args:
           settings: The settings of the log.
           writer: Writes the lines.
+          target: The AP from which the run counts as successful.
           epoch_steps: The number of steps between evaluations.
           max_steps: The number of steps of the run.
           facts: The values of the run by key, such as its batch size.
         """
         self._settings = settings
         self._writer = writer
+        self._target = target
         self._epoch_steps = epoch_steps
         self._max_steps = max_steps
         self._facts = facts
@@ -150,7 +153,7 @@ class RunEvents:
         epoch = self._epoch_of(step)
         self._writer.write("eval_accuracy", ap, epoch_num=epoch)
         self._writer.write("eval_stop", kind=_END, epoch_num=epoch)
-        is_reached = ap >= self._settings.target
+        is_reached = ap >= self._target
         if is_reached or step >= self._max_steps:
             status = "success" if is_reached else "aborted"
             self._writer.write("run_stop", kind=_END, status=status)
@@ -179,7 +182,7 @@ def add_log(
       eval_spec: The evaluation of the trainer; None if another process evaluates.
     Raises:
       MissingFileError: A split has no records.
-      UserError: The trainer does not evaluate each epoch.
+      UserError: The trainer does not evaluate each epoch, or no AP ends the run.
     """
     train_spec, settings = run.train_spec, run.mlperf_log
     if settings is None:
@@ -188,6 +191,14 @@ def add_log(
         raise errors.UserError(
             "MLPerfLog needs an evaluation of the trainer after each epoch; set "
             "EVAL_EVERY and TrainingPlan.evaluate_during_training = True."
+        )
+    # Without early stopping, training continues while an AP is computed.
+    stopping = train_spec.early_stopping
+    if stopping is None or stopping.target is None or stopping.metric != "AP":
+        raise errors.UserError(
+            "MLPerfLog needs an AP that ends the run; set TrainingPlan.early_stopping "
+            "= @EarlyStopping() and EarlyStopping.target, and leave out "
+            "EarlyStopping.metric."
         )
     data, plan = run.data, run.plan
     splits = {"train_samples": data.train_split, "eval_samples": data.eval_split}
@@ -203,6 +214,7 @@ def add_log(
     events = RunEvents(
         settings,
         Writer(f"{run.estimator.model_dir}/{FILE}"),
+        target=stopping.target,
         epoch_steps=eval_spec.every_steps,
         max_steps=plan.max_steps,
         facts=facts,

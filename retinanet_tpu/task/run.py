@@ -74,8 +74,9 @@ class TrainingPlan:
 class MLPerfLog:
     """The settings of the log in MLPerf's format, MODEL_DIR/mlperf.log.
 
+    A run with the log needs `EarlyStopping.target`, the AP of a successful run.
+
     Attributes:
-      target: The AP from which the run counts as successful.
       hyperparameters: The settings of the optimizer by MLPerf's keys, such as
         opt_base_learning_rate.
       organization: The name of who ran it.
@@ -83,7 +84,6 @@ class MLPerfLog:
       division: "closed" or "open".
     """
 
-    target: float
     hyperparameters: Mapping[str, float | str]
     organization: str = "unnamed"
     platform: str = "unnamed"

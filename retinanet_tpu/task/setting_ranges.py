@@ -146,7 +146,6 @@ RANGES: dict[str, Range] = {
     "FinalExporter.exports_to_keep": _COUNT,
     "RunConfig.save_checkpoints_steps": _COUNT,
     "RunConfig.save_checkpoints_secs": _COUNT,
-    "MLPerfLog.target": _SHARE,
     "OpenImagesMetric.group_of_weight": _SHARE,
     "EarlyStopping.patience": _COUNT,
     "RunConfig.keep_checkpoint_max": _NATURAL,

@@ -12,6 +12,7 @@ BINDINGS = (
     "EVAL_EVERY = 2",
     "TrainingPlan.num_visualized_images = 0",
     "TrainingPlan.early_stopping = @EarlyStopping()",
+    "EarlyStopping.target = 1.0",
     "make_run.mlperf_log = @MLPerfLog()",
     "MLPerfLog.hyperparameters = {'opt_name': 'adam', 'opt_weight_decay': 0.01}",
 )
@@ -31,9 +32,7 @@ def values(records):
 @pytest.mark.slow  # It trains.
 def test_the_log_of_a_run_has_its_start_epochs_evaluations_and_end(tmp_path):
     data_dir = toy_data.write(tmp_path / "data")
-    run = toy_data.make_run(
-        tmp_path / "run", data_dir, *BINDINGS, "MLPerfLog.target = 1.0"
-    )
+    run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS)
     train_spec, eval_spec = mlperf_log.add_log(run, run.eval_spec)
     train_and_evaluate.train_and_evaluate(run.estimator, train_spec, eval_spec)
     records = read(tmp_path / "run")
@@ -64,10 +63,10 @@ def test_the_log_of_a_run_has_its_start_epochs_evaluations_and_end(tmp_path):
 
 
 def make_events(tmp_path):
-    settings = run_module.MLPerfLog(target=0.34, hyperparameters={})
+    settings = run_module.MLPerfLog(hyperparameters={})
     writer = mlperf_log.Writer(str(tmp_path / mlperf_log.FILE), clock=lambda: 1.5)
     return mlperf_log.RunEvents(
-        settings, writer, epoch_steps=10, max_steps=25, facts={"seed": 1}
+        settings, writer, target=0.34, epoch_steps=10, max_steps=25, facts={"seed": 1}
     )
 
 
@@ -97,10 +96,25 @@ def test_a_shorter_last_epoch_counts_and_other_saves_do_not(tmp_path):
 @pytest.mark.parametrize("binding", ["EVAL_EVERY = None", None])
 def test_a_log_without_evaluations_of_the_trainer_is_an_error(tmp_path, binding):
     data_dir = toy_data.write(tmp_path / "data")
-    bindings = [*BINDINGS, "MLPerfLog.target = 1.0", *([binding] if binding else [])]
+    bindings = [*BINDINGS, *([binding] if binding else [])]
     run = toy_data.make_run(tmp_path / "run", data_dir, *bindings)
     with pytest.raises(errors.UserError, match="MLPerfLog needs an evaluation"):
         mlperf_log.add_log(run, run.eval_spec if binding else None)
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "EarlyStopping.target = None",
+        "TrainingPlan.early_stopping = None",
+        "EarlyStopping.metric = 'AP50'",
+    ],
+)
+def test_a_log_without_an_ap_that_ends_the_run_is_an_error(tmp_path, binding):
+    data_dir = toy_data.write(tmp_path / "data")
+    run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS, binding)
+    with pytest.raises(errors.UserError, match="MLPerfLog needs an AP that ends"):
+        mlperf_log.add_log(run, run.eval_spec)
 
 
 def test_a_run_without_the_setting_has_no_log(tmp_path):
