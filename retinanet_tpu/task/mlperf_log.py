@@ -172,6 +172,32 @@ class RunEvents:
         return -(-step // self._epoch_steps)
 
 
+def check_settings(run: run_module.Run, eval_spec: spec.EvalSpec | None) -> None:
+    """Checks that a run with the log writes complete epochs and an end.
+
+    Args:
+      run: The run.
+      eval_spec: The evaluation of the trainer; None if another process evaluates.
+    Raises:
+      UserError: The trainer does not evaluate each epoch, or no AP ends the run.
+    """
+    if run.mlperf_log is None:
+        return
+    if eval_spec is None or eval_spec.every_steps is None:
+        raise errors.UserError(
+            "MLPerfLog needs an evaluation of the trainer after each epoch; set "
+            "EVAL_EVERY and TrainingPlan.evaluate_during_training = True."
+        )
+    # Without early stopping, training continues while an AP is computed.
+    stopping = run.plan.early_stopping
+    if stopping is None or stopping.target is None or stopping.metric != "AP":
+        raise errors.UserError(
+            "MLPerfLog needs an AP that ends the run; set TrainingPlan.early_stopping "
+            "= @EarlyStopping() and EarlyStopping.target, and leave out "
+            "EarlyStopping.metric."
+        )
+
+
 def add_log(
     run: run_module.Run, eval_spec: spec.EvalSpec | None
 ) -> tuple[spec.TrainSpec, spec.EvalSpec | None]:
@@ -182,24 +208,14 @@ def add_log(
       eval_spec: The evaluation of the trainer; None if another process evaluates.
     Raises:
       MissingFileError: A split has no records.
-      UserError: The trainer does not evaluate each epoch, or no AP ends the run.
+      UserError: See `check_settings`.
     """
     train_spec, settings = run.train_spec, run.mlperf_log
     if settings is None:
         return train_spec, eval_spec
-    if eval_spec is None or eval_spec.every_steps is None:
-        raise errors.UserError(
-            "MLPerfLog needs an evaluation of the trainer after each epoch; set "
-            "EVAL_EVERY and TrainingPlan.evaluate_during_training = True."
-        )
-    # Without early stopping, training continues while an AP is computed.
-    stopping = train_spec.early_stopping
-    if stopping is None or stopping.target is None or stopping.metric != "AP":
-        raise errors.UserError(
-            "MLPerfLog needs an AP that ends the run; set TrainingPlan.early_stopping "
-            "= @EarlyStopping() and EarlyStopping.target, and leave out "
-            "EarlyStopping.metric."
-        )
+    check_settings(run, eval_spec)
+    assert eval_spec and eval_spec.every_steps and run.plan.early_stopping
+    assert run.plan.early_stopping.target is not None
     data, plan = run.data, run.plan
     splits = {"train_samples": data.train_split, "eval_samples": data.eval_split}
     facts: dict[str, Any] = {
@@ -214,7 +230,7 @@ def add_log(
     events = RunEvents(
         settings,
         Writer(f"{run.estimator.model_dir}/{FILE}"),
-        target=stopping.target,
+        target=plan.early_stopping.target,
         epoch_steps=eval_spec.every_steps,
         max_steps=plan.max_steps,
         facts=facts,

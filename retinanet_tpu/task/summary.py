@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from retinanet_tpu.estimator import train_and_evaluate
-from retinanet_tpu.task import configurables
+from retinanet_tpu.task import configurables, mlperf_log
 
 
 def summarize_run() -> list[str]:
@@ -17,6 +17,7 @@ def summarize_run() -> list[str]:
     run = configurables.make_run(None, strategy_fn=tf.distribute.get_strategy)
     eval_spec = run.eval_spec if run.plan.evaluate_during_training else None
     train_and_evaluate.check_intervals(run.estimator, run.train_spec, eval_spec)
+    mlperf_log.check_settings(run, eval_spec)
     recipe = run.recipe
     recipe.check_losses()
     network = run.make_network()

@@ -5,7 +5,7 @@ import pytest
 import toy_data
 from retinanet_tpu import errors
 from retinanet_tpu.estimator import train_and_evaluate
-from retinanet_tpu.task import mlperf_log, run as run_module
+from retinanet_tpu.task import mlperf_log, run as run_module, summary
 
 BINDINGS = (
     *toy_data.TWO_LEVELS,
@@ -113,8 +113,11 @@ def test_a_log_without_evaluations_of_the_trainer_is_an_error(tmp_path, binding)
 def test_a_log_without_an_ap_that_ends_the_run_is_an_error(tmp_path, binding):
     data_dir = toy_data.write(tmp_path / "data")
     run = toy_data.make_run(tmp_path / "run", data_dir, *BINDINGS, binding)
+    for check in (mlperf_log.add_log, mlperf_log.check_settings):
+        with pytest.raises(errors.UserError, match="MLPerfLog needs an AP that ends"):
+            check(run, run.eval_spec)
     with pytest.raises(errors.UserError, match="MLPerfLog needs an AP that ends"):
-        mlperf_log.add_log(run, run.eval_spec)
+        summary.summarize_run()
 
 
 def test_a_run_without_the_setting_has_no_log(tmp_path):
