@@ -69,7 +69,7 @@ def test_a_subset_of_the_classes_leaves_out_other_boxes_and_their_images(tmp_pat
 
 def test_a_subset_without_any_box_is_an_error_of_the_classes(tmp_path):
     text = HEADER + line(label="/m/98") + line(label="/m/99")
-    with pytest.raises(errors.UserError, match="All 2 boxes .* not in --classes"):
+    with pytest.raises(errors.UserError, match=r"All 2 boxes .* not in --classes"):
         read(tmp_path, text, drop_other_classes=True)
 
 
