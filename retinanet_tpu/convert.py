@@ -10,8 +10,8 @@
   python -m retinanet_tpu.convert --format=yolo --images=images --annotations=labels \
     --output_dir=DATA_DIR --val_fraction=0.2
 
-Writes <split>-?????-of-?????.tfrecord, <split>.json and categories.json. {split} in a
-path stands for the name of each split, or for WORD if --split has NAME=WORD.
+Writes <split>-?????-of-?????.tfrecord, their index, <split>.json and categories.json.
+{split} in a path stands for each split's name, or for WORD if --split has NAME=WORD.
 
 Write all splits of a data set in one call, so that they share their classes. A split
 that is written later must use the classes of categories.json. A conversion that was

@@ -82,7 +82,7 @@ def measure(folder: str, way: str, *, num_records: int, num_used: int) -> list[C
     """
     files = record_files.find(folder, _SPLIT)
     if way == "scan":
-        pathlib.Path(record_index.path_of(files[0])).unlink()
+        record_index.remove(files[0])
     before = _cost()
     records = iter(_records(files, way, num_used).take(num_records - num_used))
     next(records)
