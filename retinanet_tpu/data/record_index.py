@@ -78,8 +78,10 @@ def record_sizes(files: Sequence[str]) -> list[np.ndarray]:
         return np.fromiter(record_files.scan_sizes(path), np.int64)
 
     with concurrent.futures.ThreadPoolExecutor(record_files.NUM_READERS) as readers:
-        indexed = dict(zip(files, readers.map(indexed_sizes, files), strict=True))
-        others = [path for path, sizes in indexed.items() if sizes is None]
+        indexed = list(readers.map(indexed_sizes, files))
+        others = [
+            path for path, sizes in zip(files, indexed, strict=True) if sizes is None
+        ]
         if others:
             logging.info(
                 "records | %s does not describe %d of %d files; reading the lengths of "
@@ -88,8 +90,8 @@ def record_sizes(files: Sequence[str]) -> list[np.ndarray]:
                 len(others),
                 len(files),
             )
-        scanned = dict(zip(others, readers.map(scanned_sizes, others), strict=True))
-    return [(indexed | scanned)[path] for path in files]
+        scanned = readers.map(scanned_sizes, others)
+        return [next(scanned) if sizes is None else sizes for sizes in indexed]
 
 
 def count_records(files: Sequence[str]) -> list[int]:

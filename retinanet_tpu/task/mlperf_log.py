@@ -214,8 +214,9 @@ def add_log(
     if settings is None:
         return train_spec, eval_spec
     check_settings(run, eval_spec)
-    assert eval_spec and eval_spec.every_steps and run.plan.early_stopping
-    assert run.plan.early_stopping.target is not None
+    stopping = run.plan.early_stopping
+    assert eval_spec and eval_spec.every_steps and stopping
+    assert stopping.target is not None
     data, plan = run.data, run.plan
     splits = {"train_samples": data.train_split, "eval_samples": data.eval_split}
     facts: dict[str, Any] = {
@@ -230,7 +231,7 @@ def add_log(
     events = RunEvents(
         settings,
         Writer(f"{run.estimator.model_dir}/{FILE}"),
-        target=plan.early_stopping.target,
+        target=stopping.target,
         epoch_steps=eval_spec.every_steps,
         max_steps=plan.max_steps,
         facts=facts,
