@@ -8,9 +8,11 @@ from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files, setting_types
 from retinanet_tpu.task import configurables, setting_ranges
 
-# Numbers that the code passes, which no gin file sets, and one that may be negative.
+# Numbers that the code passes, which no gin file sets, one that may be negative, and
+# some that are only logged.
 UNBOUNDED = {
     "EarlyStopping.target",
+    "MLPerfLog.hyperparameters",
     "FPN.channels",
     "Identity.channels",
     "PooledFPN.channels",
