@@ -101,7 +101,7 @@ def check_formats(
         raise errors.UserError(
             f"--format={resized_outside[0]} has no image resizing, and the programs "
             "that run it keep the aspect ratio, but Recipe.keep_aspect_ratio is False; "
-            "use --format=saved_model,onnx."
+            "use --format=saved_model,onnx,openvino or some of these."
         )
     if "tensorrt" in formats:
         _check_efficient_nms(nms_fn)

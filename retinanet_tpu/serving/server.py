@@ -124,7 +124,11 @@ class ServingModule(tf.Module):
           image_bytes: string [B], JPEG, PNG or BMP files.
         """
         image_size = self.recipe.image_size
-        window_fn = functools.partial(transforms.crop_window, output_size=image_size)
+        window_fn = functools.partial(
+            transforms.crop_window,
+            output_size=image_size,
+            keep_aspect_ratio=self.recipe.keep_aspect_ratio,
+        )
 
         def load(encoded):
             checked = self.limits.check_file(encoded)

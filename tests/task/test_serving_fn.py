@@ -171,6 +171,7 @@ def test_a_stretching_recipe_is_served_as_it_is_evaluated(module, images):
         module.network, recipe, images[:1]
     )
     np.testing.assert_allclose(served["scores"][0], expected.scores[0], atol=1e-5)
+    assert_same(stretching.detect_bytes(tf.constant(encoded(images))), served)
     kept = module.detect_images(images)
     assert np.abs(served["scores"] - kept["scores"]).max() > 1e-3
 
