@@ -16,7 +16,7 @@ on the evaluation split:
 For each pair, and for float against the last one, it prints
 
   * AP, AP50 and AP75;
-  * the mean and the greatest difference of logits and box deltas, in standard
+  * the mean and the greatest difference of logits and box outputs, in standard
     deviations of the first network's;
   * the share of detections above a score of 0.05 that have a match of the same class
     with IoU >= 0.5 and a score within 0.1.
