@@ -171,12 +171,13 @@ class AdamW(Optimizer):
         }
         paths = [replicas.variable_path(variable) for variable in variables]
         factors = [rate_factor(path, self._rate_factors) for path in paths]
-        rates = {factor: factor * self.learning_rate(step) for factor in set(factors)}
+        rate = self.learning_rate(step)
+        rates = {factor: factor * rate for factor in set(factors)}
         decays = {factor: rates[factor] * self._weight_decay for factor in rates}
         for gradient, variable, path, factor in zip(
             gradients, variables, paths, factors, strict=True
         ):
-            if self._decayed.search(path):
+            if self._weight_decay and self._decayed.search(path):
                 variable.assign_sub(decays[factor] * variable)
             # One operation: a CPU reads and writes each array once, not ten times.
             tf.raw_ops.ResourceApplyAdam(
