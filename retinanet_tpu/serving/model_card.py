@@ -93,7 +93,7 @@ def text(
     height, width = image_size
     parts = [
         "# RetinaNet",
-        f"Checkpoint `{checkpoint}`; images are resized to fit {height} x {width} px.\n"
+        f"Checkpoint `{checkpoint}`; the network's input is {height} x {width} px.\n"
         f"Non-maximum suppression: {nms}.",
         f"## {len(class_names)} classes\n\n{', '.join(class_names)}\n\n"
         "Ids and names: `assets.extra/categories.json`. Boxes are (xmin, ymin, xmax, "
