@@ -48,7 +48,7 @@ class _Pair(NamedTuple):
 
     Attributes:
       predicted: The predicted boxes.
-      target: The objects; the anchors themselves where an anchor has none.
+      target: The objects; where an anchor has none, the box of values of 0.
       iou: float32 [B, A, H, W].
       union: float32 [B, A, H, W].
       enclosing: The heights and widths of the smallest boxes around both.

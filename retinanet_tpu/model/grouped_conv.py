@@ -37,7 +37,7 @@ class GroupedConv(layers.Conv):
         x, padding = self._pad(x)
         num_parts = x.shape[-1] // kernel.shape[2]
         # Not one grouped convolution, because TensorFlow has its gradient on CPUs only
-        # with oneDNN, and not with explicit padding. On v3 it is 4 % cheaper.
+        # with oneDNN. On v3 it is 4 % cheaper.
         pairs = zip(
             tf.split(x, num_parts, -1), tf.split(kernel, num_parts, -1), strict=True
         )

@@ -168,7 +168,7 @@ class ResNet(tf.Module):
         x = self.activation_fn(x)
         if self.symmetric_pool_padding:
             # Not a padded pool, which XLA does not have. After a ReLU zeros never
-            # exceed the maximum; after a SiLU they replace values above -0.28.
+            # exceed the maximum; after a SiLU they may, by less than 0.28.
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
         padding = "VALID" if self.symmetric_pool_padding else "SAME"
         x = tf.nn.max_pool2d(x, 3, 2, padding)
