@@ -407,7 +407,7 @@ def boxes_by_split(folder):
     names = category_map.read(str(folder / "categories.json"))
     names = {category.id: category.name for category in names.categories}
     for path in folder.glob("*.json"):
-        if path.name != "categories.json":
+        if path.name != "categories.json" and not path.match("*.index.json"):
             content = json.loads(path.read_text())
             images = {image["file_name"] for image in content["images"]}
             classes = {names[box["category_id"]] for box in content["annotations"]}

@@ -172,7 +172,7 @@ def test_the_snippet_of_the_guide_runs(tmp_path, monkeypatch, capsys):
     [
         ("absent", r"absent does not exist; give an export, .* or a checkpoint such"),
         ("empty", r"empty contains no saved_model.pb, .*nothing.* no config\.gin"),
-        ("notes.txt", r"notes\.txt is a file, but no \.onnx or \.tflite"),
+        ("notes.txt", r"notes\.txt is a file, but no \.onnx, \.tflite or \.xml"),
         ("empty/model.ckpt-4", r"empty has no config\.gin, .* settings of .*ckpt-4"),
         ("run", r"No checkpoint in .*run; train first"),
         ("run/model.ckpt-4", r"No checkpoint in .*run; train first"),

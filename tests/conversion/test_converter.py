@@ -178,7 +178,8 @@ def test_files_are_the_same_for_any_number_of_workers(tmp_path):
         results.append(contents(output))
     assert results[0] == results[1]
     assert sorted(results[0]) == [
-        record_files.file_name("train", index, 3) for index in range(3)
+        *(record_files.file_name("train", index, 3) for index in range(3)),
+        "train.index.json",
     ]
 
 

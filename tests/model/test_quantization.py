@@ -105,7 +105,7 @@ def test_positions_are_the_tensors_that_tflite_stores(network):
     assert network.quantization.positions == (
         "images",
         "Relu6",  # The normalized convolution and its activation are one position.
-        "network/norm_depthwise/add_2",
+        "network/norm_depthwise/add_1",
         "mul",  # Swish; the range of its sigmoid is known.
         "Mean",
         "Relu",

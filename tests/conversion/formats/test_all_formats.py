@@ -47,6 +47,7 @@ def test_one_data_set_in_each_format_is_converted_to_the_same_bytes(tmp_path):
     assert sorted(expected) == [
         "train-00000-of-00002.tfrecord",
         "train-00001-of-00002.tfrecord",
+        "train.index.json",
         "train.json",
     ]
     for kind, (written, conversion) in results.items():
