@@ -30,7 +30,7 @@ def _zeros(conv, rng, shape, init_fn):
     return np.zeros(np.array(shape)[[0, 1, 3, 2]] if is_depthwise else shape, "f4")
 
 
-LARGE = (
+SLOW = (
     "r152_",
     "net49s_",
     "d1_",
@@ -41,6 +41,13 @@ LARGE = (
     "net96_",
     "net143_",
     "net190_",
+    # Like other runs but for a depth or numbers.
+    "r34_",
+    "r101_",
+    "r50_1024_",
+    "640_6x",
+    "400e_",
+    "lite0_256",
 )
 
 
@@ -48,9 +55,7 @@ LARGE = (
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(p, marks=pytest.mark.slow)
-        if any(x in p.stem for x in LARGE)
-        else p
+        pytest.param(p, marks=pytest.mark.slow) if any(x in p.stem for x in SLOW) else p
         for p in RUNS
     ],
     ids=lambda path: path.stem,

@@ -140,7 +140,7 @@ def test_a_resumed_run_continues_the_uninterrupted_run(data_dir, num_used_up):
     "augmentation",
     [
         pytest.param(MIXED, marks=pytest.mark.slow),
-        OPERATIONS,
+        pytest.param(OPERATIONS, marks=pytest.mark.slow),
         OPERATIONS._replace(mosaic=0.7, mixup=0.3),
     ],
 )

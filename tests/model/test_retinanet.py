@@ -221,7 +221,10 @@ def test_training_compiles_with_xla(compute_dtype):
     assert not np.allclose(network.heads.class_tower.norms[0][0].moving_mean, 0)
 
 
-@pytest.mark.parametrize("compute_dtype", ["bfloat16", "float16", _SLOW_FLOAT32])
+@pytest.mark.parametrize(
+    "compute_dtype",
+    ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), _SLOW_FLOAT32],
+)
 def test_training_stays_in_the_compute_dtype_and_inference_ends_in_float32(
     compute_dtype,
 ):

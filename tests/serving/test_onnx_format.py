@@ -102,6 +102,7 @@ def test_onnx_returns_the_detections_of_the_module(module, session, num, size):
     assert_same(run(session, images=images), expected)
 
 
+@pytest.mark.slow
 def test_distributions_of_boxes_are_decoded():
     module = make_module("Anchors.box_coder = @SideDistributions()")
     images = servers.images(2)

@@ -133,9 +133,8 @@ def test_int8_has_a_fraction_of_the_size_and_similar_detections(
     assert compare(run(content, inputs / 2), expected, **tolerance) < 0.6
 
 
-@pytest.mark.parametrize(
-    "kind", ["float32", pytest.param("int8", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_distributions_of_boxes_are_decoded(inputs, kind):
     module = sensitive("Anchors.box_coder = @SideDistributions()")
     actual, expected = run(converted(module, kind), inputs), expected_of(module, inputs)
