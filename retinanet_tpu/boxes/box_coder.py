@@ -88,8 +88,49 @@ class AnchorOffsets:
         )
 
 
+class _Sides:
+    """The distances (top, left, bottom, right) of the sides from the anchor's center.
+
+    The unit is the anchor's height or width.
+    """
+
+    def encode(self, boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
+        """Returns the distances of the sides of boxes from the centers of anchors.
+
+        Args:
+          boxes_cyxhw: float32, px.
+          anchors_cyxhw: float32, px. Anchors of positive size.
+        Returns:
+          float32: (top, left, bottom, right) / anchor size. A distance is negative if
+          the center is outside of the box.
+        """
+        y, x, height, width = boxes_cyxhw
+        anchor_y, anchor_x, anchor_height, anchor_width = anchors_cyxhw
+        dy, dx = (y - anchor_y) / anchor_height, (x - anchor_x) / anchor_width
+        h, w = 0.5 * height / anchor_height, 0.5 * width / anchor_width
+        return h - dy, w - dx, h + dy, w + dx
+
+    def decode(self, values: Four, anchors_cyxhw: Four) -> Four:
+        """Returns the boxes with these distances, the inverse of `encode`.
+
+        Args:
+          values: float32, (top, left, bottom, right) / anchor size.
+          anchors_cyxhw: float32, px.
+        Returns:
+          float32: (y, x, height, width), px.
+        """
+        top, left, bottom, right = values
+        anchor_y, anchor_x, anchor_height, anchor_width = anchors_cyxhw
+        return (
+            anchor_y + 0.5 * (bottom - top) * anchor_height,
+            anchor_x + 0.5 * (right - left) * anchor_width,
+            (top + bottom) * anchor_height,
+            (left + right) * anchor_width,
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class SideDistances:
+class SideDistances(_Sides):
     """Distances (top, left, bottom, right) of the sides from the anchor's center.
 
     The unit is the anchor's height or width. A predicted distance is exp(output) / 2:
@@ -102,18 +143,6 @@ class SideDistances:
     output_name = "distances"
     num_channels = 4
 
-    def encode(self, boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
-        """Returns the distances of the sides of boxes from the centers of anchors.
-
-        Args:
-          boxes_cyxhw: float32, px.
-          anchors_cyxhw: float32, px. Anchors of positive size.
-        Returns:
-          float32: (top, left, bottom, right) / anchor size. A distance is negative if
-          the center is outside of the box.
-        """
-        return _encode_sides(boxes_cyxhw, anchors_cyxhw)
-
     def activate(self, outputs: tf.Tensor, axis: int = -1) -> Four:
         """Returns the distances that a network predicts.
 
@@ -124,24 +153,14 @@ class SideDistances:
         distances = 0.5 * tf.exp(tf.minimum(outputs, MAX_LOG_SCALE))
         return tuple(tf.unstack(distances, axis=axis))
 
-    def decode(self, values: Four, anchors_cyxhw: Four) -> Four:
-        """Returns the boxes with these distances, the inverse of `encode`.
-
-        Args:
-          values: float32, (top, left, bottom, right) / anchor size.
-          anchors_cyxhw: float32, px.
-        Returns:
-          float32: (y, x, height, width), px.
-        """
-        return _decode_sides(values, anchors_cyxhw)
-
 
 @dataclasses.dataclass(frozen=True)
-class SideDistributions:
+class SideDistributions(_Sides):
     """Distributions of the distances of the sides from the anchor's center.
 
     The values are those of `SideDistances`. A predicted distance is the expectation of
-    a softmax over num_bins + 1 distances, which divide 0 to reach equally.
+    a softmax over num_bins + 1 distances, which divide 0 to reach equally. `encode`
+    does not limit distances to this range.
 
     Attributes:
       num_bins: The number of intervals between the distances.
@@ -166,18 +185,6 @@ class SideDistributions:
         """Returns the distance from bin to bin, in heights or widths of the anchor."""
         return self.reach / self.num_bins
 
-    def encode(self, boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
-        """Returns the distances of the sides of boxes from the centers of anchors.
-
-        Args:
-          boxes_cyxhw: float32, px.
-          anchors_cyxhw: float32, px. Anchors of positive size.
-        Returns:
-          float32: (top, left, bottom, right) / anchor size. They are not limited to the
-          range of the bins.
-        """
-        return _encode_sides(boxes_cyxhw, anchors_cyxhw)
-
     def activate(self, outputs: tf.Tensor, axis: int = -1) -> Four:
         """Returns the distances that a network predicts.
 
@@ -198,36 +205,6 @@ class SideDistributions:
             values.append(tf.reduce_sum(weights * distances, axis) / total)
         return tuple(values)
 
-    def decode(self, values: Four, anchors_cyxhw: Four) -> Four:
-        """Returns the boxes with these distances, the inverse of `encode`.
-
-        Args:
-          values: float32, (top, left, bottom, right) / anchor size.
-          anchors_cyxhw: float32, px.
-        Returns:
-          float32: (y, x, height, width), px.
-        """
-        return _decode_sides(values, anchors_cyxhw)
-
 
 # Not a protocol, so that a wrong setting is found when the gin file is read.
 BoxCoder: TypeAlias = AnchorOffsets | SideDistances | SideDistributions
-
-
-def _encode_sides(boxes_cyxhw: Four, anchors_cyxhw: Four) -> Four:
-    y, x, height, width = boxes_cyxhw
-    anchor_y, anchor_x, anchor_height, anchor_width = anchors_cyxhw
-    dy, dx = (y - anchor_y) / anchor_height, (x - anchor_x) / anchor_width
-    h, w = 0.5 * height / anchor_height, 0.5 * width / anchor_width
-    return h - dy, w - dx, h + dy, w + dx
-
-
-def _decode_sides(values: Four, anchors_cyxhw: Four) -> Four:
-    top, left, bottom, right = values
-    anchor_y, anchor_x, anchor_height, anchor_width = anchors_cyxhw
-    return (
-        anchor_y + 0.5 * (bottom - top) * anchor_height,
-        anchor_x + 0.5 * (right - left) * anchor_width,
-        (top + bottom) * anchor_height,
-        (left + right) * anchor_width,
-    )

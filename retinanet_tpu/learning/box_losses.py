@@ -89,8 +89,7 @@ def huber_loss(
     Source: Huber, "Robust Estimation of a Location Parameter", 1964.
     """
     del anchor_sizes
-    _check_offsets("huber_loss", box_coder)
-    error = tf.abs(tf.cast(outputs, tf.float32) - target_values)
+    error = _absolute_errors("huber_loss", outputs, target_values, box_coder)
     quadratic = tf.minimum(error, delta)
     return _mean_of_coordinates(quadratic * (error - 0.5 * quadratic), classes)
 
@@ -113,8 +112,7 @@ def l1_loss(
       over the coordinates: there is 4 times this.
     """
     del anchor_sizes
-    _check_offsets("l1_loss", box_coder)
-    error = tf.abs(tf.cast(outputs, tf.float32) - target_values)
+    error = _absolute_errors("l1_loss", outputs, target_values, box_coder)
     return _mean_of_coordinates(error, classes)
 
 
@@ -313,8 +311,19 @@ def _mean_of_coordinates(losses: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.where(is_positive, losses, 0.0)) / 4.0
 
 
-def _check_offsets(name: str, box_coder: BoxCoder) -> None:
-    """Raises an error if boxes are not represented by offsets."""
+def _absolute_errors(
+    name: str, outputs: tf.Tensor, target_values: tf.Tensor, box_coder: BoxCoder
+) -> tf.Tensor:
+    """Returns the absolute errors of the offsets, float32 [B, H, W, A * 4].
+
+    Args:
+      name: The name of the loss, for the error.
+      outputs: float [B, H, W, A * 4].
+      target_values: float32 [B, H, W, A * 4].
+      box_coder: The representation of the boxes.
+    Raises:
+      UserError: Boxes are not represented by offsets.
+    """
     if not isinstance(box_coder, AnchorOffsets):
         raise errors.UserError(
             f"detection_losses.box_loss_fn is @{name}, which compares offsets, but "
@@ -322,6 +331,7 @@ def _check_offsets(name: str, box_coder: BoxCoder) -> None:
             "@giou_loss with detection_losses.box_weight = 2.0, or Anchors.box_coder = "
             "@AnchorOffsets()."
         )
+    return tf.abs(tf.cast(outputs, tf.float32) - target_values)
 
 
 def _sum_positives(losses: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
