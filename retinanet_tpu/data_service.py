@@ -19,7 +19,6 @@ import os
 import re
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -122,16 +121,28 @@ def main() -> None:
     role = _ROLE.value
     if role is None:
         raise errors.UserError("--role is missing: dispatcher or worker.")
-    is_stopped = threading.Event()  # In server.join() Python receives no signal.
     start_fn = _worker_fn() if role == "worker" else _dispatcher_fn()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: is_stopped.set())
+    stop_signals = _receive_stop_signals()
     server = start_fn()  # The reference keeps the server alive.
-    is_stopped.wait()
+    os.read(stop_signals, 1)  # In server.join() Python receives no signal.
     logging.info("%s | stopped %s", role, server)
     # Immediately, since a worker's end waits for its readers, and they for a lost
     # dispatcher.
     os._exit(0)
+
+
+def _receive_stop_signals() -> int:
+    """Returns a file descriptor that becomes readable with SIGTERM or SIGINT.
+
+    Waiting for a threading.Event would miss a signal that another thread than the main
+    one receives: Python runs handlers in the main thread, which would still be waiting.
+    """
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # The wake-up is enough.
+    return readable
 
 
 def _worker_fn() -> Callable[[], tf.data.experimental.service.WorkerServer]:

@@ -1,4 +1,6 @@
+import ctypes
 import itertools
+import os
 import re
 import signal
 import socket
@@ -65,6 +67,13 @@ def read(iterator, num):
     return list(itertools.islice(iterator, num))
 
 
+def signal_another_thread(pid, number):
+    """Sends a signal to a thread that is not the main one; the system may, too."""
+    threads = map(int, os.listdir(f"/proc/{pid}/task"))
+    result = ctypes.CDLL(None).tgkill(pid, max(threads), number)
+    assert result == 0
+
+
 @pytest.mark.long
 def test_workers_may_die_and_join_and_a_signal_ends_the_rest(start):
     (port,) = worker_processes.free_ports(1)
@@ -81,8 +90,9 @@ def test_workers_may_die_and_join_and_a_signal_ends_the_rest(start):
         worker.process.send_signal(signal.SIGKILL)
         seen += read(numbers, 500)
     assert len(set(seen)) == len(seen)
+    signal_another_thread(workers[2].process.pid, signal.SIGTERM)
+    dispatcher.process.send_signal(signal.SIGTERM)
     for part in (workers[2], dispatcher):
-        part.process.send_signal(signal.SIGTERM)
         assert part.process.wait(PATIENCE) == 0
 
 
