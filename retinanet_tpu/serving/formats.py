@@ -1,7 +1,8 @@
 """Writes the files of an export and compares each with the checkpoint."""
 
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from retinanet_tpu.serving import (
 )
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
 
 _NUM_CHECKED = 4  # Images that each format is checked on.
@@ -171,6 +173,8 @@ def write_formats(
     expected = checked_detections.detect_with_checkpoint(
         module.network, module.recipe, checked_images
     )
+    # ONNX files and OpenVINO's are made of the same model.
+    onnx_model_fn = functools.cache(lambda: _to_onnx(module))
     reports = {}
     results: Iterable[Sequence[structures.Detections]]
     for name in formats:
@@ -186,7 +190,7 @@ def write_formats(
         else:
             if name != "saved_model":
                 with log_levels.suppress_info_logs():
-                    contents = _convert(module, name, images)
+                    contents = _convert(module, name, images, onnx_model_fn)
                 for extension, content in contents.items():
                     _save(os.path.splitext(path)[0] + extension, content)
             results = checked_detections.detect_with_artifact(
@@ -198,19 +202,26 @@ def write_formats(
     return reports
 
 
+def _to_onnx(module: server.ServingModule) -> "onnx.ModelProto":
+    """Returns the ONNX model of the checkpoint, from images to detections."""
+    return onnx_format.convert(
+        module.detect_images,
+        module.detect_images.input_signature,
+        metadata=_metadata(module.recipe),
+    )
+
+
 def _convert(
-    module: server.ServingModule, name: str, images: Sequence[np.ndarray]
+    module: server.ServingModule,
+    name: str,
+    images: Sequence[np.ndarray],
+    onnx_model_fn: Callable[[], "onnx.ModelProto"],
 ) -> dict[str, bytes]:
     """Returns the contents of a format's files by extension."""
-    if name in ("onnx", "openvino"):
-        model = onnx_format.convert(
-            module.detect_images,
-            module.detect_images.input_signature,
-            metadata=_metadata(module.recipe),
-        )
-        if name == "openvino":
-            return openvino_format.convert(model)
-        return {".onnx": model.SerializeToString()}
+    if name == "onnx":
+        return {".onnx": onnx_model_fn().SerializeToString()}
+    if name == "openvino":
+        return openvino_format.convert(onnx_model_fn())
     _, *shape = module.input_spec.shape
     kind = name.removeprefix("tflite").lstrip("_") or "float32"
     calibration_images = images[:_NUM_CALIBRATED] if kind == "int8" else []

@@ -1,6 +1,7 @@
 """Fixtures of the estimator's tests."""
 
 import functools
+import gc
 import importlib.util
 
 import pytest
@@ -12,6 +13,12 @@ from sidecar_scenario import SidecarScenario
 needs_jax = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None, reason="needs the extra [xla-cpu]"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _excludes_garbage_of_other_tests():
+    """The sidecar collects garbage; that of a thousand tests takes it a minute."""
+    gc.freeze()
 
 
 @pytest.fixture(params=["local", "ram"])
