@@ -25,7 +25,7 @@ from absl import flags, logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.estimator.model_dir import files
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 from retinanet_tpu.planning import run_time, step_functions
 from retinanet_tpu.startup import guard
 from retinanet_tpu.task import cli, configurables
@@ -87,7 +87,7 @@ def describe(run: Run) -> RunSize:
     with run.estimator.strategy.scope():
         network = run.make_network()
         update = run.update_fn(network)
-    norms = [x for x in network.submodules if isinstance(x, layers.BatchNorm)]
+    norms = [x for x in network.submodules if isinstance(x, norms.BatchNorm)]
     norms = [x for x in norms if x.uses_batch(True) and x.is_synchronized]
     return RunSize(
         run=run,

@@ -1,10 +1,17 @@
 """Communication between the replicas of a step, and the variables that they share."""
 
-from typing import TypeVar
+import contextvars
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import tensorflow as tf
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Tensors = TypeVar("Tensors")  # A tensor or a list of tensors.
+
+_traces_for_cpu = contextvars.ContextVar("_traces_for_cpu", default=False)
 
 
 def cross_replica_mean(values: Tensors) -> Tensors:
@@ -40,6 +47,29 @@ def cross_replica_mean(values: Tensors) -> Tensors:
 def num_replicas() -> int:
     """Returns the number of replicas that run the step together."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def trace_for_cpu(fn: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Returns fn; while it is traced, code may choose kernels of TensorFlow's CPU.
+
+    Args:
+      fn: A function that one replica will run on a CPU, without XLA.
+    """
+
+    @functools.wraps(fn)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        token = _traces_for_cpu.set(True)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            _traces_for_cpu.reset(token)
+
+    return run
+
+
+def runs_cpu_kernels() -> bool:
+    """Returns whether what is traced will run on a CPU, without XLA, in one replica."""
+    return _traces_for_cpu.get()
 
 
 def make_variable(

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 from retinanet_tpu.model.backbones import resnet
 
 # The number of differences that a message contains.
@@ -165,7 +165,7 @@ def _fold_epsilon(network: tf.Module, detector: Detector) -> dict[str, np.ndarra
     """
     tensors = dict(detector.tensors)
     for norm in network.submodules:
-        if not isinstance(norm, layers.BatchNorm) or norm.epsilon == detector.epsilon:
+        if not isinstance(norm, norms.BatchNorm) or norm.epsilon == detector.epsilon:
             continue
         path = replicas.variable_path(norm.gamma).removesuffix("/gamma")
         variance = np.float64(tensors[f"{path}/moving_variance"])

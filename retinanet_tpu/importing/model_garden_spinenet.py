@@ -7,7 +7,7 @@ import numpy as np
 
 from retinanet_tpu import errors, replicas
 from retinanet_tpu.importing import detector, model_garden
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import layers, norms
 from retinanet_tpu.model.backbones import residual_block, spinenet
 
 _SOURCE = "Model Garden's RetinaNet with SpineNet"
@@ -178,7 +178,7 @@ def _backbone_tensors(
 
 def _outer_layers(
     backbone: spinenet.SpineNet,
-) -> Iterator[tuple[layers.Conv, layers.BatchNorm]]:
+) -> Iterator[tuple[layers.Conv, norms.BatchNorm]]:
     """Yields the layers outside of residual blocks, in Model Garden's order."""
     yield backbone.stem_conv, backbone.stem_norm
     for block in backbone.blocks:
@@ -192,9 +192,9 @@ def _outer_layers(
 
 def _parts(
     block: residual_block.ResidualBlock,
-) -> list[tuple[str, layers.Conv | layers.BatchNorm]]:
+) -> list[tuple[str, layers.Conv | norms.BatchNorm]]:
     """Returns the layers of a residual block with Model Garden's names."""
-    parts: list[tuple[str, layers.Conv | layers.BatchNorm]] = []
+    parts: list[tuple[str, layers.Conv | norms.BatchNorm]] = []
     if block.shortcut is not None:
         parts += [("_shortcut", block.shortcut), ("_norm0", block.norm_shortcut)]
     for i, (conv, norm) in enumerate(zip(block.convs, block.norms, strict=True), 1):
@@ -202,6 +202,6 @@ def _parts(
     return parts
 
 
-def _path(layer: layers.Conv | layers.BatchNorm) -> str:
+def _path(layer: layers.Conv | norms.BatchNorm) -> str:
     """Returns the path of a layer."""
     return replicas.variable_path(layer.variables[0]).rpartition("/")[0]

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import layers, norms
 
 
 def conv_norm(
-    conv: layers.Conv, norm: layers.BatchNorm, x: tf.Tensor, *, is_training: bool
+    conv: layers.Conv, norm: norms.BatchNorm, x: tf.Tensor, *, is_training: bool
 ) -> tf.Tensor:
     """Returns norm(conv(x)), in x's dtype.
 
@@ -35,7 +35,7 @@ def conv_norm(
 
 
 def conv_norm_sum(
-    branches: Sequence[tuple[layers.Conv, layers.BatchNorm, tf.Tensor]],
+    branches: Sequence[tuple[layers.Conv, norms.BatchNorm, tf.Tensor]],
     *,
     is_training: bool,
 ) -> tf.Tensor:
@@ -68,7 +68,7 @@ def conv_norm_sum(
     return tf.cast(tf.cast(y, tf.float32) + total_shift, y.dtype)
 
 
-def _folds(conv: layers.Conv, norm: layers.BatchNorm, is_training: bool) -> bool:
+def _folds(conv: layers.Conv, norm: norms.BatchNorm, is_training: bool) -> bool:
     """Returns whether to fold the normalization into the convolution."""
     size, _, in_channels, out_channels = conv.kernel.shape
     widens = conv.stride == 1 and out_channels >= 2 * in_channels

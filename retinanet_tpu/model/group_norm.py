@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 
 
 class GroupNorm(tf.Module):
@@ -81,7 +81,7 @@ class GroupNorm(tf.Module):
 
     def affine(
         self,
-        moments_fn: layers.MomentsFn,
+        moments_fn: norms.MomentsFn,
         is_training: bool,
         bias: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:

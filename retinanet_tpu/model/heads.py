@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from retinanet_tpu import structures
 from retinanet_tpu.boxes.box_coder import AnchorOffsets, BoxCoder
-from retinanet_tpu.model import activations, folding, initializers, layers
+from retinanet_tpu.model import activations, folding, initializers, layers, norms
 
 # As in the paper.
 _initial_kernel = functools.partial(initializers.normal, stddev=0.01)
@@ -44,8 +44,8 @@ class Heads(tf.Module):
         init_fn: initializers.InitFn = _initial_kernel,
         activation_fn: activations.ActivationFn = activations.relu,
         shares_norms: bool = False,
-        own_norm_fn: layers.NormFn | None = None,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        own_norm_fn: norms.NormFn | None = None,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes both towers.
@@ -125,12 +125,12 @@ class _Tower(tf.Module):
         init_fn: initializers.InitFn,
         activation_fn: activations.ActivationFn,
         shares_norms: bool,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
     ):
         super().__init__(name)
         self.activation_fn = activation_fn
         self.convs: list[layers.Conv] = []
-        self.norms: list[list[layers.Norm]] = []
+        self.norms: list[list[norms.Norm]] = []
         with self.name_scope:
             for i, (inner, outer) in enumerate(itertools.pairwise(channels), start=1):
                 conv = conv_fn(
@@ -158,8 +158,9 @@ class _Tower(tf.Module):
         """Returns the output of the last convolution for each level."""
         outputs = []
         for level, x in enumerate(features):
-            for conv, norms in zip(self.convs, self.norms, strict=True):
-                x = folding.conv_norm(conv, norms[level], x, is_training=is_training)
+            for conv, on_levels in zip(self.convs, self.norms, strict=True):
+                norm = on_levels[level]
+                x = folding.conv_norm(conv, norm, x, is_training=is_training)
                 x = self.activation_fn(x)
             # bfloat16 would round scores to steps of 0.4 %, and many would be equal.
             outputs.append(self.last_conv(x if is_training else tf.cast(x, tf.float32)))

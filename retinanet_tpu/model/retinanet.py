@@ -7,7 +7,13 @@ import tensorflow as tf
 
 from retinanet_tpu import errors, replicas, structures
 from retinanet_tpu.boxes.box_coder import AnchorOffsets, BoxCoder
-from retinanet_tpu.model import heads, layers, quantization, variable_paths
+from retinanet_tpu.model import (
+    heads,
+    layers,
+    norms,
+    quantization,
+    variable_paths,
+)
 from retinanet_tpu.model.backbones import resnet
 from retinanet_tpu.model.necks import fpn
 
@@ -105,7 +111,7 @@ class RetinaNet(tf.Module):
         backbone_fn: BackboneFn = resnet.ResNet,
         neck_fn: NeckFn = fpn.FPN,
         heads_fn: HeadsFn = heads.Heads,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         normalize_fn: layers.NormalizeFn = normalize,
         compute_dtype: str = "float32",
         frozen: Sequence[str] = (),

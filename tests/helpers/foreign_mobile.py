@@ -3,7 +3,7 @@
 import numpy as np
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 
 EFFICIENTNET_STAGES = (1, 2, 2, 3, 3, 4, 1)
 # timm's stages of MobileNetV3-Large; torchvision and Keras number its blocks.
@@ -21,7 +21,7 @@ _ORDER = ("expand", "depthwise", "squeeze", "project")
 
 def norm_fn(channels, **kwargs):
     """Returns a batch normalization with TensorFlow's epsilon for these networks."""
-    return layers.BatchNorm(channels, epsilon=1e-3, **kwargs)
+    return norms.BatchNorm(channels, epsilon=1e-3, **kwargs)
 
 
 def variables(backbone):

@@ -9,7 +9,7 @@ from retinanet_tpu.estimator import spec, train_step
 from retinanet_tpu.estimator.cluster import strategy
 from retinanet_tpu.estimator.engines import distribute
 from retinanet_tpu.learning import loss_scale, optimizers, update
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 
 RATE = 0.5
 
@@ -165,7 +165,7 @@ class Normalized(tf.Module):
             self.kernel = replicas.make_variable(
                 tf.ones([2, 2]), name="kernel", trainable=True
             )
-            self.norm = layers.BatchNorm(2, name="norm", momentum=0.5)
+            self.norm = norms.BatchNorm(2, name="norm", momentum=0.5)
 
     def __call__(self, x):
         product = tf.cast(x, tf.float16) @ tf.cast(self.kernel, tf.float16)

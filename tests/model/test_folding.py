@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from retinanet_tpu.model import folding, layers
+from retinanet_tpu.model import folding, layers, norms
 
 
 def _norm(num_channels):
-    norm = layers.BatchNorm(num_channels, name="norm", momentum=0.9)
+    norm = norms.BatchNorm(num_channels, name="norm", momentum=0.9)
     rng = np.random.default_rng(1)
     for variable in norm.variables:
         variable.assign(rng.uniform(0.5, 2, variable.shape))

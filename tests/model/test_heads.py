@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from retinanet_tpu import replicas
 from retinanet_tpu.boxes import box_coder
-from retinanet_tpu.model import activations, heads, initializers, layers
+from retinanet_tpu.model import activations, heads, initializers, layers, norms
 
 
 def _heads(**kwargs):
@@ -100,7 +100,5 @@ def test_the_activation_follows_each_normalization():
 def test_levels_can_share_normalizations_or_have_none():
     shared = {v.name.split("/")[2] for v in _heads(shares_norms=True).variables}
     assert shared == {"conv1", "conv2", "norm1", "norm2", "logits", "deltas"}
-    without = {
-        v.name.split("/")[2] for v in _heads(own_norm_fn=layers.NoNorm).variables
-    }
+    without = {v.name.split("/")[2] for v in _heads(own_norm_fn=norms.NoNorm).variables}
     assert without == {"conv1", "conv2", "logits", "deltas"}

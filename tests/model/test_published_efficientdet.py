@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import effdet_model
-from retinanet_tpu.model import activations, heads, layers
+from retinanet_tpu.model import activations, heads, layers, norms
 from retinanet_tpu.model.necks import bifpn
 
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 # The ids of the inputs of each node of a cell, by which effdet names their projections.
 INPUT_IDS = ((3, 4), (2, 5), (1, 6), (0, 7), (1, 7, 8), (2, 6, 9), (3, 5, 10), (4, 11))
-NORM = functools.partial(layers.BatchNorm, epsilon=1e-3)
+NORM = functools.partial(norms.BatchNorm, epsilon=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def _copy_neck(arrays, neck):
 
 
 def _copy_tower(arrays, tower, name):
-    for i, (conv, norms) in enumerate(zip(tower.convs, tower.norms, strict=True)):
+    for i, (conv, of_levels) in enumerate(zip(tower.convs, tower.norms, strict=True)):
         _copy_separable(arrays, conv, f"{name}.conv_rep.{i}")
-        for level, norm in enumerate(norms):
+        for level, norm in enumerate(of_levels):
             _copy_norm(arrays, norm, f"{name}.bn_rep.{i}.{level}.bn")
     _copy_separable(arrays, tower.last_conv, f"{name}.predict")
 

@@ -7,7 +7,14 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import activations, folding, grouped_conv, layers, quantization
+from retinanet_tpu.model import (
+    activations,
+    folding,
+    grouped_conv,
+    layers,
+    norms,
+    quantization,
+)
 from retinanet_tpu.serving import tflite_format
 
 SHAPE = (8, 12, 12, 3)
@@ -21,9 +28,9 @@ class Network(tf.Module):
         rng = np.random.default_rng(0)
         with self.name_scope:
             self.stem = layers.Conv(3, 8, 3, name="stem", stride=2)
-            self.norm = layers.BatchNorm(8, name="norm")
+            self.norm = norms.BatchNorm(8, name="norm")
             self.depthwise = layers.DepthwiseConv(8, 3, name="depthwise")
-            self.norm_depthwise = layers.BatchNorm(8, name="norm_depthwise")
+            self.norm_depthwise = norms.BatchNorm(8, name="norm_depthwise")
             self.gate = layers.SqueezeExcite(8, 4, name="gate")
             self.last = layers.Conv(8, 4, 1, name="last", initial_bias=0.0)
         for variable in self.variables:

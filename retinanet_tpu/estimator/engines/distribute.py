@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from retinanet_tpu import errors
+from retinanet_tpu import errors, replicas
 from retinanet_tpu.estimator import train_step
 from retinanet_tpu.estimator.cluster import worker_group
 from retinanet_tpu.estimator.engines import engine
@@ -64,10 +64,11 @@ class DistributeLoop:
           jit_compile: Whether to compile the step with XLA.
         """
         self._replica_step = train_step.ReplicaStep(step_fn)
-        run_step = tf.function(
-            self._replica_step.run, autograph=False, jit_compile=jit_compile or None
-        )
         devices = _devices_of(strategy)
+        run_fn = self._replica_step.run
+        if not jit_compile and [_device_type(device) for device in devices] == ["CPU"]:
+            run_fn = replicas.trace_for_cpu(run_fn)
+        run_step = tf.function(run_fn, autograph=False, jit_compile=jit_compile or None)
         with tf.device(_host_of(devices[0])):
             counters = [tf.Variable(0, dtype=tf.int64) for _ in [*devices, "steps"]]
         self._num_fetched = counters[:-1]
@@ -155,6 +156,11 @@ def _devices_of(strategy):
         return strategy.extended.worker_devices
     except RuntimeError:  # TensorFlow's default strategy, of one replica, has none.
         return ("/device:CPU:0",)
+
+
+def _device_type(device):
+    """Returns the type of a device by its name: CPU, GPU or TPU."""
+    return tf.DeviceSpec.from_string(device).device_type
 
 
 def _host_of(device):

@@ -2,7 +2,7 @@
 
 import math
 
-from retinanet_tpu.model import activations, layers
+from retinanet_tpu.model import activations, norms
 from retinanet_tpu.model.backbones import inverted_bottleneck, mobile_backbone
 
 # variant: (factor of channels, factor of the numbers of blocks)
@@ -53,7 +53,7 @@ class EfficientNet(mobile_backbone.MobileBackbone):
         activation_fn: activations.ActivationFn | None = None,
         symmetric_padding: bool = False,
         drop_rate: float = 0.2,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from retinanet_tpu.model import activations, folding, layers, stochastic_depth
+from retinanet_tpu.model import (
+    activations,
+    folding,
+    layers,
+    norms,
+    stochastic_depth,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ class InvertedBottleneck(tf.Module):
         *,
         name: str,
         index: int,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers: expand, depthwise, squeeze_excite and project.
@@ -133,7 +139,7 @@ class InvertedBottleneck(tf.Module):
           [B, ceil(H / stride), ceil(W / stride), out_channels].
         """
         y = x
-        pairs: list[tuple[layers.Conv, layers.BatchNorm]] = []
+        pairs: list[tuple[layers.Conv, norms.BatchNorm]] = []
         if self.expand is not None:
             pairs.append((self.expand, self.norm_expand))
         if self.depthwise is not None:

@@ -6,7 +6,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, layers, norms
 
 
 class BlockShape(Protocol):
@@ -70,7 +70,7 @@ class MobileBackbone(tf.Module):
         *,
         activation_fn: activations.ActivationFn,
         symmetric_padding: bool,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
         seed: int,
     ):
         """Initializes the layers.

@@ -5,7 +5,13 @@ import functools
 
 import tensorflow as tf
 
-from retinanet_tpu.model import activations, folding, layers, stochastic_depth
+from retinanet_tpu.model import (
+    activations,
+    folding,
+    layers,
+    norms,
+    stochastic_depth,
+)
 from retinanet_tpu.model.backbones import inverted_bottleneck, mobile_backbone
 
 
@@ -49,7 +55,7 @@ class TuckerConv(tf.Module):
         *,
         name: str,
         index: int,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers: compress, conv and project.
@@ -257,7 +263,7 @@ class MobileDet(mobile_backbone.MobileBackbone):
         activation_fn: activations.ActivationFn | None = None,
         symmetric_padding: bool = False,
         drop_rate: float = 0.0,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.

@@ -1,6 +1,6 @@
 """MobileNetV3, a backbone of inverted bottlenecks for phones."""
 
-from retinanet_tpu.model import activations, layers
+from retinanet_tpu.model import activations, norms
 from retinanet_tpu.model.backbones import inverted_bottleneck, mobile_backbone
 
 _STEM_CHANNELS = 16
@@ -61,7 +61,7 @@ class MobileNetV3(mobile_backbone.MobileBackbone):
         activation_fn: activations.ActivationFn = activations.hard_swish,
         symmetric_padding: bool = False,
         drop_rate: float = 0.0,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.

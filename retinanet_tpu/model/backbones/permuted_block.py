@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, layers, norms
 from retinanet_tpu.model.backbones import residual_block
 from retinanet_tpu.model.necks import fpn
 
@@ -74,7 +74,7 @@ class PermutedBlock(tf.Module):
         inputs: Sequence[Input],
         *,
         added: int | None = None,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.
@@ -142,7 +142,7 @@ class Resampling(tf.Module):
         *,
         name: str,
         activation_fn: activations.ActivationFn = activations.swish,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers: squeeze, downsample and expand.
@@ -214,7 +214,7 @@ def residual_blocks(
     in_channels: int,
     settings: BlockSettings,
     *,
-    norm_fn: layers.NormFn = layers.BatchNorm,
+    norm_fn: norms.NormFn = norms.BatchNorm,
     seed: int = 0,
 ) -> list[residual_block.ResidualBlock]:
     """Returns the residual blocks of one resolution.

@@ -10,6 +10,7 @@ from retinanet_tpu.model import (
     folding,
     grouped_conv,
     layers,
+    norms,
     stochastic_depth,
 )
 
@@ -48,7 +49,7 @@ class ResidualBlock(tf.Module):
         last_gamma: float = 1.0,
         drop_rate: float = 0.0,
         index: int = 0,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers: conv1, norm1, ..., shortcut and norm_shortcut.
@@ -73,7 +74,7 @@ class ResidualBlock(tf.Module):
         self.index = index
         self.out_channels = kernels[-1].channels
         self.convs: list[layers.Conv] = []
-        self.norms: list[layers.BatchNorm] = []
+        self.norms: list[norms.BatchNorm] = []
         self.shortcut: layers.Conv | None = None
         with self.name_scope:
             if has_projection:

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, norms
 from retinanet_tpu.model.backbones import residual_block, stem_conv
 
 # depth: (numbers of blocks of stages 2 to 5, whether they are bottlenecks)
@@ -46,7 +46,7 @@ class ResNet(tf.Module):
         identity_first_shortcut: bool = False,
         activation_fn: activations.ActivationFn = activations.relu,
         drop_rate: float = 0.0,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.

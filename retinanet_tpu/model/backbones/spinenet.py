@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, layers, norms
 from retinanet_tpu.model.backbones import permuted_block, residual_block, stem_conv
 
 
@@ -99,7 +99,7 @@ class SpineNet(tf.Module):
         max_level: int = 7,
         activation_fn: activations.ActivationFn = activations.swish,
         drop_rate: float = 0.2,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.
@@ -131,7 +131,7 @@ class SpineNet(tf.Module):
         self.levels = tuple(range(min_level, max_level + 1))
         self.num_channels = _VARIANTS[variant].num_channels
         self.end_convs: list[layers.Conv] = []
-        self.end_norms: list[layers.BatchNorm] = []
+        self.end_norms: list[norms.BatchNorm] = []
         with self.name_scope:
             channels = self._make_stem(norm_fn, seed)
             self.blocks = self._make_blocks(channels, drop_rate, norm_fn, seed)
@@ -159,7 +159,7 @@ class SpineNet(tf.Module):
             drop_rate=drop_rate,
         )
 
-    def _make_stem(self, norm_fn: layers.NormFn, seed: int) -> dict[int, int]:
+    def _make_stem(self, norm_fn: norms.NormFn, seed: int) -> dict[int, int]:
         """Makes the stem; returns the output channels of its blocks by number."""
         self.stem_blocks: list[list[residual_block.ResidualBlock]] = []
         with tf.name_scope("stem"):
@@ -189,7 +189,7 @@ class SpineNet(tf.Module):
         self,
         channels: dict[int, int],
         drop_rate: float,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
         seed: int,
     ) -> list[permuted_block.PermutedBlock]:
         """Returns the blocks after the stem, and adds their output channels."""

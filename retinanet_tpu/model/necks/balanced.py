@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import layers, retinanet
+from retinanet_tpu.model import norms, retinanet
 from retinanet_tpu.model.necks import fpn
 
 
@@ -25,7 +25,7 @@ class BalancedFeatures(tf.Module):
         *,
         neck_fn: retinanet.NeckFn = fpn.FPN,
         level: int = 4,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the other neck.

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, layers, norms
 from retinanet_tpu.model.necks import fpn, fusion
 
 
@@ -31,7 +31,7 @@ class BiFPN(tf.Module):
         fusion_fn: fusion.FusionFn = fusion.AttentionFusion,
         conv_fn: layers.ConvFn = layers.SeparableConv,
         activation_fn: activations.ActivationFn = activations.swish,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.
@@ -126,7 +126,7 @@ class _Cell(tf.Module):
         fusion_fn: fusion.FusionFn,
         conv_fn: layers.ConvFn,
         activation_fn: activations.ActivationFn,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
         seed: int,
     ):
         super().__init__(name)
@@ -185,7 +185,7 @@ class _Node(tf.Module):
         fusion_fn: fusion.FusionFn,
         conv_fn: layers.ConvFn,
         activation_fn: activations.ActivationFn,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
         seed: int,
     ):
         super().__init__(name)
@@ -230,7 +230,7 @@ class _Projection(tf.Module):
         out_channels: int,
         *,
         name: str,
-        norm_fn: layers.NormFn,
+        norm_fn: norms.NormFn,
         seed: int,
     ):
         super().__init__(name)

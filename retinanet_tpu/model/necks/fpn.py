@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import initializers, layers
+from retinanet_tpu.model import initializers, layers, norms
 from retinanet_tpu.model.necks import fusion
 
 
@@ -31,8 +31,8 @@ class FPN(tf.Module):
         coarse_from_backbone: bool = False,
         symmetric_padding: bool = True,
         fusion_fn: fusion.FusionFn = fusion.SumFusion,
-        own_norm_fn: layers.NormFn | None = None,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        own_norm_fn: norms.NormFn | None = None,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.
@@ -68,7 +68,7 @@ class FPN(tf.Module):
         self.laterals: list[layers.Conv] = []
         self.fusions: list[fusion.Fusion] = []
         self.outputs: list[layers.Conv] = []
-        self.norms: list[layers.Norm] = []
+        self.norms: list[norms.Norm] = []
         with self.name_scope:
             for level in self.levels:
                 is_coarse = level not in channels

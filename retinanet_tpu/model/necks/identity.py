@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from retinanet_tpu import errors
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 
 
 class Identity(tf.Module):
@@ -15,7 +15,7 @@ class Identity(tf.Module):
         *,
         min_level: int = 3,
         max_level: int = 7,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Checks the levels of the backbone.

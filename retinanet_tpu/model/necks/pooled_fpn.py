@@ -4,7 +4,7 @@ import functools
 
 import tensorflow as tf
 
-from retinanet_tpu.model import activations, folding, layers
+from retinanet_tpu.model import activations, folding, layers, norms
 from retinanet_tpu.model.necks import fpn, fusion
 
 
@@ -29,7 +29,7 @@ class PooledFPN(tf.Module):
         fusion_fn: fusion.FusionFn = fusion.AttentionFusion,
         conv_fn: layers.ConvFn = layers.Conv,
         activation_fn: activations.ActivationFn = activations.relu,
-        norm_fn: layers.NormFn = layers.BatchNorm,
+        norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
         """Initializes the layers.
@@ -55,9 +55,9 @@ class PooledFPN(tf.Module):
         lateral = functools.partial(layers.Conv, initial_bias=0.0, seed=seed)
         output = functools.partial(conv_fn, initial_bias=0.0, seed=seed)
         # One for each level of the backbone, and one for the first coarse level.
-        self.laterals: list[tuple[layers.Conv, layers.Norm]] = []
+        self.laterals: list[tuple[layers.Conv, norms.Norm]] = []
         self.fusions: list[fusion.Fusion] = []
-        self.outputs: list[tuple[layers.Conv, layers.Norm]] = []
+        self.outputs: list[tuple[layers.Conv, norms.Norm]] = []
         with self.name_scope:
             for level in self.levels:
                 source = level if level in channels else level - 1

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from retinanet_tpu import errors, replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import layers, norms
 from retinanet_tpu.model.pretrained import (
     efficientnet_weights,
     key_mapping,
@@ -180,7 +180,7 @@ def _fold(
     """
     tensors = dict(tensors)
     for norm in backbone.submodules:
-        if not isinstance(norm, layers.BatchNorm):
+        if not isinstance(norm, norms.BatchNorm):
             continue
         path = _name(norm.gamma).removesuffix("/gamma")
         conv = _normalized_layer(path)

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import activations, layers
+from retinanet_tpu.model import activations, norms
 from retinanet_tpu.model.backbones import (
     inverted_bottleneck,
     mobile_backbone,
@@ -118,7 +118,7 @@ def test_a_step_through_each_kind_of_block_compiles_with_xla():
         ],
         activation_fn=activations.hard_swish,
         symmetric_padding=False,
-        norm_fn=layers.BatchNorm,
+        norm_fn=norms.BatchNorm,
         seed=0,
     )
     compiled = tf.function(_gradients, jit_compile=True)(backbone)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 import torch_mobilenets
 from retinanet_tpu import errors
-from retinanet_tpu.model import layers, variable_paths
+from retinanet_tpu.model import norms, variable_paths
 from retinanet_tpu.model.backbones import mobilenet_v3
 
 # (variant, width): the parameters of torchvision's classifier, the channels of C5, the
@@ -29,7 +29,7 @@ KERAS = {
     ("small", 0.75): 541_512,
     ("small", 0.5): 257_888,
 }
-NORM = functools.partial(layers.BatchNorm, epsilon=1e-3)
+NORM = functools.partial(norms.BatchNorm, epsilon=1e-3)
 
 
 def _num_trainable(backbone):

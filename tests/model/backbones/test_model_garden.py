@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import model_garden
-from retinanet_tpu.model import activations, layers, variable_paths
+from retinanet_tpu.model import activations, norms, variable_paths
 from retinanet_tpu.model.backbones import spinenet
 
 pytestmark = pytest.mark.long
@@ -45,7 +45,7 @@ def test_features_equal_those_of_model_garden(theirs, variant, activation):
     backbone = spinenet.SpineNet(
         variant=variant,
         activation_fn=getattr(activations, activation),
-        norm_fn=functools.partial(layers.BatchNorm, epsilon=1e-3),
+        norm_fn=functools.partial(norms.BatchNorm, epsilon=1e-3),
     )
     model_garden.copy_spinenet(model, backbone)
     expected = variable_paths.num_parameters(model.trainable_variables)

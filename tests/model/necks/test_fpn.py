@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import layers
+from retinanet_tpu.model import norms
 from retinanet_tpu.model.necks import fpn, fusion
 
 CHANNELS = {2: 4, 3: 5, 4: 6, 5: 7}
@@ -45,7 +45,7 @@ def test_p6_reads_p5_and_p7_reads_relu_of_p6_before_normalization():
 
 def test_p6_can_read_c5_and_there_can_be_no_norms():
     pyramid = fpn.FPN(
-        CHANNELS, num_channels=8, coarse_from_backbone=True, own_norm_fn=layers.NoNorm
+        CHANNELS, num_channels=8, coarse_from_backbone=True, own_norm_fn=norms.NoNorm
     )
     features = _features((128, 128))
     *_, p5, p6, p7 = pyramid(features, is_training=True)
@@ -62,7 +62,7 @@ def test_laterals_can_be_fused_with_weights():
         CHANNELS,
         num_channels=8,
         fusion_fn=fusion.AttentionFusion,
-        own_norm_fn=layers.NoNorm,
+        own_norm_fn=norms.NoNorm,
     )
     features = _features((128, 128))
     pyramid.fusions[1].weights.assign([0.0, 2.0])  # P4 without its own lateral
