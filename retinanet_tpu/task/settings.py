@@ -1,8 +1,10 @@
 """The gin settings of a run, with this package's configurables and gin files."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
+from retinanet_tpu import errors
 from retinanet_tpu.estimator import gin_files
 from retinanet_tpu.model.pretrained import loading
 from retinanet_tpu.task import configurables, setting_ranges
@@ -15,6 +17,20 @@ _PATHS: dict[str, tuple[str, ...]] = {
     "WarmStartSettings.checkpoint": (),
     "make_run.backbone_checkpoint": (loading.IMAGENET,),
 }
+# gin ignores a setting without a message if the caller passes the parameter. These are
+# passed to the network and to its parts, from the settings in the values.
+_PASSED = {
+    "num_classes": "NUM_CLASSES",
+    "num_anchors": "Anchors.num_scales and Anchors.aspect_ratios",
+    "box_coder": "Anchors.box_coder",
+    "norm_fn": "RetinaNet.norm_fn",
+    "seed": "SEED",
+}
+_PARTS = (
+    *("RetinaNet", "Heads", "ResNet", "EfficientNet", "SpineNet", "MobileNetV3"),
+    *("MobileDet", "Identity", "FPN", "PooledFPN", "BiFPN", "BalancedFeatures"),
+)
+_SET_BY_GIN = ("RetinaNet.norm_fn", "RetinaNet.seed")
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # A wheel contains gin_configs/; in a checkout it lies beside the package.
 _CANDIDATES = [parent / "gin_configs" for parent in (_PACKAGE, _PACKAGE.parent)]
@@ -36,7 +52,7 @@ def parse(
       MissingFileError: A file does not exist.
       UserError: A setting is wrong.
     """
-    return gin_files.parse(
+    text = gin_files.parse(
         files,
         settings,
         known=configurables.CONFIGURABLES,
@@ -46,3 +62,18 @@ def parse(
         search_path=[GIN_CONFIGS],
         renamed=RENAMED,
     )
+    if saved is None:  # Saved settings cannot be corrected, and did train the run.
+        _check_effect(text)
+    return text
+
+
+def _check_effect(text: str) -> None:
+    """Raises UserError for a setting of a parameter that the caller passes."""
+    for path, parameter in re.findall(r"^([\w./]+)\.(\w+) =", text, re.MULTILINE):
+        part = re.split(r"[./]", path)[-1]
+        setting = f"{part}.{parameter}"
+        if part in _PARTS and parameter in _PASSED and setting not in _SET_BY_GIN:
+            raise errors.UserError(
+                f"{setting} has no effect, because {part} gets {parameter} from "
+                f"another setting; set {_PASSED[parameter]} instead."
+            )
