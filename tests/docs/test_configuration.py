@@ -7,7 +7,7 @@ import re
 import pytest
 
 import repository
-from retinanet_tpu.task import configurables
+from retinanet_tpu.task import configurables, settings
 
 PAGE = (repository.ROOT / "docs/guides/configuration.md").read_text("utf-8")
 TABLE = PAGE.partition("<!-- configurables:begin -->")[2]
@@ -51,3 +51,9 @@ def test_the_settings_and_the_defaults_of_a_row_are_those_of_the_code(name):
                 assert default == pytest.approx(expected, abs=1e-3), setting
             else:
                 assert default == expected, setting
+
+
+def test_no_row_has_a_setting_that_the_network_overrides():
+    for part in settings._PARTS:
+        for parameter in set(documented(ROWS[part])) & set(settings._PASSED):
+            assert f"{part}.{parameter}" in settings._SET_BY_GIN
