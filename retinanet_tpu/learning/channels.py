@@ -7,6 +7,8 @@ anchor outer.
 import numpy as np
 import tensorflow as tf
 
+from retinanet_tpu import replicas
+
 
 def repeat(maps: tf.Tensor, num_channels: int) -> tf.Tensor:
     """Returns [B, H, W, A * num_channels]: each of A maps `num_channels` times.
@@ -16,6 +18,8 @@ def repeat(maps: tf.Tensor, num_channels: int) -> tf.Tensor:
       num_channels: The number of channels of an anchor.
     """
     num_anchors = maps.shape[1]
+    if num_anchors == 1 or replicas.runs_cpu_kernels():
+        return tf.repeat(tf.transpose(maps, [0, 2, 3, 1]), num_channels, axis=-1)
     anchor_of_channel = np.repeat(np.arange(num_anchors), num_channels)
     # Selects of broadcasts fuse into the loss: a TPU never writes the repeated map.
     first, *others = tf.unstack(maps[..., None], axis=1)
