@@ -66,7 +66,8 @@ class DistributeLoop:
         self._replica_step = train_step.ReplicaStep(step_fn)
         devices = _devices_of(strategy)
         run_fn = self._replica_step.run
-        if not jit_compile and [_device_type(device) for device in devices] == ["CPU"]:
+        is_single = strategy.num_replicas_in_sync == 1  # Other workers have replicas.
+        if is_single and not jit_compile and _device_type(devices[0]) == "CPU":
             run_fn = replicas.trace_for_cpu(run_fn)
         run_step = tf.function(run_fn, autograph=False, jit_compile=jit_compile or None)
         with tf.device(_host_of(devices[0])):
