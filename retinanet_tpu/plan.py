@@ -87,14 +87,19 @@ def describe(run: Run) -> RunSize:
     with run.estimator.strategy.scope():
         network = run.make_network()
         update = run.update_fn(network)
-    norms = [x for x in network.submodules if isinstance(x, norms.BatchNorm)]
-    norms = [x for x in norms if x.uses_batch(True) and x.is_synchronized]
+    exchanging = [
+        module
+        for module in network.submodules
+        if isinstance(module, norms.BatchNorm)
+        and module.uses_batch(True)
+        and module.is_synchronized
+    ]
     return RunSize(
         run=run,
         state_bytes=_num_bytes([*network.variables, *update.variables.values()]),
         gradient_bytes=_num_bytes(network.trainable_variables),
         # Moments and their gradients; all gradients; the logged scalars.
-        num_collectives=2 * len(norms) + 2,
+        num_collectives=2 * len(exchanging) + 2,
     )
 
 

@@ -137,12 +137,12 @@ class _Tower(tf.Module):
                     inner, outer, 3, name=f"conv{i}", initial_bias=0.0, init_fn=init_fn
                 )
                 if shares_norms:
-                    norms = [norm_fn(outer, name=f"norm{i}")] * len(levels)
+                    on_levels = [norm_fn(outer, name=f"norm{i}")] * len(levels)
                 else:
                     names = [f"norm{i}_level{level}" for level in levels]
-                    norms = [norm_fn(outer, name=name) for name in names]
+                    on_levels = [norm_fn(outer, name=name) for name in names]
                 self.convs.append(conv)
-                self.norms.append(norms)
+                self.norms.append(on_levels)
             self.last_conv = conv_fn(
                 channels[-1],
                 out_channels,

@@ -23,7 +23,7 @@ _PASSED = {
     "num_classes": "NUM_CLASSES",
     "num_anchors": "Anchors.num_scales and Anchors.aspect_ratios",
     "box_coder": "Anchors.box_coder",
-    "norm_fn": "RetinaNet.norm_fn",
+    "norm_fn": "RetinaNet.norm_fn, or own_norm_fn of FPN or Heads,",
     "seed": "SEED",
 }
 _PARTS = (
@@ -62,18 +62,34 @@ def parse(
         search_path=[GIN_CONFIGS],
         renamed=RENAMED,
     )
-    if saved is None:  # Saved settings cannot be corrected, and did train the run.
-        _check_effect(text)
+    # Saved settings cannot be corrected, and did train the run.
+    _check_effect(text if saved is None else "\n".join(settings), text)
     return text
 
 
-def _check_effect(text: str) -> None:
-    """Raises UserError for a setting of a parameter that the caller passes."""
-    for path, parameter in re.findall(r"^([\w./]+)\.(\w+) =", text, re.MULTILINE):
-        part = re.split(r"[./]", path)[-1]
+def _check_effect(checked: str, text: str) -> None:
+    """Raises UserError for a setting of a parameter that the caller passes.
+
+    A user's own network or neck may call the parts with other arguments, so the
+    settings are not checked if the configuration refers to anything from elsewhere.
+
+    Args:
+      checked: The settings to check.
+      text: The whole configuration.
+    """
+    references = {_last(path) for path in re.findall(r"@([\w./]+)", text)}
+    if references - configurables.CONFIGURABLES.keys():
+        return
+    for path, parameter in re.findall(r"^([\w./]+)\.(\w+) *=", checked, re.MULTILINE):
+        part = _last(path)
         setting = f"{part}.{parameter}"
         if part in _PARTS and parameter in _PASSED and setting not in _SET_BY_GIN:
             raise errors.UserError(
                 f"{setting} has no effect, because {part} gets {parameter} from "
                 f"another setting; set {_PASSED[parameter]} instead."
             )
+
+
+def _last(path: str) -> str:
+    """Returns the name of a configurable without scopes and modules."""
+    return re.split(r"[./]", path)[-1]

@@ -156,7 +156,8 @@ def _devices_of(strategy):
     try:
         return strategy.extended.worker_devices
     except RuntimeError:  # TensorFlow's default strategy, of one replica, has none.
-        return ("/device:CPU:0",)
+        gpus = tf.config.list_logical_devices("GPU")
+        return (gpus[0].name if gpus else "/device:CPU:0",)
 
 
 def _device_type(device):
