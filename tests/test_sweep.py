@@ -129,17 +129,19 @@ def test_an_invalid_file_of_variants_is_an_error(tmp_path, variants, message):
 
 def test_the_table_has_means_and_ranges_of_the_finished_runs(tmp_path):
     all_runs = [
-        runs.Run(str(tmp_path), name, seed) for name in "ab" for seed in range(2)
+        runs.Run(str(tmp_path), name, seed) for name in "ab" for seed in range(3)
     ]
     write_result(all_runs[0], AP=0.1, AP50=0.3, AP75=0.05)
     write_result(all_runs[1], AP=0.2, AP50=0.5, AP75=0.05)
-    write_result(all_runs[2], state=run_state.FAILED, AP=0.9, AP50=0.9, AP75=0.9)
+    all_runs[0].record([], 2.0)
+    all_runs[1].record([], 4.0)
+    write_result(all_runs[3], state=run_state.FAILED, AP=0.9, AP50=0.9, AP75=0.9)
     table = tables.write(str(tmp_path), all_runs, None)
     assert (tmp_path / "table.md").read_text() == table
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
     spread = ["0.150 (0.100 to 0.200)", "0.400 (0.300 to 0.500)"]
-    assert rows[2] == ["a", *spread, "0.050 (0.050 to 0.050)", "40", "0.0", "2 of 2"]
-    assert rows[3] == ["b", "none", "none", "none", "none", "0.0", "0 of 2"]
+    assert rows[2] == ["a", *spread, "0.050 (0.050 to 0.050)", "40", "3.0", "2 of 3"]
+    assert rows[3] == ["b", *["none"] * 5, "0 of 3"]
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["a/1"]["AP"] == 0.2 and "b/0" not in results
 

@@ -33,14 +33,16 @@ def _table(all_runs: Sequence[runs.Run], results: dict[str, dict[str, float]]) -
     rows = [_COLUMNS, ["---"] * len(_COLUMNS)]
     for variant in variants:
         seeds = [run for run in all_runs if run.variant == variant]
-        done = [results[run.name] for run in seeds if results.get(run.name)]
+        finished = [run for run in seeds if results.get(run.name)]
+        done = [results[run.name] for run in finished]
+        minutes = [run.cpu_minutes() for run in finished]
         rows.append(
             [
                 variant,
                 *(_spread([record[metric] for record in done]) for metric in _METRICS),
                 ", ".join(sorted({str(record["global_step"]) for record in done}))
                 or "none",
-                f"{sum(run.cpu_minutes() for run in seeds) / len(seeds):.1f}",
+                f"{statistics.fmean(minutes):.1f}" if minutes else "none",
                 f"{len(done)} of {len(seeds)}",
             ]
         )
