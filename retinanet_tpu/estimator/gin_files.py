@@ -34,7 +34,7 @@ class _Delegate(config_parser.ParserDelegate):
         self._known = known
 
     def configurable_reference(self, scoped_name, evaluate):
-        target = self._known.get(_last(scoped_name))
+        target = self._known.get(last_name(scoped_name))
         return setting_types.Reference(scoped_name, evaluate, target)
 
     def macro(self, name):
@@ -178,11 +178,11 @@ def _relative_paths(text, known, paths):
     macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
     relative = {}
     for binding in bindings:
-        name = f"{_last(binding.selector)}.{binding.arg_name}"
+        name = f"{last_name(binding.selector)}.{binding.arg_name}"
         value = binding.value
         while isinstance(value, _Macro) and value.name in macros:
             name, value = value.name, macros[value.name]
-        setting = f"{_last(binding.selector)}.{binding.arg_name}"
+        setting = f"{last_name(binding.selector)}.{binding.arg_name}"
         is_path = setting in paths and value not in paths[setting]
         if is_path and isinstance(value, str) and _is_relative(value):
             relative[name] = value
@@ -280,7 +280,7 @@ def read_saved_settings(
     bindings = _bindings(read_saved(path, renamed), {})
     macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
     values = {
-        f"{_last(x.selector)}.{x.arg_name}": _resolved(x.value, macros)
+        f"{last_name(x.selector)}.{x.arg_name}": _resolved(x.value, macros)
         for x in bindings
         if x.arg_name and not x.scope
     }
@@ -342,12 +342,12 @@ def _check_values(bindings, known, ranges):
     """Raises for a value that has the wrong type or is out of its range."""
     macros = {_macro_name(x): x.value for x in bindings if not x.arg_name}
     for binding in bindings:
-        target = known.get(_last(binding.selector))
+        target = known.get(last_name(binding.selector))
         if not binding.arg_name or target is None:
             continue
         annotation = setting_types.annotations(target).get(binding.arg_name, Any)
         value = _resolved(binding.value, macros)
-        setting = f"{_last(binding.selector)}.{binding.arg_name}"
+        setting = f"{last_name(binding.selector)}.{binding.arg_name}"
         if value == _Macro(_REQUIRED):
             continue
         if not setting_types.fits(value, annotation):
@@ -389,9 +389,9 @@ def _macro_name(binding):
     return "/".join(filter(None, [binding.scope, binding.selector]))
 
 
-def _last(name):
+def last_name(path: str) -> str:
     """Returns the name of a configurable without scope and module."""
-    return name.rpartition("/")[2].rpartition(".")[2]
+    return path.rpartition("/")[2].rpartition(".")[2]
 
 
 def _is_setting(line):

@@ -77,19 +77,14 @@ def _check_effect(checked: str, text: str) -> None:
       checked: The settings to check.
       text: The whole configuration.
     """
-    references = {_last(path) for path in re.findall(r"@([\w./]+)", text)}
+    references = {gin_files.last_name(path) for path in re.findall(r"@([\w./]+)", text)}
     if references - configurables.CONFIGURABLES.keys():
         return
     for path, parameter in re.findall(r"^([\w./]+)\.(\w+) *=", checked, re.MULTILINE):
-        part = _last(path)
+        part = gin_files.last_name(path)
         setting = f"{part}.{parameter}"
         if part in _PARTS and parameter in _PASSED and setting not in _SET_BY_GIN:
             raise errors.UserError(
                 f"{setting} has no effect, because {part} gets {parameter} from "
                 f"another setting; set {_PASSED[parameter]} instead."
             )
-
-
-def _last(path: str) -> str:
-    """Returns the name of a configurable without scopes and modules."""
-    return re.split(r"[./]", path)[-1]

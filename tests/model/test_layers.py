@@ -23,14 +23,6 @@ def _conv_oracle(x, kernel, stride):
     return np.einsum("rcbhwi,hwio->brco", np.array(patches), kernel)
 
 
-def _norm(num_channels=3, **kwargs):
-    norm = norms.BatchNorm(num_channels, name="norm", momentum=0.9, **kwargs)
-    rng = np.random.default_rng(1)
-    for variable in norm.variables:
-        variable.assign(rng.uniform(0.5, 2, variable.shape))
-    return norm
-
-
 def _batch(shape=(4, 5, 6, 3)):
     return np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
 
@@ -213,22 +205,3 @@ def test_the_error_of_a_misspelled_pattern_contains_similar_paths():
 def test_patterns_must_be_a_list():
     with pytest.raises(ValueError, match="list of patterns"):
         _frozen_paths("stage2")
-
-
-def test_frozen_norm_does_not_update_its_statistics():
-    with variable_paths.frozen(["norm"]):
-        norm = _norm()
-    x = _batch()
-    before = norm.moving_mean.numpy()
-    np.testing.assert_array_equal(norm(x, is_training=True), norm(x, is_training=False))
-    np.testing.assert_array_equal(norm.moving_mean, before)
-
-
-def test_variables_can_be_frozen_under_a_strategy():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope(), variable_paths.frozen(["norm/gamma"]):
-        norm = _norm()
-    assert [replicas.variable_path(v) for v in norm.trainable_variables] == [
-        "norm/beta"
-    ]
-    assert len(norm.variables) == 4

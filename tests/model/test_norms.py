@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from retinanet_tpu import replicas
-from retinanet_tpu.model import folding, layers, norms
+from retinanet_tpu.model import folding, layers, norms, variable_paths
 
 
 @pytest.fixture(params=["operations", "xla", "cpu_kernels"])
@@ -196,3 +196,22 @@ def test_no_norm_only_adds_the_bias_also_if_folded():
         y = folding.conv_norm_sum([(conv, norm, x)], is_training=is_training)
         np.testing.assert_allclose(y, conv(x), rtol=1e-5, atol=1e-5)
     assert not norm.variables
+
+
+def test_frozen_norm_does_not_update_its_statistics():
+    with variable_paths.frozen(["norm"]):
+        norm = _norm()
+    x = _batch()
+    before = norm.moving_mean.numpy()
+    np.testing.assert_array_equal(norm(x, is_training=True), norm(x, is_training=False))
+    np.testing.assert_array_equal(norm.moving_mean, before)
+
+
+def test_variables_can_be_frozen_under_a_strategy():
+    strategy = _two_replicas()
+    with strategy.scope(), variable_paths.frozen(["norm/gamma"]):
+        norm = _norm()
+    assert [replicas.variable_path(v) for v in norm.trainable_variables] == [
+        "norm/beta"
+    ]
+    assert len(norm.variables) == 4
