@@ -76,6 +76,17 @@ def test_the_saved_configuration_is_complete(path, tmp_path):
     assert _parse(saved) == text
 
 
+@pytest.mark.parametrize("run", ["bccd_r18", "pest_lite0"])
+@pytest.mark.parametrize("device", ["xla_gpu", "tpu_vm"])
+def test_a_run_for_cpus_passes_its_dry_run_with_another_device(
+    run, device, monkeypatch
+):
+    monkeypatch.setattr(layers.Conv, "_initial_kernel", _zeros)
+    paths = [str(GIN_CONFIGS / f"{name}.gin") for name in (run, f"device/{device}")]
+    gin_files.parse(paths, [], known=configurables.CONFIGURABLES)
+    assert any(line.startswith("Trainable") for line in summary.summarize_run())
+
+
 def test_the_dry_run_prints_the_counts_of_the_specification():
     _parse(GIN_CONFIGS / "coco_r50_640_6x.gin")
     lines = summary.summarize_run()
