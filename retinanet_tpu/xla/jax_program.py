@@ -182,7 +182,11 @@ def _module(hlo: bytes) -> _Module:
     """
     with mlir.make_ir_context(), ir.Location.unknown():
         module = ir.Module.parse(jax_mlir.hlo_to_stablehlo(hlo))
-        operations: dict[str, list[Any]] = {"mhlo.copy": [], "stablehlo.all_reduce": []}
+        operations: dict[str, list[Any]] = {
+            "func.call": [],
+            "mhlo.copy": [],
+            "stablehlo.all_reduce": [],
+        }
 
         def visit(operation):
             operations.setdefault(operation.name, []).append(operation)
@@ -202,7 +206,7 @@ def _module(hlo: bytes) -> _Module:
             if name.startswith("mhlo."):
                 del module.operation.attributes[name]
         module.operation.attributes["sym_name"] = ir.StringAttr.get("step")
-        _rename_functions(module)
+        _rename_functions(module, operations["func.call"])
         text = module.operation.get_asm(enable_debug_info=False)
         artifact = stablehlo.serialize_portable_artifact(
             module, stablehlo.get_current_version()
@@ -211,18 +215,27 @@ def _module(hlo: bytes) -> _Module:
     return _Module(artifact, digest, assigned)
 
 
-def _rename_functions(module: ir.Module) -> None:
+def _rename_functions(module: ir.Module, calls: Sequence[ir.Operation]) -> None:
     """Renames all functions but `main` by their order in the module.
 
     TensorFlow's names contain counters of the process, which would change the
     fingerprint and the key in the cache of compiled programs.
+
+    Args:
+      module: The module.
+      calls: Its operations `func.call`.
     """
+    # A network has a thousand functions, so the module is not searched for each one.
+    names = {"main": "main"}
     for number, function in enumerate(list(module.body.operations)):
-        old = ir.StringAttr(function.attributes["sym_name"]).value
-        if old != "main":
-            new = f"function_{number}"
-            ir.SymbolTable.replace_all_symbol_uses(old, new, module.operation)
-            ir.SymbolTable.set_symbol_name(function, new)
+        name = ir.StringAttr(function.attributes["sym_name"]).value
+        if name != "main":
+            names[name] = f"function_{number}"
+            ir.SymbolTable.set_symbol_name(function, names[name])
+    for call in calls:
+        old = ir.FlatSymbolRefAttr(call.attributes["callee"]).value
+        call.attributes["callee"] = ir.FlatSymbolRefAttr.get(names[old])
+    module.operation.verify()  # Refers to no other function.
 
 
 def _assigned(module: ir.Module) -> list[int]:

@@ -137,6 +137,28 @@ def test_a_fingerprint_is_the_same_for_each_trace_of_a_program():
     assert fingerprint(2) == fingerprint(2) != first
 
 
+def test_functions_that_a_program_calls_have_names_without_counters_of_the_process():
+    @tf.function
+    def inner(x):
+        return tf.while_loop(lambda y: tf.reduce_sum(y) < 9, lambda y: [y + 1], [x])[0]
+
+    @tf.function
+    def outer(x):
+        return inner(x) * inner(2 * x)
+
+    def text():
+        _, stage, _ = lowered(lambda x: outer(x) + inner(x), [tf.TensorSpec([4])])
+        return stage.fingerprint, set(re.findall(r"@\w+", stage.stage.as_text()))
+
+    inner.get_concrete_function(tf.TensorSpec([3]))  # Counts.
+    first, names = text()
+    assert {"@function_1", "@function_2"} <= names
+    assert not any("inner" in name or "outer" in name for name in names)
+    assert text() == (first, names)
+    (got,) = run(outer, [[np.float32([1, 2, 3, 4])]])
+    np.testing.assert_array_equal(got, [1, 2, 3, 4] * np.float32([2, 4, 6, 8]))
+
+
 @pytest.mark.parametrize(
     "settings", [{"num_replicas": 4}, {"rate": 0.2}, {"batch_size": 8}], ids=str
 )
