@@ -155,7 +155,7 @@ def finish_all(
     Raises:
       SystemExit: This process, or a run, was asked to stop. All runs have saved.
     """
-    running = commands.Commands()
+    running = commands.Commands(share_device=num_jobs > 1)
     with (
         preemption.handle_signals(running.stop),
         futures.ThreadPoolExecutor(num_jobs) as pool,

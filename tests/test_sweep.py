@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 import toy_data
 from retinanet_tpu import errors, sweep
 from retinanet_tpu.estimator.model_dir import run_state
+from retinanet_tpu.startup import checks
 from retinanet_tpu.sweeping import runs, tables
 
 GIN_FILE = str(toy_data.GIN_CONFIGS / "quickstart.gin")
@@ -226,6 +227,25 @@ def test_runs_have_the_environment_from_before_the_start(tmp_path, monkeypatch):
     finish_all(tmp_path, "a", num_jobs=1)
     text = (tmp_path / "a" / "0.log").read_text()
     assert "PATH=" in text and "TPU_LOAD_LIBRARY" not in text
+
+
+@pytest.mark.parametrize(
+    ("num_jobs", "own", "expected"),
+    [(1, None, None), (2, None, "false"), (2, "true", "true")],
+)
+def test_runs_at_the_same_time_share_the_memory_of_a_gpu(
+    tmp_path, monkeypatch, num_jobs, own, expected
+):
+    write_program(tmp_path, monkeypatch, "env")
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    environment = {k: v for k, v in os.environ.items() if k != name}
+    monkeypatch.setattr(
+        checks, "ENVIRONMENT", environment | ({name: own} if own else {})
+    )
+    finish_all(tmp_path, "a", num_jobs=num_jobs)
+    lines = (tmp_path / "a" / "0.log").read_text().splitlines()
+    found = [line.partition("=")[2] for line in lines if line.startswith(name)]
+    assert found == ([expected] if expected else [])
 
 
 @pytest.mark.slow
