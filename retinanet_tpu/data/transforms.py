@@ -322,14 +322,22 @@ def _reduced(images: tf.Tensor, window: CropWindow) -> tf.Tensor:
     ratio = window.ratio
     height, width = tf.unstack(window.size)
     top, left = tf.unstack(window.start)
+    has_static_size = images.shape[-3:-1].is_fully_defined()
     images = tf.cast(
         images[..., top : top + height, left : left + width, :], tf.float32
     )
-    # Two means over tensors of rank 3: first over rows, then over columns.
-    rows = tf.reshape(images, [-1, ratio, 3 * width])
-    columns = tf.reshape(tf.reduce_mean(rows, axis=1), [-1, ratio, 3])
     shape = tf.concat([tf.shape(images)[:-3], window.size // ratio, [3]], axis=0)
-    reduced = tf.reshape(tf.reduce_mean(columns, axis=1), shape)
+
+    def means() -> tf.Tensor:
+        # Two means over tensors of rank 3: first over rows, then over columns.
+        rows = tf.reshape(images, [-1, ratio, 3 * width])
+        columns = tf.reshape(tf.reduce_mean(rows, axis=1), [-1, ratio, 3])
+        return tf.reshape(tf.reduce_mean(columns, axis=1), shape)
+
+    if has_static_size:
+        reduced = means()  # XLA has no branches with results of different sizes.
+    else:  # A mean of single pixels is a copy, but a slow one.
+        reduced = tf.cond(tf.convert_to_tensor(ratio) > 1, means, lambda: images)
     return tf.ensure_shape(reduced, [*images.shape[:-3], None, None, 3])
 
 

@@ -244,6 +244,19 @@ def test_letterbox_returns_the_pixels_that_evaluation_reads(size):
         np.testing.assert_array_equal(single, expected)
 
 
+def test_letterbox_of_any_size_is_that_of_a_known_size():
+    spec = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    function = tf.function(
+        lambda images: transforms.letterbox(images, OUTPUT_SIZE), input_signature=[spec]
+    )
+    for size in (96, 128), (48, 64), (301, 500), (1400, 900):
+        pixels = np.random.default_rng(4).integers(0, 256, [2, *size, 3], np.uint8)
+        for got, expected in zip(
+            function(pixels), transforms.letterbox(pixels, OUTPUT_SIZE), strict=True
+        ):
+            np.testing.assert_array_equal(got, expected)
+
+
 def test_letterbox_clips_colors_out_of_range():
     image = tf.stack([tf.fill([4, 5], v) for v in (-7.0, 255.0, 300.0)], axis=-1)
     padded, _ = transforms.letterbox(image, (8, 10))

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import linear
 from retinanet_tpu import replicas
+from retinanet_tpu.data import transforms
 from retinanet_tpu.estimator import train_step
 from retinanet_tpu.xla import lower
 
@@ -82,6 +83,18 @@ def test_control_flow_and_random_numbers_are_those_of_tensorflow():
     expected = tf.function(fn, jit_compile=True)(*share)
     for got, value in zip(run(fn, [share]), expected, strict=True):
         np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (300, 520)])
+def test_an_image_of_a_known_size_is_letterboxed_on_a_device(size):
+    pixels = np.random.default_rng(0).integers(0, 256, [1, *size, 3], np.uint8)
+
+    def letterboxed(images):
+        return transforms.letterbox(images, (64, 64))[0]
+
+    (got,) = run(letterboxed, [[pixels]])
+    # XLA may round a half differently: a step of one of 255 colors.
+    np.testing.assert_allclose(got, letterboxed(pixels), atol=1)
 
 
 def test_assigned_variables_are_updated_and_the_others_constant():
