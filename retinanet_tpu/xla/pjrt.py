@@ -5,11 +5,14 @@ Other modules import them when they need them.
 """
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils, topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -25,6 +28,12 @@ SHARDED = PartitionSpec(_AXIS)
 _LOST = ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
 # Words of errors with other codes after another process was lost.
 _CONNECTION = ("gloo", "connection", "socket", "nccl", "coordination")
+# Errors of CUDA's libraries when they cannot allocate memory.
+_DEVICE_IN_USE = (
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "DNN library initialization failed",
+)
 _NEVER_SECS = 86400
 
 
@@ -142,7 +151,7 @@ def connect(
     Raises:
       UserError: There are fewer devices, or the platform is not available.
     """
-    if cache_dir:
+    if cache_dir and _is_writable(cache_dir):
         jax.config.update("jax_compilation_cache_dir", cache_dir)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -157,7 +166,8 @@ def connect(
         raise errors.UserError(
             f"PJRT cannot start {platform.upper()} devices{reason}. Install the extra "
             f"with their plugin: pip install -e '.[xla-{platform}]'; or set "
-            "make_strategy.device."
+            "make_strategy.device. If it is installed, this process sees no such "
+            "device: check the driver (nvidia-smi) and the options of the container."
         ) from error
     count = num_devices or (1 if platform == "cpu" else len(local))
     if count > len(local):
@@ -170,6 +180,27 @@ def connect(
         by_process.setdefault(device.process_index, []).append(device)
     chosen = [d for _, own in sorted(by_process.items()) for d in own[:count]]
     return Devices(chosen, platform, local[:count])
+
+
+def _is_writable(cache_dir: str) -> bool:
+    """Returns whether files can be written to a directory; else logs why not.
+
+    XLA fails on a GPU if it cannot write its cache.
+    """
+    if "://" in cache_dir:
+        # XLA itself writes to disks only; jax writes to buckets too.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        return True
+    try:
+        os.makedirs(cache_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_dir):
+            return True
+    except OSError as error:
+        logging.warning(
+            "Compiled programs are not kept: %s; set make_strategy.compilation_cache",
+            error,
+        )
+        return False
 
 
 def connect_processes(
@@ -248,7 +279,7 @@ def translated_errors() -> Iterator[None]:
     """Converts errors of the runtime into errors of this package.
 
     Raises:
-      UserError: The devices have too little memory.
+      UserError: The devices have too little memory, or other processes use it.
       DeviceLostError: A device or another process was lost.
     """
     try:
@@ -258,9 +289,25 @@ def translated_errors() -> Iterator[None]:
         if message.startswith("RESOURCE_EXHAUSTED"):
             raise errors.UserError(
                 "The step needs more memory than a device has; lower BATCH_SIZE or "
-                f"TrainingPlan.eval_batch_per_replica. The runtime's error: {message}"
+                "TrainingPlan.eval_batch_per_replica, or end other processes that use "
+                f"the device. The runtime's error: {message}"
+            ) from error
+        if any(word in message for word in _DEVICE_IN_USE):
+            raise errors.UserError(
+                "The GPU has too little memory to start; another process may use it "
+                "(nvidia-smi). Give each process a GPU with CUDA_VISIBLE_DEVICES, or "
+                "set XLA_PYTHON_CLIENT_PREALLOCATE=false for processes that share one. "
+                f"The runtime's error: {message}"
             ) from error
         words = message.lower()
-        if message.startswith(_LOST) or any(word in words for word in _CONNECTION):
+        is_alone = jax.process_count() == 1
+        if is_alone and "nccl" in words:
+            raise errors.UserError(
+                "The GPUs of this machine cannot communicate; NCCL_DEBUG=INFO shows "
+                "why. A container needs a large /dev/shm (docker run --shm-size=8g). "
+                f"The runtime's error: {message}"
+            ) from error
+        is_connection = not is_alone and any(word in words for word in _CONNECTION)
+        if message.startswith(_LOST) or is_connection:
             raise DeviceLostError(message) from error
         raise

@@ -82,8 +82,9 @@ def test_a_single_process_gathers_its_own_number():
         ("RESOURCE_EXHAUSTED: Out of memory", errors.UserError, "lower BATCH_SIZE"),
         ("UNAVAILABLE: closed", pjrt.DeviceLostError, "closed"),
         ("ABORTED: peer", pjrt.DeviceLostError, "peer"),
-        ("INTERNAL: Gloo all-reduce failed", pjrt.DeviceLostError, "Gloo"),
-        ("INTERNAL: Connection reset by peer", pjrt.DeviceLostError, "reset"),
+        ("INTERNAL: NCCL operation failed", errors.UserError, "shm-size"),
+        ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY", errors.UserError, "nvidia-smi"),
+        ("INTERNAL: Connection reset by peer", jax.errors.JaxRuntimeError, "reset"),
         ("INTERNAL: a bug", jax.errors.JaxRuntimeError, "a bug"),
         ("INVALID_ARGUMENT: shape", jax.errors.JaxRuntimeError, "shape"),
     ],
@@ -92,6 +93,26 @@ def test_errors_of_the_runtime_are_translated(message, kind, words):
     with pytest.raises(kind, match=words) as caught, pjrt.translated_errors():
         raise jax.errors.JaxRuntimeError(message)
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("words", ["Gloo all-reduce", "Connection reset", "NCCL"])
+def test_an_error_of_a_connection_is_a_lost_process(words, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(pjrt.DeviceLostError, match=words), pjrt.translated_errors():
+        raise jax.errors.JaxRuntimeError(f"INTERNAL: {words} failed")
+
+
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(jax.config, "update", lambda name, value: settings.append(name))
+    settings = []
+    with caplog.at_level("WARNING", logger="absl"):
+        pjrt.connect("cpu", 1, cache_dir=str(tmp_path / "file" / "cache"))
+    assert "make_strategy.compilation_cache" in caplog.text
+    assert "jax_compilation_cache_dir" not in settings
+    pjrt.connect("cpu", 1, cache_dir=str(tmp_path / "cache"))
+    assert "jax_compilation_cache_dir" in settings
+    assert not any((tmp_path / "cache").iterdir())
 
 
 def test_int64_stays_int64():

@@ -1,6 +1,7 @@
 """Runs commands within a time limit. The standard library suffices."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
@@ -29,6 +30,16 @@ class Command(NamedTuple):
         """Returns why the command has no result."""
         name = "time_limit" if self.code is None else "error"
         return {name: self.output.strip()[-1500:], "secs": round(self.secs, 1)}
+
+
+def last_json(output: str) -> dict[str, Any]:
+    """Returns the last JSON object of an output; a library may write lines after it.
+
+    Args:
+      output: Lines of text, one of which begins with a brace.
+    """
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])
 
 
 class Clock:

@@ -83,10 +83,14 @@ def make_strategy(
     num_available = len(tf.config.list_logical_devices(device.upper()))
     count = num_devices or (num_available if device == "gpu" else 1)
     if not num_available or count > num_available:
+        build = (
+            " A TensorFlow for CPUs has no GPU: name device/xla_gpu.gin and "
+            "pip install -e '.[xla-gpu]', or name device/cpu.gin."
+        )
         raise errors.UserError(
             f"make_strategy requests {count or 'a'} {device.upper()}, but TensorFlow "
             f"has {num_available}; set make_strategy.num_devices or "
-            "make_strategy.device."
+            f"make_strategy.device.{build if device == 'gpu' else ''}"
         )
     names = [f"{device}:{i}" for i in range(count)]
     if count == 1:
@@ -173,7 +177,11 @@ def _tpu_strategy(
     wait_secs: float,
     may_change_version: bool,
 ) -> tf.distribute.Strategy:
-    """Connects to a TPU; on a TPU VM ('local') no connection is needed."""
+    """Connects to a TPU; on a TPU VM ('local') no connection is needed.
+
+    Raises:
+      UserError: The machine has no TPU, or its TensorFlow is not the build for TPUs.
+    """
     is_local = tpu == "local"
     is_name = not is_local and not tpu.startswith("grpc://")
     address = tpu
@@ -188,6 +196,14 @@ def _tpu_strategy(
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
     if not is_local:
         tf.config.experimental_connect_to_cluster(resolver)
-    topology = tf.tpu.experimental.initialize_tpu_system(resolver)
+    try:
+        topology = tf.tpu.experimental.initialize_tpu_system(resolver)
+    except tf.errors.NotFoundError as error:
+        raise errors.UserError(
+            f"TensorFlow finds no TPU at '{tpu}'. Name the device file of this machine "
+            "last: --gin_file=device/cpu.gin, device/xla_gpu.gin, or for a TPU with "
+            "the extra [xla-tpu] device/xla_tpu.gin. TensorFlow's error: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     logging.info("TPU %s: mesh %s", tpu, topology.mesh_shape)
     return tf.distribute.TPUStrategy(resolver)
