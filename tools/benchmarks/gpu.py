@@ -233,9 +233,11 @@ def _stages(
         stages.append(("train", lambda: train(flags, clock)))
     if "step" in flags.stages:
         stages.append(("lower", lambda: lower(flags, clock)))
-    for name, function in (("step", time_step), ("torchvision", time_torchvision)):
-        for size in flags.batch_sizes if name in flags.stages else ():
-            stages.append((name, lambda f=function, n=size: f(flags, n, clock)))
+    # Both at one size, then at the next, so that pairs remain if the time is over.
+    for size in flags.batch_sizes:
+        for name, function in (("step", time_step), ("torchvision", time_torchvision)):
+            if name in flags.stages:
+                stages.append((name, lambda f=function, n=size: f(flags, n, clock)))
     return stages
 
 

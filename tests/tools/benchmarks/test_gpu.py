@@ -119,6 +119,18 @@ def test_a_saved_program_has_its_constants_but_not_its_weights(imported, tmp_pat
         tool.read(tmp_path / "absent")
 
 
+def test_each_size_has_its_comparison_before_the_next_size(imported):
+    tool = imported("gpu")
+    flags = tool._flags(["--batch_sizes", "8", "32"])
+    names = [name for name, _ in tool._stages(flags, None)]
+    assert names == ["train", "lower", *["step", "torchvision"] * 2]
+
+
+def test_the_last_object_of_an_output_is_read(imported):
+    output = '{"a": 1}\n{"a": 2}\nW1127 a library ends\n'
+    assert imported("timed_command").last_json(output) == {"a": 2}
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_all_stages_run_without_a_gpu(imported, monkeypatch, tmp_path, capsys):
