@@ -151,10 +151,8 @@ def connect(
     Raises:
       UserError: There are fewer devices, or the platform is not available.
     """
-    if cache_dir and _is_writable(cache_dir):
-        jax.config.update("jax_compilation_cache_dir", cache_dir)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if cache_dir:
+        _use_cache(cache_dir)
     with contextlib.suppress(RuntimeError):  # Already started, as in tests.
         jax.config.update("jax_platforms", "cuda" if platform == "gpu" else platform)
         if platform == "cpu" and (num_devices or 1) > jax.config.jax_num_cpu_devices:
@@ -182,25 +180,29 @@ def connect(
     return Devices(chosen, platform, local[:count])
 
 
-def _is_writable(cache_dir: str) -> bool:
-    """Returns whether files can be written to a directory; else logs why not.
+def _use_cache(cache_dir: str) -> None:
+    """Keeps compiled programs in a directory; logs a warning if it cannot be written.
 
-    XLA fails on a GPU if it cannot write its cache.
+    Args:
+      cache_dir: A local directory, or one of a bucket.
     """
     if "://" in cache_dir:
         # XLA itself writes to disks only; jax writes to buckets too.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
-        return True
-    try:
-        os.makedirs(cache_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache_dir):
-            return True
-    except OSError as error:
-        logging.warning(
-            "Compiled programs are not kept: %s; set make_strategy.compilation_cache",
-            error,
-        )
-        return False
+    else:
+        try:  # XLA fails on a GPU if it cannot write its cache.
+            os.makedirs(cache_dir, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache_dir).close()
+        except OSError as error:
+            logging.warning(
+                "Compiled programs are not kept: %s; set "
+                "make_strategy.compilation_cache",
+                error,
+            )
+            return
+    jax.config.update("jax_compilation_cache_dir", cache_dir)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def connect_processes(

@@ -81,17 +81,8 @@ def make_strategy(
     if not single_process and worker_group.count_in_environment() > 1:
         return _strategy_of_workers(device, num_devices)
     num_available = len(tf.config.list_logical_devices(device.upper()))
+    _check_available(device, num_devices, num_available)
     count = num_devices or (num_available if device == "gpu" else 1)
-    if not num_available or count > num_available:
-        build = (
-            " A TensorFlow for CPUs has no GPU: name device/xla_gpu.gin and "
-            "pip install -e '.[xla-gpu]', or name device/cpu.gin."
-        )
-        raise errors.UserError(
-            f"make_strategy requests {count or 'a'} {device.upper()}, but TensorFlow "
-            f"has {num_available}; set make_strategy.num_devices or "
-            f"make_strategy.device.{build if device == 'gpu' else ''}"
-        )
     names = [f"{device}:{i}" for i in range(count)]
     if count == 1:
         return tf.distribute.OneDeviceStrategy(names[0])
@@ -151,15 +142,27 @@ def make_deterministic() -> None:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+def _check_available(
+    device: str, num_devices: int | None, num_available: int, owner: str = ""
+) -> None:
+    """Raises a UserError if TensorFlow has fewer devices than requested, or none."""
+    if num_available >= (num_devices or 1):
+        return
+    build = (
+        " A TensorFlow for CPUs has no GPU: name device/xla_gpu.gin and "
+        "pip install -e '.[xla-gpu]', or name device/cpu.gin."
+    )
+    raise errors.UserError(
+        f"make_strategy requests {num_devices or 'a'} {device.upper()}{owner}, but "
+        f"TensorFlow has {num_available} here; set make_strategy.num_devices or "
+        f"make_strategy.device.{build if device == 'gpu' else ''}"
+    )
+
+
 def _limit_gpus(num_devices: int | None) -> None:
     """Makes only the first GPUs visible, because workers use all visible ones."""
     gpus = tf.config.list_physical_devices("GPU")
-    if len(gpus) < (num_devices or 1):
-        raise errors.UserError(
-            f"make_strategy requests {num_devices or 'a'} GPU of each worker, but "
-            f"TensorFlow has {len(gpus)} here; set make_strategy.num_devices or "
-            "make_strategy.device."
-        )
+    _check_available("gpu", num_devices, len(gpus), " of each worker")
     tf.config.set_visible_devices(gpus[:num_devices], "GPU")
 
 
