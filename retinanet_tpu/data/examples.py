@@ -169,8 +169,9 @@ def load_image(
     image, original_size, window = transforms.decode_and_resize(
         example.encoded, window_fn
     )
-    corners = tf.tile(tf.cast(original_size, tf.float32), [2])
-    boxes_yxyx = transforms.transform_boxes(example.boxes_yxyx_norm * corners, window)
+    sides = tf.cast(original_size, tf.float32)
+    boxes_yxyx = example.boxes_yxyx_norm * tf.concat([sides, sides], axis=0)
+    boxes_yxyx = transforms.transform_boxes(boxes_yxyx, window)
     if augmentation is not None and uniforms is not None:
         image, boxes_yxyx = _flip_and_recolor(image, boxes_yxyx, augmentation, uniforms)
         if augmentation.num_random_op_uniforms:
@@ -278,14 +279,16 @@ def _class_indexes(
     indexes = np.array([index for _, index in id_to_index], np.int32)
     positions = tf.minimum(tf.searchsorted(ids, example.category_ids), len(ids) - 1)
     is_unknown = tf.gather(ids, positions) != example.category_ids
+    unknown = tf.reduce_max(tf.where(is_unknown, example.category_ids, -1))
+    # Strings, because Assert prints numbers of 64 bits in a branch, which costs time.
     check = tf.debugging.Assert(
         tf.logical_not(tf.reduce_any(is_unknown)),
         [
             f"Category id not in {category_map.FILE_NAME} (the records and the file "
             "must come from one conversion):",
-            tf.boolean_mask(example.category_ids, is_unknown),
+            tf.strings.as_string(unknown),
             "of image",
-            example.image_id,
+            tf.strings.as_string(example.image_id),
         ],
     )
     with tf.control_dependencies([check]):
@@ -296,14 +299,13 @@ def _padded_labels(
     boxes_yxyx: tf.Tensor, classes: tf.Tensor, is_crowd: tf.Tensor, max_boxes: int
 ) -> structures.Labels:
     """Returns the labels of the largest boxes that are not empty."""
-    nonempty = tf.where(transforms.is_nonempty(boxes_yxyx))[:, 0]
-    largest = transforms.largest_box_indices(tf.gather(boxes_yxyx, nonempty), max_boxes)
-    keep = tf.gather(nonempty, largest)
+    keep = transforms.largest_box_indices(boxes_yxyx, max_boxes)
     num_boxes = tf.size(keep)
+    num_padding = max_boxes - num_boxes
 
     def pad(values: tf.Tensor) -> tf.Tensor:
-        kept = tf.gather(values, keep)
-        rows = [[0, max_boxes - num_boxes]] + [[0, 0]] * (values.shape.rank - 1)
-        return tf.ensure_shape(tf.pad(kept, rows), [max_boxes, *values.shape[1:]])
+        padding = tf.zeros([num_padding, *values.shape[1:]], values.dtype)
+        padded = tf.concat([tf.gather(values, keep), padding], axis=0)
+        return tf.ensure_shape(padded, [max_boxes, *values.shape[1:]])
 
     return structures.Labels(pad(boxes_yxyx), pad(classes), pad(is_crowd), num_boxes)

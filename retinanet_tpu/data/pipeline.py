@@ -111,7 +111,8 @@ def make_train_dataset(
                 serialized, spec.categories, spec.output, augmentation, uniforms
             )
 
-        loaded = _mapped(_read(shares, read_options), load)
+        records = _read(shares, read_options)
+        loaded = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
     batches = _batched(loaded, batch_size)
     return batches if address is None else data_service.distribute(batches, address)
 
@@ -293,35 +294,6 @@ def _mixed_examples(
     groups = _read(shares, options).batch(size, drop_remainder=True)
     mixed = groups.map(load_group, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     return mixed.skip(num_skipped)
-
-
-def _mapped(dataset: tf.data.Dataset, map_fn: Callable[..., object]) -> tf.data.Dataset:
-    """Returns Dataset.map in parallel and in order, with one thread for each element.
-
-    Dataset.map also runs the operations of one element in parallel, which costs more
-    CPU time for the exchange between threads. It has no argument for that.
-
-    Args:
-      dataset: A dataset of tuples.
-      map_fn: A function of the parts of an element.
-    """
-    function = tf.function(map_fn, autograph=False).get_concrete_function(
-        *dataset.element_spec
-    )
-    spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, function.structured_outputs)
-    flat = tf.nest.flatten(spec)
-    variant = tf.raw_ops.ParallelMapDatasetV2(
-        input_dataset=tf.data.experimental.to_variant(dataset),
-        other_arguments=function.captured_inputs,
-        num_parallel_calls=tf.constant(tf.data.AUTOTUNE, tf.int64),
-        f=function,
-        output_types=[part.dtype for part in flat],
-        output_shapes=[part.shape for part in flat],
-        use_inter_op_parallelism=False,
-        deterministic="true",
-        preserve_cardinality=True,
-    )
-    return tf.data.experimental.from_variant(variant, spec)
 
 
 def _batched(loaded: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -116,31 +116,32 @@ def parse(serialized: tf.Tensor) -> Example:
     source_id = parsed["image/source_id"]
     labels = parsed[_LABEL_KEY]
     num_boxes = tf.size(labels)
-    # Some writers omit the crowd flags.
     crowds = parsed[_CROWD_KEY]
-    crowds = tf.cond(tf.size(crowds) > 0, lambda: crowds, lambda: tf.zeros_like(labels))
+    # Some writers omit the crowd flags.
+    num_omitted = tf.where(tf.size(crowds) > 0, 0, num_boxes)
+    crowds = tf.pad(crowds, [[0, num_omitted]])
     lists = {_CROWD_KEY: crowds, **{key: parsed[key] for key in _BOX_KEYS}}
+    sizes = tf.stack([tf.size(values) for values in lists.values()])
+    # Each image is checked on the host, so two checks instead of one for each list.
     checks = [
         tf.debugging.Assert(
-            tf.size(values) == num_boxes,
+            tf.reduce_all(sizes == num_boxes),
             [
-                f"{key} and {_LABEL_KEY} differ in length in the record of image",
+                f"{', '.join(lists)} and {_LABEL_KEY} differ in length in the record "
+                "of image",
                 source_id,
-                tf.size(values),
+                sizes,
                 num_boxes,
             ],
-        )
-        for key, values in lists.items()
-    ]
-    checks.append(
+        ),
         tf.debugging.Assert(
             tf.strings.regex_full_match(source_id, "[0-9]{1,19}"),
             [
                 f"image/source_id must be an integer from 0 to {MAX_IMAGE_ID}; got",
                 source_id,
             ],
-        )
-    )
+        ),
+    ]
     with tf.control_dependencies(checks):
         image_id = tf.strings.to_number(source_id, tf.int64)
     return Example(

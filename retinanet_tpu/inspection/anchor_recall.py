@@ -76,11 +76,7 @@ def augment_boxes(
             keep_aspect_ratio=output.keep_aspect_ratio,
         )
         moved = transforms.transform_boxes(boxes_yxyx, window)
-        nonempty = tf.where(transforms.is_nonempty(moved))[:, 0]
-        largest = transforms.largest_box_indices(
-            tf.gather(moved, nonempty), output.max_boxes
-        )
-        keep = tf.gather(nonempty, largest)
+        keep = transforms.largest_box_indices(moved, output.max_boxes)
         return tf.gather(moved, keep), keep
 
     rows = _rows(split)

@@ -305,3 +305,12 @@ def test_an_unknown_category_is_explained(tmp_path):
     error = tf.errors.InvalidArgumentError(None, None, "")
     explained = str(pipeline.explain_failure(error, files, other))
     assert "Record 0 of" in explained and "not in categories.json" in explained
+
+
+def test_the_datasets_do_not_depend_on_tensorflows_rewrites_of_datasets(data_dir):
+    # A user may switch them off. They also hide a function that cannot be executed.
+    plain = tf.data.Options()
+    plain.experimental_optimization.apply_default_optimizations = False
+    for dataset in (train(data_dir), train(data_dir, augmentation=MIXED)):
+        expected, got = take(dataset, 2), take(dataset.with_options(plain), 2)
+        tf.nest.map_structure(np.testing.assert_array_equal, got, expected)
