@@ -128,7 +128,7 @@ def sweep(
         run.check_settings(flag_values[run.variant])
     for run in finish_all(own_runs, flag_values, split, num_jobs):
         tables.write(sweep_dir, all_runs, split)
-        logging.info("%s: done", run.name)
+        logging.info("%s: %s", run.name, "done" if run.is_done(split) else "failed")
     failed = [run for run in own_runs if not run.is_done(split)]
     if failed:
         raise errors.UserError(

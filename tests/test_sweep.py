@@ -67,6 +67,22 @@ def test_each_variant_runs_with_each_seed(tmp_path, started):
     assert started[1][1:] == ([*shared, own], "test")
 
 
+def test_a_failed_run_is_not_reported_as_done(tmp_path, started, monkeypatch, caplog):
+    finish = runs.finish
+
+    def fail_classic(run, *arguments):
+        if run.variant != "classic":
+            finish(run, *arguments)
+
+    monkeypatch.setattr(runs, "finish", fail_classic)
+    with (
+        caplog.at_level("INFO", logger="absl"),
+        pytest.raises(errors.UserError, match="1 of 2 runs failed: classic/0"),
+    ):
+        run_sweep(tmp_path, VARIANTS)
+    assert {"classic/0: failed", "giou/0: done"} < set(caplog.messages)
+
+
 def test_a_finished_run_with_other_settings_is_an_error(tmp_path, started):
     run_sweep(tmp_path, VARIANTS)
     run_sweep(tmp_path, VARIANTS)

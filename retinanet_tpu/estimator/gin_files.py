@@ -1,6 +1,5 @@
 """Reads gin files and single settings of a run; unknown names are errors."""
 
-import difflib
 import os
 import re
 import tokenize
@@ -136,40 +135,6 @@ def parse(
             f"{setting_names.suggestion(message, known, renamed)}".rstrip()
         ) from error
     return text
-
-
-def differences(before: str, after: str, ignoring: Collection[str] = ()) -> list[str]:
-    """Returns the lines that differ between configurations, as '- old' and '+ new'.
-
-    Args:
-      before: A whole configuration. Its relative paths, which older versions saved, are
-        relative to the working directory.
-      after: Another whole configuration.
-      ignoring: The names whose settings may differ.
-    """
-    old, new = (
-        [
-            line
-            for line in text.replace("\\\n    ", "").splitlines()  # Gin breaks lines.
-            if _is_setting(line) and line.partition(" =")[0] not in ignoring
-        ]
-        for text in (before, after)
-    )
-    changes = difflib.ndiff(_with_absolute_paths(old, like=new), new)
-    return [line for line in changes if line[0] in "+-"]
-
-
-def _with_absolute_paths(lines, like):
-    """Returns lines whose relative paths are absolute if they are in other lines."""
-
-    def absolute(line):
-        match = re.fullmatch(r"([\w./]+) = '([^'\\]+)'", line)
-        if match:
-            absolute_line = f"{match[1]} = {os.path.abspath(match[2])!r}"
-            return absolute_line if absolute_line in like else line
-        return line
-
-    return [absolute(line) for line in lines]
 
 
 def _relative_paths(text, known, paths):
@@ -392,7 +357,3 @@ def _macro_name(binding):
 def last_name(path: str) -> str:
     """Returns the name of a configurable without scope and module."""
     return path.rpartition("/")[2].rpartition(".")[2]
-
-
-def _is_setting(line):
-    return bool(line.strip()) and not line.startswith("#")

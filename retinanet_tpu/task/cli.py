@@ -11,9 +11,13 @@ from absl import flags, logging
 
 from retinanet_tpu import errors
 from retinanet_tpu.data import category_map, pipeline, record_files
-from retinanet_tpu.estimator import gin_files, train_and_evaluate
+from retinanet_tpu.estimator import (
+    gin_files,
+    setting_differences,
+    train_and_evaluate,
+)
 from retinanet_tpu.estimator.model_dir import checkpoints, files
-from retinanet_tpu.task import settings
+from retinanet_tpu.task import configurables, settings
 from retinanet_tpu.task.renamed_settings import RENAMED
 from retinanet_tpu.task.run import Run
 
@@ -106,7 +110,9 @@ def check_model_dir(text: str, run: Run, *, accept_changes: bool) -> None:
         return
     _check_has(CONFIG_FILE)
     before = gin_files.read_saved(f"{model_dir()}/{CONFIG_FILE}", RENAMED)
-    changes = gin_files.differences(before, text, _MAY_CHANGE)
+    changes = setting_differences.differences(
+        before, text, configurables.CONFIGURABLES, _MAY_CHANGE
+    )
     if changes:
         raise errors.UserError(
             f"{model_dir()} belongs to another configuration; it differs in\n  "

@@ -82,16 +82,6 @@ def test_the_text_parses_back_to_itself(tmp_path):
     saved = tmp_path / "config.gin"
     saved.write_text(text)
     assert gin_files.parse([str(saved)], [], known=KNOWN) == text
-    assert gin_files.differences(text, text) == []
-    changed = _parse("COATS = 2", "paint.num_coats = %COATS", "paint.color = 'pink'")
-    assert gin_files.differences(text, changed) == [
-        "- paint.color = 'gold'",
-        "+ paint.color = 'pink'",
-    ]
-    assert gin_files.differences("A = 1\nAB = 2", "A = 3\nAB = 4", ["A"]) == [
-        "- AB = 2",
-        "+ AB = 4",
-    ]
 
 
 def test_a_missing_file_is_an_error_with_its_name():
