@@ -119,10 +119,13 @@ def accelerator(name: str) -> Accelerator:
     """Returns a slice.
 
     Args:
-      name: Google Cloud's name of the slice, such as "v3-8".
+      name: Google Cloud's name of the slice, such as "v3-8". Its two names for slices
+        of v5e, "v5litepod-8" and "v5e-8", mean the same.
     Raises:
       UserError: There is no such slice; contains similar names.
     """
+    if name.startswith("v5e-"):
+        name = name.replace("v5e-", "v5litepod-")
     if name not in ACCELERATORS:
         close = difflib.get_close_matches(name, ACCELERATORS, n=3)
         known = close or sorted(ACCELERATORS)

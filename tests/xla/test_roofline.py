@@ -17,6 +17,7 @@ def test_the_slower_of_compute_and_memory_is_the_bound():
         ("v4-8", "v4:2x2x1", 8, 1),
         ("v5litepod-1", "v5e:1x1", 1, 1),
         ("v5litepod-8", "v5e:2x4", 8, 1),
+        ("v5e-8", "v5e:2x4", 8, 1),
         ("v5litepod-16", "v5e:4x4", 16, 4),
         ("v5p-8", "v5p:2x2x1", 4, 1),
         ("v6e-8", "v6e:2x4", 8, 1),
