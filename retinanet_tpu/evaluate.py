@@ -184,4 +184,4 @@ def _log_newest_results() -> None:
 
 
 if __name__ == "__main__":
-    guard.run(main)
+    guard.run(main, exit_fn=waits.finish)

@@ -89,4 +89,4 @@ def _train(config_text: str, listener: preemption.PreemptionListener) -> None:
 
 
 if __name__ == "__main__":
-    guard.run(main)
+    guard.run(main, exit_fn=waits.finish)

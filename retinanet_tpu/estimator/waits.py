@@ -168,32 +168,50 @@ def release(iterators: list[Iterator[Any]]) -> None:
 
 @atexit.register
 def _wait_for_releases():
-    """Waits at most _RELEASE_SECS for each iterator that is being deleted.
+    """Waits at most _RELEASE_SECS for the iterators that are being deleted.
 
     Without the wait the process may abort, because Python ends its threads within C++.
     """
+    end = time.monotonic() + _RELEASE_SECS
     for thread in _releasing:
-        thread.join(_RELEASE_SECS)
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 def _forget_finished():
     _unfinished[:] = [is_unfinished for is_unfinished in _unfinished if is_unfinished()]
 
 
+def finish(code: int) -> NoReturn:
+    """Ends a process whose work is done, after the iterators are deleted.
+
+    A busy machine may need longer than _RELEASE_SECS for them. Python would then abort
+    the process, and its exit code would be that of a failure.
+
+    Raises:
+      SystemExit: No thread waits in C++, and the standard streams can be flushed.
+    """
+    _wait_for_releases()
+    _exit(code)
+
+
 def leave(code: int) -> NoReturn:
-    """Ends the process with an exit code, even if calls were given up.
+    """Ends a process that stops early, even if calls were given up.
 
     Raises:
       SystemExit: No thread waits in C++, there are no exit hooks, and the standard
         streams can be flushed.
     """
-    _forget_finished()
     for hook in exit_hooks:
         hook()
+    _exit(code, skip_handlers=bool(exit_hooks))
+
+
+def _exit(code: int, *, skip_handlers: bool = False) -> NoReturn:
+    _forget_finished()
     is_flushed = [_flush(stream) for stream in (sys.stdout, sys.stderr)]
     # sys.exit would destroy TensorFlow's objects while such a thread still uses them,
     # and would change the exit code to 120 if the terminal is gone.
-    if not _unfinished and not exit_hooks and all(is_flushed):
+    if not _unfinished and not skip_handlers and all(is_flushed):
         sys.exit(code)
     python_logging.shutdown()
     os._exit(code)

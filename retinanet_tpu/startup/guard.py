@@ -46,7 +46,12 @@ _HINTS = {
 }
 
 
-def run(main: CommandFn, *, takes_arguments: bool = False) -> None:
+def run(
+    main: CommandFn,
+    *,
+    takes_arguments: bool = False,
+    exit_fn: Callable[[int], None] = sys.exit,
+) -> None:
     """Runs a command and exits the process.
 
     An error that the user can correct is printed as one message and exits with 1. Any
@@ -55,15 +60,18 @@ def run(main: CommandFn, *, takes_arguments: bool = False) -> None:
     Args:
       main: The main function of the command.
       takes_arguments: Whether the command accepts arguments that are not flags.
+      exit_fn: Ends the process with the exit code of the main function.
     """
 
     def guarded(argv):
         with explained():
             check_utf8([x for x in sys.argv[1:] if x not in argv])
             if takes_arguments:
-                return main(argv[1:])
-            check_no_arguments(argv[1:])
-            return main()
+                code = main(argv[1:])
+            else:
+                check_no_arguments(argv[1:])
+                code = main()
+        exit_fn(code or 0)
 
     logging.set_verbosity(logging.INFO)
     app.run(guarded)

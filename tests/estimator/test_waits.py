@@ -198,3 +198,26 @@ waits.leave(42)
 """
     done = tool_processes.run_python("-c", script)
     assert done.returncode == 42, done.stderr
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_finished_process_keeps_its_exit_code_while_an_iterator_is_deleted(ends):
+    # Python's own exit ends threads within C++, which aborts the process.
+    script = f"""
+import atexit, os, threading
+from retinanet_tpu.estimator import waits
+waits._RELEASE_SECS = 0.1
+
+class Iterator:
+    def __del__(self, wait=threading.Event().wait):
+        wait(0.001 if {ends} else None)
+
+waits.release([Iterator()])
+atexit.register(print, "exit handlers")
+print("in the buffer")
+waits.finish(3)
+"""
+    done = tool_processes.run_python("-c", script)
+    assert done.returncode == 3, done.stderr
+    printed = ["in the buffer", "exit handlers"] if ends else ["in the buffer"]
+    assert done.stdout.splitlines() == printed
