@@ -209,7 +209,7 @@ def test_a_misspelled_name_is_an_error_with_a_suggestion(binding, message):
     ("binding", "message"),
     [
         ("IMAGE_SIZE = 640", "must be .a whole number, a whole"),
-        ("IMAGE_SIZE = (600, 640)", "multiple of 128"),
+        ("IMAGE_SIZE = (600, 640)", "multiple of 32"),
         ("Anchors.max_level = 6", "levels"),
         ("BATCH_SIZE = 0", "at least 1"),
         ("Augmentation.scale_jitter = (2.0, 0.5)", "smallest, largest"),
