@@ -154,8 +154,9 @@ def make_eval_dataset(
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     padding = tf.data.Dataset.from_tensors(examples.padding_example(spec.output))
-    padded = loaded.concatenate(padding.repeat())
-    return _batched(padded, batch_size).take(num_batches)
+    # Taken before the prefetch, which would otherwise make batches that nobody reads.
+    padded = loaded.concatenate(padding.repeat()).take(num_batches * batch_size)
+    return _batched(padded, batch_size)
 
 
 def explain_failure(
