@@ -9,6 +9,8 @@ import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from retinanet_tpu.estimator import gin_files
+
 
 def differences(
     before: str,
@@ -61,18 +63,18 @@ def _without_defaults(
 
 def _is_default(line: str, known: Mapping[str, Callable[..., Any]]) -> bool:
     """Returns whether a line sets a parameter to its default."""
-    name, _, text = line.partition(" = ")
-    selector, _, parameter = name.rpartition(".")
+    path, _, text = line.partition(" = ")
+    selector, _, name = path.rpartition(".")
+    target = known.get(gin_files.last_name(selector))
     # Without a value, a scope takes that of the setting without scope.
-    if "/" in selector or selector.rpartition(".")[2] not in known:
+    if "/" in selector or target is None:
         return False
-    parameters = inspect.signature(known[selector.rpartition(".")[2]]).parameters
+    parameter = inspect.signature(target).parameters.get(name)
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):  # A reference or a macro.
         return False
-    default = parameters[parameter].default if parameter in parameters else None
-    return parameter in parameters and repr(value) == repr(default)
+    return parameter is not None and repr(value) == repr(parameter.default)
 
 
 def _with_absolute_paths(lines: Sequence[str], like: Sequence[str]) -> list[str]:
