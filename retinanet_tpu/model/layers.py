@@ -78,8 +78,13 @@ class Conv(tf.Module):
     def without_bias(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of x without the bias, for `BatchNorm` to add."""
         kernel = tf.cast(self.kernel, x.dtype)
+        stride = self.stride
+        if stride > 1 and kernel.shape[0] == 1 and kernel.shape[2] < 16:
+            # For such kernels and an odd batch, oneDNN's gradient of a strided
+            # convolution writes behind its memory on CPUs with AVX-512.
+            x, stride = x[:, ::stride, ::stride], 1
         x, padding = self._pad(x)
-        return tf.nn.conv2d(x, kernel, self.stride, padding)
+        return tf.nn.conv2d(x, kernel, stride, padding)
 
     def _initial_kernel(
         self,

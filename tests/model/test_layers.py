@@ -39,6 +39,21 @@ def test_conv_pads_all_sides_equally(size, kernel_size, stride):
     )
 
 
+@pytest.mark.parametrize("in_channels, strides", [(8, [1, 1]), (16, [2, 2])])
+def test_a_pointwise_conv_of_few_channels_convolves_every_second_pixel(
+    in_channels, strides
+):
+    conv = layers.Conv(in_channels, 3, 1, name="conv", stride=2)
+    convolve = tf.function(conv).get_concrete_function(
+        tf.TensorSpec([3, 7, 9, in_channels])
+    )
+    (operation,) = (o for o in convolve.graph.get_operations() if o.type == "Conv2D")
+    assert list(operation.get_attr("strides"))[1:3] == strides
+    x = _batch((3, 7, 9, in_channels))
+    expected = _conv_oracle(x, conv.kernel.numpy(), 2)
+    np.testing.assert_allclose(convolve(x), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(8, 6), (7, 9)])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_asymmetric_padding_is_that_of_same(size, kernel_size):
