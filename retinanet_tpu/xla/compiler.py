@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from retinanet_tpu import errors
-from retinanet_tpu.xla import lower
+from retinanet_tpu.xla import loop_flops, lower
 
 INSTALL = "pip install -e '.[preflight]'"
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "": 1}
@@ -30,8 +30,9 @@ class Compiled(NamedTuple):
       result_bytes: The size of the results that do not replace arguments.
       temporary_bytes: The size of the temporary buffers.
       code_bytes: The size of the code.
-      flops: The number of floating point operations.
-      bytes_accessed: The bytes accessed in all memories, as XLA counts them.
+      flops: The number of floating point operations, with all iterations of loops.
+      bytes_accessed: The bytes accessed in all memories, as XLA counts them: one
+        iteration of each loop.
       text: The optimized HLO module as text.
       fingerprint: The hash of the program; see `jax_program.Lowered`.
     """
@@ -109,15 +110,15 @@ def for_tpu(program: lower.Program, topology: str) -> Compiled:
             raise OutOfMemoryError(message) from error
         operation = _operation_in(message, lowered.hlo_text())
         raise CompileError(message, operation) from error
-    memory, cost = executable.memory(), executable.cost()
+    memory, cost, text = executable.memory(), executable.cost(), executable.text()
     return Compiled(
         argument_bytes=memory.argument_size_in_bytes,
         result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        flops=cost["flops"],
+        flops=cost["flops"] + loop_flops.uncounted(text),
         bytes_accessed=cost["bytes accessed"],
-        text=executable.text(),
+        text=text,
         fingerprint=lowered.fingerprint,
     )
 

@@ -5,11 +5,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from retinanet_tpu.xla import program_text
+from retinanet_tpu.xla.program_text import Computation, Instruction
+
 _ITEM_BYTES = {
     "f32": 4, "bf16": 2, "f16": 2, "f64": 8, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
     "s16": 2, "u16": 2, "u8": 1, "s8": 1, "pred": 1, "c64": 8,
 }  # fmt: skip
-_HBM, _ON_CHIP = 0, 1  # Memory spaces, marked S(1) in a layout; scalars have S(2).
+# Memory spaces, marked S(1) in a layout: HBM, the vector memory, and the common memory
+# of v4. Scalars have S(2).
+_HBM, _VMEM, _CMEM = 0, 1, 3
 # Operations that move nothing, or whose counterpart is counted.
 _FREE = {
     "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all",
@@ -21,9 +26,6 @@ _NO_CALL = 'custom_call_target="AllocateBuffer"'
 _SLICES = {"slice", "dynamic-slice", "gather"}  # They read only their results.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # The operand that is written.
 
-_COMPUTATION = re.compile(r"(ENTRY )?(%[\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?(%[\w.\-]+) = (\(.*?\)\)?|\S+) ([\w\-]+)\((.*)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations)=\{?(%[\w.\-, %]+)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([\d,]*)((?::[^}]*)?)\})?")
 
 
@@ -45,18 +47,6 @@ class Move(NamedTuple):
     source: str
 
 
-class _Instruction(NamedTuple):
-    name: str
-    operation: str
-    shape: str
-    operands: list[str]
-    rest: str  # the rest of the line, from the operands on
-    is_root: bool
-
-
-_Computation = dict[str, _Instruction]  # by name
-
-
 def moves(program: str) -> list[Move]:
     """Returns the traffic of each instruction of a program, most HBM traffic first.
 
@@ -68,57 +58,40 @@ def moves(program: str) -> list[Move]:
     Args:
       program: The text of the optimized HLO module.
     """
-    computations, entry = _parse(program)
+    computations, entry = program_text.parse(program)
     every_move = _moves_of(computations[entry], computations)
     return sorted(
         (m for m in every_move if m.num_bytes or m.on_chip_bytes), reverse=True
     )
 
 
-def _parse(program: str) -> tuple[dict[str, _Computation], str]:
-    """Returns the instructions of all computations by name, and the entry's name."""
-    computations: dict[str, _Computation] = {}
-    current: _Computation | None = None
-    entry = ""
-    for line in program.splitlines():
-        if match := _COMPUTATION.match(line):
-            current = computations[match[2]] = {}
-            entry = match[2] if match[1] else entry
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            root, name, shape, operation, rest = match.groups()
-            operands = re.findall(r"%[\w.\-]+", rest.split(")")[0])
-            current[name] = _Instruction(
-                name, operation, shape, operands, rest, bool(root)
-            )
-    return computations, entry
-
-
 def _moves_of(
-    instructions: _Computation,
-    computations: Mapping[str, _Computation],
+    instructions: Computation,
+    computations: Mapping[str, Computation],
     times: int = 1,
 ) -> Iterator[Move]:
     users = _users(instructions)
     for instruction in instructions.values():
         operation, rest = instruction.operation, instruction.rest
-        called = _called(rest)
+        called = program_text.called(rest)
         if operation in ("while", "call", "conditional", "async-start") and called:
-            count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+            inner = times * program_text.num_iterations(instruction, computations)
             for name in called:
-                inner = times * (int(count[1]) if count else 1)
                 yield from _moves_of(computations[name], computations, inner)
             continue
         sizes = _moved(instruction, instructions, computations)
         yield Move(
             times * sizes[_HBM],
-            times * sizes[_ON_CHIP],
+            times * (sizes[_VMEM] + sizes[_CMEM]),
             operation,
             instruction.shape,
             _source(instruction, users),
         )
 
 
-def _users(instructions: _Computation) -> Mapping[str, list[_Instruction]]:
+def _users(
+    instructions: Computation,
+) -> Mapping[str, list[Instruction]]:
     users = collections.defaultdict(list)
     for instruction in instructions.values():
         for operand in instruction.operands:
@@ -126,7 +99,10 @@ def _users(instructions: _Computation) -> Mapping[str, list[_Instruction]]:
     return users
 
 
-def _source(instruction: _Instruction, users: Mapping[str, list[_Instruction]]) -> str:
+def _source(
+    instruction: Instruction,
+    users: Mapping[str, list[Instruction]],
+) -> str:
     """Returns the operation of an instruction; of a copy, that of its first user."""
     if match := re.search(r'op_name="([^"]*)"', instruction.rest):
         return match[1]
@@ -137,9 +113,9 @@ def _source(instruction: _Instruction, users: Mapping[str, list[_Instruction]]) 
 
 
 def _moved(
-    instruction: _Instruction,
-    instructions: _Computation,
-    computations: Mapping[str, _Computation],
+    instruction: Instruction,
+    instructions: Computation,
+    computations: Mapping[str, Computation],
 ) -> collections.Counter[int]:
     """Returns the bytes that an instruction moves, by memory space."""
     moved: collections.Counter[int] = collections.Counter()
@@ -163,13 +139,13 @@ def _moved(
 
 
 def _shares(
-    instruction: _Instruction,
-    operands: Sequence[_Instruction],
-    computations: Mapping[str, _Computation],
+    instruction: Instruction,
+    operands: Sequence[Instruction],
+    computations: Mapping[str, Computation],
 ) -> tuple[list[float], float]:
     """Returns the share of each operand that is read, and of the result written."""
     if instruction.operation == "fusion":
-        return _shares_of_fusion(computations[_called(instruction.rest)[0]])
+        return _shares_of_fusion(computations[program_text.called(instruction.rest)[0]])
     total = _size(instruction.shape)
     shares = [1.0] * len(operands)
     if instruction.operation in _SLICES:
@@ -183,7 +159,7 @@ def _shares(
     return shares, 1.0
 
 
-def _shares_of_fusion(body: _Computation) -> tuple[list[float], float]:
+def _shares_of_fusion(body: Computation) -> tuple[list[float], float]:
     parameters = sorted(
         (int(i.rest.split(")")[0]), i)
         for i in body.values()
@@ -199,7 +175,7 @@ def _shares_of_fusion(body: _Computation) -> tuple[list[float], float]:
     return shares, _ratio(sum(_written(r, body) for r in roots), total)
 
 
-def _read(name: str, users: Mapping[str, list[_Instruction]]) -> float:
+def _read(name: str, users: Mapping[str, list[Instruction]]) -> float:
     """Returns the bytes of a value that a fusion reads."""
     sizes: list[float] = []
     for user in users[name]:
@@ -214,17 +190,12 @@ def _read(name: str, users: Mapping[str, list[_Instruction]]) -> float:
     return sum(sizes)
 
 
-def _written(root: _Instruction, body: _Computation) -> int:
+def _written(root: Instruction, body: Computation) -> int:
     while root.operation == "bitcast":
         root = body[root.operands[0]]
     if root.operation in _UPDATES:
         return _size(body[root.operands[_UPDATES[root.operation]]].shape)
     return _size(root.shape)
-
-
-def _called(rest: str) -> list[str]:
-    match = _CALLED.search(rest)
-    return re.findall(r"%[\w.\-]+", match[1]) if match else []
 
 
 def _ratio(part: float, whole: float) -> float:

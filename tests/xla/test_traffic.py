@@ -108,16 +108,38 @@ LOOP = """%body (s: (s32[], f32[10])) -> (s32[], f32[10]) {
 """
 
 
+COUNTED = """
+%below (s: (s32[], f32[10])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5), metadata={op_name="Less"}
+  %s = (s32[], f32[10]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  ROOT %p = pred[] compare(%i, %limit), direction=LT
+}
+"""
+
+
 @pytest.mark.parametrize(
-    "more, times", [("", 1), (', backend_config={"known_trip_count":{"n":"7"}}', 7)]
+    "condition, times",
+    [
+        ("%test", 1),
+        ("%below", 5),
+        ('%test, backend_config={"known_trip_count":{"n":"7"}}', 7),
+    ],
 )
-def test_a_loops_body_counts_by_its_known_iterations(more, times):
+def test_a_loops_body_counts_by_its_known_iterations(condition, times):
     moves = moved(
         "%a = (s32[], f32[10]{0}) parameter(0)",
-        "ROOT %b = (s32[], f32[10]{0}) while(%a), condition=%test, body=%body" + more,
-        others=LOOP,
+        f"ROOT %b = (s32[], f32[10]{{0}}) while(%a), body=%body, condition={condition}",
+        others=LOOP + COUNTED,
     )
     assert moves == [(times * (40 + 40), 0, "tanh", "")]
+
+
+def test_the_common_memory_of_v4_is_on_the_chip():
+    moves = moved(
+        "%a = f32[8]{0:S(3)} parameter(0)", "ROOT %b = f32[8]{0:S(1)} tanh(%a)"
+    )
+    assert moves == [(0, 2 * 8 * 4, "tanh", "")]
 
 
 def test_the_largest_moves_come_first():
