@@ -1,5 +1,8 @@
 """ResNet v1.5 and ResNeXt, backbones."""
 
+import itertools
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from retinanet_tpu import errors
@@ -46,6 +49,7 @@ class ResNet(tf.Module):
         identity_first_shortcut: bool = False,
         activation_fn: activations.ActivationFn = activations.relu,
         drop_rate: float = 0.0,
+        frozen_image_by_image: bool = False,
         norm_fn: norms.NormFn = norms.BatchNorm,
         seed: int = 0,
     ):
@@ -72,6 +76,9 @@ class ResNet(tf.Module):
           activation_fn: The activation of all layers. Published weights require ReLU.
           drop_rate: The probability of stochastic depth in the last block; it rises
             linearly from 0 at the stem.
+          frozen_image_by_image: Whether training runs the frozen first layers in a
+            loop over the images. It moves fewer bytes on TPU v4, v5e and v6e, which
+            keep the maps of one image on the chip; other devices need longer.
           norm_fn: Returns a normalization from (num_channels, name=, initial_gamma=).
           seed: The seed of the kernels.
         Raises:
@@ -93,6 +100,7 @@ class ResNet(tf.Module):
         self.stride_in_1x1 = stride_in_1x1
         self.symmetric_pool_padding = symmetric_pool_padding
         self.identity_first_shortcut = identity_first_shortcut
+        self.frozen_image_by_image = frozen_image_by_image
         self.activation_fn = activation_fn
         self.stages: list[list[residual_block.ResidualBlock]] = []
         with self.name_scope:
@@ -162,6 +170,57 @@ class ResNet(tf.Module):
         Returns:
           [B, ceil(H / 2^l), ceil(W / 2^l), channels[l]] by level l, in x's dtype.
         """
+        levels = range(1, 2 + len(self.stages))
+        frozen = self._frozen_levels() if is_training else []
+        features = {}
+        if self.frozen_image_by_image and frozen:
+            features = self._run_image_by_image(x, frozen, seeds)
+            x, levels = features[frozen[-1]], levels[len(frozen) :]
+        features |= self._run(x, levels, is_training, seeds)
+        return {level: features[level] for level in self.channels}
+
+    def _run(
+        self,
+        x: tf.Tensor,
+        levels: Sequence[int],
+        is_training: bool,
+        seeds: tf.Tensor | None = None,
+    ) -> dict[int, tf.Tensor]:
+        """Returns the features of consecutive levels; level 1 is the pooled stem."""
+        features = {}
+        for level in levels:
+            if level == 1:
+                x = self._run_stem(x, is_training)
+            else:
+                for block in self.stages[level - 2]:
+                    x = block(x, is_training=is_training, seeds=seeds)
+            features[level] = x
+        return features
+
+    def _run_image_by_image(
+        self, x: tf.Tensor, levels: Sequence[int], seeds: tf.Tensor | None
+    ) -> dict[int, tf.Tensor]:
+        """Returns the same as `_run` in training, from a loop over the images.
+
+        The maps of one image fit into the on-chip memory of some TPUs, those of a
+        batch do not. There is no backward pass that needs them.
+        """
+
+        def run_one(inputs: list[tf.Tensor]) -> dict[int, tf.Tensor]:
+            image, *seed = [tensor[None] for tensor in inputs]
+            features = self._run(image, levels, True, *seed)
+            return {level: y[0] for level, y in features.items()}
+
+        channels = {1: self.stem_conv.kernel.shape[-1], **self.channels}
+        specs = {}
+        for level in levels:
+            stride = 2 ** max(2, level)
+            height, width = (-(-side // stride) for side in x.shape[1:3])
+            specs[level] = tf.TensorSpec([height, width, channels[level]], x.dtype)
+        inputs = [x] if seeds is None else [x, seeds]
+        return tf.map_fn(run_one, inputs, fn_output_signature=specs)
+
+    def _run_stem(self, x: tf.Tensor, is_training: bool) -> tf.Tensor:
         x = folding.conv_norm(
             self.stem_conv, self.stem_norm, x, is_training=is_training
         )
@@ -171,13 +230,19 @@ class ResNet(tf.Module):
             # exceed the maximum; after a SiLU they may, by less than 0.28.
             x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
         padding = "VALID" if self.symmetric_pool_padding else "SAME"
-        x = tf.nn.max_pool2d(x, 3, 2, padding)
-        features = {}
-        for level, blocks in enumerate(self.stages, start=2):
-            for block in blocks:
-                x = block(x, is_training=is_training, seeds=seeds)
-            features[level] = x
-        return features
+        return tf.nn.max_pool2d(x, 3, 2, padding)
+
+    def _frozen_levels(self) -> list[int]:
+        """Returns the first levels, up to the first one with a trainable variable."""
+        levels = [(self.stem_conv, self.stem_norm), *self.stages]
+        is_frozen = (
+            not any(module.trainable_variables for module in modules)
+            for modules in levels
+        )
+        return [
+            level
+            for level, _ in enumerate(itertools.takewhile(bool, is_frozen), start=1)
+        ]
 
 
 def _basic(channels: int, stride: int) -> list[residual_block.Kernel]:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -131,6 +133,65 @@ def test_layers_of_published_weights_train_with_xla(stride_in_1x1):
     x = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     for gradient in gradients(tf.constant(x)):
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "frozen, num_loops",
+    [
+        ([], 0),
+        (["backbone/stage2"], 0),  # The stem before it is trained.
+        (["backbone/stem"], 1),
+        (["backbone/stem", "backbone/stage2"], 1),
+        (["backbone"], 1),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 64), (50, 70)])
+def test_a_loop_over_the_frozen_part_changes_no_feature_and_no_gradient(
+    size, frozen, num_loops
+):
+    images = tf.random.stateless_normal([3, *size, 3], [0, 1])
+    seeds = tf.constant([3, 4, 5], tf.uint32)
+    results, loops = [], []
+    for is_loop in (False, True):
+        with variable_paths.frozen(frozen):
+            backbone = resnet.ResNet(
+                depth=10,
+                width=4,
+                drop_rate=0.5,
+                symmetric_pool_padding=True,
+                frozen_image_by_image=is_loop,
+            )
+        for block in itertools.chain(*backbone.stages):
+            block.norms[-1].gamma.assign(tf.ones_like(block.norms[-1].gamma))
+
+        @tf.function
+        def train(backbone=backbone):
+            with tf.GradientTape() as tape:
+                features = backbone(images, is_training=True, seeds=seeds)
+                loss = tf.add_n(
+                    [tf.reduce_mean(tf.square(x)) for x in features.values()]
+                )
+            return features, tape.gradient(loss, backbone.trainable_variables)
+
+        results.append(train())
+        operations = train.get_concrete_function().graph.get_operations()
+        loops.append(sum("While" in operation.type for operation in operations))
+    assert loops == [0, num_loops]
+    (features, gradients), (features_of_loop, gradients_of_loop) = results
+    assert list(features_of_loop) == [2, 3, 4, 5]
+    tf.nest.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (features, gradients),
+        (features_of_loop, gradients_of_loop),
+    )
+
+
+def test_evaluation_has_no_loop_over_images():
+    with variable_paths.frozen(["backbone"]):
+        backbone = resnet.ResNet(depth=10, width=4, frozen_image_by_image=True)
+    infer = tf.function(lambda x: backbone(x, is_training=False))
+    graph = infer.get_concrete_function(tf.TensorSpec([2, 32, 32, 3])).graph
+    assert not [o for o in graph.get_operations() if "While" in o.type]
 
 
 def test_the_error_of_an_unknown_depth_contains_the_known_ones():
