@@ -8,12 +8,13 @@ to MODEL_DIR/eval: lines of eval.jsonl and TensorBoard scalars. If it is started
 it resumes. Several sidecars may run at the same time.
 
   --split=test       evaluate this split; the results are in MODEL_DIR/eval_test
-  --once             evaluate the existing checkpoints and do not wait for the trainer
+  --once             evaluate the existing checkpoints that --policy selects, and do not
+                     wait for the trainer
   --checkpoint=…     evaluate this checkpoint, even if it is already evaluated
 
 Exit codes:
     0  the run is finished and its final checkpoint is evaluated; with --once, the
-       existing checkpoints are evaluated
+       existing checkpoints that --policy selects are evaluated
     1  an error; the message contains the remedy
     3  the trainer has been silent for --timeout_secs
     4  the trainer failed; its checkpoints are evaluated

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts the trainer on a slice in the background; it is restarted when preempted.
-#   tools/deploy/tpu_vm/start.sh --gin_file=gin_configs/coco_r50_640_6x.gin \
+#   tools/deploy/tpu_vm/start.sh --gin_file=gin_configs/coco_r50_640_30x.gin \
 #     --model_dir=gs://BUCKET/run1 --gin_param="DATA_DIR = 'gs://BUCKET/coco'"
 # Accepts the flags of `python -m retinanet_tpu.train`; paths are relative to the checkout.
 # With EXTRA=xla-tpu every host runs the program. Else host 0 runs it and drives the TPUs of
