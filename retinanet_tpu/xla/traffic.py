@@ -89,9 +89,7 @@ def _moves_of(
         )
 
 
-def _users(
-    instructions: Computation,
-) -> Mapping[str, list[Instruction]]:
+def _users(instructions: Computation) -> Mapping[str, list[Instruction]]:
     users = collections.defaultdict(list)
     for instruction in instructions.values():
         for operand in instruction.operands:
@@ -99,10 +97,7 @@ def _users(
     return users
 
 
-def _source(
-    instruction: Instruction,
-    users: Mapping[str, list[Instruction]],
-) -> str:
+def _source(instruction: Instruction, users: Mapping[str, list[Instruction]]) -> str:
     """Returns the operation of an instruction; of a copy, that of its first user."""
     if match := re.search(r'op_name="([^"]*)"', instruction.rest):
         return match[1]

@@ -78,7 +78,7 @@ class ResNet(tf.Module):
             linearly from 0 at the stem.
           frozen_image_by_image: Whether training runs the frozen first layers in a
             loop over the images. It moves fewer bytes on TPU v4, v5e and v6e, which
-            keep the maps of one image on the chip; other devices need longer.
+            keep the maps of one image on the chip, and more on v3 and v5p.
           norm_fn: Returns a normalization from (num_channels, name=, initial_gamma=).
           seed: The seed of the kernels.
         Raises:
@@ -86,17 +86,7 @@ class ResNet(tf.Module):
             groups.
         """
         super().__init__("backbone")
-        if depth not in DEPTHS:
-            raise errors.UserError(
-                f"ResNet depth {depth} is not one of {sorted(DEPTHS)}."
-            )
-        stage_blocks, is_bottleneck = DEPTHS[depth]
-        if (num_groups, group_width) != (1, 64) and not is_bottleneck:
-            raise errors.UserError(
-                f"ResNet.num_groups is {num_groups} and group_width {group_width}, but"
-                f" ResNet-{depth} has no bottlenecks; set 1 and 64, or a depth of 14,"
-                " 26 or at least 50."
-            )
+        stage_blocks, is_bottleneck = _checked_stages(depth, num_groups, group_width)
         self.stride_in_1x1 = stride_in_1x1
         self.symmetric_pool_padding = symmetric_pool_padding
         self.identity_first_shortcut = identity_first_shortcut
@@ -234,15 +224,29 @@ class ResNet(tf.Module):
 
     def _frozen_levels(self) -> list[int]:
         """Returns the first levels, up to the first one with a trainable variable."""
-        levels = [(self.stem_conv, self.stem_norm), *self.stages]
-        is_frozen = (
-            not any(module.trainable_variables for module in modules)
-            for modules in levels
+        stem = [self.stem_conv, self.stem_norm]
+        modules = dict(enumerate([stem, *self.stages], start=1))
+
+        def is_frozen(level: int) -> bool:
+            return not any(module.trainable_variables for module in modules[level])
+
+        return list(itertools.takewhile(is_frozen, modules))
+
+
+def _checked_stages(
+    depth: int, num_groups: int, group_width: int
+) -> tuple[tuple[int, ...], bool]:
+    """Returns the numbers of blocks, and whether they are bottlenecks."""
+    if depth not in DEPTHS:
+        raise errors.UserError(f"ResNet depth {depth} is not one of {sorted(DEPTHS)}.")
+    stage_blocks, is_bottleneck = DEPTHS[depth]
+    if (num_groups, group_width) != (1, 64) and not is_bottleneck:
+        raise errors.UserError(
+            f"ResNet.num_groups is {num_groups} and group_width {group_width}, but"
+            f" ResNet-{depth} has no bottlenecks; set 1 and 64, or a depth of 14,"
+            " 26 or at least 50."
         )
-        return [
-            level
-            for level, _ in enumerate(itertools.takewhile(bool, is_frozen), start=1)
-        ]
+    return stage_blocks, is_bottleneck
 
 
 def _basic(channels: int, stride: int) -> list[residual_block.Kernel]:
